@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// Stands in for the .cu files in a build without nvcc: the same functions, each saying what is
+// missing.
+#include "launch/launch.h"
+
+namespace vsa::launch {
+namespace {
+
+constexpr const char* kMissing =
+    "this build of vsa has no CUDA part: reinstall where nvcc is found (VSA_CUDA=1 insists on it)";
+
+}  // namespace
+
+CudaPart cuda_part() { return {false, 0, ""}; }
+
+std::string device_count(int* count) {
+  *count = 0;
+  return kMissing;
+}
+
+std::string device_tile_table(const Grid&, const TileTable&, void*) { return kMissing; }
+
+}  // namespace vsa::launch

@@ -1,0 +1,221 @@
+"""Random problems with their reference results, and the rule for how close is close enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import vsa
+from vsa import reference
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Shapes and options of one call of ``vsa.attention`` on flat tensors."""
+
+    name: str
+    grid: tuple[int, int, int] = (5, 6, 7)
+    tile: tuple[int, int, int] = (4, 4, 4)
+    batch: int = 1
+    heads: int = 2
+    kv_heads: int = 2
+    head_dim: int = 16
+    topk: float = 3
+    prefix: int = 0
+    suffix: int = 0
+    kv_grid: tuple[int, int, int] | None = None
+    text_valid: bool = False
+    gate_coarse: bool = False
+    gate_fine: bool = False
+    magnitude: float = 1.0
+    scale: float | None = None
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def query_grid(self) -> vsa.Grid:
+        return vsa.Grid(self.grid, tile=self.tile, prefix=self.prefix, suffix=self.suffix)
+
+    @property
+    def key_grid(self) -> vsa.Grid:
+        return (
+            self.query_grid
+            if self.kv_grid is None
+            else replace(self.query_grid, shape=self.kv_grid)
+        )
+
+    def inputs(self, seed: int = 0) -> dict[str, Tensor]:
+        """q, k, v, the gates and an upstream gradient, all random."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(length: int, heads: int) -> Tensor:
+            x = torch.randn(
+                self.batch, length, heads, self.head_dim, generator=generator, dtype=torch.float64
+            )
+            return x.to(self.dtype)
+
+        queries, keys = self.query_grid.length, self.key_grid.length
+        tensors = {
+            "q": normal(queries, self.heads) * self.magnitude,
+            "k": normal(keys, self.kv_heads),
+            "v": normal(keys, self.kv_heads),
+        }
+        if self.gate_coarse:
+            tensors["gate_coarse"] = normal(queries, self.heads)
+        if self.gate_fine:
+            tensors["gate_fine"] = normal(queries, self.heads)
+        return tensors | {
+            "upstream": normal(queries, self.heads),
+            "upstream_lse": normal(queries, self.heads)[..., 0],
+        }
+
+    def valid(self) -> Tensor | None:
+        """(B, prefix + suffix): about half of the text is real, another half for each batch."""
+        if not self.text_valid:
+            return None
+        return (
+            torch.rand(
+                self.batch, self.prefix + self.suffix, generator=torch.Generator().manual_seed(7)
+            )
+            < 0.5
+        )
+
+
+PROBLEMS = [
+    Problem("ragged"),
+    Problem("divisible", grid=(4, 8, 4), topk=1),
+    Problem("dense", topk=1.0, gate_coarse=True),
+    Problem("gates", gate_coarse=True, gate_fine=True, batch=2),
+    Problem("grouped-query", heads=6, kv_heads=2, gate_coarse=True),
+    Problem("multi-query", heads=3, kv_heads=1),
+    Problem("share", grid=(3, 9, 10), topk=0.3, gate_fine=True),
+    Problem("odd-tile", grid=(7, 10, 8), tile=(3, 5, 4), topk=4),
+    Problem("flat-tile", grid=(2, 9, 9), tile=(1, 8, 8), topk=2, gate_coarse=True),
+    Problem("tiny-tile", grid=(2, 3, 3), tile=(1, 1, 1), topk=5, gate_coarse=True),
+    Problem("prime-tile", grid=(3, 4, 7), tile=(1, 2, 3), topk=4),
+    Problem("corner-of-one", grid=(5, 5, 5), topk=2, gate_coarse=True, heads=1, kv_heads=1),
+    Problem("prefix", grid=(4, 5, 6), prefix=5, topk=2, gate_coarse=True),
+    Problem("suffix", grid=(4, 5, 6), suffix=70, topk=2),
+    Problem(
+        "text",
+        grid=(4, 5, 6),
+        prefix=3,
+        suffix=6,
+        topk=2,
+        text_valid=True,
+        batch=3,
+        gate_coarse=True,
+        gate_fine=True,
+    ),
+    Problem("other-keys", kv_grid=(9, 5, 6), topk=4, gate_coarse=True, heads=4, kv_heads=2),
+    Problem("large-logits", magnitude=100.0, gate_coarse=True),
+    Problem("scale", scale=0.7, head_dim=8),
+    Problem("one-dimensional", grid=(1, 1, 200), tile=(1, 1, 64), topk=2, gate_coarse=True),
+]
+
+
+def by_name(name: str, **changes: object) -> Problem:
+    """A problem of the list, changed."""
+    return replace(next(problem for problem in PROBLEMS if problem.name == name), **changes)
+
+
+@dataclass
+class Result:
+    """Output, log-sum-exp and gradients by name."""
+
+    out: Tensor
+    lse: Tensor
+    grads: dict[str, Tensor] = field(default_factory=dict)
+
+
+def ours(
+    problem: Problem, tensors: dict[str, Tensor], **options: object
+) -> tuple[Result, vsa.Selection]:
+    """Run ``vsa.attention`` forward and backward; the loss reaches out and lse."""
+    leaves = {
+        name: x.detach().requires_grad_()
+        for name, x in tensors.items()
+        if not name.startswith("upstream")
+    }
+    out, selection, lse = vsa.attention(
+        **leaves,
+        topk=problem.topk,
+        grid=problem.query_grid,
+        kv_grid=None if problem.kv_grid is None else problem.key_grid,
+        scale=problem.scale,
+        text_valid=problem.valid(),
+        return_selection=True,
+        return_lse=True,
+        **options,
+    )
+    _backward(out, lse, tensors)
+    return Result(
+        out.detach(), lse.detach(), {name: x.grad for name, x in leaves.items()}
+    ), selection
+
+
+def expected(
+    problem: Problem, tensors: dict[str, Tensor], mask: Tensor | None = None
+) -> tuple[Result, Tensor]:
+    """The same by the reference, in fp64."""
+    leaves = {
+        name: x.detach().double().requires_grad_()
+        for name, x in tensors.items()
+        if not name.startswith("upstream")
+    }
+    out, chosen, lse = reference.attention(
+        **leaves,
+        topk=problem.topk,
+        grid=problem.grid,
+        tile=problem.tile,
+        prefix=problem.prefix,
+        suffix=problem.suffix,
+        kv_grid=problem.kv_grid,
+        scale=problem.scale,
+        mask=mask,
+        text_valid=problem.valid(),
+    )
+    _backward(out, lse, tensors)
+    return Result(out.detach(), lse.detach(), {name: x.grad for name, x in leaves.items()}), chosen
+
+
+def _backward(out: Tensor, lse: Tensor, tensors: dict[str, Tensor]) -> None:
+    finite = lse.masked_fill(lse == float("-inf"), 0)
+    upstream_lse = tensors["upstream_lse"].transpose(1, 2).to(lse.dtype)
+    ((out.double() * tensors["upstream"].double()).sum() + (finite * upstream_lse).sum()).backward()
+
+
+def worst(x: Tensor, truth: Tensor) -> float:
+    """Largest deviation, as a share of the largest magnitude of the truth."""
+    return ((x.double() - truth).abs().max() / truth.abs().max().clamp(min=1e-30)).item()
+
+
+def error(x: Tensor, truth: Tensor) -> float:
+    """|x - truth| / |truth| in the Euclidean norm: what rounding does on average."""
+    return ((x.double() - truth).norm() / truth.norm().clamp(min=1e-30)).item()
+
+
+def sdpa_error(
+    problem: Problem, tensors: dict[str, Tensor], mask: Tensor, truth: Result
+) -> dict[str, float]:
+    """Errors of PyTorch's own attention in the same type on the same keys: the yardstick."""
+    token_mask = torch.zeros(
+        problem.batch, problem.heads, problem.query_grid.length, problem.key_grid.length
+    ).bool()
+    query_tiles = reference.tiles_of(problem.grid, problem.tile, problem.prefix)
+    key_tiles = reference.tiles_of(problem.kv_grid or problem.grid, problem.tile, problem.prefix)
+    for b, h, i, j in mask.nonzero().tolist():
+        token_mask[b, h, torch.tensor(query_tiles[i])[:, None], torch.tensor(key_tiles[j])] = True
+    leaves = {name: tensors[name].detach().requires_grad_() for name in "qkv"}
+    group = problem.heads // problem.kv_heads
+    q, k, v = (x.transpose(1, 2) for x in leaves.values())
+    k, v = (x.repeat_interleave(group, 1) for x in (k, v))
+    out = functional.scaled_dot_product_attention(
+        q, k, v, token_mask, scale=problem.scale
+    ).transpose(1, 2)
+    (out.double() * tensors["upstream"].double()).sum().backward()
+    return {"out": error(out.detach(), truth.out)} | {
+        name: error(leaves[name].grad, truth.grads[name]) for name in "qkv"
+    }

@@ -1,0 +1,145 @@
+"""Operators: opcheck, torch.compile, checkpointing, autocast, bounded memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import by_name, ours, worst
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+import vsa
+from vsa.measure import peak_memory
+
+
+def _fine_arguments(dtype: torch.dtype = torch.float32) -> tuple:
+    problem = by_name("text", dtype=dtype, head_dim=8)
+    tensors = problem.inputs()
+    call = problem.query_grid.as_ints()
+    words = vsa.select(tensors["q"], tensors["k"], 2, grid=problem.query_grid).bitmap
+    q, k, v = (tensors[name].requires_grad_() for name in "qkv")
+    return q, k, v, words, problem.valid(), call, call, 2, 0.3, "torch"
+
+
+def test_opcheck() -> None:
+    torch.library.opcheck(torch.ops.vsa.block_sparse_attention, _fine_arguments())
+    means = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8)
+    torch.library.opcheck(torch.ops.vsa.select_tiles, (*means, None, 3, 0.3))
+    torch.library.opcheck(torch.ops.vsa.select_tiles, (*means, torch.eye(9).bool(), 3, 0.3))
+    q, k, v, *plan = _fine_arguments()
+    q, k, v = (x.detach() for x in (q, k, v))
+    out, lse = torch.ops.vsa.block_sparse_attention(q, k, v, *plan)
+    backward = (torch.randn_like(out), torch.randn_like(lse), q, k, v, out, lse, *plan)
+    torch.library.opcheck(torch.ops.vsa.block_sparse_attention_backward, backward)
+
+
+@pytest.mark.parametrize("name", ["gates", "text", "other-keys", "dense"])
+def test_compile_is_one_graph_with_the_same_result(name: str) -> None:
+    problem = by_name(name, dtype=torch.float32)
+    tensors = problem.inputs()
+    options = {
+        "grid": problem.query_grid,
+        "kv_grid": None if problem.kv_grid is None else problem.key_grid,
+        "text_valid": problem.valid(),
+    }
+    leaves = {n: x.requires_grad_() for n, x in tensors.items() if not n.startswith("upstream")}
+    runs = []
+    for function in (
+        vsa.attention,
+        torch.compile(vsa.attention, fullgraph=True, backend="aot_eager"),
+    ):
+        out, lse = function(**leaves, topk=problem.topk, return_lse=True, **options)
+        loss = (out * tensors["upstream"]).sum() + lse.masked_fill(lse.isinf(), 0).sum()
+        runs.append([out, lse, *torch.autograd.grad(loss, list(leaves.values()))])
+    for eager, compiled in zip(*runs, strict=True):
+        torch.testing.assert_close(compiled, eager)
+
+
+def test_inductor_compiles_the_layer_with_autocast_and_checkpointing() -> None:
+    layer = vsa.nn.VideoSparseAttention(32, 2, topk=3, gates="both")
+    torch.nn.init.normal_(layer.to_gate_compress.weight, std=0.2)
+    x = torch.randn(2, 5, 6, 7, 32, requires_grad=True)
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return checkpoint(layer, x, use_reentrant=False).float().square().mean()
+
+    expected = torch.autograd.grad(step(x), [x, *layer.parameters()])
+    found = torch.autograd.grad(torch.compile(step, fullgraph=True)(x), [x, *layer.parameters()])
+    for a, b in zip(found, expected, strict=True):
+        assert worst(a, b.double()) < 0.05
+
+
+def test_selections_pass_through_compiled_regions() -> None:
+    q, k, v = torch.randn(3, 1, 5, 6, 7, 2, 16)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def two_steps(q: torch.Tensor) -> tuple[torch.Tensor, vsa.Selection]:
+        out, selection = vsa.attention(q, k, v, 3, return_selection=True)
+        return out + vsa.attention(q * 2, k, v, None, selection=selection), selection
+
+    out, selection = two_steps(q)
+    eager = vsa.attention(q, k, v, 3) + vsa.attention(q * 2, k, v, None, selection=selection)
+    torch.testing.assert_close(out, eager)
+    assert selection.density == pytest.approx(3 / 8)
+
+
+def test_selective_checkpointing_finds_the_operator_by_name() -> None:
+    saved = []
+
+    def policy(_: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+        if op is torch.ops.vsa.block_sparse_attention.default:
+            saved.append(op)
+            return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 5, 6, 7, 2, 16).unbind())
+    plain = torch.autograd.grad(vsa.attention(q, k, v, 3).square().sum(), (q, k, v))
+    out = checkpoint(
+        lambda *x: vsa.attention(*x, 3),
+        q,
+        k,
+        v,
+        use_reentrant=False,
+        context_fn=lambda: create_selective_checkpoint_contexts(policy),
+    )
+    again = torch.autograd.grad(out.square().sum(), (q, k, v))
+    assert saved and all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_the_operator_itself_follows_autocast() -> None:
+    arguments = _fine_arguments()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, lse = torch.ops.vsa.block_sparse_attention(*arguments)
+    assert out.dtype == torch.bfloat16 and lse.dtype == torch.float32
+    (dq,) = torch.autograd.grad(out.float().sum(), arguments[:1])
+    assert dq.dtype == torch.float32
+
+
+def test_no_matrix_of_tokens_is_ever_made() -> None:
+    """Peak memory stays a small multiple of the inputs, far under a token-by-token matrix."""
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 8, 16, 16, 4, 64).unbind())
+    inputs = 3 * q.nbytes
+    _, forward = peak_memory(lambda: vsa.attention(q, k, v, 0.125), q.device)
+    _, both = peak_memory(lambda: vsa.attention(q, k, v, 0.125).sum().backward(), q.device)
+    assert forward < 4 * inputs and both < 4 * inputs
+    assert both < 4 * 4 * (8 * 16 * 16) ** 2
+
+
+def test_large_selections_fit_in_slices() -> None:
+    """Choosing among many tiles never holds the whole matrix of tile scores."""
+    means = torch.randn(1, 1, 9000, 2)
+    words, peak = peak_memory(
+        lambda: torch.ops.vsa.select_tiles(means, means, None, 10, 1.0), means.device
+    )
+    assert words.shape == (1, 1, 9000, 282)
+    assert peak < 4 * 9000 * 9000 * 4
+
+
+def test_grouped_heads_share_one_gradient() -> None:
+    problem = by_name("multi-query", dtype=torch.float32)
+    result, _ = ours(problem, problem.inputs())
+    assert result.grads["k"].shape == (1, 210, 1, 16)

@@ -1,0 +1,25 @@
+"""Video Sparse Attention: trainable block-sparse 3-D attention for video diffusion transformers."""
+
+from vsa.installation import installed_version
+
+__version__ = installed_version()
+
+from vsa import nn
+from vsa.attention import attention
+from vsa.fine import block_sparse_attention
+from vsa.flops import flops
+from vsa.grid import Grid, best_tile
+from vsa.schedule import SparsityRamp
+from vsa.select import Selection, select
+
+__all__ = [
+    "Grid",
+    "Selection",
+    "SparsityRamp",
+    "attention",
+    "best_tile",
+    "block_sparse_attention",
+    "flops",
+    "nn",
+    "select",
+]

@@ -1,0 +1,5 @@
+"""``python -m vsa``."""
+
+from vsa.cli import main
+
+main()

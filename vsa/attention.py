@@ -1,0 +1,104 @@
+"""Video Sparse Attention as a whole: grid, coarse, select, fine, combine."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vsa import checks, inputs
+from vsa.coarse import coarse_attention, tile_means
+from vsa.combine import combine
+from vsa.fine import fine
+from vsa.grid import Extent, Grid
+from vsa.select import Selection, everything, select_tiles
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topk: float | None,
+    *,
+    grid: Extent | Grid | None = None,
+    kv_grid: Extent | Grid | None = None,
+    tile: inputs.Tile = inputs.DEFAULT_TILE,
+    gate_coarse: Tensor | None = None,
+    gate_fine: Tensor | None = None,
+    scale: float | None = None,
+    selection: Selection | None = None,
+    text_valid: Tensor | None = None,
+    return_selection: bool = False,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor | Selection, ...]:
+    """Video Sparse Attention (Zhang et al., 2025, section 2.2).
+
+    Differentiable in q, k, v and the gates.
+
+    Args:
+        q: (B, T, H, W, heads, head_dim), or flat (B, S, heads, head_dim) in raster order (w
+            fastest); bf16, fp16, fp32 or fp64; contiguous last dimension, any other strides.
+        k: likewise with the keys' grid; its heads divide those of q.
+        v: like k.
+        topk: key tiles per query tile: an int (clamped to their number) or a float in (0, 1], their
+            share, ceil(topk * n), at least 1. None only beside ``selection``.
+        grid: (T, H, W) or ``vsa.Grid`` of the queries; None takes it from a video-shaped q, or cuts
+            a flat one into runs of 64 tokens.
+        kv_grid: the keys' grid where it differs.
+        tile: tokens per tile along (t, h, w), at most 64 in all; "auto" wastes the fewest slots on
+            this grid.
+        gate_coarse: broadcastable to q; None leaves the coarse output out.
+        gate_fine: broadcastable to q; None is 1.
+        scale: factor of the scores, by default head_dim ** -0.5.
+        selection: a selection to reuse, from an earlier step; the top-k is skipped.
+        text_valid: (B, prefix + suffix) bool, which text tokens are real; the others are never
+            attended.
+        return_selection: also return the selection.
+        return_lse: also return the fine stage's log-sum-exp.
+        backend: "auto", "hopper", "emulated", "flex" or "torch".
+
+    Returns:
+        out, the shape and type of q; then, as asked for, the ``Selection`` and the log-sum-exp, (B,
+        heads, S) fp32, natural logarithm, raster order.
+
+    Raises:
+        ValueError, TypeError: bad input, in one sentence that names the argument, before any work
+            is done.
+        RuntimeError: an explicit backend that cannot run here, with what is missing.
+    """
+    call = inputs.resolve(
+        q,
+        k,
+        v,
+        grid=grid,
+        kv_grid=kv_grid,
+        tile=tile,
+        scale=scale,
+        text_valid=text_valid,
+        selection=selection,
+        backend=backend,
+    )
+    checks.gate("gate_coarse", gate_coarse, q)
+    checks.gate("gate_fine", gate_fine, q)
+    num_key_tiles = call.kv_grid.num_tiles
+    count = (
+        num_key_tiles
+        if topk is None and selection is not None
+        else checks.top_k(topk, num_key_tiles)
+    )
+
+    with torch.autocast(call.q.device.type, enabled=False):
+        coarse = None
+        if gate_coarse is not None or (selection is None and count < num_key_tiles):
+            means = tile_means(call.q, call.grid), tile_means(call.k, call.kv_grid)
+        if gate_coarse is not None:
+            coarse = coarse_attention(*means, tile_means(call.v, call.kv_grid), call.scale)
+        if selection is None:
+            selection = (
+                select_tiles(*means, count, call) if count < num_key_tiles else everything(call)
+            )
+        out, lse = fine(call, selection)
+        out = combine(out.view(call.shape), coarse, gate_fine, gate_coarse, call.grid)
+
+    extras = [selection] * return_selection + [lse] * return_lse
+    return (out, *extras) if extras else out

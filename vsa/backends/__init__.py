@@ -1,0 +1,126 @@
+"""Who runs the fine stage: one list, one decision per device, a reason for all who cannot."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a backend is asked to do.
+
+    Attributes:
+        device: device type, "cpu" or "cuda" for instance.
+        dtype: type of q, k and v; None when only the machine is asked about.
+        head_dim: channels of a head, likewise.
+        gradients: whether gradients are wanted.
+    """
+
+    device: str
+    dtype: str | None = None
+    head_dim: int | None = None
+    gradients: bool = False
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way of computing the fine stage.
+
+    Attributes:
+        name: what ``backend=`` calls it.
+        purpose: where it runs and what for, in a line.
+        why_not: what is missing here for a request, or None if it can run.
+    """
+
+    name: str
+    purpose: str
+    why_not: Callable[[Request], str | None]
+
+
+def _hopper(request: Request) -> str | None:
+    if request.device != "cuda":
+        return "it needs a CUDA device of compute capability 9.0 (H100, H200)"
+    return "this version has no Hopper kernels yet"
+
+
+def _emulated(request: Request) -> str | None:
+    return "this version has no kernels to emulate yet"
+
+
+def _flex(request: Request) -> str | None:
+    if request.device not in ("cuda", "cpu"):
+        return f"FlexAttention is not supported here on {request.device} devices"
+    if request.device == "cpu":
+        return "FlexAttention has no gradients on a CPU" if request.gradients else None
+    if find_spec("triton") is None:
+        return "FlexAttention compiles with Triton, which is not installed"
+    if request.dtype == "torch.float64":
+        return "FlexAttention has no float64 on a GPU"
+    if request.head_dim is not None and request.head_dim < 16:
+        return f"FlexAttention needs a head_dim of at least 16 on a GPU, not {request.head_dim}"
+    return None
+
+
+def _torch(request: Request) -> str | None:
+    return None
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("hopper", "sm_90a kernels for production, forward and backward", _hopper),
+        Backend("emulated", "the same kernels on a CPU, for tests", _emulated),
+        Backend(
+            "flex",
+            "FlexAttention on any CUDA GPU; on a CPU forward only and dense in cost, for tests",
+            _flex,
+        ),
+        Backend("torch", "PyTorch on anything: gathers the selected tiles, sparse in cost", _torch),
+    )
+}
+
+
+@torch.compiler.assume_constant_result
+def choose(
+    name: str, device: str, index: int | None, dtype: str, head_dim: int, gradients: bool
+) -> str:
+    """The backend that runs on this device; the arguments after ``name`` as in ``Request``.
+
+    "auto" takes the first of hopper, flex and torch on a CUDA device and torch elsewhere. The first
+    time that a CUDA device gets something slower than hopper, it says so once.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: a backend asked for by name that cannot run here.
+    """
+    request = Request(device, dtype, head_dim, gradients)
+    if name == "auto":
+        return _automatic(request, index)
+    if not isinstance(name, str) or name not in BACKENDS:
+        allowed = ", ".join(map(repr, BACKENDS))
+        raise ValueError(f'backend must be "auto" or one of {allowed}, but it is {name!r}')
+    if (missing := BACKENDS[name].why_not(request)) is not None:
+        raise RuntimeError(f"backend {name!r} cannot run here: {missing}")
+    return name
+
+
+_warned: set[tuple[int | None, str]] = set()
+
+
+def _automatic(request: Request, index: int | None) -> str:
+    if request.device != "cuda":
+        return "torch"
+    reasons = {name: BACKENDS[name].why_not(request) for name in ("hopper", "flex", "torch")}
+    chosen = next(name for name, reason in reasons.items() if reason is None)
+    if chosen != "hopper" and (index, chosen) not in _warned:
+        _warned.add((index, chosen))
+        missing = "; ".join(f"{name}: {why}" for name, why in reasons.items() if why is not None)
+        warnings.warn(
+            f"vsa runs on the slower backend {chosen!r} on this GPU ({missing})", stacklevel=2
+        )
+    return chosen

@@ -1,0 +1,117 @@
+"""The fine stage through PyTorch's FlexAttention, for CUDA GPUs without kernels of their own.
+
+FlexAttention's blocks are runs of 64 tokens, so tokens are copied into tile order with every tile
+padded to 64 slots, and the text into tiles of its own that every query keeps. Compiled, the cost is
+sparse; eager (on a CPU) it is dense.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+from vsa import bitmap
+from vsa.backends.layout import slot_tokens, token_valid
+from vsa.grid import SLOTS, Grid
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    words: Tensor,
+    text_valid: Tensor | None,
+    grid: Grid,
+    kv_grid: Grid,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The fine stage, differentiable through FlexAttention itself.
+
+    Args:
+        q: (B, S_q, heads, head_dim).
+        k: (B, S_k, kv_heads, head_dim).
+        v: like k.
+        words: (B, heads, n_q, words) int32, the selection.
+        text_valid: (B, prefix + suffix) bool or None for all valid.
+        grid: the queries' grid.
+        kv_grid: the keys' grid.
+        scale: factor of the scores.
+
+    Returns:
+        out (B, S_q, heads, head_dim) and lse (B, heads, S_q) fp32.
+    """
+    token, key_token = (slot_tokens(g, SLOTS, q.device) for g in (grid, kv_grid))
+    real, key_real = (token_valid(text_valid, g, q.device) for g in (grid, kv_grid))
+    key_valid = functional.pad(key_real, (0, 1))[:, key_token.flatten()]
+    out, aux = _flex()(
+        _to_slots(q, real, token),
+        _to_slots(k, key_real, key_token),
+        _to_slots(v, key_real, key_token),
+        block_mask=block_mask(
+            bitmap.unpack(words, kv_grid.num_tiles), key_valid, len(token), len(key_token)
+        ),
+        scale=scale,
+        enable_gqa=k.shape[2] != q.shape[2],
+        return_aux=AuxRequest(lse=True),
+    )
+    slot = torch.arange(token.numel(), device=q.device).view_as(token)
+    slot_of_token = slot.new_empty(grid.length + 1).index_put_((token,), slot)[:-1]
+    out = out[:, :, slot_of_token].transpose(1, 2).masked_fill(~real[:, :, None, None], 0)
+    return out, aux.lse[:, :, slot_of_token].masked_fill(~real[:, None], float("-inf"))
+
+
+def block_mask(chosen: Tensor, key_valid: Tensor, query_blocks: int, key_blocks: int) -> BlockMask:
+    """The selection as FlexAttention's blocks.
+
+    Blocks of text are kept in every row and keep every column.
+
+    Args:
+        chosen: (B, heads, n_q, n_k) bool.
+        key_valid: (B or 1, key_blocks * 64) bool, which slots hold a real token.
+        query_blocks: blocks of queries, the text's after the video's.
+        key_blocks: likewise of keys.
+    """
+    batch, heads, n_q, n_k = chosen.shape
+    kept = chosen.new_ones(batch, heads, query_blocks, key_blocks)
+    kept[:, :, :n_q, :n_k] = chosen
+    whole = key_valid.unflatten(1, (key_blocks, SLOTS)).all(-1)[:, None, None]
+
+    # Compiled, only the first list of blocks looks at this; eager looks at nothing else.
+    def attends(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return kept[b, h, query // SLOTS, key // SLOTS] & key_valid[b % len(key_valid), key]
+
+    return BlockMask.from_kv_blocks(
+        *_lists(kept & ~whole),
+        *_lists(kept & whole),
+        BLOCK_SIZE=(SLOTS, SLOTS),
+        mask_mod=attends,
+        seq_lengths=(query_blocks * SLOTS, key_blocks * SLOTS),
+    )
+
+
+def _lists(kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts (..., rows) and ascending columns (..., rows, columns) of kept blocks, int32."""
+    columns = kept.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    return kept.sum(-1, dtype=torch.int32), columns.to(torch.int32)
+
+
+def _to_slots(x: Tensor, real: Tensor, token: Tensor) -> Tensor:
+    """(B, S, heads, D) -> (B, heads, slots, D), zeros where there is no real token."""
+    padded = functional.pad(x.masked_fill(~real[:, :, None, None], 0), (0, 0, 0, 0, 0, 1))
+    return padded[:, token.flatten()].transpose(1, 2)
+
+
+def _flex():
+    """FlexAttention as it is inside a compiled region or on a CPU, otherwise compiled by itself."""
+    if torch.compiler.is_compiling() or not torch.cuda.is_available():
+        return flex_attention
+    return _compiled()
+
+
+@lru_cache(maxsize=1)
+def _compiled():
+    return torch.compile(flex_attention)

@@ -1,0 +1,59 @@
+"""What a fine stage computes, and where the tokens of its tiles stand in the sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vsa.grid import Grid
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a fine stage computes apart from its tensors.
+
+    Attributes:
+        grid: the queries' grid.
+        kv_grid: the keys' grid.
+        most: an upper bound of the tiles that a row of the selection keeps.
+        scale: factor of the scores.
+    """
+
+    grid: Grid
+    kv_grid: Grid
+    most: int
+    scale: float
+
+
+def slot_tokens(grid: Grid, slots: int, device: torch.device) -> Tensor:
+    """Sequence position in every slot of every tile.
+
+    The video's tiles come first, then the text cut into runs of ``slots``.
+
+    Returns:
+        (num_tiles + ceil(text / slots), slots) int64, -1 in slots without a token.
+    """
+    video = grid.tokens_of_tiles(device)
+    video = torch.where(video < 0, video, video + grid.prefix)
+    video = torch.nn.functional.pad(video, (0, slots - video.shape[1]), value=-1)
+    text = text_positions(grid, device)
+    text = torch.nn.functional.pad(text, (0, -grid.text % slots), value=-1)
+    return torch.cat((video, text.view(-1, slots)))
+
+
+def text_positions(grid: Grid, device: torch.device) -> Tensor:
+    """Sequence positions of the text tokens, prefix first, (text,) int64."""
+    position = torch.arange(grid.text, device=device)
+    return torch.where(position < grid.prefix, position, position + grid.tokens)
+
+
+def token_valid(text_valid: Tensor | None, grid: Grid, device: torch.device) -> Tensor:
+    """Which tokens of the sequence are real, (B or 1, length) bool."""
+    batch = 1 if text_valid is None else text_valid.shape[0]
+    valid = torch.ones(batch, grid.length, dtype=torch.bool, device=device)
+    if text_valid is not None:
+        valid[:, : grid.prefix] = text_valid[:, : grid.prefix]
+        valid[:, grid.length - grid.suffix :] = text_valid[:, grid.prefix :]
+    return valid

@@ -1,0 +1,265 @@
+"""The fine stage in plain PyTorch: gather the selected tiles and multiply.
+
+One head after another, its query tiles in chunks of bounded memory, never a matrix of tokens by
+tokens. Arithmetic is fp32 (fp64 for fp64 inputs), so this is also the yardstick for the kernels. A
+slot without a token has the position -1: it reads and writes a spare last row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vsa import bitmap
+from vsa.backends.layout import Plan, slot_tokens, token_valid
+from vsa.coarse import accumulation_dtype
+from vsa.grid import Grid
+
+CPU_CHUNK_BYTES = 8 << 20
+"""Scratch memory of a chunk on a CPU: what stays in a core's cache."""
+LIST_BYTES = 64 << 20
+"""Scratch memory for the lists of selected tiles, made for many chunks at once."""
+CHUNK_BYTES = 256 << 20
+"""Scratch memory of a chunk on other devices: enough work to fill them."""
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, words: Tensor, text_valid: Tensor | None, plan: Plan
+) -> tuple[Tensor, Tensor]:
+    """Arguments and results as in ``vsa.ops.block_sparse_attention``."""
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(
+        q.shape[0], q.shape[2], q.shape[1], dtype=accumulation_dtype(q), device=q.device
+    )
+    real, key_real = (token_valid(text_valid, grid, q.device) for grid in (plan.grid, plan.kv_grid))
+    token, key_token = (
+        slot_tokens(grid, _volume(grid), q.device) for grid in (plan.grid, plan.kv_grid)
+    )
+    for batch, kv_head, heads in _heads(q, k):
+        keys = _KeyTiles.gather(
+            k[batch, :, kv_head], v[batch, :, kv_head], key_token, key_real[batch % len(key_real)]
+        )
+        unreal = ~real[batch % len(real)]
+        for head in heads:
+            queries = _to_tiles(q[batch, :, head], token) * plan.scale
+            tile_out, tile_lse = torch.empty_like(queries), queries.new_empty(token.shape)
+            for rows, tile in _query_blocks(len(token), words[batch, head], plan, keys):
+                tile_out[rows], tile_lse[rows] = _attend(queries[rows], *keys.of(tile))
+            out[batch, :, head] = _to_sequence(tile_out, token, len(unreal)).masked_fill_(
+                unreal[:, None], 0
+            )
+            lse[batch, head] = _to_sequence(tile_lse, token, len(unreal)).masked_fill_(
+                unreal, float("-inf")
+            )
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    words: Tensor,
+    text_valid: Tensor | None,
+    plan: Plan,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Arguments and results as in ``vsa.ops.block_sparse_attention_backward``."""
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    key_real = token_valid(text_valid, plan.kv_grid, q.device)
+    token, key_token = (
+        slot_tokens(grid, _volume(grid), q.device) for grid in (plan.grid, plan.kv_grid)
+    )
+    for batch, kv_head, heads in _heads(q, k):
+        keys = _KeyTiles.gather(
+            k[batch, :, kv_head], v[batch, :, kv_head], key_token, key_real[batch % len(key_real)]
+        )
+        sums = keys.zeros_like()
+        for head in heads:
+            head_lse = lse[batch, head]
+            idle = head_lse == float("-inf")  # tokens that attend nothing, invalid text among them
+            head_grad = grad_out[batch, :, head].to(lse.dtype).masked_fill(idle[:, None], 0)
+            # The gradient of lse enters where delta does: both multiply the probabilities.
+            delta = (head_grad * out[batch, :, head]).sum(-1)
+            if grad_lse is not None:
+                delta = delta - grad_lse[batch, head].masked_fill(idle, 0)
+            queries = _to_tiles(q[batch, :, head], token) * plan.scale
+            grads, deltas, lses = (
+                _to_tiles(x, token) for x in (head_grad, delta, head_lse.masked_fill(idle, 0))
+            )
+            tile_dq = torch.empty_like(queries)
+            for rows, tile in _query_blocks(len(token), words[batch, head], plan, keys):
+                tile_dq[rows], tile_dk, tile_dv = _attend_backward(
+                    queries[rows], *keys.of(tile), grads[rows], deltas[rows], lses[rows]
+                )
+                sums.add(tile, tile_dk, tile_dv)
+            dq[batch, :, head] = _to_sequence(tile_dq, token, len(idle)).mul_(plan.scale)
+        dk[batch, :, kv_head], dv[batch, :, kv_head] = (
+            _to_sequence(x, sums.token, k.shape[1]) for x in (sums.k, sums.v)
+        )
+    return dq, dk, dv
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Softmax attention of blocks.
+
+    Args:
+        q: (R, L_q, D), with the scale.
+        k: (R, L_k, D).
+        v: (R, L_k, D).
+        valid: (R, L_k) bool, or None for all.
+
+    Returns:
+        out (R, L_q, D) and lse (R, L_q).
+    """
+    scores = _scores(q, k, valid)
+    top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
+    weights = scores.sub_(top).exp_()
+    total = weights.sum(-1, keepdim=True)
+    lse = (top + total.log()).squeeze(-1)
+    return torch.bmm(weights, v).div_(total.masked_fill_(total == 0, 1)), lse
+
+
+def _attend_backward(
+    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, grad: Tensor, delta: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``_attend`` in q, k and v; lse (R, L_q) brings the probabilities back."""
+    weights = _scores(q, k, valid).sub_(lse.unsqueeze(-1)).exp_()
+    dv = torch.bmm(weights.mT, grad)
+    grad_scores = torch.bmm(grad, v.mT).sub_(delta.unsqueeze(-1)).mul_(weights)
+    return torch.bmm(grad_scores, k), torch.bmm(grad_scores.mT, q), dv
+
+
+def _scores(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
+    scores = torch.bmm(q, k.mT)
+    return scores if valid is None else scores.masked_fill_(~valid.unsqueeze(1), float("-inf"))
+
+
+@dataclass(frozen=True)
+class _KeyTiles:
+    """Keys and values of one head in tile order.
+
+    The video's tiles, then the text's, then an empty one to pad rows with.
+
+    Attributes:
+        token: (tiles, V) int64, the position of every slot, -1 where there is none.
+        valid: (tiles, V) bool, which slots hold a real token.
+        k: (tiles, V, D), zeros where not valid.
+        v: likewise.
+        complete: whether every slot but the empty tile's is valid; never asked of a device that
+            would make us wait.
+    """
+
+    token: Tensor
+    valid: Tensor
+    k: Tensor
+    v: Tensor
+    complete: bool
+
+    @staticmethod
+    def gather(k: Tensor, v: Tensor, token: Tensor, real: Tensor) -> _KeyTiles:
+        """From k and v (S, D), the positions (tiles, V) and which tokens are real (S,)."""
+        token = torch.nn.functional.pad(token, (0, 0, 0, 1), value=-1)
+        valid = torch.nn.functional.pad(real, (0, 1))[token]
+        k, v = (_to_tiles(x, token).masked_fill_(~valid.unsqueeze(-1), 0) for x in (k, v))
+        return _KeyTiles(token, valid, k, v, k.device.type == "cpu" and bool(valid[:-1].all()))
+
+    def of(self, tile: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values (R, K * V, D) of tiles (R, K); valid (R, K * V), None for all."""
+        # index_select on whole rows copies tile by tile, which indexing does not.
+        k, v = (
+            x.flatten(1).index_select(0, tile.flatten()).view(len(tile), -1, x.shape[-1])
+            for x in (self.k, self.v)
+        )
+        if self.complete and int(tile.max()) < len(self.token) - 1:
+            return k, v, None
+        return k, v, self.valid[tile].flatten(1, 2)
+
+    def zeros_like(self) -> _KeyTiles:
+        """The same tiles to sum gradients in."""
+        return _KeyTiles(
+            self.token,
+            self.valid,
+            torch.zeros_like(self.k),
+            torch.zeros_like(self.v),
+            self.complete,
+        )
+
+    def add(self, tile: Tensor, k: Tensor, v: Tensor) -> None:
+        """Add k and v (R, K * V, D) to the tiles (R, K)."""
+        for total, x in ((self.k, k), (self.v, v)):
+            total.flatten(1).index_add_(0, tile.flatten(), x.view(tile.numel(), -1))
+
+
+def _query_blocks(
+    tiles: int, words: Tensor, plan: Plan, keys: _KeyTiles
+) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of query tiles of one head and the key tiles (R, K) that each of their rows attends.
+
+    Args:
+        tiles: query tiles, the text's after the video's.
+        words: (n_q, words), the head's rows of the selection.
+        plan: the grids and the longest row.
+        keys: the head's keys.
+    """
+    device, columns, empty_tile = words.device, plan.kv_grid.num_tiles, len(keys.token) - 1
+    text = torch.arange(columns, empty_tile, device=device)
+    most = plan.most
+    if device.type == "cpu":  # elsewhere the count would have to be waited for
+        most = int(bitmap.unpack(words, columns).sum(-1).max())
+    step = _rows_per_chunk(max(1, most + len(text)), keys)
+    slab = step * max(1, LIST_BYTES // (8 * columns * step))
+    for begin in range(0, len(words), slab):
+        chosen = bitmap.unpack(words[begin : begin + slab], columns)
+        lists = _indices(chosen, max(1, most), pad=empty_tile)
+        lists = torch.cat((lists, text.expand(len(lists), -1)), dim=1)
+        for first in range(0, len(lists), step):
+            part = lists[first : first + step]
+            yield slice(begin + first, begin + first + len(part)), part
+    everything = torch.arange(empty_tile, device=device)[None]
+    for row in range(len(words), tiles):
+        yield slice(row, row + 1), everything
+
+
+def _indices(chosen: Tensor, most: int, pad: int) -> Tensor:
+    """Set columns of each row, ascending, then ``pad``: (R, columns) bool -> (R, most) int64."""
+    column = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
+    place = torch.where(chosen, chosen.cumsum(-1) - 1, most)
+    return column.new_full((len(chosen), most + 1), pad).scatter_(1, place, column)[:, :most]
+
+
+def _rows_per_chunk(tiles: int, keys: _KeyTiles) -> int:
+    """Query tiles whose keys, values and two matrices of scores fit a chunk's memory."""
+    slots, channels = keys.token.shape[1], keys.k.shape[-1]
+    row_bytes = tiles * slots * (2 * channels + 2 * slots) * keys.k.element_size()
+    return max(1, (CPU_CHUNK_BYTES if keys.k.device.type == "cpu" else CHUNK_BYTES) // row_bytes)
+
+
+def _heads(q: Tensor, k: Tensor) -> Iterator[tuple[int, int, range]]:
+    """(batch, kv head, the query heads that share it)."""
+    group = q.shape[2] // k.shape[2]
+    for batch in range(q.shape[0]):
+        for kv_head in range(k.shape[2]):
+            yield batch, kv_head, range(kv_head * group, (kv_head + 1) * group)
+
+
+def _to_tiles(x: Tensor, token: Tensor) -> Tensor:
+    """(S, ...) at positions (tiles, V) -> (tiles, V, ...) in the wide type, zeros at -1."""
+    padded = x.new_zeros(len(x) + 1, *x.shape[1:], dtype=accumulation_dtype(x))
+    padded[:-1] = x
+    return padded.index_select(0, token.flatten() % len(padded)).view(*token.shape, *x.shape[1:])
+
+
+def _to_sequence(x: Tensor, token: Tensor, length: int) -> Tensor:
+    """The inverse of ``_to_tiles``: (tiles, V, ...) -> (length, ...)."""
+    return x.new_empty(length + 1, *x.shape[2:]).index_put_((token,), x)[:-1]
+
+
+def _volume(grid: Grid) -> int:
+    """Slots that a tile of this grid needs."""
+    return grid.box[0] * grid.box[1] * grid.box[2]

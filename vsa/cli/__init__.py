@@ -1,0 +1,25 @@
+"""The command line: ``vsa info | demo | check | bench``. ``python -m vsa`` is the same."""
+
+from __future__ import annotations
+
+import typer
+
+from vsa.cli import bench, check, demo, info
+
+app = typer.Typer(
+    name="vsa",
+    help="Video Sparse Attention: what runs here, what it gains, and whether it is right.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("info")(info.info)
+app.command("demo")(demo.demo)
+app.command("check")(check.check)
+app.command("bench")(bench.bench)
+
+
+def main() -> None:
+    """Entry point of the ``vsa`` script."""
+    app()

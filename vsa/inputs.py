@@ -1,0 +1,157 @@
+"""What a user passes, checked and brought into one form before any work is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from vsa import backends, checks
+from vsa.grid import SLOTS, Extent, Grid
+
+if TYPE_CHECKING:
+    from vsa.select import Selection
+
+DEFAULT_TILE = (4, 4, 4)
+Tile = Extent | Literal["auto"]
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Checked inputs of the fine stage, flat and in one type.
+
+    Attributes:
+        q: (B, S_q, heads, head_dim), any strides but a contiguous last dimension.
+        k: (B, S_k, kv_heads, head_dim), likewise.
+        v: like k.
+        grid: the queries' grid.
+        kv_grid: the keys' grid.
+        scale: factor of the scores.
+        text_valid: (B, prefix + suffix) bool or None for all valid.
+        backend: the backend's name, never "auto".
+        shape: the shape that the user's q had, which outputs take.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    grid: Grid
+    kv_grid: Grid
+    scale: float
+    text_valid: Tensor | None
+    backend: str
+    shape: torch.Size
+
+
+def resolve(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    *,
+    grid: Extent | Grid | None = None,
+    kv_grid: Extent | Grid | None = None,
+    tile: Tile = DEFAULT_TILE,
+    scale: float | None = None,
+    text_valid: Tensor | None = None,
+    selection: Selection | None = None,
+    backend: str = "auto",
+) -> Inputs:
+    """Check everything that the parts of ``vsa`` have in common.
+
+    ``v=None`` where there are no values. A selection brings the grids that the caller left out.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what it was and what is allowed.
+        RuntimeError: an explicit backend that cannot run here, with what is missing.
+    """
+    for name, x in (("q", q), ("k", k), *([("v", v)] if v is not None else [])):
+        checks.layout(name, checks.tensor(name, x))
+    q, k, v = _under_autocast(q, k, k if v is None else v)
+    checks.alike(q, {"k": k, "v": v})
+    checks.keys_match(q, k, v)
+    if selection is not None:
+        checks.is_selection(selection)
+        grid = selection.grid if grid is None else grid
+        kv_grid = selection.kv_grid if kv_grid is None else kv_grid
+    query_grid = _grid_of("grid", "q", q, grid, tile)
+    key_grid = _key_grid(q, k, query_grid, kv_grid, tile)
+    checks.text_valid(text_valid, q, query_grid, key_grid)
+    if selection is not None:
+        checks.selection(selection, q, query_grid, key_grid)
+    return Inputs(
+        q=_flat(q),
+        k=_flat(k),
+        v=_flat(v),
+        grid=query_grid,
+        kv_grid=key_grid,
+        scale=checks.scale(scale, q.shape[-1]),
+        text_valid=text_valid,
+        backend=backends.choose(
+            backend,
+            q.device.type,
+            q.device.index,
+            str(q.dtype),
+            q.shape[-1],
+            _wants_gradients(q, k, v),
+        ),
+        shape=q.shape,
+    )
+
+
+def _wants_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def _under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast mixed types become autocast's; fp64 is left alone, as PyTorch does."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or torch.float64 in {x.dtype for x in tensors}:
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
+
+
+def _grid_of(name: str, owner: str, x: Tensor, grid: Extent | Grid | None, tile: Tile) -> Grid:
+    """The grid of a tensor, from the argument, from the tensor's own shape, or one-dimensional."""
+    if isinstance(grid, Grid):
+        if tile not in (DEFAULT_TILE, "auto", grid.tile):
+            raise ValueError(
+                f"tile is {tile!r}, but {name} is a vsa.Grid whose tile is "
+                f"{grid.tile}: give only one of them"
+            )
+        found = grid
+    elif grid is not None:
+        found = Grid(checks.extent(name, grid), tile=tile)
+    elif x.ndim == 6:
+        found = Grid((x.shape[1], x.shape[2], x.shape[3]), tile=tile)
+    else:
+        found = Grid(
+            (1, 1, x.shape[1]), tile=(1, 1, SLOTS) if tile in (DEFAULT_TILE, "auto") else tile
+        )
+    if x.ndim == 4:
+        checks.sequence_length(owner, x.shape[1], found)
+    elif found.text or found.shape != tuple(x.shape[1:4]):
+        raise ValueError(
+            f"{name} is {found.shape} with {found.text} text tokens, but {owner} is "
+            "video-shaped with the grid "
+            f"{tuple(x.shape[1:4])} and no room for text: pass a flat tensor or the grid of {owner}"
+        )
+    return found
+
+
+def _key_grid(q: Tensor, k: Tensor, grid: Grid, kv_grid: Extent | Grid | None, tile: Tile) -> Grid:
+    """The keys' grid: the queries' unless ``kv_grid`` says otherwise."""
+    if kv_grid is not None:
+        return _grid_of("kv_grid", "k", k, kv_grid, tile)
+    if k.shape[1:-2] != q.shape[1:-2]:
+        raise ValueError(
+            f"k has the grid or length {tuple(k.shape[1:-2])} and q has {tuple(q.shape[1:-2])}: "
+            "pass kv_grid when the keys have a grid of their own"
+        )
+    return grid
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(B, T, H, W, heads, head_dim) -> (B, S, heads, head_dim); a view wherever strides allow."""
+    return x.flatten(1, 3) if x.ndim == 6 else x

@@ -1,0 +1,210 @@
+"""PyTorch operators, ``torch.ops.vsa.*``.
+
+Names and schemas are stable, so that checkpointing policies can name them. Each has a fake
+implementation (torch.compile), and the differentiable one an autograd and an autocast registration.
+Grids travel as eight ints, see ``Grid.as_ints``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vsa import bitmap
+from vsa.backends import pytorch
+from vsa.backends.layout import Plan
+from vsa.coarse import accumulation_dtype
+from vsa.grid import Grid
+
+_SCORE_BYTES = 64 << 20
+_IMPLEMENTATIONS = {"torch": pytorch}
+
+
+@torch.library.custom_op("vsa::select_tiles", mutates_args=())
+def select_tiles(
+    q_means: Tensor, k_means: Tensor, must: Tensor | None, topk: int, scale: float
+) -> Tensor:
+    """The ``topk`` key tiles with the largest scale * q_means . k_means for every query tile.
+
+    Equal scores (+0 and -0 are equal) go to the lowest tile, NaN counts as the lowest score. The
+    matrix of tile scores exists only in slices of 64 MiB.
+
+    Args:
+        q_means: (B, heads, n_q, head_dim) fp32 or fp64.
+        k_means: (B, kv_heads, n_k, head_dim).
+        must: (n_q, n_k) bool, tiles kept first, all of them even beyond ``topk``; or None.
+        topk: from 1 to n_k.
+        scale: factor of the scores.
+
+    Returns:
+        (B, heads, n_q, words) int32.
+    """
+    batch, heads, rows, _ = q_means.shape
+    columns = k_means.shape[2]
+    group = heads // k_means.shape[1]
+    words = q_means.new_empty(batch, heads, rows, bitmap.num_words(columns), dtype=torch.int32)
+    step = max(1, _SCORE_BYTES // (columns * q_means.element_size()))
+    for b in range(batch):
+        for head in range(heads):
+            keys = k_means[b, head // group].mT
+            for first in range(0, rows, step):
+                part = slice(first, first + step)
+                scores = q_means[b, head, part] @ keys * scale
+                words[b, head, part] = bitmap.pack(
+                    _largest(scores, topk, None if must is None else must[part])
+                )
+    return words
+
+
+def _largest(scores: Tensor, topk: int, must: Tensor | None) -> Tensor:
+    """The ``topk`` largest of each row, ties to the lowest column: (rows, columns) -> bool."""
+    scores = torch.where(scores.isnan(), float("-inf"), scores)
+    if must is not None:
+        scores = scores.masked_fill(must, float("inf"))
+    smallest_kept = scores.topk(topk).values[:, -1:]
+    above, tied = scores > smallest_kept, scores == smallest_kept
+    room = topk - above.sum(-1, keepdim=True)
+    kept = above | tied & (tied.cumsum(-1) <= room)
+    return kept if must is None else kept | must
+
+
+@select_tiles.register_fake
+def _(q_means, k_means, must, topk, scale):
+    return q_means.new_empty(
+        *q_means.shape[:3], bitmap.num_words(k_means.shape[2]), dtype=torch.int32
+    )
+
+
+@torch.library.custom_op("vsa::block_sparse_attention", mutates_args=())
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    words: Tensor,
+    text_valid: Tensor | None,
+    grid: Sequence[int],
+    kv_grid: Sequence[int],
+    most: int,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Exact attention over selected key tiles.
+
+    Args:
+        q: (B, S_q, heads, head_dim).
+        k: (B, S_k, kv_heads, head_dim).
+        v: like k.
+        words: (B, heads, n_q, words) int32, the selection's bitmap.
+        text_valid: (B, prefix + suffix) bool or None for all valid.
+        grid: the queries' grid.
+        kv_grid: the keys' grid.
+        most: an upper bound of the tiles that a row keeps.
+        scale: factor of the scores.
+        backend: who computes it, never "auto".
+
+    Returns:
+        out: (B, S_q, heads, head_dim), contiguous; zeros where a token attends nothing.
+        lse: (B, heads, S_q) fp32 (fp64 for fp64 inputs), natural logarithm; -inf where a token
+            attends nothing.
+    """
+    plan = Plan(Grid.from_ints(grid), Grid.from_ints(kv_grid), most, scale)
+    return _IMPLEMENTATIONS[backend].forward(q, k, v, words, text_valid, plan)
+
+
+@block_sparse_attention.register_fake
+def _(q, k, v, words, text_valid, grid, kv_grid, most, scale, backend):
+    batch, length, heads, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty(batch, heads, length, dtype=accumulation_dtype(q))
+
+
+@torch.library.custom_op("vsa::block_sparse_attention_backward", mutates_args=())
+def block_sparse_attention_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    words: Tensor,
+    text_valid: Tensor | None,
+    grid: Sequence[int],
+    kv_grid: Sequence[int],
+    most: int,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``block_sparse_attention``.
+
+    Args:
+        grad_out: gradient of out, (B, S_q, heads, head_dim).
+        grad_lse: gradient of lse, (B, heads, S_q), or None for zero.
+        q: as the forward was given.
+        k: likewise.
+        v: likewise.
+        out: as the forward returned.
+        lse: likewise.
+        words: as the forward was given.
+        text_valid: likewise.
+        grid: likewise.
+        kv_grid: likewise.
+        most: likewise.
+        scale: likewise.
+        backend: likewise.
+
+    Returns:
+        dq, dk, dv: like q, k and v, contiguous.
+    """
+    plan = Plan(Grid.from_ints(grid), Grid.from_ints(kv_grid), most, scale)
+    return _IMPLEMENTATIONS[backend].backward(
+        grad_out, grad_lse, q, k, v, out, lse, words, text_valid, plan
+    )
+
+
+@block_sparse_attention_backward.register_fake
+def _(
+    grad_out, grad_lse, q, k, v, out, lse, words, text_valid, grid, kv_grid, most, scale, backend
+):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx, inputs, output):
+    q, k, v, words, text_valid, *ctx.plan = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, words, text_valid, *output)
+
+
+def _differentiate(ctx, grad_out, grad_lse):
+    q, k, v, words, text_valid, out, lse = ctx.saved_tensors
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    grads = block_sparse_attention_backward(
+        grad_out, grad_lse, q, k, v, out, lse, words, text_valid, *ctx.plan
+    )
+    return *grads, *[None] * 7
+
+
+block_sparse_attention.register_autograd(_differentiate, setup_context=_save)
+
+
+def _register_autocast(device: str, key: str) -> None:
+    """Autocast's type for q, k and v; torch.library's own registration would fix one for good."""
+
+    def cast_and_call(q, k, v, *rest):
+        dtype = (
+            q.dtype
+            if torch.float64 in (q.dtype, k.dtype, v.dtype)
+            else torch.get_autocast_dtype(device)
+        )
+        with torch.autocast(device, enabled=False):
+            return torch.ops.vsa.block_sparse_attention(
+                q.to(dtype), k.to(dtype), v.to(dtype), *rest
+            )
+
+    _library.impl("block_sparse_attention", cast_and_call, key)
+
+
+_library = torch.library.Library("vsa", "FRAGMENT")
+_register_autocast("cpu", "AutocastCPU")
+_register_autocast("cuda", "AutocastCUDA")

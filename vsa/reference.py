@@ -1,0 +1,181 @@
+"""The specification, executable: naive loops in fp64 that follow the definition line by line.
+
+Slow by intent and independent of the rest of the package: nothing here is shared with what it is
+held against. Differentiable, so gradients come from the same text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topk: float,
+    *,
+    grid: Sequence[int],
+    tile: Sequence[int] = (4, 4, 4),
+    prefix: int = 0,
+    suffix: int = 0,
+    kv_grid: Sequence[int] | None = None,
+    kv_text: tuple[int, int] | None = None,
+    gate_coarse: Tensor | None = None,
+    gate_fine: Tensor | None = None,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    text_valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Video Sparse Attention.
+
+    Args:
+        q: (B, S_q, heads, head_dim).
+        k: (B, S_k, kv_heads, head_dim).
+        v: like k.
+        topk: key tiles per query tile, int or share.
+        grid: (T, H, W) of the queries.
+        tile: tokens per tile along (t, h, w).
+        prefix: text tokens before the video of q, and of k unless ``kv_text`` says otherwise.
+        suffix: text tokens after it.
+        kv_grid: (T, H, W) of the keys where it differs.
+        kv_text: (prefix, suffix) of the keys where they differ.
+        gate_coarse: broadcastable to q, or None to leave the coarse output out.
+        gate_fine: broadcastable to q, or None for 1.
+        scale: factor of the scores, by default head_dim ** -0.5.
+        mask: (B, heads, n_q, n_k) bool, a choice of tiles instead of the top-k.
+        text_valid: (B, prefix + suffix) bool.
+
+    Returns:
+        out (B, S_q, heads, head_dim), mask (B, heads, n_q, n_k) bool, lse (B, heads, S_q), all in
+        fp64.
+    """
+    q, k, v = q.double(), k.double(), v.double()
+    batches, length, heads, head_dim = q.shape
+    scale = head_dim**-0.5 if scale is None else scale
+    group = heads // k.shape[2]
+    kv_prefix, kv_suffix = (prefix, suffix) if kv_text is None else kv_text
+    query_tiles = tiles_of(grid, tile, prefix)
+    key_tiles = tiles_of(kv_grid or grid, tile, kv_prefix)
+    chosen = torch.zeros(batches, heads, len(query_tiles), len(key_tiles), dtype=torch.bool)
+    out_rows, lse_rows = {}, {}
+    for b in range(batches):
+        text_q, text_k = (
+            [
+                token
+                for place, token in enumerate(positions)
+                if text_valid is None or text_valid[b, place]
+            ]
+            for positions in (
+                text_of(grid, prefix, suffix),
+                text_of(kv_grid or grid, kv_prefix, kv_suffix),
+            )
+        )
+        for h in range(heads):
+            queries, keys, values = q[b, :, h], k[b, :, h // group], v[b, :, h // group]
+            # coarse
+            q_means = torch.stack([queries[tokens].mean(0) for tokens in query_tiles])
+            k_means = torch.stack([keys[tokens].mean(0) for tokens in key_tiles])
+            v_means = torch.stack([values[tokens].mean(0) for tokens in key_tiles])
+            scores = scale * q_means @ k_means.T
+            coarse = scores.softmax(-1) @ v_means
+            for i, tokens in enumerate(query_tiles):
+                # select
+                picked = (
+                    best(scores[i].tolist(), topk)
+                    if mask is None
+                    else mask[b, h, i].nonzero().flatten().tolist()
+                )
+                chosen[b, h, i, picked] = True
+                # fine
+                attended = [token for j in picked for token in key_tiles[j]] + text_k
+                for token in tokens:
+                    fine, lse_rows[b, h, token] = softmax_attention(
+                        queries[token], keys, values, attended, scale
+                    )
+                    out_rows[b, h, token] = combine(
+                        fine, coarse[i], gate_fine, gate_coarse, q.shape, b, token, h
+                    )
+            everything = [token for tokens in key_tiles for token in tokens] + text_k
+            for token in text_q:
+                fine, lse_rows[b, h, token] = softmax_attention(
+                    queries[token], keys, values, everything, scale
+                )
+                out_rows[b, h, token] = combine(
+                    fine, None, gate_fine, gate_coarse, q.shape, b, token, h
+                )
+    nothing, minus_infinity = q.new_zeros(head_dim), q.new_tensor(-math.inf)
+    out = [
+        out_rows.get((b, h, token), nothing)
+        for b in range(batches)
+        for token in range(length)
+        for h in range(heads)
+    ]
+    lse = [
+        lse_rows.get((b, h, token), minus_infinity)
+        for b in range(batches)
+        for h in range(heads)
+        for token in range(length)
+    ]
+    return torch.stack(out).view(q.shape), chosen, torch.stack(lse).view(batches, heads, length)
+
+
+def tiles_of(grid: Sequence[int], tile: Sequence[int], prefix: int) -> list[list[int]]:
+    """Positions of each tile's tokens; tiles t-major, then h, then w, tokens in raster order."""
+    (T, H, W), (tt, th, tw) = grid, tile
+    return [
+        [
+            prefix + (t * H + h) * W + w
+            for t in range(t0, min(t0 + tt, T))
+            for h in range(h0, min(h0 + th, H))
+            for w in range(w0, min(w0 + tw, W))
+        ]
+        for t0 in range(0, T, tt)
+        for h0 in range(0, H, th)
+        for w0 in range(0, W, tw)
+    ]
+
+
+def text_of(grid: Sequence[int], prefix: int, suffix: int) -> list[int]:
+    """Sequence positions of the text tokens."""
+    video = math.prod(grid)
+    return [*range(prefix), *range(prefix + video, prefix + video + suffix)]
+
+
+def best(scores: Sequence[float], topk: float) -> list[int]:
+    """The ``topk`` largest scores, ties to the lowest index, in ascending order of index."""
+    count = (
+        min(topk, len(scores)) if isinstance(topk, int) else max(1, math.ceil(topk * len(scores)))
+    )
+    return sorted(sorted(range(len(scores)), key=lambda j: (-scores[j], j))[:count])
+
+
+def softmax_attention(
+    query: Tensor, keys: Tensor, values: Tensor, attended: list[int], scale: float
+) -> tuple[Tensor, Tensor]:
+    """One query (head_dim,) over rows of keys and values (S, head_dim): output, log-sum-exp."""
+    if not attended:
+        return query * 0, query.new_tensor(-math.inf)
+    scores = scale * keys[attended] @ query
+    return scores.softmax(0) @ values[attended], scores.logsumexp(0)
+
+
+def combine(
+    fine: Tensor,
+    coarse: Tensor | None,
+    gate_fine: Tensor | None,
+    gate_coarse: Tensor | None,
+    shape: torch.Size,
+    b: int,
+    token: int,
+    h: int,
+) -> Tensor:
+    """gate_fine * fine + gate_coarse * coarse for one token, each (head_dim,)."""
+    out = fine if gate_fine is None else gate_fine.double().expand(shape)[b, token, h] * fine
+    if coarse is not None and gate_coarse is not None:
+        out = out + gate_coarse.double().expand(shape)[b, token, h] * coarse
+    return out

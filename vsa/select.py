@@ -1,0 +1,201 @@
+"""select: keep the best key tiles of every query tile (paper, section 2.2, TopK), as a bitmap.
+
+No gradient flows through the choice. Scores that are equal go to the lowest key tile; NaN counts as
+the lowest score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vsa import bitmap, checks, inputs, ops
+from vsa.coarse import tile_means
+from vsa.fine import fine
+from vsa.grid import Extent, Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Which key tiles each query tile attends, for every batch element and query head.
+
+    Attributes:
+        bitmap: (B, heads, n_q, words) int32; bit j % 32 of word j // 32 is key tile j, spare bits
+            are zero.
+        num_key_tiles: n_k.
+        grid: the queries' grid, where known.
+        kv_grid: the keys' grid, where known.
+        most: the most tiles that a row keeps, where known without looking at the bitmap.
+    """
+
+    bitmap: Tensor
+    num_key_tiles: int
+    grid: Grid | None = None
+    kv_grid: Grid | None = None
+    most: int | None = None
+
+    @classmethod
+    def from_mask(
+        cls, mask: Tensor, grid: Grid | None = None, kv_grid: Grid | None = None
+    ) -> Selection:
+        """Pack a bool mask (B, heads, n_q, n_k).
+
+        Raises:
+            TypeError, ValueError: a mask of another type or rank, or one that does not fit the
+                grids.
+        """
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"mask must be a bool tensor (B, heads, n_q, n_k), but it is {kind}")
+        if mask.ndim != 4 or 0 in mask.shape:
+            raise ValueError(
+                "mask must be (B, heads, n_q, n_k) and not empty, but its shape is "
+                f"{tuple(mask.shape)}"
+            )
+        for name, axis, given in (("grid", 2, grid), ("kv_grid", 3, kv_grid or grid)):
+            if given is not None and given.num_tiles != mask.shape[axis]:
+                raise ValueError(
+                    f"mask has {mask.shape[axis]} tiles on axis {axis}, but {name} "
+                    f"has {given.num_tiles}"
+                )
+        return cls(bitmap.pack(mask), mask.shape[-1], grid, kv_grid or grid)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, heads, n_q, n_k)."""
+        batch, heads, rows, _ = self.bitmap.shape
+        return batch, heads, rows, self.num_key_tiles
+
+    def mask(self) -> Tensor:
+        """(B, heads, n_q, n_k) bool."""
+        return bitmap.unpack(self.bitmap, self.num_key_tiles)
+
+    @property
+    def density(self) -> float:
+        """Mean share of the key tiles that a query tile keeps. Reading it waits for the device."""
+        return self.mask().sum(dtype=torch.int64).item() / max(
+            1, self.bitmap[..., 0].numel() * self.num_key_tiles
+        )
+
+    def transpose(self) -> Selection:
+        """Which query tiles each key tile is attended by: the direction that the backward walks."""
+        return Selection(bitmap.pack(self.mask().mT), self.shape[2], self.kv_grid, self.grid)
+
+    def to(self, device: torch.device | str) -> Selection:
+        """The same selection on another device."""
+        return Selection(
+            self.bitmap.to(device), self.num_key_tiles, self.grid, self.kv_grid, self.most
+        )
+
+    def recall(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        grid: Extent | Grid | None = None,
+        kv_grid: Extent | Grid | None = None,
+        scale: float | None = None,
+        text_valid: Tensor | None = None,
+        backend: str = "auto",
+    ) -> Tensor:
+        """Share of the dense attention mass of the video queries that the selection keeps.
+
+        Args:
+            q: (B, T, H, W, heads, head_dim) or (B, S, heads, head_dim).
+            k: likewise, with the keys' grid.
+            grid: the queries' grid, unless the selection knows it.
+            kv_grid: the keys' grid, unless the selection knows it.
+            scale: factor of the scores, by default head_dim ** -0.5.
+            text_valid: (B, prefix + suffix) bool, which text tokens are real.
+            backend: as in ``vsa.attention``.
+
+        Returns:
+            (B, heads) in [0, 1], fp32 (fp64 for fp64 inputs); every token counts the same.
+        """
+        call = inputs.resolve(
+            q,
+            k,
+            None,
+            grid=grid,
+            kv_grid=kv_grid,
+            scale=scale,
+            text_valid=text_valid,
+            selection=self,
+            backend=backend,
+        )
+        with torch.no_grad():
+            _, kept = fine(call, self)
+            _, total = fine(call, everything(call))
+        video = slice(call.grid.prefix, call.grid.prefix + call.grid.tokens)
+        return (kept - total)[..., video].exp().mean(-1)
+
+    def __repr__(self) -> str:
+        batch, heads, rows, columns = self.shape
+        return f"Selection(batch={batch}, heads={heads}, query_tiles={rows}, key_tiles={columns})"
+
+
+def select(
+    q: Tensor,
+    k: Tensor,
+    topk: float,
+    *,
+    grid: Extent | Grid | None = None,
+    kv_grid: Extent | Grid | None = None,
+    tile: inputs.Tile = inputs.DEFAULT_TILE,
+    scale: float | None = None,
+    must: Tensor | Literal["self"] | None = None,
+) -> Selection:
+    """Choose the ``topk`` key tiles with the largest scores of tile means for every query tile.
+
+    Args:
+        q: (B, T, H, W, heads, head_dim) or (B, S, heads, head_dim).
+        k: likewise with the keys' grid; its heads divide those of q, and each query head chooses
+            for itself.
+        topk: an int, key tiles per query tile, or a float in (0, 1], their share: ceil(topk * n),
+            at least 1.
+        grid: the queries' grid; None takes it from a video-shaped q, or cuts a flat one into runs
+            of 64 tokens.
+        kv_grid: the keys' grid where it differs.
+        tile: tokens per tile along (t, h, w), or "auto".
+        scale: factor of the scores, by default head_dim ** -0.5; only its sign matters here.
+        must: tiles that are always kept, (n_q, n_k) bool or "self" for each tile itself. They count
+            inside ``topk``; if more are forced than ``topk``, all forced ones stay.
+
+    Raises:
+        ValueError, TypeError: bad input, in one sentence that names the argument.
+    """
+    call = inputs.resolve(
+        q, k, None, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend="torch"
+    )
+    count = checks.top_k(topk, call.kv_grid.num_tiles)
+    checks.must(must, call.grid, call.kv_grid)
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        return select_tiles(
+            tile_means(call.q, call.grid), tile_means(call.k, call.kv_grid), count, call, must
+        )
+
+
+def select_tiles(
+    q_means: Tensor,
+    k_means: Tensor,
+    count: int,
+    call: inputs.Inputs,
+    must: Tensor | Literal["self"] | None = None,
+) -> Selection:
+    """The stage on tile means (B, heads, n_q, head_dim) and (B, kv_heads, n_k, head_dim)."""
+    most = count if must is None or isinstance(must, str) else None
+    if isinstance(must, str):
+        must = torch.eye(call.grid.num_tiles, dtype=torch.bool, device=q_means.device)
+    words = ops.select_tiles(q_means.detach(), k_means.detach(), must, count, call.scale)
+    return Selection(words, call.kv_grid.num_tiles, call.grid, call.kv_grid, most)
+
+
+def everything(call: inputs.Inputs) -> Selection:
+    """All key tiles for all query tiles: dense attention."""
+    columns = call.kv_grid.num_tiles
+    row = bitmap.pack(torch.ones(columns, dtype=torch.bool, device=call.q.device))
+    rows = row.expand(call.q.shape[0], call.q.shape[2], call.grid.num_tiles, -1).contiguous()
+    return Selection(rows, columns, call.grid, call.kv_grid, columns)
