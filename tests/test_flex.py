@@ -6,11 +6,11 @@ import warnings
 
 import pytest
 import torch
-from problems import PROBLEMS, Problem, worst
 
 import vsa
 from vsa.backends import flex
 from vsa.backends.layout import slot_tokens, token_valid
+from vsa.parity import PROBLEMS, Problem, worst
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:flex_attention called without torch.compile:UserWarning"

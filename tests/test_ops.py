@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import by_name, ours, worst
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -13,6 +12,7 @@ from torch.utils.checkpoint import (
 
 import vsa
 from vsa.measure import peak_memory
+from vsa.parity import by_name, ours, worst
 
 
 def _fine_arguments(dtype: torch.dtype = torch.float32) -> tuple:

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from problems import worst
 from torch.nn import functional
 
 import vsa
+from vsa.parity import worst
 
 
 def test_a_fresh_layer_with_everything_kept_is_dense_attention() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ def attention(
     return_selection: bool = False,
     return_lse: bool = False,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor | Selection, ...]:
+) -> Any:
     """Video Sparse Attention (Zhang et al., 2025, section 2.2).
 
     Differentiable in q, k, v and the gates.

@@ -6,7 +6,7 @@ besides their tiles.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -65,7 +65,7 @@ def block_sparse_attention(
     text_valid: Tensor | None = None,
     return_lse: bool = False,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """The fine stage alone: attention over given tiles, differentiable in q, k and v.
 
     Args:

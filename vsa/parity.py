@@ -1,15 +1,21 @@
-"""Random problems with their reference results, and the rule for how close is close enough."""
+"""Random problems, their reference results, and the rule for how close is close enough.
+
+The tests and ``vsa check`` hold every backend to the same list.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-import vsa
 from vsa import reference
+from vsa.attention import attention
+from vsa.grid import Grid
+from vsa.select import Selection
 
 
 @dataclass(frozen=True)
@@ -35,15 +41,23 @@ class Problem:
     dtype: torch.dtype = torch.float64
 
     @property
-    def query_grid(self) -> vsa.Grid:
-        return vsa.Grid(self.grid, tile=self.tile, prefix=self.prefix, suffix=self.suffix)
+    def query_grid(self) -> Grid:
+        """The queries' grid."""
+        return Grid(self.grid, tile=self.tile, prefix=self.prefix, suffix=self.suffix)
 
     @property
-    def key_grid(self) -> vsa.Grid:
+    def key_grid(self) -> Grid:
+        """The keys' grid."""
         return (
             self.query_grid
             if self.kv_grid is None
             else replace(self.query_grid, shape=self.kv_grid)
+        )
+
+    def without_extras(self) -> Problem:
+        """The same shapes without text and gates, which PyTorch's attention does not know."""
+        return replace(
+            self, prefix=0, suffix=0, text_valid=False, gate_coarse=False, gate_fine=False
         )
 
     def inputs(self, seed: int = 0) -> dict[str, Tensor]:
@@ -116,55 +130,49 @@ PROBLEMS = [
 ]
 
 
-def by_name(name: str, **changes: object) -> Problem:
+def by_name(name: str, **changes: Any) -> Problem:
     """A problem of the list, changed."""
     return replace(next(problem for problem in PROBLEMS if problem.name == name), **changes)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Result:
-    """Output, log-sum-exp and gradients by name."""
+    """Output, log-sum-exp and gradients by name, on the CPU."""
 
     out: Tensor
     lse: Tensor
-    grads: dict[str, Tensor] = field(default_factory=dict)
+    grads: dict[str, Tensor]
 
 
 def ours(
-    problem: Problem, tensors: dict[str, Tensor], **options: object
-) -> tuple[Result, vsa.Selection]:
-    """Run ``vsa.attention`` forward and backward; the loss reaches out and lse."""
-    leaves = {
-        name: x.detach().requires_grad_()
-        for name, x in tensors.items()
-        if not name.startswith("upstream")
-    }
-    out, selection, lse = vsa.attention(
+    problem: Problem,
+    tensors: dict[str, Tensor],
+    device: torch.device | str = "cpu",
+    gradients: bool = True,
+    **options: Any,
+) -> tuple[Result, Selection]:
+    """``vsa.attention`` forward and backward on a device; the loss reaches out and lse."""
+    leaves = _leaves(tensors, device, gradients)
+    valid = problem.valid()
+    out, selection, lse = attention(
         **leaves,
         topk=problem.topk,
         grid=problem.query_grid,
         kv_grid=None if problem.kv_grid is None else problem.key_grid,
         scale=problem.scale,
-        text_valid=problem.valid(),
+        text_valid=None if valid is None else valid.to(device),
         return_selection=True,
         return_lse=True,
         **options,
     )
-    _backward(out, lse, tensors)
-    return Result(
-        out.detach(), lse.detach(), {name: x.grad for name, x in leaves.items()}
-    ), selection
+    return _differentiated(out, lse, leaves, tensors), selection.to("cpu")
 
 
 def expected(
     problem: Problem, tensors: dict[str, Tensor], mask: Tensor | None = None
 ) -> tuple[Result, Tensor]:
     """The same by the reference, in fp64."""
-    leaves = {
-        name: x.detach().double().requires_grad_()
-        for name, x in tensors.items()
-        if not name.startswith("upstream")
-    }
+    leaves = _leaves({name: x.double() for name, x in tensors.items()}, "cpu")
     out, chosen, lse = reference.attention(
         **leaves,
         topk=problem.topk,
@@ -177,14 +185,53 @@ def expected(
         mask=mask,
         text_valid=problem.valid(),
     )
-    _backward(out, lse, tensors)
-    return Result(out.detach(), lse.detach(), {name: x.grad for name, x in leaves.items()}), chosen
+    return _differentiated(out, lse, leaves, tensors), chosen
 
 
-def _backward(out: Tensor, lse: Tensor, tensors: dict[str, Tensor]) -> None:
-    finite = lse.masked_fill(lse == float("-inf"), 0)
-    upstream_lse = tensors["upstream_lse"].transpose(1, 2).to(lse.dtype)
-    ((out.double() * tensors["upstream"].double()).sum() + (finite * upstream_lse).sum()).backward()
+def sdpa(
+    problem: Problem, tensors: dict[str, Tensor], mask: Tensor, device: torch.device | str = "cpu"
+) -> Result:
+    """PyTorch's own attention in the same type on the same keys: no text, no gates."""
+    attended = torch.zeros(
+        *mask.shape[:2], problem.query_grid.length, problem.key_grid.length, dtype=torch.bool
+    )
+    query_tiles = reference.tiles_of(problem.grid, problem.tile, 0)
+    key_tiles = reference.tiles_of(problem.kv_grid or problem.grid, problem.tile, 0)
+    for b, h, i, j in mask.nonzero().tolist():
+        attended[b, h, torch.tensor(query_tiles[i])[:, None], torch.tensor(key_tiles[j])] = True
+    leaves = _leaves({name: tensors[name] for name in "qkv"}, device)
+    group = problem.heads // problem.kv_heads
+    q, k, v = (x.transpose(1, 2) for x in leaves.values())
+    k, v = (x.repeat_interleave(group, 1) for x in (k, v))
+    out = functional.scaled_dot_product_attention(q, k, v, attended.to(device), scale=problem.scale)
+    return _differentiated(out.transpose(1, 2), out.new_zeros(()), leaves, tensors)
+
+
+def _leaves(
+    tensors: dict[str, Tensor], device: torch.device | str, gradients: bool = True
+) -> dict[str, Any]:
+    return {
+        name: x.detach().to(device, copy=True).requires_grad_(gradients)
+        for name, x in tensors.items()
+        if not name.startswith("upstream")
+    }
+
+
+def _differentiated(
+    out: Tensor, lse: Tensor, leaves: dict[str, Tensor], tensors: dict[str, Tensor]
+) -> Result:
+    if not out.requires_grad:
+        return Result(out.cpu(), lse.cpu(), {})
+    loss = (out.double() * tensors["upstream"].to(out.device).double()).sum()
+    if lse.ndim:
+        upstream = tensors["upstream_lse"].transpose(1, 2).to(lse)
+        loss = loss + (lse.masked_fill(lse == float("-inf"), 0) * upstream).sum()
+    grads = torch.autograd.grad(loss, list(leaves.values()))
+    return Result(
+        out.detach().cpu(),
+        lse.detach().cpu(),
+        {name: grad.cpu() for name, grad in zip(leaves, grads, strict=True)},
+    )
 
 
 def worst(x: Tensor, truth: Tensor) -> float:
@@ -197,25 +244,22 @@ def error(x: Tensor, truth: Tensor) -> float:
     return ((x.double() - truth).norm() / truth.norm().clamp(min=1e-30)).item()
 
 
-def sdpa_error(
-    problem: Problem, tensors: dict[str, Tensor], mask: Tensor, truth: Result
-) -> dict[str, float]:
-    """Errors of PyTorch's own attention in the same type on the same keys: the yardstick."""
-    token_mask = torch.zeros(
-        problem.batch, problem.heads, problem.query_grid.length, problem.key_grid.length
-    ).bool()
-    query_tiles = reference.tiles_of(problem.grid, problem.tile, problem.prefix)
-    key_tiles = reference.tiles_of(problem.kv_grid or problem.grid, problem.tile, problem.prefix)
-    for b, h, i, j in mask.nonzero().tolist():
-        token_mask[b, h, torch.tensor(query_tiles[i])[:, None], torch.tensor(key_tiles[j])] = True
-    leaves = {name: tensors[name].detach().requires_grad_() for name in "qkv"}
-    group = problem.heads // problem.kv_heads
-    q, k, v = (x.transpose(1, 2) for x in leaves.values())
-    k, v = (x.repeat_interleave(group, 1) for x in (k, v))
-    out = functional.scaled_dot_product_attention(
-        q, k, v, token_mask, scale=problem.scale
-    ).transpose(1, 2)
-    (out.double() * tensors["upstream"].double()).sum().backward()
-    return {"out": error(out.detach(), truth.out)} | {
-        name: error(leaves[name].grad, truth.grads[name]) for name in "qkv"
+def errors(result: Result, truth: Result) -> dict[str, float]:
+    """``error`` of the output and of those gradients in q, k and v that the result has."""
+    return {"out": error(result.out, truth.out)} | {
+        name: error(result.grads[name], truth.grads[name]) for name in "qkv" if name in result.grads
     }
+
+
+def against_sdpa(
+    problem: Problem, device: torch.device | str = "cpu", **options: Any
+) -> dict[str, float]:
+    """Errors as multiples of those of PyTorch's own attention; at most 2 passes."""
+    plain = problem.without_extras()
+    tensors = plain.inputs()
+    tensors["upstream_lse"].zero_()
+    result, selection = ours(plain, tensors, device, **options)
+    truth, _ = expected(plain, tensors, selection.mask())
+    yardstick = errors(sdpa(plain, tensors, selection.mask(), device), truth)
+    found = errors(result, truth)
+    return {name: found[name] / yardstick[name] for name in found}

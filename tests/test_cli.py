@@ -1,0 +1,92 @@
+"""The command line: what it prints, how it refuses, what it writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import vsa
+from vsa import parity
+from vsa.backends import BACKENDS
+from vsa.cli import app, check
+
+RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
+SMALL = ["--grid", "4,8,8", "--heads", "1", "--head-dim", "16", "--repeats", "1", "--device", "cpu"]
+
+
+def test_help_names_every_command_and_the_module_runs() -> None:
+    text = subprocess.run(
+        [sys.executable, "-m", "vsa", "--help"], capture_output=True, text=True, check=True, cwd="/"
+    ).stdout
+    assert all(command in text for command in ("info", "demo", "check", "bench"))
+
+
+def test_info_says_what_runs_and_why_not() -> None:
+    result = RUNNER.invoke(app, ["info"])
+    assert result.exit_code == 0
+    assert vsa.__version__ in result.output
+    assert all(name in result.output for name in BACKENDS)
+    assert "compiled part" in result.output and "auto takes" in result.output
+    assert "no: it needs a CUDA device of compute capability 9.0" in result.output
+
+
+def test_check_passes_here_and_prints_a_reason_for_each_absent_backend() -> None:
+    result = RUNNER.invoke(app, ["check"])
+    assert result.exit_code == 0, result.output
+    assert "exact enough" in result.output and "WRONG" not in result.output
+    assert result.output.count("cannot run here: ") >= 2
+
+
+def test_check_fails_when_a_backend_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "PROBLEMS", [parity.by_name("ragged")])
+    monkeypatch.setattr(check, "_ratios", lambda *_: {"out": float("nan"), "q": 1.0})
+    result = RUNNER.invoke(app, ["check"])
+    assert result.exit_code == 1 and "WRONG" in result.output
+
+
+def test_bench_measures_draws_and_writes(tmp_path: Path) -> None:
+    figures, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    arguments = ["--topk", "1", "--topk", "0.5", "--json", str(figures), "--plot", str(picture)]
+    result = RUNNER.invoke(app, ["bench", *SMALL, *arguments])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(figures.read_text())["rows"]
+    assert [(row["direction"], row["kept"]) for row in rows] == [
+        ("forward", 1),
+        ("forward+backward", 1),
+        ("forward", 2),
+        ("forward+backward", 2),
+    ]
+    assert all(row["dense"] > 0 and row["sparse"] > 0 and row["memory"] > 0 for row in rows)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "speed-up" in result.output and "torch" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--grid", "4,8"], "grid"),
+        (["--grid", "4,8,0"], "grid"),
+        (["--topk", "0"], "topk"),
+        (["--topk", "1.5"], "topk"),
+        (["--topk", "many"], "topk"),
+        (["--tile", "5,5,5"], "tile"),
+        (["--dtype", "fp8"], "dtype"),
+        (["--device", "cuda:99"], "device"),
+        (["--device", "toaster"], "device"),
+        (["--backend", "hopper"], "backend"),
+        (["--backend", "fastest"], "backend"),
+        (["--json", "/nowhere/at/all.json"], "json"),
+        (["--plot", "picture.gif"], "plot"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_bad_options_are_named_before_any_work(arguments: list[str], name: str) -> None:
+    result = RUNNER.invoke(app, ["bench", *SMALL, *arguments])
+    assert result.exit_code == 2
+    assert name in result.output
+    assert "Traceback" not in result.output

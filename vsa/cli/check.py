@@ -1,0 +1,115 @@
+"""``vsa check``: numerical parity of every available backend on this machine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from vsa import parity
+from vsa.backends import BACKENDS, Request
+from vsa.cli.info import describe, devices
+
+ALLOWED = 2.0
+"""An error may be this many times that of PyTorch's own attention in the same type."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A backend on a device: which types it is checked in, or why it cannot run.
+
+    Attributes:
+        backend: its name.
+        device: where.
+        dtypes: empty when it cannot run.
+        why_not: the reason then.
+        gradients: whether the backward is checked too.
+    """
+
+    backend: str
+    device: torch.device
+    dtypes: tuple[torch.dtype, ...]
+    why_not: str | None
+    gradients: bool
+
+
+def check() -> None:
+    """Hold every backend to the fp64 reference, on problems from whole tiles to single tokens.
+
+    The error of the output and of each gradient is printed as a multiple of the error that
+    PyTorch's own attention makes in the same type on the same keys; at most 2 passes. Exit code 1
+    if one fails.
+    """
+    console = Console()
+    # Eager FlexAttention is what is wanted of flex on a CPU, and its dense cost is known.
+    warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+    rows = list(_rows())
+    table = Table("backend", "device", "dtype", "problems", "forward", "backward", "verdict")
+    failed = False
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(
+            "checking", total=sum(len(row.dtypes) for row in rows) * len(_problems(16))
+        )
+        for row in rows:
+            name = f"[bold]{row.backend}[/bold]"
+            if row.why_not is not None:
+                table.add_row(
+                    name, str(row.device), "", "", "", "", f"cannot run here: {row.why_not}"
+                )
+            for dtype in row.dtypes:
+                passed, forward, backward = 0, 0.0, 0.0
+                problems = _problems(head_dim=16 if row.device.type == "cpu" else 64)
+                for problem in problems:
+                    ratios = _ratios(replace(problem, dtype=dtype), row)
+                    forward = max(forward, ratios["out"])
+                    backward = max([backward, *(ratios[name] for name in "qkv" if name in ratios)])
+                    passed += all(ratio <= ALLOWED for ratio in ratios.values())
+                    progress.advance(task)
+                failed |= passed < len(problems)
+                table.add_row(
+                    name,
+                    str(row.device),
+                    str(dtype).removeprefix("torch."),
+                    f"{passed}/{len(problems)}",
+                    f"{forward:.2f}x",
+                    f"{backward:.2f}x" if row.gradients else "no gradients here",
+                    "[green]exact enough[/green]"
+                    if passed == len(problems)
+                    else "[red]WRONG[/red]",
+                )
+    console.print(table)
+    console.print(
+        "Worst error as a multiple of PyTorch's own attention in the same type; 2x passes."
+    )
+    for device in devices():
+        console.print(f"{device}: {describe(device)}")
+    raise typer.Exit(code=int(failed))
+
+
+def _rows() -> Iterator[Row]:
+    for device in devices():
+        for backend in BACKENDS.values():
+            why_not = backend.why_not(Request(device.type))
+            gradients = backend.why_not(Request(device.type, gradients=True)) is None
+            dtypes = (torch.float32, torch.bfloat16) if why_not is None else ()
+            yield Row(backend.name, device, dtypes, why_not, gradients)
+
+
+def _problems(head_dim: int) -> list[parity.Problem]:
+    """The list of the test suite, without what PyTorch's attention does not know."""
+    plain = {
+        replace(p.without_extras(), name="", topk=p.topk, head_dim=head_dim)
+        for p in parity.PROBLEMS
+    }
+    return sorted(plain, key=repr)
+
+
+def _ratios(problem: parity.Problem, row: Row) -> dict[str, float]:
+    """Errors as multiples of PyTorch's; NaN, which passes no comparison, stays NaN."""
+    return parity.against_sdpa(problem, row.device, gradients=row.gradients, backend=row.backend)

@@ -1,0 +1,29 @@
+"""Libraries that only some commands need."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import typer
+
+from vsa.installation import DISTRIBUTION
+
+
+def require_demo_extra(*modules: str, purpose: str) -> None:
+    """Give up with one sentence if a module of the demo extra is missing.
+
+    Args:
+        modules: import names; one that is not imported here may be asked for too.
+        purpose: what they are needed for, the beginning of the sentence.
+
+    Raises:
+        typer.Exit: with code 1, after the sentence has been printed.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        typer.echo(
+            f"{purpose}, but {', '.join(missing)} cannot be imported: "
+            f"run pip install '{DISTRIBUTION}[demo]'",
+            err=True,
+        )
+        raise typer.Exit(code=1)

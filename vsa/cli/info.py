@@ -1,0 +1,86 @@
+"""``vsa info``: what is built, what this machine has, which backend runs here and why."""
+
+from __future__ import annotations
+
+import json
+import platform
+import warnings
+from importlib.resources import files
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import vsa
+from vsa.backends import BACKENDS, Request, choose
+from vsa.cli import options
+
+
+def info() -> None:
+    """What is built, which backend runs on each device here, and why the others do not."""
+    console = Console()
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    facts.add_row("vsa", f"{vsa.__version__}, in {files(vsa)}")
+    facts.add_row("compiled part", compiled_part())
+    facts.add_row("Python", f"{platform.python_version()} on {platform.platform()}")
+    facts.add_row("PyTorch", f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
+    for device in devices():
+        facts.add_row(
+            str(device), f"{describe(device)}: auto takes [bold]{automatic(device)}[/bold]"
+        )
+    console.print(facts)
+    console.print()
+    console.print(backend_table())
+
+
+def backend_table() -> Table:
+    """Every backend, what it is for, and on which devices of this machine it runs or why not."""
+    table = Table("backend", "for", *map(str, devices()))
+    for backend in BACKENDS.values():
+        reasons = (backend.why_not(Request(device.type)) for device in devices())
+        table.add_row(
+            f"[bold]{backend.name}[/bold]",
+            backend.purpose,
+            *("[green]runs[/green]" if reason is None else f"no: {reason}" for reason in reasons),
+        )
+    return table
+
+
+def devices() -> list[torch.device]:
+    """The devices of this machine: the CPU, then every GPU."""
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [torch.device("cpu"), *gpus]
+
+
+def describe(device: torch.device) -> str:
+    """A device's name and size."""
+    if device.type == "cpu":
+        return f"{options.processor()}, {torch.get_num_threads()} threads"
+    found = torch.cuda.get_device_properties(device)
+    return f"{found.name}, sm_{found.major}{found.minor}, {found.total_memory / 2**30:.0f} GiB"
+
+
+def automatic(device: torch.device) -> str:
+    """What backend="auto" takes for bf16 inputs of head_dim 128."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the table below gives the same reasons
+        return choose("auto", device.type, device.index, str(torch.bfloat16), 128, True)
+
+
+def compiled_part() -> str:
+    """What vsa._C holds, or why it is missing."""
+    try:
+        import vsa._C as _C
+    except ImportError as error:
+        record = files(vsa) / "_build.json"
+        why = json.loads(record.read_text())["why"] if record.is_file() else str(error)
+        return f"[yellow]not built: {why}[/yellow]"
+    built = _C.build_info()
+    if not built["cuda"]:
+        why = json.loads((files(vsa) / "_build.json").read_text())["why"]
+        return f"host part only, [yellow]no CUDA kernels: {why}[/yellow]"
+    return (
+        f"{', '.join(built['architectures'])} by CUDA {built['cuda_version']}, {built['compiler']}"
+    )

@@ -1,0 +1,136 @@
+"""What the commands have in common: options, how the machine is named, how a command gives up."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+
+from vsa import backends, checks
+from vsa.grid import SLOTS, Extent
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def parse_topk(text: str) -> float:
+    """A whole number of key tiles, or a share such as 0.125."""
+    try:
+        value = float(text) if set(text) & set(".e") else int(text)
+        checks.top_k(value, num_tiles=1)
+    except ValueError as error:
+        raise typer.BadParameter(f"topk is a whole number or a share in (0, 1]: {error}") from None
+    return value
+
+
+def parse_extent(text: str) -> Extent:
+    """Three token counts such as 21,30,52."""
+    try:
+        return checks.extent(
+            "the argument", [int(part) for part in text.replace("x", ",").split(",")]
+        )
+    except (ValueError, TypeError) as error:
+        raise typer.BadParameter(
+            f"three whole numbers such as 21,30,52 are needed: {error}"
+        ) from None
+
+
+def parse_tile(text: str) -> Extent | Literal["auto"]:
+    """A tile such as 4,4,4, or auto."""
+    if text == "auto":
+        return "auto"
+    try:
+        return checks.tile("tile", parse_extent(text), SLOTS)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def parse_device(text: str) -> torch.device:
+    """A device that exists here; auto is the GPU if there is one."""
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise typer.BadParameter(
+            f"device must be auto, cpu, cuda or cuda:N, but it is {text!r}"
+        ) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise typer.BadParameter(
+            f"device {text} is not here: {torch.cuda.device_count()} GPUs are visible"
+        )
+    return device
+
+
+def parse_dtype(text: str) -> torch.dtype:
+    """fp32, bf16 or fp16."""
+    if text not in DTYPES:
+        raise typer.BadParameter(f"dtype must be one of {', '.join(DTYPES)}, but it is {text!r}")
+    return DTYPES[text]
+
+
+def check_backend(
+    name: str, device: torch.device, dtype: torch.dtype, head_dim: int, gradients: bool
+) -> str:
+    """The backend that runs, with "auto" resolved."""
+    try:
+        return backends.choose(name, device.type, device.index, str(dtype), head_dim, gradients)
+    except (ValueError, RuntimeError) as error:
+        raise typer.BadParameter(str(error), param_hint="--backend") from None
+
+
+def check_folder(path: Path | None, suffix: str, hint: str) -> None:
+    """A file to write must have the right ending and a folder to go to, before any work is done."""
+    if path is not None and (path.suffix != suffix or not path.absolute().parent.is_dir()):
+        raise typer.BadParameter(
+            f"a {suffix} file in a folder that exists is needed, but it is {path}", param_hint=hint
+        )
+
+
+def machine(device: torch.device) -> str:
+    """The processor by name, and the PyTorch that runs on it."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{processor()}, {torch.get_num_threads()} threads"
+    return f"{name}, PyTorch {torch.__version__}"
+
+
+def processor() -> str:
+    """The CPU by the name that the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine() or f"CPU with {os.cpu_count()} cores"
+
+
+Topk = Annotated[
+    float,
+    typer.Option(
+        parser=parse_topk,
+        metavar="N",
+        help="Key tiles per query tile: a share such as 0.125, or a whole number.",
+    ),
+]
+Device = Annotated[
+    torch.device,
+    typer.Option(parser=parse_device, metavar="DEVICE", help="auto, cpu, cuda or cuda:N."),
+]
+BackendName = Annotated[
+    str, typer.Option("--backend", help="auto, hopper, emulated, flex or torch.")
+]
+TileShape = Annotated[
+    Any,
+    typer.Option(
+        "--tile",
+        parser=parse_tile,
+        metavar="T,H,W",
+        help="Tokens per tile, at most 64 in all; or auto.",
+    ),
+]
