@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The installed package is the one under test, and every test starts from the same seed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``vsa.attention`` against the fp64 reference, and the consequences of its definition."""
 
 from __future__ import annotations

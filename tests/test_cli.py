@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: what it prints, how it refuses, what it writes."""
 
 from __future__ import annotations

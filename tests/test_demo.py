@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 import vsa
-from vsa.cli import app, demo
+from vsa.cli import app, experiment
 from vsa.cli import clip as clips
 
 av = pytest.importorskip("av")
@@ -88,7 +88,7 @@ def test_demo_takes_a_ragged_tile(clip, tmp_path):
 
 
 def test_demo_recall_is_that_of_the_selection(clip):
-    findings = demo.measure(
+    findings = experiment.measure(
         clips.read(clip, 12), (2, 4, 4), 5, "torch", torch.device("cpu"), 0, lambda work, name: None
     )
     selection = vsa.select(findings.q, findings.k, 5, grid=findings.grid)

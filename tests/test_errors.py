@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad input: one sentence that names the argument, before any work is done."""
 
 from __future__ import annotations

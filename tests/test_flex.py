@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """flex: the block mask and the results, eager on a CPU; gradients where there is a GPU."""
 
 from __future__ import annotations

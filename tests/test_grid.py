@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """grid: tiles, sizes, round trips, the best tile."""
 
 from __future__ import annotations

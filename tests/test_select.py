@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """select: top-k with its ties, forced tiles, the bitmap, and what a selection says of itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Video Sparse Attention: trainable block-sparse 3-D attention for video diffusion transformers."""
 
 from vsa.installation import installed_version

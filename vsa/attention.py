@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Video Sparse Attention as a whole: grid, coarse, select, fine, combine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bitmaps: one bit per key tile, 32 to a word, least significant bit first. Spare bits are zero."""
 
 from __future__ import annotations

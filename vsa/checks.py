@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Argument checks. Every error is one sentence: which argument, what it was, what is allowed."""
 
 from __future__ import annotations

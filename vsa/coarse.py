@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """coarse: the mean of every tile, and attention from tile means to tile means.
 
 Paper, section 2.2, equation of the coarse stage: qc_i, kc_j, vc_j are means over tiles, s_ij =

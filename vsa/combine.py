@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """combine: out = gate_fine * fine + gate_coarse * coarse[tile of the token] (paper, 2.2)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """fine: exact softmax attention of every token over the tokens of its tile's selected key tiles.
 
 Paper, section 2.2, fine stage. Text queries attend everything; video queries attend the valid text

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What full and sparse attention cost, in floating-point operations, per stage."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """grid: cut a (T, H, W) token grid into tiles. No token moves; a tile is an address pattern.
 
 Paper, section 2.2: the latent video is cut into cubes; here the cubes at the edges are clipped,

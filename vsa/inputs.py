@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user passes, checked and brought into one form before any work is done."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is installed under the name ``vsa``: this project, and nobody else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A trainable attention layer around ``vsa.attention``."""
 
 from __future__ import annotations

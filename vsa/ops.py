@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PyTorch operators, ``torch.ops.vsa.*``.
 
 Names and schemas are stable, so that checkpointing policies can name them. Each has a fake

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random problems, their reference results, and the rule for how close is close enough.
 
 The tests and ``vsa check`` hold every backend to the same list.

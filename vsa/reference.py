@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The specification, executable: naive loops in fp64 that follow the definition line by line.
 
 Slow by intent and independent of the rest of the package: nothing here is shared with what it is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From dense to sparse while fine-tuning (paper, section 2.4, sparse adaptation)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """select: keep the best key tiles of every query tile (paper, section 2.2, TopK), as a bitmap.
 
 No gradient flows through the choice. Scores that are equal go to the lowest key tile; NaN counts as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who runs the fine stage: one list, one decision per device, a reason for all who cannot."""
 
 from __future__ import annotations

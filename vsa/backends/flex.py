@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fine stage through PyTorch's FlexAttention, for CUDA GPUs without kernels of their own.
 
 FlexAttention's blocks are runs of 64 tokens, so tokens are copied into tile order with every tile

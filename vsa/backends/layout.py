@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a fine stage computes, and where the tokens of its tiles stand in the sequence."""
 
 from __future__ import annotations

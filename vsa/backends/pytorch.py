@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fine stage in plain PyTorch: gather the selected tiles and multiply.
 
 One head after another, its query tiles in chunks of bounded memory, never a matrix of tokens by
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vsa import bitmap
 from vsa.backends.layout import Plan, slot_tokens, token_valid
@@ -44,8 +46,9 @@ def forward(
         )
         unreal = ~real[batch % len(real)]
         for head in heads:
-            queries = _to_tiles(q[batch, :, head], token) * plan.scale
-            tile_out, tile_lse = torch.empty_like(queries), queries.new_empty(token.shape)
+            queries = _queries(q[batch, :, head], token, plan.scale)
+            tile_out = queries.new_empty(*token.shape, q.shape[-1])
+            tile_lse = queries.new_empty(token.shape)
             for rows, tile in _query_blocks(len(token), words[batch, head], plan, keys):
                 tile_out[rows], tile_lse[rows] = _attend(queries[rows], *keys.of(tile))
             out[batch, :, head] = _to_sequence(tile_out, token, len(unreal)).masked_fill_(
@@ -79,7 +82,7 @@ def backward(
         keys = _KeyTiles.gather(
             k[batch, :, kv_head], v[batch, :, kv_head], key_token, key_real[batch % len(key_real)]
         )
-        sums = keys.zeros_like()
+        sums = _KeyGradients.zeros(keys)
         for head in heads:
             head_lse = lse[batch, head]
             idle = head_lse == float("-inf")  # tokens that attend nothing, invalid text among them
@@ -88,11 +91,11 @@ def backward(
             delta = (head_grad * out[batch, :, head]).sum(-1)
             if grad_lse is not None:
                 delta = delta - grad_lse[batch, head].masked_fill(idle, 0)
-            queries = _to_tiles(q[batch, :, head], token) * plan.scale
+            queries = _queries(q[batch, :, head], token, plan.scale)
             grads, deltas, lses = (
                 _to_tiles(x, token) for x in (head_grad, delta, head_lse.masked_fill(idle, 0))
             )
-            tile_dq = torch.empty_like(queries)
+            tile_dq = torch.empty_like(grads)
             for rows, tile in _query_blocks(len(token), words[batch, head], plan, keys):
                 tile_dq[rows], tile_dk, tile_dv = _attend_backward(
                     queries[rows], *keys.of(tile), grads[rows], deltas[rows], lses[rows]
@@ -105,19 +108,18 @@ def backward(
     return dq, dk, dv
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax attention of blocks.
 
     Args:
-        q: (R, L_q, D), with the scale.
-        k: (R, L_k, D).
+        q: (R, L_q, D + 1), from ``_queries``.
+        k: (R, L_k, D + 1), from ``_KeyTiles``.
         v: (R, L_k, D).
-        valid: (R, L_k) bool, or None for all.
 
     Returns:
         out (R, L_q, D) and lse (R, L_q).
     """
-    scores = _scores(q, k, valid)
+    scores = torch.bmm(q, k.mT)
     top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
     weights = scores.sub_(top).exp_()
     total = weights.sum(-1, keepdim=True)
@@ -126,18 +128,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tens
 
 
 def _attend_backward(
-    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, grad: Tensor, delta: Tensor, lse: Tensor
+    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, delta: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``_attend`` in q, k and v; lse (R, L_q) brings the probabilities back."""
-    weights = _scores(q, k, valid).sub_(lse.unsqueeze(-1)).exp_()
+    weights = torch.bmm(q, k.mT).sub_(lse.unsqueeze(-1)).exp_()
     dv = torch.bmm(weights.mT, grad)
     grad_scores = torch.bmm(grad, v.mT).sub_(delta.unsqueeze(-1)).mul_(weights)
-    return torch.bmm(grad_scores, k), torch.bmm(grad_scores.mT, q), dv
-
-
-def _scores(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
-    scores = torch.bmm(q, k.mT)
-    return scores if valid is None else scores.masked_fill_(~valid.unsqueeze(1), float("-inf"))
+    return torch.bmm(grad_scores, k[..., :-1]), torch.bmm(grad_scores.mT, q[..., :-1]), dv
 
 
 @dataclass(frozen=True)
@@ -146,49 +143,56 @@ class _KeyTiles:
 
     The video's tiles, then the text's, then an empty one to pad rows with.
 
+    One more channel of the keys is 0 where a slot holds a real token and -inf elsewhere. Queries
+    have a 1 there, so that scores come out masked at no cost.
+
     Attributes:
         token: (tiles, V) int64, the position of every slot, -1 where there is none.
-        valid: (tiles, V) bool, which slots hold a real token.
-        k: (tiles, V, D), zeros where not valid.
-        v: likewise.
-        complete: whether every slot but the empty tile's is valid; never asked of a device that
-            would make us wait.
+        k: (tiles, V, D + 1), zeros but for the last channel where there is no real token.
+        v: (tiles, V, D), zeros where there is no real token.
     """
 
     token: Tensor
-    valid: Tensor
     k: Tensor
     v: Tensor
-    complete: bool
 
     @staticmethod
     def gather(k: Tensor, v: Tensor, token: Tensor, real: Tensor) -> _KeyTiles:
         """From k and v (S, D), the positions (tiles, V) and which tokens are real (S,)."""
-        token = torch.nn.functional.pad(token, (0, 0, 0, 1), value=-1)
-        valid = torch.nn.functional.pad(real, (0, 1))[token]
-        k, v = (_to_tiles(x, token).masked_fill_(~valid.unsqueeze(-1), 0) for x in (k, v))
-        return _KeyTiles(token, valid, k, v, k.device.type == "cpu" and bool(valid[:-1].all()))
+        token = functional.pad(token, (0, 0, 0, 1), value=-1)
+        masked = ~functional.pad(real, (0, 1))[token].unsqueeze(-1)
+        k, v = (_to_tiles(x, token).masked_fill_(masked, 0) for x in (k, v))
+        mask = torch.zeros_like(k[..., :1]).masked_fill_(masked, float("-inf"))
+        return _KeyTiles(token, torch.cat((k, mask), dim=-1), v)
 
-    def of(self, tile: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values (R, K * V, D) of tiles (R, K); valid (R, K * V), None for all."""
+    def of(self, tile: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (R, K * V, D + 1) and values (R, K * V, D) of tiles (R, K)."""
         # index_select on whole rows copies tile by tile, which indexing does not.
         k, v = (
             x.flatten(1).index_select(0, tile.flatten()).view(len(tile), -1, x.shape[-1])
             for x in (self.k, self.v)
         )
-        if self.complete and int(tile.max()) < len(self.token) - 1:
-            return k, v, None
-        return k, v, self.valid[tile].flatten(1, 2)
+        return k, v
 
-    def zeros_like(self) -> _KeyTiles:
-        """The same tiles to sum gradients in."""
-        return _KeyTiles(
-            self.token,
-            self.valid,
-            torch.zeros_like(self.k),
-            torch.zeros_like(self.v),
-            self.complete,
-        )
+
+@dataclass(frozen=True)
+class _KeyGradients:
+    """Gradients of one head's keys and values, summed in tile order.
+
+    Attributes:
+        token: (tiles, V) int64, the position of every slot.
+        k: (tiles, V, D).
+        v: (tiles, V, D).
+    """
+
+    token: Tensor
+    k: Tensor
+    v: Tensor
+
+    @staticmethod
+    def zeros(keys: _KeyTiles) -> _KeyGradients:
+        """Nothing summed yet."""
+        return _KeyGradients(keys.token, torch.zeros_like(keys.v), torch.zeros_like(keys.v))
 
     def add(self, tile: Tensor, k: Tensor, v: Tensor) -> None:
         """Add k and v (R, K * V, D) to the tiles (R, K)."""
@@ -235,7 +239,7 @@ def _indices(chosen: Tensor, most: int, pad: int) -> Tensor:
 
 def _rows_per_chunk(tiles: int, keys: _KeyTiles) -> int:
     """Query tiles whose keys, values and two matrices of scores fit a chunk's memory."""
-    slots, channels = keys.token.shape[1], keys.k.shape[-1]
+    slots, channels = keys.token.shape[1], keys.v.shape[-1]
     row_bytes = tiles * slots * (2 * channels + 2 * slots) * keys.k.element_size()
     return max(1, (CPU_CHUNK_BYTES if keys.k.device.type == "cpu" else CHUNK_BYTES) // row_bytes)
 
@@ -248,10 +252,15 @@ def _heads(q: Tensor, k: Tensor) -> Iterator[tuple[int, int, range]]:
             yield batch, kv_head, range(kv_head * group, (kv_head + 1) * group)
 
 
+def _queries(q: Tensor, token: Tensor, scale: float) -> Tensor:
+    """Queries (S, D) at positions (tiles, V) -> (tiles, V, D + 1), scaled, and ones."""
+    return functional.pad(_to_tiles(q, token).mul_(scale), (0, 1), value=1.0)
+
+
 def _to_tiles(x: Tensor, token: Tensor) -> Tensor:
     """(S, ...) at positions (tiles, V) -> (tiles, V, ...) in the wide type, zeros at -1."""
-    padded = x.new_zeros(len(x) + 1, *x.shape[1:], dtype=accumulation_dtype(x))
-    padded[:-1] = x
+    padded = x.new_empty(len(x) + 1, *x.shape[1:], dtype=accumulation_dtype(x))
+    padded[:-1], padded[-1] = x, 0
     return padded.index_select(0, token.flatten() % len(padded)).view(*token.shape, *x.shape[1:])
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: ``vsa info | demo | check | bench``. ``python -m vsa`` is the same."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``vsa bench``: time and memory of sparse against dense attention on this machine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The picture of ``vsa bench``: speed-up over dense attention, beside the limit."""
 
 from __future__ import annotations

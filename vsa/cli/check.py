@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``vsa check``: numerical parity of every available backend on this machine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A video file as the demo needs it: frames, a latent token grid, and q, k, v from its pixels."""
 
 from __future__ import annotations

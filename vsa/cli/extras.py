@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Libraries that only some commands need."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``vsa info``: what is built, what this machine has, which backend runs here and why."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the commands have in common: options, how the machine is named, how a command gives up."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo's picture: which tiles were chosen, what is lost, what is saved."""
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vsa.cli.demo import Findings
+    from vsa.cli.experiment import Findings
 
 INK, MUTED, PALE = "#222222", "#6b6b6b", "#c4c4c4"
 ORANGE, BLUE = "#e8590c", "#0b5cad"
@@ -72,7 +73,7 @@ def _draw_selection(findings: Findings, figure: Figure) -> None:
     layers = _layers(grid.tiles[0], query_layer)
 
     height, width = clip.frames.shape[2:]
-    across = 3 if len(layers) > 3 and width > height else len(layers)
+    across = -(-len(layers) // 2) if len(layers) > 3 and width > height else len(layers)
     down = -(-len(layers) // across)
     place = {
         "left": 0.02,
@@ -211,10 +212,18 @@ def _draw_recall(findings: Findings, axes: Axes) -> None:
     axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
     axes.set(ylim=(0, 1.03), xlabel="key tiles kept (log scale)")
     axes.set_title("Attention on the kept tiles")
-    axes.plot([own, own], [0.5, own_recall], color=BLUE, linewidth=1)
-    side = "right" if own > 0.3 else "center"
-    label = f"{own_recall:.0%} with {own:.1%}\nof the tiles"
-    axes.text(own, 0.48, label, ha=side, va="top", fontweight="bold", color=BLUE)
+    height = min(0.48, own_recall - 0.1)
+    axes.plot([own, own], [height, own_recall], color=BLUE, linewidth=1)
+    axes.annotate(
+        f"{own_recall:.0%} with {own:.1%}\nof the tiles",
+        (own, height),
+        (-5 if own > 0.3 else 0, -2),
+        textcoords="offset points",
+        ha="left" if own < 0.05 else "right" if own > 0.3 else "center",
+        va="top",
+        color=BLUE,
+        fontweight="bold",
+    )
     axes.text(
         0.03, 0.99, "chosen by vsa\n(band: heads)", transform=axes.transAxes, color=BLUE, va="top"
     )
@@ -240,12 +249,13 @@ def _draw_outputs(findings: Findings, figure: Figure) -> None:
         "wspace": 0.04,
         "hspace": 0.22,
     }
-    panels = figure.subplots(2, 2, gridspec_kw=place)
+    down, across = (1, 4) if grid.shape[1] > grid.shape[2] else (2, 2)
+    panels = figure.subplots(down, across, gridspec_kw=place)
     pictures = {
         "the clip": source,
-        "dense attention": dense,
-        "sparse attention": sparse,
-        f"difference × {DIFFERENCE_GAIN} (white: none)": 1 - difference,
+        "dense": dense,
+        "sparse": sparse,
+        f"difference × {DIFFERENCE_GAIN}": 1 - difference,
     }
     for axes, (name, image) in zip(panels.flat, pictures.items(), strict=True):
         axes.imshow(image.numpy())
