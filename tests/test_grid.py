@@ -83,3 +83,16 @@ def test_grids_compare_by_value() -> None:
     assert vsa.Grid.from_ints(vsa.Grid((5, 6, 7), (1, 2, 3), 4, 5).as_ints()) == vsa.Grid(
         (5, 6, 7), (1, 2, 3), 4, 5
     )
+
+
+@given(shape=EXTENTS, tile=TILES, prefix=st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_the_compiled_part_cuts_alike(shape: tuple, tile: tuple, prefix: int) -> None:
+    native = pytest.importorskip("vsa._C", reason="installed without a compiler")
+    grid = vsa.Grid(shape, tile=tile, prefix=prefix)
+    _, masks, rows = native.tile_table(grid.as_ints())
+    assert [mask.bit_count() for mask in masks] == grid.sizes.tolist()
+    ours = [
+        [prefix + token for token in row if token >= 0] for row in grid.tokens_of_tiles().tolist()
+    ]
+    assert [[token for token in row if token >= 0] for row in rows] == ours

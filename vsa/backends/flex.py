@@ -19,6 +19,11 @@ from vsa import bitmap
 from vsa.backends.layout import slot_tokens, token_valid
 from vsa.grid import SLOTS, Grid
 
+KERNEL_BLOCKS = dict.fromkeys(
+    ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2"), SLOTS
+)
+"""Blocks of the kernels, which must divide those of the mask; the defaults do not."""
+
 
 def attend(
     q: Tensor,
@@ -48,7 +53,7 @@ def attend(
     token, key_token = (slot_tokens(g, SLOTS, q.device) for g in (grid, kv_grid))
     real, key_real = (token_valid(text_valid, g, q.device) for g in (grid, kv_grid))
     key_valid = functional.pad(key_real, (0, 1))[:, key_token.flatten()]
-    out, aux = _flex()(
+    out, aux = _flex(q.device)(
         _to_slots(q, real, token),
         _to_slots(k, key_real, key_token),
         _to_slots(v, key_real, key_token),
@@ -58,6 +63,7 @@ def attend(
         scale=scale,
         enable_gqa=k.shape[2] != q.shape[2],
         return_aux=AuxRequest(lse=True),
+        kernel_options=KERNEL_BLOCKS,
     )
     slot = torch.arange(token.numel(), device=q.device).view_as(token)
     slot_of_token = slot.new_empty(grid.length + 1).index_put_((token,), slot)[:-1]
@@ -106,9 +112,9 @@ def _to_slots(x: Tensor, real: Tensor, token: Tensor) -> Tensor:
     return padded[:, token.flatten()].transpose(1, 2)
 
 
-def _flex():
+def _flex(device: torch.device):
     """FlexAttention as it is inside a compiled region or on a CPU, otherwise compiled by itself."""
-    if torch.compiler.is_compiling() or not torch.cuda.is_available():
+    if torch.compiler.is_compiling() or device.type == "cpu":
         return flex_attention
     return _compiled()
 

@@ -8,6 +8,7 @@ slot without a token has the position -1: it reads and writes a spare last row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,8 +21,8 @@ from vsa.backends.layout import Plan, slot_tokens, token_valid
 from vsa.coarse import accumulation_dtype
 from vsa.grid import Grid
 
-CPU_CHUNK_BYTES = 8 << 20
-"""Scratch memory of a chunk on a CPU: what stays in a core's cache."""
+THREAD_CHUNK_BYTES = 8 << 20
+"""Scratch memory of a chunk per CPU thread: small for caches, large next to call overhead."""
 LIST_BYTES = 64 << 20
 """Scratch memory for the lists of selected tiles, made for many chunks at once."""
 CHUNK_BYTES = 256 << 20
@@ -121,7 +122,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """
     scores = torch.bmm(q, k.mT)
     top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
-    weights = scores.sub_(top).exp_()
+    weights = _exp(scores.sub_(top))
     total = weights.sum(-1, keepdim=True)
     lse = (top + total.log()).squeeze(-1)
     return torch.bmm(weights, v).div_(total.masked_fill_(total == 0, 1)), lse
@@ -131,10 +132,15 @@ def _attend_backward(
     q: Tensor, k: Tensor, v: Tensor, grad: Tensor, delta: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``_attend`` in q, k and v; lse (R, L_q) brings the probabilities back."""
-    weights = torch.bmm(q, k.mT).sub_(lse.unsqueeze(-1)).exp_()
+    weights = _exp(torch.bmm(q, k.mT).sub_(lse.unsqueeze(-1)))
     dv = torch.bmm(weights.mT, grad)
     grad_scores = torch.bmm(grad, v.mT).sub_(delta.unsqueeze(-1)).mul_(weights)
     return torch.bmm(grad_scores, k[..., :-1]), torch.bmm(grad_scores.mT, q[..., :-1]), dv
+
+
+def _exp(x: Tensor) -> Tensor:
+    """In place, by way of exp2: on a CPU exp is many times slower where it underflows."""
+    return x.mul_(1 / math.log(2)).exp2_()
 
 
 @dataclass(frozen=True)
@@ -239,9 +245,12 @@ def _indices(chosen: Tensor, most: int, pad: int) -> Tensor:
 
 def _rows_per_chunk(tiles: int, keys: _KeyTiles) -> int:
     """Query tiles whose keys, values and two matrices of scores fit a chunk's memory."""
-    slots, channels = keys.token.shape[1], keys.v.shape[-1]
-    row_bytes = tiles * slots * (2 * channels + 2 * slots) * keys.k.element_size()
-    return max(1, (CPU_CHUNK_BYTES if keys.k.device.type == "cpu" else CHUNK_BYTES) // row_bytes)
+    slots, channels = keys.v.shape[1:]
+    row_bytes = tiles * slots * (2 * channels + 2 * slots) * keys.v.element_size()
+    if keys.v.device.type != "cpu":
+        return max(1, CHUNK_BYTES // row_bytes)
+    # A multiple of the threads: each multiplies whole query tiles.
+    return torch.get_num_threads() * max(1, THREAD_CHUNK_BYTES // row_bytes)
 
 
 def _heads(q: Tensor, k: Tensor) -> Iterator[tuple[int, int, range]]:

@@ -114,6 +114,7 @@ def processor() -> str:
 Topk = Annotated[
     float,
     typer.Option(
+        "--topk",
         parser=parse_topk,
         metavar="N",
         help="Key tiles per query tile: a share such as 0.125, or a whole number.",
@@ -121,7 +122,9 @@ Topk = Annotated[
 ]
 Device = Annotated[
     torch.device,
-    typer.Option(parser=parse_device, metavar="DEVICE", help="auto, cpu, cuda or cuda:N."),
+    typer.Option(
+        "--device", parser=parse_device, metavar="DEVICE", help="auto, cpu, cuda or cuda:N."
+    ),
 ]
 BackendName = Annotated[
     str, typer.Option("--backend", help="auto, hopper, emulated, flex or torch.")
