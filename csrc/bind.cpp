@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // vsa._C: numbers, pointers and a stream handle in; Python objects or an exception out.
+#include "bind.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -20,34 +22,11 @@ namespace py = pybind11;
 namespace {
 
 using vsa::Grid;
-using Words = std::vector<uint32_t>;     // a bitmap, row after row
-using GridNumbers = std::array<int, 8>;  // T, H, W, tile t, h, w, prefix, suffix
-
-void require(bool holds, const std::string& otherwise) {
-  if (!holds) throw py::value_error(otherwise);
-}
-
-void raise_if(const std::string& error) {
-  if (!error.empty()) throw std::runtime_error("vsa: " + error);
-}
-
-Grid checked_grid(const GridNumbers& n) {
-  for (int axis = 0; axis < 6; ++axis)
-    require(n[axis] > 0, "grid: sizes of video and tile must be positive, got " +
-                             std::to_string(n[axis]) + " at index " + std::to_string(axis));
-  require(n[6] >= 0 && n[7] >= 0, "grid: prefix and suffix must not be negative");
-  // Each product is bounded before the next factor joins, so that none of them can overflow.
-  const auto volume_fits = [&](int axis, int64_t limit) {
-    int64_t volume = n[axis];
-    for (int next : {axis + 1, axis + 2})
-      if (volume <= limit) volume *= n[next];
-    return volume <= limit;
-  };
-  require(volume_fits(3, vsa::kTileRows), "grid: a tile must hold at most 64 tokens");
-  require(volume_fits(0, int64_t{INT_MAX} - vsa::kTileRows - n[6] - n[7]),
-          "grid: the sequence has more tokens than 31 bits can number");
-  return vsa::make_grid({n[0], n[1], n[2]}, {n[3], n[4], n[5]}, n[6], n[7]);
-}
+using vsa::bind::checked_grid;
+using vsa::bind::GridNumbers;
+using vsa::bind::raise_if;
+using vsa::bind::require;
+using Words = std::vector<uint32_t>;  // a bitmap, row after row
 
 auto tile_table(const GridNumbers& numbers) {
   const Grid grid = checked_grid(numbers);
@@ -188,4 +167,6 @@ PYBIND11_MODULE(_C, m) {
         py::arg("bits"));
   m.def("transpose_bits", transpose_bits, py::arg("bitmap"), py::arg("rows"), py::arg("columns"),
         "[rows][words(columns)] -> [columns][words(rows)], flat");
+
+  vsa::bind::bind_fine(m);
 }

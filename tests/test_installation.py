@@ -23,7 +23,7 @@ def test_a_foreign_package_of_the_same_import_name_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _installed(monkeypatch, **{"vsa": "0.0.4", installation.DISTRIBUTION: "0.1.0"})
-    with pytest.raises(ImportError, match="vsa 0.0.4.*pip uninstall -y vsa"):
+    with pytest.raises(ImportError, match=r"vsa 0\.0\.4.*pip uninstall -y vsa"):
         installation.installed_version()
 
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from vsa import bitmap
-from vsa.backends import pytorch
+from vsa.backends import kernels, pytorch
 from vsa.backends.layout import Plan
 from vsa.coarse import accumulation_dtype
 from vsa.grid import Grid
 
 _SCORE_BYTES = 64 << 20
-_IMPLEMENTATIONS = {"torch": pytorch}
+_IMPLEMENTATIONS = {"torch": pytorch, "hopper": kernels, "emulated": kernels}
 
 
 @torch.library.custom_op("vsa::select_tiles", mutates_args=())

@@ -252,6 +252,24 @@ def errors(result: Result, truth: Result) -> dict[str, float]:
     }
 
 
+def relative_to_sdpa(problem: Problem, device: torch.device | str = "cpu", **options: Any) -> float:
+    """Error of the output, text and gates included, as a multiple of PyTorch's without them.
+
+    PyTorch's error counts for no less than that of rounding the true output once: where softmax
+    picks single tokens it is smaller, but gates make new numbers.
+    """
+    tensors = problem.inputs()
+    result, selection = ours(problem, tensors, device, gradients=False, **options)
+    truth, _ = expected(problem, tensors, selection.mask())
+    plain = problem.without_extras()
+    tensors = plain.inputs()
+    _, selection = ours(plain, tensors, device, gradients=False, **options)
+    plain_truth, _ = expected(plain, tensors, selection.mask())
+    yardstick = error(sdpa(plain, tensors, selection.mask(), device).out, plain_truth.out)
+    rounding = error(truth.out.to(problem.dtype), truth.out)
+    return error(result.out, truth.out) / max(yardstick, rounding)
+
+
 def against_sdpa(
     problem: Problem, device: torch.device | str = "cpu", **options: Any
 ) -> dict[str, float]:

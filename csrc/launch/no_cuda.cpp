@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stands in for the .cu files in a build without nvcc: the same functions, each saying what is
 // missing.
+#include "launch/fine.h"
 #include "launch/launch.h"
 
 namespace vsa::launch {
@@ -19,5 +20,7 @@ std::string device_count(int* count) {
 }
 
 std::string device_tile_table(const Grid&, const TileTable&, void*) { return kMissing; }
+
+std::string fine_forward(const FineForward&, int, void*) { return kMissing; }
 
 }  // namespace vsa::launch

@@ -37,6 +37,20 @@ struct Axes {  // one number per video axis
 
 VSA_HD int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+// Division by a number known beforehand, as one multiplication: 0 <= n and n * by < 2^40.
+struct Divisor {
+  int by;
+  uint64_t reciprocal;  // 2^40 / by, rounded up
+
+  VSA_HD int quotient(int n) const {
+    return static_cast<int>(static_cast<uint64_t>(n) * reciprocal >> 40);
+  }
+};
+
+VSA_HD Divisor divisor(int by) {
+  return {by, ((uint64_t{1} << 40) + static_cast<uint64_t>(by) - 1) / static_cast<uint64_t>(by)};
+}
+
 VSA_HD int popcount(uint32_t word) { return __builtin_popcount(word); }
 VSA_HD int popcount(uint64_t word) { return __builtin_popcountll(word); }
 
@@ -68,6 +82,7 @@ struct Grid {
   Axes video;                 // tokens along each axis
   Axes tile;                  // tokens of a whole tile along each axis, volume <= 64
   Axes tiles;                 // tiles along each axis
+  Divisor layer, line;        // tiles of one t, tiles of one t and h
   int prefix, suffix;         // text tokens before and after the video
   uint64_t rows[kClipKinds];  // [clip] rows that are tokens; 0 for kinds this grid does not have
 
@@ -77,8 +92,9 @@ struct Grid {
 
   // Tiles are ordered like tokens: t slowest, w fastest.
   VSA_HD Place place(int index) const {
-    const Axes at = row_offset(tiles, index);
-    const Axes first = {at.t * tile.t, at.h * tile.h, at.w * tile.w};
+    const int t = layer.quotient(index), in_layer = index - t * layer.by;
+    const int h = line.quotient(in_layer), w = in_layer - h * line.by;
+    const Axes first = {t * tile.t, h * tile.h, w * tile.w};
     return {first, (first.t + tile.t > video.t ? kClipT : 0u) |
                        (first.h + tile.h > video.h ? kClipH : 0u) |
                        (first.w + tile.w > video.w ? kClipW : 0u)};
@@ -115,7 +131,8 @@ struct Grid {
 VSA_HD Grid make_grid(Axes video, Axes tile, int prefix = 0, int suffix = 0) {
   const Axes tiles = {ceil_div(video.t, tile.t), ceil_div(video.h, tile.h),
                       ceil_div(video.w, tile.w)};
-  Grid grid = {video, tile, tiles, prefix, suffix, {}};
+  Grid grid = {video,  tile,   tiles, divisor(tiles.h * tiles.w), divisor(tiles.w),
+               prefix, suffix, {}};
   for (unsigned clip = kWhole; clip < kClipKinds; ++clip) {
     const Axes kept = {clip & kClipT ? video.t % tile.t : tile.t,
                        clip & kClipH ? video.h % tile.h : tile.h,

@@ -17,12 +17,14 @@ class Request:
 
     Attributes:
         device: device type, "cpu" or "cuda" for instance.
+        index: which of that type, None for the current one.
         dtype: type of q, k and v; None when only the machine is asked about.
         head_dim: channels of a head, likewise.
         gradients: whether gradients are wanted.
     """
 
     device: str
+    index: int | None = None
     dtype: str | None = None
     head_dim: int | None = None
     gradients: bool = False
@@ -44,13 +46,32 @@ class Backend:
 
 
 def _hopper(request: Request) -> str | None:
-    if request.device != "cuda":
+    if request.device != "cuda" or torch.cuda.get_device_capability(request.index) != (9, 0):
         return "it needs a CUDA device of compute capability 9.0 (H100, H200)"
-    return "this version has no Hopper kernels yet"
+    return _kernels(request, cuda=True)
 
 
 def _emulated(request: Request) -> str | None:
-    return "this version has no kernels to emulate yet"
+    if request.device != "cpu":
+        return "it emulates the kernels on a CPU, for CPU tensors"
+    return _kernels(request, cuda=False)
+
+
+def _kernels(request: Request, cuda: bool) -> str | None:
+    """What the kernels of both machines need."""
+    try:
+        from vsa import _C
+    except ImportError:
+        return "the compiled part of vsa is missing, see vsa info"
+    if cuda and not _C.build_info()["cuda"]:
+        return "vsa was built without its CUDA kernels, see vsa info"
+    if request.gradients:
+        return "its backward kernels do not exist yet"
+    if request.dtype not in (None, "torch.bfloat16", "torch.float16"):
+        return f"the kernels take bfloat16 and float16, not {request.dtype.removeprefix('torch.')}"
+    if request.head_dim not in (None, 64, 128):
+        return f"the kernels take a head_dim of 64 or 128, not {request.head_dim}"
+    return None
 
 
 def _flex(request: Request) -> str | None:
@@ -99,9 +120,9 @@ def choose(
         ValueError: an unknown name.
         RuntimeError: a backend asked for by name that cannot run here.
     """
-    request = Request(device, dtype, head_dim, gradients)
+    request = Request(device, index, dtype, head_dim, gradients)
     if name == "auto":
-        return _automatic(request, index)
+        return _automatic(request)
     if not isinstance(name, str) or name not in BACKENDS:
         allowed = ", ".join(map(repr, BACKENDS))
         raise ValueError(f'backend must be "auto" or one of {allowed}, but it is {name!r}')
@@ -113,13 +134,13 @@ def choose(
 _warned: set[tuple[int | None, str]] = set()
 
 
-def _automatic(request: Request, index: int | None) -> str:
+def _automatic(request: Request) -> str:
     if request.device != "cuda":
         return "torch"
     reasons = {name: BACKENDS[name].why_not(request) for name in ("hopper", "flex", "torch")}
     chosen = next(name for name, reason in reasons.items() if reason is None)
-    if chosen != "hopper" and (index, chosen) not in _warned:
-        _warned.add((index, chosen))
+    if chosen != "hopper" and (request.index, chosen) not in _warned:
+        _warned.add((request.index, chosen))
         missing = "; ".join(f"{name}: {why}" for name, why in reasons.items() if why is not None)
         warnings.warn(
             f"vsa runs on the slower backend {chosen!r} on this GPU ({missing})", stacklevel=2

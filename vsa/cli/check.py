@@ -65,7 +65,7 @@ def check() -> None:
                 )
             for dtype in row.dtypes:
                 passed, forward, backward = 0, 0.0, 0.0
-                problems = _problems(head_dim=16 if row.device.type == "cpu" else 64)
+                problems = _problems(head_dim=16 if row.backend in ("torch", "flex") else 64)
                 for problem in problems:
                     ratios = _ratios(replace(problem, dtype=dtype), row)
                     forward = max(forward, ratios["out"])
@@ -96,9 +96,14 @@ def check() -> None:
 def _rows() -> Iterator[Row]:
     for device in devices():
         for backend in BACKENDS.values():
-            why_not = backend.why_not(Request(device.type))
-            gradients = backend.why_not(Request(device.type, gradients=True)) is None
-            dtypes = (torch.float32, torch.bfloat16) if why_not is None else ()
+            machine = Request(device.type, device.index)
+            why_not = backend.why_not(machine)
+            dtypes = tuple(
+                dtype
+                for dtype in (torch.float32, torch.bfloat16, torch.float16)
+                if backend.why_not(replace(machine, dtype=str(dtype), head_dim=64)) is None
+            )
+            gradients = backend.why_not(replace(machine, gradients=True)) is None
             yield Row(backend.name, device, dtypes, why_not, gradients)
 
 

@@ -40,7 +40,7 @@ def backend_table() -> Table:
     """Every backend, what it is for, and on which devices of this machine it runs or why not."""
     table = Table("backend", "for", *map(str, devices()))
     for backend in BACKENDS.values():
-        reasons = (backend.why_not(Request(device.type)) for device in devices())
+        reasons = (backend.why_not(Request(device.type, device.index)) for device in devices())
         table.add_row(
             f"[bold]{backend.name}[/bold]",
             backend.purpose,

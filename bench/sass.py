@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ptxas made of the kernels: registers, spills, and the main loop instruction by instruction.
+
+usage: python bench/sass.py
+
+Compiles the kernels for sm_90a (no GPU needed) and prints a table. An overlapped softmax reads
+"products, wait<1>, exponentials, wait<0>" in the machine code; ptxas may hoist the second wait
+above the exponentials in silence, so their number between the two waits has a column of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = ("-std=c++20", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v", "-cubin")
+SOURCES = ("fine_forward.cu",)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel as compiled.
+
+    Attributes:
+        name: mangled.
+        registers: per thread at launch; roles take or give some later.
+        stack: bytes of local memory per thread.
+        spills: bytes stored and loaded.
+        loop: instructions of a warp per tile in the main loop, everything included.
+        mask: of these, skipped on a tile that needs no mask.
+        rescale: of these, skipped when no maximum of the warp moved far.
+        products: HGMMA instructions in the loop.
+        overlapped: exponentials between the two waits, of 32.
+    """
+
+    name: str
+    registers: int
+    stack: int
+    spills: int
+    loop: int
+    mask: int
+    rescale: int
+    products: int
+    overlapped: int
+
+    @property
+    def label(self) -> str:
+        """Readable: element and head_dim."""
+        element = "bf16" if "Bf16" in self.name else "fp16"
+        return f"{element} d{128 if 'Li128E' in self.name else 64}"
+
+    @property
+    def executed(self) -> int:
+        """Instructions on a tile that needs neither."""
+        return self.loop - self.mask - self.rescale
+
+
+def compile_kernels(nvcc: str, folder: Path) -> tuple[list[Path], str]:
+    """The cubins and everything that nvcc and ptxas said."""
+    cubins, said = [], ""
+    for source in SOURCES:
+        cubin = folder / f"{source}bin"
+        command = [nvcc, *FLAGS, f"-I{ROOT / 'csrc'}", str(ROOT / "csrc/launch" / source)]
+        done = subprocess.run([*command, "-o", str(cubin)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"nvcc failed on {source}:\n{done.stderr}")
+        cubins.append(cubin)
+        said += done.stdout + done.stderr
+    return cubins, said
+
+
+def disassembler() -> str | None:
+    """The program nvdisasm, from its wheel or from PATH."""
+    spec = find_spec("nvidia")
+    for part in (spec.submodule_search_locations or ()) if spec else ():
+        if (program := Path(part) / "cu13/bin/nvdisasm").exists():
+            return str(program)
+    return shutil.which("nvdisasm")
+
+
+def kernels(cubins: list[Path], said: str, nvdisasm: str) -> Iterator[Kernel]:
+    """All kernels that multiply matrices."""
+    for cubin in cubins:
+        text = subprocess.run(
+            [nvdisasm, "-c", str(cubin)], capture_output=True, text=True, check=True
+        ).stdout
+        for part in re.split(r"\n\.text\.", text)[1:]:
+            name = part.split(":")[0]
+            report = said[said.index(f"Function properties for {name}") :]
+            stack, stores, loads = map(
+                int,
+                re.search(
+                    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
+                    report,
+                ).groups(),
+            )
+            registers = int(re.search(r"Used (\d+) registers", report)[1])
+            code, labels = parse(part)
+            loop = main_loop(code, labels)
+            body = code[loop]
+            yield Kernel(
+                name,
+                registers,
+                stack,
+                stores + loads,
+                len(body),
+                skipped(code, labels, loop, "FSEL"),
+                skipped(code, labels, loop, "FMUL"),
+                sum("HGMMA" in line for line in body),
+                overlapped(body),
+            )
+
+
+def parse(text: str) -> tuple[list[str], dict[str, int]]:
+    """Instructions without addresses, and where each label stands among them."""
+    code: list[str] = []
+    labels: dict[str, int] = {}
+    for line in text.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(code)
+        if instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            code.append(instruction[1])
+    return code, labels
+
+
+def main_loop(code: list[str], labels: dict[str, int]) -> slice:
+    """The smallest loop around products and a tile of exponentials."""
+    loops = []
+    for end, line in enumerate(code):
+        jump = re.search(r"BRA.*?(\.L_x_\d+)", line)
+        begin = labels.get(jump[1], len(code)) if jump else len(code)
+        body = code[begin : end + 1]
+        if begin <= end and sum("MUFU.EX2" in x for x in body) >= 32 and "HGMMA" in " ".join(body):
+            loops.append((end - begin, slice(begin, end + 1)))
+    return min(loops, key=lambda loop: loop[0])[1]
+
+
+def skipped(code: list[str], labels: dict[str, int], loop: slice, kind: str) -> int:
+    """Instructions of the loop that a branch jumps over together with at least 32 of one kind."""
+    best = 0
+    for i in range(loop.start, loop.stop):
+        jump = re.match(r"@.*BRA.*?(\.L_x_\d+)", code[i])
+        target = labels.get(jump[1], 0) if jump else 0
+        inside = code[i + 1 : target]
+        busy = any("HGMMA" in x or "MUFU.EX2" in x for x in inside)
+        if i < target <= loop.stop and not busy and sum(kind in x for x in inside) >= 32:
+            best = max(best, len(inside))
+    return best
+
+
+def overlapped(body: list[str]) -> int:
+    """Exponentials between wait<1> and wait<0>, the loop taken as a ring."""
+    events = []
+    for line in body:
+        if wait := re.search(r"WARPGROUP\.DEPBAR\S* gsb0, 0x(\w+)", line):
+            events.append(f"wait{wait[1]}")
+        elif "MUFU.EX2" in line:
+            events.append("exp")
+    first = events.index("wait1")
+    ring = events[first + 1 :] + events[:first]
+    return ring[: ring.index("wait0")].count("exp")
+
+
+def table(found: list[Kernel]) -> str:
+    """Markdown."""
+    head = ("kernel", "registers", "stack, spills", "loop", "mask", "rescale", "executed", "HGMMA")
+    lines = [f"| {' | '.join(head)} | exp overlapped |", "|" + " --- |" * 9]
+    for k in found:
+        lines.append(
+            f"| forward {k.label} | {k.registers} | {k.stack}, {k.spills} B | {k.loop} | "
+            f"{k.mask} | {k.rescale} | **{k.executed}** | {k.products} | {k.overlapped} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table."""
+    nvcc, nvdisasm = shutil.which("nvcc"), disassembler()
+    if nvcc is None or nvdisasm is None:
+        raise SystemExit("nvcc and nvdisasm are needed (pip install nvidia-cuda-nvdisasm)")
+    with tempfile.TemporaryDirectory() as folder:
+        cubins, said = compile_kernels(nvcc, Path(folder))
+        print(table(list(kernels(cubins, said, nvdisasm))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fine stage, forward: out = softmax(scale Q K^T) V over the selected tiles, and its log-sum-exp.
+//
+// A block is one producer and several consumers, which own neighbouring query tiles of one head.
+// The producer walks the union of their selections and loads K and V of each tile once into a ring;
+// beside the tile it leaves who wants it and which of its rows are tokens. Consumers look at every
+// slot in turn and give back at once what is not theirs.
+//
+// Within a consumer the scores of the next tile are issued before the output of this one, and
+// softmax runs while the tensor cores work on the latter:
+//
+//     scores(next)  out += weights V(held)     in flight together
+//     wait for scores -> softmax -> look for the slot after next
+//     wait for out -> release held -> rescale out, round weights
+//
+//   barrier   arrives                             waits
+//   q_full    producer, and the bytes of Q        its consumer
+//   q_empty   its consumer, once out has left     producer
+//   ring      see tile/ring.h
+#pragma once
+#include <climits>
+
+#include "kernels/selection.h"
+#include "kernels/softmax.h"
+#include "tile/ring.h"
+#include "tile/tile.h"
+
+namespace vsa {
+
+template <class Element_, int D_>
+struct FineForwardConfig {
+  using Element = Element_;
+  static constexpr int D = D_;
+  // Three consumers share more loads, but at D = 128 they would not have the registers.
+  static constexpr int kConsumers = D == 128 ? 2 : 3;
+  static constexpr int kStages = D == 128 ? 6 : 12;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
+};
+
+template <class Config>
+struct FineForward {
+  using Element = typename Config::Element;
+  using Params = FineForwardParams;
+  static constexpr int D = Config::D;
+  static constexpr int kConsumers = Config::kConsumers;
+  static constexpr int kStages = Config::kStages;
+  static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
+  static constexpr int kProducerRegisters = Config::kProducerRegisters;
+  static constexpr int kConsumerRegisters = Config::kConsumerRegisters;
+  static constexpr uint32_t kLast = 1u << kConsumers;  // the item's last slot; below it, the owners
+
+  struct SharedMemory {
+    Tile<D> q[kConsumers];  // also where the output leaves from
+    Tile<D> k[kStages];
+    Tile<D> v[kStages];
+    Shared<uint64_t> rows[kStages];   // of K and V that are tokens
+    Shared<uint32_t> flags[kStages];  // owners and kLast
+    Ring<kStages> ring;
+    Mbarrier q_full[kConsumers];
+    Mbarrier q_empty[kConsumers];
+  };
+
+  VSA_DEVICE static void init_barriers(SharedMemory& s) {
+    s.ring.init(kConsumers, "kv_full", "kv_empty");
+    for (int w = 0; w < kConsumers; ++w) {
+      s.q_full[w].init(1, "q_full", w);
+      s.q_empty[w].init(1, "q_empty", w);
+      label(s.q[w], "q", w);
+    }
+    for (int i = 0; i < kStages; ++i) {
+      label(s.k[i], "k", i);
+      label(s.v[i], "v", i);
+      label(s.rows[i], "rows", i);
+      label(s.flags[i], "flags", i);
+    }
+  }
+
+  VSA_DEVICE static void prologue(const Params& p, SharedMemory& s, int thread, int threads) {
+    for (int w = 0; w < kConsumers; ++w)
+      zero_tail(s.q[w], p.queries.grid.tile.volume(), thread, threads);
+    for (int i = 0; i < kStages; ++i) {
+      zero_tail(s.k[i], p.keys.grid.tile.volume(), thread, threads);
+      zero_tail(s.v[i], p.keys.grid.tile.volume(), thread, threads);
+    }
+    fence_async_proxy();
+  }
+
+  VSA_DEVICE static void produce(const Params& p, SharedMemory& s) {
+    if (!elect_one()) return;
+    prefetch_map(p.q.video.map);
+    prefetch_map(p.k.video.map);
+    prefetch_map(p.v.video.map);
+    int slot = 0, round = 0;
+    for (int item = block_index(); item < num_items(p, kConsumers);
+         item += block_count(), ++round) {
+      const Work work = work_item(p, item, kConsumers);
+      for (int w = 0; w < kConsumers; ++w) load_queries(p, s, work, w, round);
+      UnionWalk<kConsumers> walk(p, work);
+      auto step = walk.next();
+      if (step.tile < 0) post_nothing(s, slot++);
+      while (step.tile >= 0) {
+        const auto following = walk.next();
+        load_keys(p, s, work, step.tile, step.owners | (following.tile < 0 ? kLast : 0), slot++);
+        step = following;
+      }
+    }
+  }
+
+  VSA_DEVICE static void load_queries(const Params& p,
+                                      SharedMemory& s,
+                                      const Work& work,
+                                      int w,
+                                      int round) {
+    const int tile = query_tile(p.queries, work.first_tile + w);
+    s.q_empty[w].wait(round - 1);
+    if (tile < 0) return s.q_full[w].arrive_one();
+    const TilePlace at = p.queries.place(tile);
+    const TileBox box = box_of(p.q, at, work.head, work.batch);
+    s.q_full[w].arrive_expect_tx(p.queries.box_rows(at) * D * 2);
+    load_tile(s.q[w], box.map, box.at, s.q_full[w], CacheHint::EvictFirst);
+  }
+
+  VSA_DEVICE static void load_keys(const Params& p,
+                                   SharedMemory& s,
+                                   const Work& work,
+                                   int tile,
+                                   uint32_t flags,
+                                   int slot) {
+    const int stage = s.ring.stage(slot), head = work.head / (p.heads / p.kv_heads);
+    const TilePlace at = p.keys.place(tile);
+    const uint64_t rows = p.keys.rows(at, work.batch);
+    const TileBox k = box_of(p.k, at, head, work.batch);
+    const TileBox v = box_of(p.v, at, head, work.batch);
+    s.ring.wait_empty(slot);
+    s.rows[stage].set(rows);
+    s.flags[stage].set(flags);
+    Mbarrier& full = s.ring.expect(slot, 2 * p.keys.box_rows(at) * D * 2);
+    load_tile(s.k[stage], k.map, k.at, full, CacheHint::EvictLast);
+    load_tile(s.v[stage], v.map, v.at, full, CacheHint::EvictLast);
+  }
+
+  // An item that attends nothing has one slot, without a tile.
+  VSA_DEVICE static void post_nothing(SharedMemory& s, int slot) {
+    s.ring.wait_empty(slot);
+    s.flags[s.ring.stage(slot)].set(kLast);
+    s.ring.full[s.ring.stage(slot)].arrive_one();
+  }
+
+  // The slots of one item as a consumer sees them.
+  class Slots {
+   public:
+    static constexpr int kEnd = -1;  // the item has no more
+    static constexpr int kFar = -2;  // the next one is not before the limit
+
+    VSA_DEVICE Slots(SharedMemory& s, int w) : s_(s), w_(w) {}
+
+    VSA_DEVICE void begin_item() { ended_ = false; }
+
+    // The next slot that is ours, full. Those before it are released, and none from `limit` on is
+    // waited for: the producer cannot fill it while we hold slot limit - kStages.
+    VSA_DEVICE int take(int limit) {
+      while (!ended_ && seen_ < limit) {
+        const int slot = seen_++;
+        s_.ring.wait(slot);
+        const uint32_t flags = s_.flags[s_.ring.stage(slot)].get();
+        ended_ = (flags & kLast) != 0;
+        if (flags >> w_ & 1) return slot;
+        s_.ring.release(slot);
+      }
+      return ended_ ? kEnd : kFar;
+    }
+
+   private:
+    SharedMemory& s_;
+    int w_, seen_ = 0;
+    bool ended_ = false;
+  };
+
+  class Consumer {
+   public:
+    VSA_DEVICE Consumer(const Params& p, SharedMemory& s, int w)
+        : p_(p), s_(s), w_(w), slots_(s, w) {}
+
+    VSA_DEVICE void run() {
+      int round = 0;
+      for (int item = block_index(); item < num_items(p_, kConsumers);
+           item += block_count(), ++round) {
+        const Work work = work_item(p_, item, kConsumers);
+        const int tile = query_tile(p_.queries, work.first_tile + w_);
+        s_.q_full[w_].wait(round);
+        if (tile >= 0) read_tile(q_, s_.q[w_]);
+        attend();
+        if (tile >= 0) store(work, tile);
+        if (elect_one()) s_.q_empty[w_].arrive_one();
+      }
+      if (elect_one()) bulk_wait<0>();
+    }
+
+   private:
+    VSA_DEVICE void attend() {
+      fill(out_, 0.f);
+      softmax_.reset();
+      slots_.begin_item();
+      int held = slots_.take(INT_MAX);
+      while (held >= 0) {
+        start(held);
+        int next = slots_.take(held + kStages);
+        while (next >= 0) {
+          issue_scores(next);
+          issue_output(held);
+          wgmma_wait<1>(scores_);
+          weigh(next);
+          // Real branches between the waits: without one, ptxas hoists the second above softmax.
+          const int after = slots_.take(held + kStages);
+          wgmma_wait<0>(out_);
+          s_.ring.release(held);
+          softmax_.rescale(out_);
+          round_to<Element>(weights_, scores_);
+          held = next;
+          next = after;
+        }
+        issue_output(held);
+        wgmma_wait<0>(out_);
+        s_.ring.release(held);
+        held = next == Slots::kFar ? slots_.take(INT_MAX) : Slots::kEnd;
+      }
+    }
+
+    // The first tile of a run: nothing else is in flight.
+    VSA_DEVICE void start(int slot) {
+      issue_scores(slot);
+      wgmma_wait<0>(scores_);
+      weigh(slot);
+      softmax_.rescale(out_);
+      round_to<Element>(weights_, scores_);
+    }
+    VSA_DEVICE void issue_scores(int slot) {
+      mma_ABt<Element>(scores_, q_, s_.k[s_.ring.stage(slot)]);
+      wgmma_commit();
+    }
+    VSA_DEVICE void issue_output(int slot) {
+      mma_AB<Element>(out_, weights_, s_.v[s_.ring.stage(slot)]);
+      wgmma_commit();
+    }
+    VSA_DEVICE void weigh(int slot) {
+      mask_columns(scores_, s_.rows[s_.ring.stage(slot)].get());
+      softmax_.weigh(scores_, p_.scale);
+    }
+
+    VSA_DEVICE void store(const Work& work, int tile) {
+      RowValues lse;
+      softmax_.finish(out_, lse, p_.scale);
+      const TilePlace at = p_.queries.place(tile);
+      const uint64_t rows = p_.queries.rows(at, work.batch);
+      if (at.region != Region::Video)
+        for_each(out_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
+      Operand<D> rounded;
+      round_to<Element>(rounded, out_);
+      write_tile(s_.q[w_], rounded);
+      fence_async_proxy();
+      named_sync(1 + w_, kWarpgroupThreads);
+      if (elect_one()) {
+        const TileBox box = box_of(p_.out, at, work.head, work.batch);
+        store_tile(box.map, box.at, s_.q[w_]);
+        bulk_commit();
+        bulk_wait_read<0>();
+      }
+      const int64_t head = int64_t{work.batch} * p_.heads + work.head;
+      float* to = p_.lse + head * p_.queries.grid.num_tokens();
+      for_each_row(lse, [&](float x, int row) {
+        const int token = p_.queries.token(at, row);
+        if (token >= 0) to[token] = rows >> row & 1 ? x : -INFINITY;
+      });
+    }
+
+    const Params& p_;
+    SharedMemory& s_;
+    const int w_;
+    Slots slots_;
+    Softmax softmax_;
+    Operand<D> q_;
+    Fragment<64> scores_;
+    Operand<64> weights_;
+    Fragment<D> out_;
+  };
+
+  VSA_DEVICE static void consume(const Params& p, SharedMemory& s, int w) {
+    Consumer(p, s, w).run();
+  }
+};
+
+}  // namespace vsa

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the fine kernels are told: where the tensors lie, how tokens are cut into tiles, and which
+// work is whose. Plain values that travel as kernel parameters.
+#pragma once
+#include "prim/prim.h"
+
+namespace vsa {
+
+// Tokens of one tensor as boxes of tokens by 64 channels. Either the heads lie inside a token and
+// move the channel, or they lie outside and move the outermost axis.
+struct MappedTokens {
+  TensorMap map;
+  int channels_per_head;  // elements from head to head along the channel axis, 0 if outside
+  int outer_per_head;     // steps of the outermost axis from head to head, 0 if inside
+  int outer_per_batch;    // steps of the outermost axis from batch element to batch element
+};
+
+// q, k, v or out. The video has a map of five axes; text stands before and after it and has maps of
+// its own, with tokens along w.
+struct TokenTensor {
+  MappedTokens video, prefix, suffix;
+};
+
+enum class Region { Video, Prefix, Suffix };
+
+// Where a tile lies, worked out once for all that asks.
+struct TilePlace {
+  Region region;
+  int text;       // index among the text's tiles, negative for the video's
+  Axes first;     // tokens: coordinates of row 0 in its region, text along w
+  unsigned clip;  // Clip bits
+};
+
+// A grid with its text cut into tiles too, runs of 64 tokens: first the video's tiles, then the
+// prefix's, then the suffix's.
+struct TiledSequence {
+  Grid grid;
+  int text_tiles;             // of prefix and suffix together
+  const uint64_t* text_rows;  // [batch, text_tiles] rows that are real tokens; null without text
+
+  VSA_DEVICE int num_tiles() const { return grid.num_tiles() + text_tiles; }
+  VSA_DEVICE int prefix_tiles() const { return ceil_div(grid.prefix, kTileRows); }
+  VSA_DEVICE bool is_text(int tile) const { return tile >= grid.num_tiles(); }
+
+  VSA_DEVICE TilePlace place(int tile) const {
+    const int text = tile - grid.num_tiles();
+    if (text < 0) {
+      const Place at = grid.place(tile);
+      return {Region::Video, text, at.first, at.clip};
+    }
+    if (text < prefix_tiles()) return {Region::Prefix, text, {0, 0, text * kTileRows}, kWhole};
+    return {Region::Suffix, text, {0, 0, (text - prefix_tiles()) * kTileRows}, kWhole};
+  }
+  // Rows of a tile that are real tokens, as a mask.
+  VSA_DEVICE uint64_t rows(const TilePlace& at, int batch) const {
+    if (at.region == Region::Video) return grid.rows[at.clip];
+    return load_global(text_rows + batch * text_tiles + at.text);
+  }
+  // Rows that a load of a tile brings, clipped ones included.
+  VSA_DEVICE int box_rows(const TilePlace& at) const {
+    return at.region == Region::Video ? grid.tile.volume() : kTileRows;
+  }
+  // Position in the sequence of a tile's row, or -1 where the row is past the end.
+  VSA_DEVICE int token(const TilePlace& at, int row) const {
+    if (at.region == Region::Video) return grid.token({at.first, at.clip}, row);
+    const bool prefix = at.region == Region::Prefix;
+    const int token = at.first.w + row;
+    if (token >= (prefix ? grid.prefix : grid.suffix)) return -1;
+    return prefix ? token : grid.suffix_begin() + token;
+  }
+};
+
+// Which map holds a tile of one head, and where in it.
+struct TileBox {
+  const TensorMap& map;
+  BoxCoordinates at;
+};
+VSA_DEVICE TileBox box_of(const TokenTensor& x, const TilePlace& place, int head, int batch) {
+  const MappedTokens& part = place.region == Region::Video    ? x.video
+                             : place.region == Region::Prefix ? x.prefix
+                                                              : x.suffix;
+  return {part.map,
+          {head * part.channels_per_head, place.first.w, place.first.h, place.first.t,
+           head * part.outer_per_head + batch * part.outer_per_batch}};
+}
+
+struct FineForwardParams {
+  TokenTensor q, k, v, out;
+  TiledSequence queries, keys;
+  const uint32_t* selected;  // [batch, heads, n_q, words] bitmap rows of the video's query tiles
+  float* lse;                // [batch, heads, S_q] natural logarithm
+  int batch, heads, kv_heads;
+  float scale;  // of the scores, times log2(e)
+
+  VSA_DEVICE int words() const { return bitmap::words(keys.grid.num_tiles()); }
+};
+
+// One work item: neighbouring query tiles of one head, one for each consumer of a block.
+struct Work {
+  int batch, head, first_tile;
+};
+
+// Blocks take items in turns. Heads are outermost, so that all blocks read one head's keys at a
+// time; within a head the text's tiles come first, because they attend everything.
+VSA_DEVICE int num_items(const FineForwardParams& p, int consumers) {
+  return p.batch * p.heads * ceil_div(p.queries.num_tiles(), consumers);
+}
+VSA_DEVICE Work work_item(const FineForwardParams& p, int item, int consumers) {
+  const int groups = ceil_div(p.queries.num_tiles(), consumers);
+  const int head = item / groups;
+  return {head / p.heads, head % p.heads, item % groups * consumers};
+}
+// The tile at a place of that order, or -1 past the last one.
+VSA_DEVICE int query_tile(const TiledSequence& queries, int place) {
+  if (place >= queries.num_tiles()) return -1;
+  return place < queries.text_tiles ? queries.grid.num_tiles() + place : place - queries.text_tiles;
+}
+
+}  // namespace vsa

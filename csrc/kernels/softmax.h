@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// Online softmax in base 2, one tile of scores at a time.
+//
+//   weights = 2^(scale s - scale m),  sum += row sums of weights,  out = weights V + out
+//
+// m is a maximum that each row has seen, not always the largest: as long as the largest exceeds it
+// by less than 2^kSlack, weights stay far from overflow and everything so far can stay as it is.
+// Sums are kept per lane until the end.
+#pragma once
+#include "tile/fragment.h"
+
+namespace vsa {
+
+// Keys that are no tokens get no weight. The mask is the same for the whole warpgroup, so a tile
+// that is whole costs one branch.
+VSA_DEVICE void mask_columns(Fragment<64>& scores, uint64_t rows) {
+  if (rows == ~uint64_t{0}) return;
+  for_each(scores, [=](float& x, int, int column) {
+    if ((rows >> column & 1) == 0) x = -INFINITY;
+  });
+}
+
+class Softmax {
+ public:
+  static constexpr float kSlack = 8;  // binary orders of magnitude
+
+  VSA_DEVICE void reset() {
+    fill(max_, -INFINITY);
+    fill(sum_, 0.f);
+  }
+
+  // Scores become weights; the output so far must be given to `rescale` before weights enter it.
+  VSA_DEVICE void weigh(Fragment<64>& scores, float scale) {
+    RowValues top, growth, offset;
+    zip(top, max_, [](float, float seen) { return seen; });
+    fold_rows(top, scores, max2);
+    quad_reduce(top, max2);
+    zip(growth, top, [](float, float now) { return now; });
+    zip(growth, max_, [=](float now, float seen) { return (now - seen) * scale; });
+    fill(factor_, 1.f);
+    if_any_row(
+        growth, [](float g) { return g > kSlack; },
+        [&] {
+          zip(factor_, growth, [](float, float g) { return exp2_approx(-g); });
+          zip(sum_, factor_, [](float sum, float factor) { return sum * factor; });
+          zip(max_, top, [](float, float now) { return now; });
+        });
+    zip(offset, max_, [=](float, float seen) { return -seen * scale; });
+    map_rows(scores, offset, [=](float x, float o) { return exp2_approx(fma(x, scale, o)); });
+    fold_rows(sum_, scores, [](float sum, float weight) { return sum + weight; });
+  }
+
+  template <int D>
+  VSA_DEVICE void rescale(Fragment<D>& out) const {
+    if_any_row(
+        factor_, [](float factor) { return factor != 1.f; }, [&] { scale_rows(out, factor_); });
+  }
+
+  // out /= sum, zeros where nothing was attended. Afterwards `lse` has its value, -inf there.
+  template <int D>
+  VSA_DEVICE void finish(Fragment<D>& out, RowValues& lse, float scale) {
+    quad_reduce(sum_, [](float a, float b) { return a + b; });
+    zip(factor_, sum_, [](float, float sum) { return sum > 0 ? 1 / sum : 0; });
+    scale_rows(out, factor_);
+    zip(lse, max_, [=](float, float seen) { return seen * scale; });
+    zip(lse, sum_, [](float top, float sum) { return (top + log2_approx(sum)) * kLn2; });
+  }
+
+ private:
+  static constexpr float kLn2 = 0.69314718f;
+
+  RowValues max_, sum_, factor_;
+};
+
+}  // namespace vsa

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs one block of a kernel on the emulator. The twin of sm90_block.h.
+#pragma once
+#include "prim/host.h"
+
+namespace vsa::host {
+
+// Throws Hazard for what the kernel does wrong. Blocks of one kernel may run in different threads
+// at a time, if the kernel's blocks may.
+template <class Kernel>
+void run_block(const typename Kernel::Params& params, int block, int blocks, unsigned seed) {
+  using SharedMemory = typename Kernel::SharedMemory;
+  static_assert(sizeof(SharedMemory) <= kSharedBytes, "a block has 227 KiB of shared memory");
+  static_assert(Kernel::kThreads == (Kernel::kConsumers + 1) * kWarpgroupThreads,
+                "a block is one producer and its consumers, a warpgroup each");
+  struct Running {  // the machine of this thread, for as long as this block runs
+    explicit Running(Machine* next) : before(std::exchange(machine, next)) {}
+    ~Running() { machine = before; }
+    Machine* const before;
+  };
+  const auto owned = std::make_unique<Machine>(block, blocks, seed);
+  const Running running(owned.get());
+  auto& smem = *reinterpret_cast<SharedMemory*>(machine->smem);
+  Kernel::init_barriers(smem);
+  Kernel::prologue(params, smem, 0, 1);
+  machine->add_agent("producer", [&] { Kernel::produce(params, smem); });
+  for (int w = 0; w < Kernel::kConsumers; ++w)
+    machine->add_agent("consumer" + std::to_string(w),
+                       [&, w] { Kernel::consume(params, smem, w); });
+  machine->run();
+}
+
+}  // namespace vsa::host

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// Registers of a warpgroup in the emulator: all 128 lanes, each with the elements that the hardware
+// would give it.
+#pragma once
+#include <memory>
+
+#include "prim/host_machine.h"
+
+// Inside if_any_row only a warp's lanes are active.
+#define VSA_EACH_LANE(t)                                  \
+  for (int t = ::vsa::host::machine->current->first_lane; \
+       t < ::vsa::host::machine->current->last_lane; ++t)
+
+namespace vsa {
+namespace host {
+
+// Some primitives take all threads of the warpgroup.
+inline Agent& whole_warpgroup(const char* primitive) {
+  Agent& agent = *machine->current;
+  if (agent.first_lane != 0 || agent.last_lane != kWarpgroupThreads)
+    throw Hazard(std::string("DIVERGED: ") + primitive + " by one warp of " + agent.name);
+  agent.elected = false;
+  return agent;
+}
+
+// Others are for the one thread that elect_one picks, and would happen 128 times without it.
+inline Agent& one_thread(const char* primitive) {
+  Agent& agent = *machine->current;
+  if (!agent.elected)
+    throw Hazard("NOT ELECTED: " + agent.name + ": \"" + primitive + "\" by all threads, not one");
+  return agent;
+}
+
+// Touching registers of a product in flight is undefined; touching them at all asks for a
+// wgmma_fence before the next product.
+class Residence {
+ public:
+  void touch(bool in_flight, const char* what) const {
+    const Agent& agent = *machine->current;
+    if (in_flight)
+      throw Hazard(std::string("FRAGMENT IN FLIGHT: ") + agent.name + " touches " + what +
+                   " before wgmma_wait");
+    touched_after_ = agent.wgmma_fences;
+  }
+  void enter_product(const char* what) const {
+    const Agent& agent = whole_warpgroup("wgmma");
+    if (touched_after_ >= agent.wgmma_fences)
+      throw Hazard(std::string("MISSING WGMMA FENCE: ") + agent.name + " has touched " + what +
+                   " since the last one");
+  }
+  static void check_gone(bool in_flight, const char* what) {
+    if (in_flight && std::uncaught_exceptions() == 0)
+      machine->fail_soon(std::string("FRAGMENT IN FLIGHT: ") + machine->current->name +
+                         " lets go of " + what + " before wgmma_wait");
+  }
+
+ private:
+  mutable int touched_after_ = 0;  // wgmma fences that the agent had executed
+};
+
+}  // namespace host
+
+template <int N>
+struct Fragment {
+  float x[kWarpgroupThreads][N / 2];
+  std::shared_ptr<host::Accumulator> accumulator = std::make_shared<host::Accumulator>();
+  host::Residence residence;
+
+  Fragment() { std::memset(x, 0xff, sizeof x); }
+  Fragment(const Fragment&) = delete;
+  Fragment& operator=(const Fragment&) = delete;
+  ~Fragment() {
+    host::Residence::check_gone(in_flight(), "an accumulator");
+    accumulator->home = nullptr;
+  }
+  bool in_flight() const { return accumulator->products > 0; }
+  void touch() const { residence.touch(in_flight(), "an accumulator"); }
+};
+
+template <int K>
+struct Operand {
+  uint32_t x[kWarpgroupThreads][K / 4];
+  std::shared_ptr<int> borrowed = std::make_shared<int>(0);  // products that read it
+  host::Residence residence;
+
+  Operand() { std::memset(x, 0xff, sizeof x); }
+  Operand(const Operand&) = delete;
+  Operand& operator=(const Operand&) = delete;
+  ~Operand() { host::Residence::check_gone(in_flight(), "an operand"); }
+  bool in_flight() const { return *borrowed > 0; }
+  void touch() const { residence.touch(in_flight(), "an operand"); }
+};
+
+struct RowValues {
+  float x[kWarpgroupThreads][2];
+
+  RowValues() { std::memset(x, 0xff, sizeof x); }
+  void touch() const {}
+};
+
+template <class Registers>
+auto& lane(Registers& f, int thread) {
+  f.touch();
+  return f.x[thread];
+}
+
+template <class Op>
+void quad_reduce(RowValues& values, Op op) {
+  const host::Agent& agent = *host::machine->current;
+  auto& x = values.x;
+  for (int t = agent.first_lane; t < agent.last_lane; t += 4) {
+    for (int half = 0; half < 2; ++half) {
+      const float all = op(op(x[t][half], x[t + 1][half]), op(x[t + 2][half], x[t + 3][half]));
+      for (int i = 0; i < 4; ++i) x[t + i][half] = all;
+    }
+  }
+}
+
+template <class Test, class Then>
+void if_any_row(const RowValues& values, Test test, Then then) {
+  host::Agent& agent = host::whole_warpgroup("if_any_row");
+  for (int first = 0; first < kWarpgroupThreads; first += kWarpThreads) {
+    bool any = false;
+    for (int t = first; t < first + kWarpThreads; ++t)
+      any |= test(values.x[t][0]) || test(values.x[t][1]);
+    if (!any) continue;
+    agent.first_lane = first;
+    agent.last_lane = first + kWarpThreads;
+    then();
+  }
+  agent.first_lane = 0;
+  agent.last_lane = kWarpgroupThreads;
+}
+
+}  // namespace vsa

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+// Matrix products of the emulator. They are computed when they are waited for, the last moment that
+// is legal; until then the accumulator holds NaN and whoever touches it is reported.
+#pragma once
+#include "prim/host_copies.h"
+#include "prim/host_numbers.h"
+
+namespace vsa {
+namespace host {
+
+// Bytes that an operand spans, panel by panel, after checking that the descriptor describes a part
+// of one tile: 16 channels of all rows, or 16 rows of all channels.
+inline void read_operand(uint64_t bits, bool transposed, int outer, bool is_a) {
+  Machine& m = *machine;
+  Agent& agent = *m.current;
+  const DescriptorFields at = decode(bits);
+  const Label* tile = m.ledger.label_at(at.start);
+  const auto wrong = [&](const std::string& why) {
+    throw Hazard("WRONG DESCRIPTOR: " + agent.name + ": wgmma read of " +
+                 m.ledger.name_of(at.start) + ": " + why);
+  };
+  const auto apart = [&](const char* what, uint32_t wanted, uint32_t got) {
+    wrong(std::string(what) + " are " + std::to_string(wanted) + " bytes apart, not " +
+          std::to_string(got));
+  };
+  if (tile == nullptr) wrong("no labelled tile lies there");
+  if (tile->begin % kSwizzleBytes != 0) wrong("the tile is not aligned to the swizzle");
+  if (at.swizzle != 1) wrong("its swizzle is not the 128-byte one");
+  if (at.stride != kSwizzleBytes) apart("groups of eight rows", kSwizzleBytes, at.stride);
+  const uint32_t offset = (at.start - tile->begin) % kPanelBytes;
+  const uint32_t panel = at.start - offset;
+  const int panels = ceil_div(outer, kTileRows);
+  if (panel + panels * kPanelBytes > tile->end) wrong("it ends outside");
+  if (transposed) {
+    if (panels > 1 && at.leading != kPanelBytes) apart("panels", kPanelBytes, at.leading);
+    if (offset % kSwizzleBytes != 0) wrong("it starts inside a group of eight rows");
+    if (offset + kReduction * kRowBytes > kPanelBytes) wrong("it runs past row 63");
+  } else {
+    if (offset >= kRowBytes)
+      wrong("it starts at row " + std::to_string(offset / kRowBytes) +
+            ", though its rows are the outer axis");
+    if (offset % (kReduction * 2) != 0) wrong("it starts between two steps of 16 channels");
+  }
+  const Event finished = agent.open_group(kProducts, agent.products.size());
+  const Event met = agent.event(kProductsMet, finished.time);
+  // A warp reads the rows of A that it computes: its own stores to those may follow its own wait.
+  const Event own_met = is_a && !transposed ? Event{} : met;
+  for (int p = 0; p < panels; ++p) {
+    const uint32_t begin = panel + p * kPanelBytes + (transposed ? offset : 0);
+    const uint32_t bytes = transposed ? kReduction * kRowBytes : kPanelBytes;
+    m.ledger.touch({.begin = begin,
+                    .end = begin + bytes,
+                    .write = false,
+                    .async = true,
+                    .layout = Layout::Swizzled,
+                    .author = agent.name.c_str(),
+                    .verb = "wgmma read of",
+                    .finished = finished,
+                    .own_met = own_met,
+                    .others_met = met},
+                   agent.known);
+  }
+}
+
+// An operand as floats, [16, outer].
+template <class Element>
+void widen_operand(uint64_t bits, bool transposed, int outer, float* out) {
+  const auto chunk = [&](int o, int k, float (&wide)[kChunkElements]) {
+    uint16_t elements[kChunkElements];
+    std::memcpy(elements, machine->smem + operand_address(bits, transposed, o, k), kChunkBytes);
+    for (int i = 0; i < kChunkElements; ++i) wide[i] = widen(Element{}, elements[i]);
+  };
+  float wide[kChunkElements];
+  if (transposed) {
+    for (int k = 0; k < kReduction; ++k) {
+      for (int o = 0; o < outer; o += kChunkElements) {
+        chunk(o, k, wide);
+        std::memcpy(out + k * outer + o, wide, sizeof wide);
+      }
+    }
+  } else {
+    for (int o = 0; o < outer; ++o) {
+      for (int k = 0; k < kReduction; k += kChunkElements) {
+        chunk(o, k, wide);
+        for (int i = 0; i < kChunkElements; ++i) out[(k + i) * outer + o] = wide[i];
+      }
+    }
+  }
+}
+
+// d [64, N] (+)= a [16, 64] transposed times b [16, N], in blocks of 4 x 8 that live in registers.
+template <int N>
+void multiply(const float* a, const float* b, float* d, bool accumulate) {
+  using Four [[gnu::vector_size(16)]] = float;
+  for (int row = 0; row < kTileRows; row += 4) {
+    for (int column = 0; column < N; column += 8) {
+      Four sum[4][2] = {};
+      for (int k = 0; k < kReduction; ++k) {
+        Four right[2];
+        std::memcpy(right, b + k * N + column, sizeof right);
+        for (int r = 0; r < 4; ++r) {
+          const float left = a[k * kTileRows + row + r];
+          sum[r][0] += left * right[0];
+          sum[r][1] += left * right[1];
+        }
+      }
+      for (int r = 0; r < 4; ++r) {
+        float* at = d + (row + r) * N + column;
+        if (accumulate) {
+          Four before[2];
+          std::memcpy(before, at, sizeof before);
+          sum[r][0] += before[0];
+          sum[r][1] += before[1];
+        }
+        std::memcpy(at, sum[r], sizeof sum[r]);
+      }
+    }
+  }
+}
+
+template <class Element>
+void compute(const Product& product) {
+  float a[kReduction * kTileRows], b[kReduction * 2 * kTileRows];
+  Accumulator& d = *product.d;
+  const float* left = product.registers.data();
+  if (product.registers.empty()) {
+    widen_operand<Element>(product.a, product.trans_a, kTileRows, a);
+    left = a;
+  }
+  widen_operand<Element>(product.b, product.trans_b, d.columns, b);
+  if (d.columns == 64)
+    multiply<64>(left, b, d.values.data(), product.accumulate);
+  else
+    multiply<128>(left, b, d.values.data(), product.accumulate);
+}
+
+// fn(register, element of the row-major accumulator), for all registers of a fragment
+template <class Fn>
+void for_each_home(const Accumulator& d, Fn fn) {
+  float* home = d.home;
+  for (int t = 0; t < kWarpgroupThreads; ++t)
+    for (int i = 0; i < d.columns / 2; ++i)
+      fn(*home++, accumulator_row(t, i) * d.columns + accumulator_column(t, i));
+}
+
+inline void finish(const Product& product) {
+  product.fp16 ? compute<Fp16>(product) : compute<Bf16>(product);
+  if (product.borrowed) --*product.borrowed;
+  Accumulator& d = *product.d;
+  if (--d.products == 0 && d.home != nullptr)
+    for_each_home(d, [&](float& x, int element) { x = d.values[element]; });
+}
+
+template <int N>
+void start_product(Fragment<N>& d, Product product) {
+  static_assert(N == 64 || N == 128, "products are 64 or 128 columns wide");
+  Agent& agent = *machine->current;
+  Accumulator& sums = *d.accumulator;
+  if (sums.products == 0) {
+    d.residence.enter_product("an accumulator");
+    sums.columns = N;
+    sums.home = &d.x[0][0];
+    sums.values.resize(kTileRows * N);
+    for_each_home(sums, [&](float& x, int element) { sums.values[element] = x; });
+    std::memset(d.x, 0xff, sizeof d.x);
+  }
+  ++sums.products;
+  product.d = d.accumulator;
+  agent.open_products.push_back(std::move(product));
+  machine->preempt();
+}
+
+}  // namespace host
+
+inline void wgmma_fence() {
+  ++host::whole_warpgroup("wgmma_fence").wgmma_fences;
+  host::machine->preempt();
+}
+
+inline void wgmma_commit() {
+  host::Agent& agent = host::whole_warpgroup("wgmma_commit");
+  agent.products.push_back(std::move(agent.open_products));
+  agent.open_products.clear();
+  host::machine->preempt();
+}
+
+template <class Element, bool TransA, bool TransB, int N>
+void wgmma(Fragment<N>& d, uint64_t a, uint64_t b, bool accumulate) {
+  host::read_operand(a, TransA, kTileRows, true);
+  host::read_operand(b, TransB, N, false);
+  host::start_product(d, {.b = b,
+                          .trans_b = TransB,
+                          .fp16 = std::is_same_v<Element, Fp16>,
+                          .accumulate = accumulate,
+                          .a = a,
+                          .trans_a = TransA});
+}
+
+template <class Element, bool TransB, int N, int K>
+void wgmma(Fragment<N>& d, const Operand<K>& a, int k16, uint64_t b, bool accumulate) {
+  host::read_operand(b, TransB, N, false);
+  a.residence.enter_product("an operand");
+  ++*a.borrowed;
+  std::vector<float> left(kReduction * kTileRows);
+  for (int t = 0; t < kWarpgroupThreads; ++t) {
+    for (int r = 0; r < 4; ++r) {
+      const uint32_t pair = a.x[t][4 * k16 + r];
+      float* at = &left[pair_column(t, r) * kTileRows + pair_row(t, r)];
+      at[0] = host::widen(Element{}, static_cast<uint16_t>(pair));
+      at[kTileRows] = host::widen(Element{}, static_cast<uint16_t>(pair >> 16));
+    }
+  }
+  host::start_product(d, {.b = b,
+                          .trans_b = TransB,
+                          .fp16 = std::is_same_v<Element, Fp16>,
+                          .accumulate = accumulate,
+                          .registers = std::move(left),
+                          .borrowed = a.borrowed});
+}
+
+template <int Pending, int... Ns>
+void wgmma_wait(Fragment<Ns>&... finished) {
+  host::Agent& agent = host::whole_warpgroup("wgmma_wait");
+  host::machine->preempt();
+  while (agent.products.size() > Pending) {
+    for (const host::Product& product : agent.products.front()) host::finish(product);
+    agent.products.pop_front();
+    agent.advance(host::kProducts);
+  }
+  if ((finished.in_flight() || ...))
+    throw host::Hazard("WGMMA STILL IN FLIGHT: " + agent.name + " takes wgmma_wait<" +
+                       std::to_string(Pending) + "> to have finished it");
+}
+
+}  // namespace vsa

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// The machine that kernels are written for, at the grain of a warpgroup: 128 threads that issue
+// matrix products together. Kernels and tiles name only what is listed here and the facts of
+// operand.h. Two machines have it: sm90 (PTX) and host, a functional emulator that runs every
+// agent as asynchronously as the hardware may, and names what goes wrong (see host.h).
+//
+// Numbers
+//   pack<Element>(lo, hi)           two floats rounded to 16 bits each, lo in the low half
+//   exp2_approx, log2_approx, max2, fma
+//   load_global(pointer)            a value that no one writes while the kernel runs
+//
+// Who am I
+//   block_index(), block_count()    of a grid of persistent blocks
+//   elect_one()                     true in one thread of the warpgroup: ask where it matters
+//   take_registers<N>()             more registers per thread for a warpgroup that computes ...
+//   give_registers<N>()             ... from one that only copies
+//
+// Registers: a warpgroup holds these together, each lane its own part
+//   Fragment<N>                     fp32 accumulator, 64 x N
+//   Operand<K>                      16-bit A operand, 64 x K, in pairs
+//   RowValues                       one fp32 per row; the four threads of a quad hold copies
+//   VSA_EACH_LANE(t) {..}           what every thread t = 0..127 of the warpgroup does
+//   lane(f, t)                      thread t's part of f: N / 2 floats, K / 4 pairs, or 2 floats
+//   quad_reduce(values, op)         folds the four copies of each row into one value
+//   if_any_row(values, test, then)  then() is run by each WARP that has a row with test(value).
+//                                   Inside, VSA_EACH_LANE and all that is made of it mean that
+//                                   warp's lanes. then() may change registers and nothing else
+//
+// Shared memory through ordinary loads and stores: the generic proxy
+//   smem_address(p)                 its address in shared memory, bytes
+//   smem_words(address)             the 32-bit words there
+//   note_write(p, bytes, layout)    what the next stores will touch, and how rows lie there then
+//   note_read(p, bytes, layout)     what the next loads will touch; both are free on the GPU
+//   label(object, name, index)      what reports call an object; operands of wgmma must have one
+//   fence_async_proxy()             own stores so far become visible to TMA and wgmma
+//
+// Barriers
+//   Mbarrier::init(arrivals, name, index)
+//   Mbarrier::arrive_warps()        by a warpgroup, once per warp: no warp is ever lapped
+//   Mbarrier::arrive_one()          by one thread
+//   Mbarrier::arrive_expect_tx(n)   by one thread; the phase waits for n bytes of copies as well
+//   Mbarrier::wait(use)             until phase `use` (0, 1, ...) has completed; -1 always has
+//   named_sync(id, threads)         whole warpgroups meet; id 1..15
+//
+// Copies by the TMA engine, called by one thread
+//   TensorMap                       five axes of 16-bit elements, and a box; prefetch_map(map)
+//   tma_load_panel(panel, map, at, barrier, hint)
+//                                   box -> panel; counts the whole box, zeros out of bounds too
+//   tma_store_panel(map, at, panel) panel -> box, clipped
+//   bulk_load(to, from, bytes, barrier)
+//                                   contiguous, in granules of 16 bytes
+//   bulk_reduce_add(to, from, bytes)
+//                                   adds floats to global memory
+//   bulk_commit()                   closes a group of stores and reductions
+//   bulk_wait_read<N>()             all groups but the last N have read shared memory
+//   bulk_wait<N>()                  all groups but the last N have written global memory
+//
+// Matrix products, by a warpgroup, asynchronous, each a sum over 16 elements
+//   wgmma_fence()                   before the first, and after touching registers of one
+//   wgmma<Element, TransA, TransB>(d, a, b, accumulate)
+//                                   d (+)= a b, both by descriptor
+//   wgmma<Element, TransB>(d, a, k16, b, accumulate)
+//                                   a: columns [16 k16, 16 k16 + 16) of an Operand
+//   wgmma_commit()                  closes a group of products
+//   wgmma_wait<N>(finished...)      all groups but the last N are done, these fragments with them
+//
+// VSA_DEVICE goes before every function over these, VSA_UNROLL before a loop over registers.
+#pragma once
+
+#if defined(__CUDACC__)
+#include "prim/sm90.h"
+#else
+#include "prim/host.h"
+#endif

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+// The primitives of prim.h as PTX: each one instruction, or a short run of them.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "prim/operand.h"
+#include "prim/sm90_wgmma.h"
+
+#define VSA_DEVICE __device__ __forceinline__
+#define VSA_UNROLL _Pragma("unroll")
+
+namespace vsa {
+
+// ---- numbers ------------------------------------------------------------------------------------
+
+template <class Element>
+VSA_DEVICE uint32_t pack(float lo, float hi) {
+  uint32_t pair;
+  if constexpr (std::is_same_v<Element, Bf16>)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(hi), "f"(lo));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(hi), "f"(lo));
+  return pair;
+}
+
+VSA_DEVICE float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+VSA_DEVICE float log2_approx(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+VSA_DEVICE float max2(float a, float b) { return fmaxf(a, b); }
+VSA_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+
+template <class T>
+VSA_DEVICE T load_global(const T* pointer) {
+  return __ldg(pointer);
+}
+
+// ---- who am I -----------------------------------------------------------------------------------
+
+VSA_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
+VSA_DEVICE int block_count() { return static_cast<int>(gridDim.x); }
+VSA_DEVICE bool elect_one() { return threadIdx.x % kWarpgroupThreads == 0; }
+
+template <int Registers>
+VSA_DEVICE void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
+}
+template <int Registers>
+VSA_DEVICE void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
+}
+
+// ---- registers ----------------------------------------------------------------------------------
+
+// Not a loop of one trip: nvcc does not fold that, and doubles the code.
+#define VSA_EACH_LANE(t) if (const int t = threadIdx.x % kWarpgroupThreads; true)
+
+template <int N>
+struct Fragment {
+  float x[N / 2];
+};
+
+template <int K>
+struct Operand {
+  uint32_t x[K / 4];
+};
+
+struct RowValues {
+  float x[2];  // rows r and r + 8 of the thread's quad
+};
+
+template <class Registers>
+VSA_DEVICE auto& lane(Registers& f, int) {
+  return f.x;
+}
+
+template <class Op>
+VSA_DEVICE void quad_reduce(RowValues& values, Op op) {
+  VSA_UNROLL
+  for (float& x : values.x) {
+    x = op(x, __shfl_xor_sync(~0u, x, 1));
+    x = op(x, __shfl_xor_sync(~0u, x, 2));
+  }
+}
+
+template <class Test, class Then>
+VSA_DEVICE void if_any_row(const RowValues& values, Test test, Then then) {
+  if (__any_sync(~0u, test(values.x[0]) || test(values.x[1]))) then();
+}
+
+// ---- shared memory, generic proxy ---------------------------------------------------------------
+
+VSA_DEVICE uint32_t smem_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+VSA_DEVICE uint32_t* smem_words(uint32_t address) {
+  return static_cast<uint32_t*>(__cvta_shared_to_generic(address));
+}
+VSA_DEVICE void note_write(const void*, int, Layout = Layout::Linear) {}
+VSA_DEVICE void note_read(const void*, int, Layout = Layout::Linear) {}
+template <class T>
+VSA_DEVICE void label(const T&, const char*, int) {}
+VSA_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// ---- barriers -----------------------------------------------------------------------------------
+
+struct Mbarrier {
+  uint64_t word;
+
+  VSA_DEVICE void init(int arrivals, const char*, int) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address()), "r"(arrivals));
+  }
+  VSA_DEVICE void arrive_warps() {
+    __syncwarp();
+    if (threadIdx.x % kWarpThreads == 0) arrive_one();
+  }
+  VSA_DEVICE void arrive_one() {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address()) : "memory");
+  }
+  VSA_DEVICE void arrive_expect_tx(int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address()),
+                 "r"(bytes)
+                 : "memory");
+  }
+  VSA_DEVICE void wait(int use) {
+    asm volatile(
+        "{.reg .pred done;\n"
+        "AGAIN_%=:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra AGAIN_%=;}" ::"r"(address()),
+        "r"(use & 1)
+        : "memory");
+  }
+
+ private:
+  VSA_DEVICE uint32_t address() const { return smem_address(&word); }
+};
+
+VSA_DEVICE void named_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// ---- copies -------------------------------------------------------------------------------------
+
+// A CUtensorMap, by size and alignment: kernels need no header of the driver.
+struct alignas(64) TensorMap {
+  unsigned char opaque[128];
+};
+
+VSA_DEVICE void prefetch_map(const TensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+VSA_DEVICE void tma_load_panel(void* panel,
+                               const TensorMap& map,
+                               BoxCoordinates at,
+                               Mbarrier& barrier,
+                               CacheHint hint = CacheHint::Normal) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(smem_address(panel)),
+      "l"(&map), "r"(smem_address(&barrier)), "r"(at.channel), "r"(at.w), "r"(at.h), "r"(at.t),
+      "r"(at.outer), "l"(static_cast<uint64_t>(hint))
+      : "memory");
+}
+
+VSA_DEVICE void tma_store_panel(const TensorMap& map, BoxCoordinates at, const void* panel) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::
+          "l"(&map),
+      "r"(smem_address(panel)), "r"(at.channel), "r"(at.w), "r"(at.h), "r"(at.t), "r"(at.outer)
+      : "memory");
+}
+
+VSA_DEVICE void bulk_load(void* to, const void* from, int bytes, Mbarrier& barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(smem_address(to)),
+      "l"(from), "r"(bytes), "r"(smem_address(&barrier))
+      : "memory");
+}
+
+VSA_DEVICE void bulk_reduce_add(float* to, const float* from, int bytes) {
+  asm volatile(
+      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
+      "r"(smem_address(from)), "r"(bytes)
+      : "memory");
+}
+
+VSA_DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+template <int Pending>
+VSA_DEVICE void bulk_wait_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
+}
+template <int Pending>
+VSA_DEVICE void bulk_wait() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+// ---- matrix products ----------------------------------------------------------------------------
+
+VSA_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+VSA_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+template <class Element, bool TransA, bool TransB, int N>
+VSA_DEVICE void wgmma(Fragment<N>& d, uint64_t a, uint64_t b, bool accumulate) {
+  ptx::wgmma<Element, TransA, TransB>(d.x, a, b, accumulate);
+}
+
+template <class Element, bool TransB, int N, int K>
+VSA_DEVICE void wgmma(Fragment<N>& d, const Operand<K>& a, int k16, uint64_t b, bool accumulate) {
+  ptx::wgmma<Element, TransB>(d.x, a.x + 4 * k16, b, accumulate);
+}
+
+// The compiler does not know that products finish later: the empty statement keeps it from moving a
+// use of the finished registers above the wait.
+template <int Pending, int... Ns>
+VSA_DEVICE void wgmma_wait(Fragment<Ns>&... finished) {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+  const auto pin = [](float& x) { asm volatile("" : "+f"(x)::"memory"); };
+  const auto pin_all = [&](auto& registers) {
+    VSA_UNROLL
+    for (float& x : registers) pin(x);
+  };
+  (pin_all(finished.x), ...);
+}
+
+}  // namespace vsa

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a block does on the GPU: a prologue by all threads, then the producer's warpgroup and the
+// consumers' part ways. The twin of host_block.h.
+#pragma once
+#include "prim/sm90.h"
+
+namespace vsa {
+
+// To be called by a __global__ function with `const __grid_constant__ Params` and
+// __launch_bounds__(Kernel::kThreads, 1), launched with sizeof(Kernel::SharedMemory) bytes.
+template <class Kernel>
+VSA_DEVICE void run_kernel(const typename Kernel::Params& params) {
+  using SharedMemory = typename Kernel::SharedMemory;
+  static_assert(sizeof(SharedMemory) <= kSharedBytes, "a block has 227 KiB of shared memory");
+  static_assert(Kernel::kThreads == (Kernel::kConsumers + 1) * kWarpgroupThreads,
+                "a block is one producer and its consumers, a warpgroup each");
+  static_assert(Kernel::kProducerRegisters % 8 == 0 && Kernel::kConsumerRegisters % 8 == 0 &&
+                    Kernel::kProducerRegisters >= 24 && Kernel::kConsumerRegisters <= 240,
+                "registers are handed over in eights, from 24 to 240");
+  static_assert((Kernel::kProducerRegisters + Kernel::kConsumers * Kernel::kConsumerRegisters) *
+                        kWarpgroupThreads <=
+                    65536,
+                "the roles together have more registers than a multiprocessor");
+  extern __shared__ __align__(1024) unsigned char bytes[];
+  auto& smem = *reinterpret_cast<SharedMemory*>(bytes);
+  if (threadIdx.x == 0) {
+    Kernel::init_barriers(smem);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  Kernel::prologue(params, smem, static_cast<int>(threadIdx.x), Kernel::kThreads);
+  __syncthreads();
+  // Through a shuffle, so that the compiler knows it to be the same for the whole warp.
+  const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
+  if (warpgroup == 0) {
+    give_registers<Kernel::kProducerRegisters>();
+    Kernel::produce(params, smem);
+  } else {
+    take_registers<Kernel::kConsumerRegisters>();
+    Kernel::consume(params, smem, warpgroup - 1);
+  }
+}
+
+}  // namespace vsa

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ptxas makes of the kernels: gates that need nvcc and no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST_EXECUTED = {128: 340, 64: 300}
+"""Instructions of a warp per tile that needs no mask, by head_dim."""
+
+
+@pytest.fixture(scope="module")
+def sass():
+    spec = importlib.util.spec_from_file_location("sass", ROOT / "bench" / "sass.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sass"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def compiled(sass, tmp_path_factory: pytest.TempPathFactory):
+    if (nvcc := shutil.which("nvcc")) is None:
+        pytest.skip("there is no nvcc on this machine")
+    cubins, said = sass.compile_kernels(nvcc, tmp_path_factory.mktemp("cubin"))
+    if (nvdisasm := sass.disassembler()) is None:
+        pytest.skip("there is no nvdisasm on this machine")
+    return list(sass.kernels(cubins, said, nvdisasm)), said
+
+
+def test_nothing_spills_and_no_product_is_serialised(compiled) -> None:
+    found, said = compiled
+    assert len(found) == 4
+    assert all(kernel.stack == kernel.spills == 0 for kernel in found), found
+    assert not re.search(r"C75\d\d", said), said
+
+
+def test_softmax_runs_between_the_two_waits(compiled) -> None:
+    for kernel in compiled[0]:
+        assert kernel.products in (8, 12)
+        assert kernel.overlapped >= 32, kernel
+
+
+def test_the_main_loop_stays_within_its_instruction_budget(compiled) -> None:
+    for kernel in compiled[0]:
+        head_dim = int(kernel.label.split("d")[-1])
+        assert kernel.executed <= MOST_EXECUTED[head_dim], kernel
+        assert kernel.mask > 100 and kernel.rescale >= 32
+
+
+def test_a_hoisted_wait_would_be_seen(sass) -> None:
+    wait1, wait0 = "WARPGROUP.DEPBAR.LE gsb0, 0x1", "WARPGROUP.DEPBAR.LE gsb0, 0x0"
+    exps = ["MUFU.EX2 R1, R2"] * 32
+    assert sass.overlapped(["HGMMA", wait1, *exps, wait0]) == 32
+    assert sass.overlapped(["HGMMA", wait1, wait0, *exps]) == 0
