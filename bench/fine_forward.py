@@ -99,7 +99,7 @@ def main() -> None:
                 rows.append(row)
                 print(
                     f"d{head_dim} {shape} {name:10s} shared {shared:.2f}: {row['ms']:.3f} ms, "
-                    f"{row['tflops']:.0f} TFLOP/s, {row['share']:.0%} of {dense_tflops:.0f} (cuDNN)",
+                    f"{row['tflops']:.0f} TFLOP/s, {row['share']:.0%} of {dense_tflops:.0f}",
                     flush=True,
                 )
     if arguments.out:

@@ -215,3 +215,30 @@ def test_what_the_kernels_cannot_do_is_said(machine: Machine) -> None:
     ):
         with pytest.raises(RuntimeError, match=reason):
             vsa.attention(q, q, q, 1, backend=backend)
+
+
+def test_captured_in_a_cuda_graph_without_waiting_for_the_device(machine: Machine) -> None:
+    if machine[1] == "cpu":
+        pytest.skip("a CUDA graph needs a GPU")
+    q, k, v, gate = torch.randn(4, 1, 9, 10, 11, 3, 64, device="cuda").bfloat16()
+    valid = torch.tensor([[True, False, True]], device="cuda")
+    text = torch.randn(3, 1, 3 + 990, 3, 64, device="cuda").bfloat16()
+    grid = vsa.Grid((9, 10, 11), prefix=3)
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        plain = vsa.attention(q, k, v, 0.2, gate_coarse=gate, backend="hopper")
+        return plain, vsa.attention(*text, 4, grid=grid, text_valid=valid, backend="hopper")
+
+    with torch.no_grad():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            expected = [x.clone() for x in run()]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = run()
+        for x in found:
+            x.fill_(float("nan"))
+        graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

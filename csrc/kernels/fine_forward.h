@@ -31,11 +31,13 @@ template <class Element_, int D_>
 struct FineForwardConfig {
   using Element = Element_;
   static constexpr int D = D_;
-  // Three consumers share more loads, but at D = 128 they would not have the registers.
-  static constexpr int kConsumers = D == 128 ? 2 : 3;
-  static constexpr int kStages = D == 128 ? 6 : 12;
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
+  // Measured on an H200: at D = 128 three consumers with Q in shared memory beat two with Q in
+  // registers (bench/NOTES.md); three with Q in registers would not fit.
+  static constexpr int kConsumers = 3;
+  static constexpr int kStages = D == 128 ? 5 : 12;
+  static constexpr bool kQueriesInRegisters = D == 64;
+  static constexpr int kProducerRegisters = 32;
+  static constexpr int kConsumerRegisters = 160;
 };
 
 template <class Config>
@@ -147,6 +149,12 @@ struct FineForward {
     s.ring.full[s.ring.stage(slot)].arrive_one();
   }
 
+  // A slot that is ours, with which rows of its K and V are tokens.
+  struct Slot {
+    int number, stage;
+    uint64_t rows;
+  };
+
   // The slots of one item as a consumer sees them.
   class Slots {
    public:
@@ -159,16 +167,18 @@ struct FineForward {
 
     // The next slot that is ours, full. Those before it are released, and none from `limit` on is
     // waited for: the producer cannot fill it while we hold slot limit - kStages.
-    VSA_DEVICE int take(int limit) {
+    VSA_DEVICE Slot take(int limit) {
       while (!ended_ && seen_ < limit) {
-        const int slot = seen_++;
-        s_.ring.wait(slot);
-        const uint32_t flags = s_.flags[s_.ring.stage(slot)].get();
+        const int number = seen_++;
+        const int stage = s_.ring.stage(number);
+        s_.ring.wait(number);
+        const uint32_t flags = s_.flags[stage].get();
+        const uint64_t rows = s_.rows[stage].get();
         ended_ = (flags & kLast) != 0;
-        if (flags >> w_ & 1) return slot;
-        s_.ring.release(slot);
+        if (flags >> w_ & 1) return {number, stage, rows};
+        s_.ring.release(number);
       }
-      return ended_ ? kEnd : kFar;
+      return {ended_ ? kEnd : kFar, 0, 0};
     }
 
    private:
@@ -189,7 +199,8 @@ struct FineForward {
         const Work work = work_item(p_, item, kConsumers);
         const int tile = query_tile(p_.queries, work.first_tile + w_);
         s_.q_full[w_].wait(round);
-        if (tile >= 0) read_tile(q_, s_.q[w_]);
+        if constexpr (Config::kQueriesInRegisters)
+          if (tile >= 0) read_tile(q_, s_.q[w_]);
         attend();
         if (tile >= 0) store(work, tile);
         if (elect_one()) s_.q_empty[w_].arrive_one();
@@ -202,19 +213,19 @@ struct FineForward {
       fill(out_, 0.f);
       softmax_.reset();
       slots_.begin_item();
-      int held = slots_.take(INT_MAX);
-      while (held >= 0) {
+      Slot held = slots_.take(INT_MAX);
+      while (held.number >= 0) {
         start(held);
-        int next = slots_.take(held + kStages);
-        while (next >= 0) {
+        Slot next = slots_.take(held.number + kStages);
+        while (next.number >= 0) {
           issue_scores(next);
           issue_output(held);
           wgmma_wait<1>(scores_);
           weigh(next);
           // Real branches between the waits: without one, ptxas hoists the second above softmax.
-          const int after = slots_.take(held + kStages);
+          const Slot after = slots_.take(held.number + kStages);
           wgmma_wait<0>(out_);
-          s_.ring.release(held);
+          s_.ring.release(held.number);
           softmax_.rescale(out_);
           round_to<Element>(weights_, scores_);
           held = next;
@@ -222,29 +233,32 @@ struct FineForward {
         }
         issue_output(held);
         wgmma_wait<0>(out_);
-        s_.ring.release(held);
-        held = next == Slots::kFar ? slots_.take(INT_MAX) : Slots::kEnd;
+        s_.ring.release(held.number);
+        held = next.number == Slots::kFar ? slots_.take(INT_MAX) : next;
       }
     }
 
     // The first tile of a run: nothing else is in flight.
-    VSA_DEVICE void start(int slot) {
+    VSA_DEVICE void start(const Slot& slot) {
       issue_scores(slot);
       wgmma_wait<0>(scores_);
       weigh(slot);
       softmax_.rescale(out_);
       round_to<Element>(weights_, scores_);
     }
-    VSA_DEVICE void issue_scores(int slot) {
-      mma_ABt<Element>(scores_, q_, s_.k[s_.ring.stage(slot)]);
+    VSA_DEVICE void issue_scores(const Slot& slot) {
+      if constexpr (Config::kQueriesInRegisters)
+        mma_ABt<Element>(scores_, q_, s_.k[slot.stage]);
+      else
+        mma_ABt<Element>(scores_, s_.q[w_], s_.k[slot.stage]);
       wgmma_commit();
     }
-    VSA_DEVICE void issue_output(int slot) {
-      mma_AB<Element>(out_, weights_, s_.v[s_.ring.stage(slot)]);
+    VSA_DEVICE void issue_output(const Slot& slot) {
+      mma_AB<Element>(out_, weights_, s_.v[slot.stage]);
       wgmma_commit();
     }
-    VSA_DEVICE void weigh(int slot) {
-      mask_columns(scores_, s_.rows[s_.ring.stage(slot)].get());
+    VSA_DEVICE void weigh(const Slot& slot) {
+      mask_columns(scores_, slot.rows);
       softmax_.weigh(scores_, p_.scale);
     }
 

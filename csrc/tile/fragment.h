@@ -50,14 +50,23 @@ VSA_DEVICE void map_columns(Fragment<N>& f, const float* values, Fn fn) {
   }
 }
 
-// values[row] = op(values[row], x) over a lane's own elements; quad_reduce does the rest
+// values[row] = op(values[row], x) over a lane's own elements; quad_reduce does the rest. Two
+// chains for each row: a warp has nothing else to do while it waits for one.
 template <int N, class Op>
 VSA_DEVICE void fold_rows(RowValues& values, const Fragment<N>& f, Op op) {
   VSA_EACH_LANE(t) {
     const auto& x = lane(f, t);
     auto& row = lane(values, t);
+    float other[2] = {op(x[4], x[5]), op(x[6], x[7])};
     VSA_UNROLL
-    for (int i = 0; i < N / 2; ++i) row[i >> 1 & 1] = op(row[i >> 1 & 1], x[i]);
+    for (int i = 0; i < 4; ++i) row[i >> 1] = op(row[i >> 1], x[i]);
+    VSA_UNROLL
+    for (int i = 8; i < N / 2; ++i) {
+      float& chain = (i & 4) == 0 ? row[i >> 1 & 1] : other[i >> 1 & 1];
+      chain = op(chain, x[i]);
+    }
+    row[0] = op(row[0], other[0]);
+    row[1] = op(row[1], other[1]);
   }
 }
 
