@@ -76,12 +76,12 @@ struct Mbarrier {
     const int clock = host::kMaxAgents * host::kClocksPerAgent + static_cast<int>(word);
     m.barriers.emplace_back(std::string(name) + "[" + std::to_string(index) + "]", clock, arrivals);
   }
-  void arrive_warps() {
-    host::Agent& agent = host::whole_warpgroup("arrive_warps");
-    // Every warp answers for its own part of the products.
+  void arrive_all() {
+    host::Agent& agent = host::whole_warpgroup("arrive_all");
+    // Every thread answers for its own part of the products.
     host::Knowledge told = agent.known;
     told.upto[agent.clock(host::kProductsMet)] = agent.time(host::kProducts);
-    arrive(kWarpgroupThreads / kWarpThreads, 0, told);
+    arrive(kWarpgroupThreads, 0, told);
   }
   void arrive_one() { arrive(1, 0, host::one_thread("arrive_one").known); }
   void arrive_expect_tx(int bytes) { arrive(1, bytes, host::one_thread("arrive_expect_tx").known); }

@@ -36,7 +36,7 @@
 //
 // Barriers
 //   Mbarrier::init(arrivals, name, index)
-//   Mbarrier::arrive_warps()        by a warpgroup, once per warp: no warp is ever lapped
+//   Mbarrier::arrive_all()          by all threads of a warpgroup: nobody is ever lapped
 //   Mbarrier::arrive_one()          by one thread
 //   Mbarrier::arrive_expect_tx(n)   by one thread; the phase waits for n bytes of copies as well
 //   Mbarrier::wait(use)             until phase `use` (0, 1, ...) has completed; -1 always has

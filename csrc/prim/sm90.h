@@ -121,10 +121,7 @@ struct Mbarrier {
   VSA_DEVICE void init(int arrivals, const char*, int) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address()), "r"(arrivals));
   }
-  VSA_DEVICE void arrive_warps() {
-    __syncwarp();
-    if (threadIdx.x % kWarpThreads == 0) arrive_one();
-  }
+  VSA_DEVICE void arrive_all() { arrive_one(); }
   VSA_DEVICE void arrive_one() {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address()) : "memory");
   }

@@ -3,7 +3,7 @@
 // (K and V of a tile, with whatever small values belong to it) behind one pair of barriers.
 //
 //   full[stage]    arrives: the producer, and the bytes it announced;   waits: consumers
-//   empty[stage]   arrives: every warp of every consumer;               waits: the producer
+//   empty[stage]   arrives: every thread of every consumer;             waits: the producer
 //
 // Slots are numbered 0, 1, 2, ... for as long as the block lives, across its work items; slot n is
 // in stage n % Stages. A consumer that has no use for a slot must still see it full before it lets
@@ -27,7 +27,7 @@ struct Ring {
   VSA_DEVICE void init(int consumers, const char* full_name, const char* empty_name) {
     for (int i = 0; i < Stages; ++i) {
       full[i].init(1, full_name, i);
-      empty[i].init(consumers * (kWarpgroupThreads / kWarpThreads), empty_name, i);
+      empty[i].init(consumers * kWarpgroupThreads, empty_name, i);
     }
   }
 
@@ -46,7 +46,7 @@ struct Ring {
 
   // Consumers, whole warpgroups.
   VSA_DEVICE void wait(int n) { full[stage(n)].wait(use(n)); }
-  VSA_DEVICE void release(int n) { empty[stage(n)].arrive_warps(); }
+  VSA_DEVICE void release(int n) { empty[stage(n)].arrive_all(); }
   VSA_DEVICE void skip(int n) {
     wait(n);
     release(n);
