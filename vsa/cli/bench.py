@@ -66,6 +66,7 @@ def bench(
     grid: Annotated[
         list[Any],
         typer.Option(
+            "--grid",
             parser=options.parse_extent,
             metavar="T,H,W",
             help="Tokens of the video; may be given several times.",
@@ -76,6 +77,7 @@ def bench(
     topk: Annotated[
         list[float],
         typer.Option(
+            "--topk",
             parser=options.parse_topk,
             metavar="N",
             help="Key tiles per query tile, share or number; may be given several times.",
@@ -84,7 +86,9 @@ def bench(
     tile: options.TileShape = "4,4,4",
     dtype: Annotated[
         torch.dtype,
-        typer.Option(parser=options.parse_dtype, metavar="DTYPE", help="fp32, bf16 or fp16."),
+        typer.Option(
+            "--dtype", parser=options.parse_dtype, metavar="DTYPE", help="fp32, bf16 or fp16."
+        ),
     ] = "fp32",
     device: options.Device = "auto",
     backend: options.BackendName = "auto",
