@@ -59,6 +59,19 @@ def test_compile_is_one_graph_with_the_same_result(name: str) -> None:
         torch.testing.assert_close(compiled, eager)
 
 
+def test_one_compiled_function_takes_changing_shapes() -> None:
+    """Sizes that change between calls become symbols; what depends on them must not break."""
+    compiled = torch.compile(vsa.attention, fullgraph=True, backend="aot_eager")
+    for batch, shape, heads, head_dim in (
+        (1, (5, 6, 7), 2, 16),
+        (2, (4, 9, 8), 2, 32),
+        (3, (6, 5, 9), 3, 8),
+    ):
+        q, k, v, gate = torch.randn(4, batch, *shape, heads, head_dim)
+        found = compiled(q, k, v, 3, gate_coarse=gate)
+        torch.testing.assert_close(found, vsa.attention(q, k, v, 3, gate_coarse=gate))
+
+
 def test_inductor_compiles_the_layer_with_autocast_and_checkpointing() -> None:
     layer = vsa.nn.VideoSparseAttention(32, 2, topk=3, gates="both")
     torch.nn.init.normal_(layer.to_gate_compress.weight, std=0.2)

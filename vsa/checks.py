@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,7 +26,7 @@ def integer(name: str, value: object, at_least: int) -> int:
         )
     if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, but it is {value}")
-    return int(value)
+    return operator.index(value)  # under torch.compile too, where a size may be a symbol
 
 
 def count(name: str, value: object) -> int:

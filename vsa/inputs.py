@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -94,7 +95,7 @@ def resolve(
             q.device.type,
             q.device.index,
             str(q.dtype),
-            q.shape[-1],
+            operator.index(q.shape[-1]),
             _wants_gradients(q, k, v),
         ),
         shape=q.shape,
