@@ -118,6 +118,22 @@ def kernels(cubins: list[Path], said: str, nvdisasm: str) -> Iterator[Kernel]:
             )
 
 
+def shared_memory(folder: Path) -> str:
+    """Bytes of shared memory that a block of each kernel takes, a line each."""
+    source, program = folder / "sizes.cpp", folder / "sizes"
+    prints = "".join(
+        f'  std::printf("forward d{d}: %zu B\\n", '
+        f"sizeof(vsa::FineForward<vsa::FineForwardConfig<vsa::Bf16, {d}>>::SharedMemory));\n"
+        for d in (128, 64)
+    )
+    source.write_text(
+        f'#include <cstdio>\n#include "kernels/fine_forward.h"\nint main() {{\n{prints}}}\n'
+    )
+    command = ["c++", "-std=c++20", f"-I{ROOT / 'csrc'}", str(source), "-o", str(program)]
+    subprocess.run(command, check=True)
+    return subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout
+
+
 def parse(text: str) -> tuple[list[str], dict[str, int]]:
     """Instructions without addresses, and where each label stands among them."""
     code: list[str] = []
@@ -188,6 +204,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cubins, said = compile_kernels(nvcc, Path(folder))
         print(table(list(kernels(cubins, said, nvdisasm))))
+        print(f"\nShared memory of a block, of 232,448 B:\n{shared_memory(Path(folder))}", end="")
 
 
 if __name__ == "__main__":

@@ -44,27 +44,31 @@ def select_tiles(
     """
     batch, heads, rows, _ = q_means.shape
     columns = k_means.shape[2]
-    group = heads // k_means.shape[1]
-    words = q_means.new_empty(batch, heads, rows, bitmap.num_words(columns), dtype=torch.int32)
-    step = max(1, _SCORE_BYTES // (columns * q_means.element_size()))
-    for b in range(batch):
-        for head in range(heads):
-            keys = k_means[b, head // group].mT
-            for first in range(0, rows, step):
-                part = slice(first, first + step)
-                scores = q_means[b, head, part] @ keys * scale
-                words[b, head, part] = bitmap.pack(
-                    _largest(scores, topk, None if must is None else must[part])
-                )
-    return words
+    queries = q_means.flatten(0, 1)
+    keys = k_means.repeat_interleave(heads // k_means.shape[1], dim=1).flatten(0, 1).mT
+    words = torch.empty(
+        batch * heads, rows, bitmap.num_words(columns), dtype=torch.int32, device=q_means.device
+    )
+    # Several heads at a time where they fit, else one head in several slices of rows.
+    row_bytes = columns * q_means.element_size()
+    heads_at_once = max(1, _SCORE_BYTES // (rows * row_bytes))
+    rows_at_once = max(1, _SCORE_BYTES // row_bytes)
+    for head in range(0, batch * heads, heads_at_once):
+        some = slice(head, head + heads_at_once)
+        for row in range(0, rows, rows_at_once):
+            part = slice(row, row + rows_at_once)
+            scores = queries[some, part] @ keys[some] * scale
+            kept = _largest(scores, topk, None if must is None else must[part])
+            words[some, part] = bitmap.pack(kept)
+    return words.view(batch, heads, rows, -1)
 
 
 def _largest(scores: Tensor, topk: int, must: Tensor | None) -> Tensor:
-    """The ``topk`` largest of each row, ties to the lowest column: (rows, columns) -> bool."""
+    """The ``topk`` largest of each row, ties to the lowest column: (..., columns) -> bool."""
     scores = torch.where(scores.isnan(), float("-inf"), scores)
     if must is not None:
         scores = scores.masked_fill(must, float("inf"))
-    smallest_kept = scores.topk(topk).values[:, -1:]
+    smallest_kept = scores.topk(topk).values[..., -1:]
     above, tied = scores > smallest_kept, scores == smallest_kept
     room = topk - above.sum(-1, keepdim=True)
     kept = above | tied & (tied.cumsum(-1) <= room)

@@ -83,6 +83,8 @@ def _flex(request: Request) -> str | None:
         return "FlexAttention compiles with Triton, which is not installed"
     if request.dtype == "torch.float64":
         return "FlexAttention has no float64 on a GPU"
+    if request.gradients and request.dtype in ("torch.bfloat16", "torch.float16"):
+        return "FlexAttention's 16-bit backward has no kernel for blocks of 64 tokens"
     if request.head_dim is not None and request.head_dim < 16:
         return f"FlexAttention needs a head_dim of at least 16 on a GPU, not {request.head_dim}"
     return None

@@ -121,4 +121,5 @@ def _flex(device: torch.device):
 
 @lru_cache(maxsize=1)
 def _compiled():
-    return torch.compile(flex_attention)
+    # fullgraph: past the limit of recompilations it must not go on eagerly, which is dense.
+    return torch.compile(flex_attention, fullgraph=True)

@@ -64,10 +64,12 @@ def describe(device: torch.device) -> str:
 
 
 def automatic(device: torch.device) -> str:
-    """What backend="auto" takes for bf16 inputs of head_dim 128."""
+    """What backend="auto" takes for bf16 inputs of head_dim 128, without and with gradients."""
+    request = device.type, device.index, str(torch.bfloat16), 128
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table below gives the same reasons
-        return choose("auto", device.type, device.index, str(torch.bfloat16), 128, True)
+        inference, training = (choose("auto", *request, gradients) for gradients in (False, True))
+    return inference if inference == training else f"{inference}, for training {training}"
 
 
 def compiled_part() -> str:
