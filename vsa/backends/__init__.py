@@ -97,8 +97,8 @@ def _torch(request: Request) -> str | None:
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("hopper", "sm_90a kernels for production, forward and backward", _hopper),
-        Backend("emulated", "the same kernels on a CPU, for tests", _emulated),
+        Backend("hopper", "sm_90a kernels for production; forward only so far", _hopper),
+        Backend("emulated", "the same kernels on a CPU, for tests; slow by nature", _emulated),
         Backend(
             "flex",
             "FlexAttention on any CUDA GPU; on a CPU forward only and dense in cost, for tests",
