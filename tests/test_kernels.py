@@ -161,6 +161,14 @@ def test_only_what_tma_cannot_address_is_copied(view, copied: bool, machine: Mac
     assert (kernels.addressable(x).data_ptr() != x.data_ptr()) == copied
 
 
+def test_strides_that_no_tensor_map_holds_are_copied(machine: Machine) -> None:
+    for stride, copied in ((2**30, False), (2**39, True), (2**40 + 8, True)):
+        x = torch.empty_strided(
+            (2, 4, 1, 64), (stride, 64, 64, 1), dtype=torch.bfloat16, device="meta"
+        )
+        assert (kernels.addressable(x) is not x) == copied
+
+
 def test_unselected_and_invalid_values_never_reach_the_output(machine: Machine) -> None:
     grid = vsa.Grid((4, 8, 8), suffix=5)
     q, k, v = torch.randn(3, 1, grid.length, 1, 64).bfloat16()

@@ -24,6 +24,8 @@ EMULATED_SEED = 0
 """Of the emulator's schedule: in which order agents run, and when copies and products land."""
 ALIGNMENT = 16
 """Bytes that addresses and strides of a tensor map must be a multiple of."""
+MOST_STRIDE = 2**40
+"""Bytes that a stride of a tensor map must stay below."""
 
 View = tuple[int, int, int, int]
 """Address, and strides of batch, token and head in elements."""
@@ -76,10 +78,12 @@ def forward(
 def addressable(x: Tensor) -> Tensor:
     """The tensor (B, S, heads, head_dim), or a contiguous copy if no tensor map describes it."""
     batch, token, head, channel = x.stride()
-    strides = [stride for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1]
-    aligned = all(
-        s * x.element_size() % 2**40 > 0 and s * x.element_size() % ALIGNMENT == 0 for s in strides
-    )
+    strides = [
+        stride * x.element_size()
+        for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True)
+        if size > 1
+    ]
+    aligned = all(0 < bytes_ < MOST_STRIDE and bytes_ % ALIGNMENT == 0 for bytes_ in strides)
     inside = x.shape[2] == 1 or head < token
     foldable = inside or x.shape[0] == 1 or batch == head * x.shape[2]
     if channel == 1 and aligned and foldable and x.data_ptr() % ALIGNMENT == 0:
