@@ -64,6 +64,66 @@ launch::FineForward forward_call(const Views& q,
   return call;
 }
 
+launch::FineBackward backward_call(const Views& q,
+                                   const Views& k,
+                                   const Views& v,
+                                   const Views& grad_out,
+                                   const Views& grad_q,
+                                   const Views& grad_k,
+                                   const Views& grad_v,
+                                   const View& whole_out,
+                                   const View& whole_grad_out,
+                                   const GridNumbers& grid,
+                                   const GridNumbers& kv_grid,
+                                   int batch,
+                                   int heads,
+                                   int kv_heads,
+                                   int head_dim,
+                                   bool bf16,
+                                   float scale,
+                                   uintptr_t selected,
+                                   uintptr_t transposed,
+                                   uintptr_t order,
+                                   uintptr_t query_text_rows,
+                                   uintptr_t key_text_rows,
+                                   uintptr_t lse,
+                                   uintptr_t grad_lse,
+                                   uintptr_t row_stats) {
+  launch::FineBackward call;
+  call.q = sequence(q);
+  call.k = sequence(k);
+  call.v = sequence(v);
+  call.grad_out = sequence(grad_out);
+  call.grad_q = sequence(grad_q);
+  call.grad_k = sequence(grad_k);
+  call.grad_v = sequence(grad_v);
+  call.whole_out = view(whole_out);
+  call.whole_grad_out = view(whole_grad_out);
+  call.grid = checked_grid(grid);
+  call.kv_grid = checked_grid(kv_grid);
+  call.batch = batch;
+  call.heads = heads;
+  call.kv_heads = kv_heads;
+  call.head_dim = head_dim;
+  call.element = bf16 ? launch::ElementType::Bf16 : launch::ElementType::Fp16;
+  call.scale = scale;
+  call.selected = pointer<const uint32_t>(selected);
+  call.transposed = pointer<const uint32_t>(transposed);
+  call.order = pointer<const int>(order);
+  call.query_text_rows = pointer<const uint64_t>(query_text_rows);
+  call.key_text_rows = pointer<const uint64_t>(key_text_rows);
+  call.lse = pointer<const float>(lse);
+  call.grad_lse = pointer<const float>(grad_lse);
+  call.row_stats = pointer<void>(row_stats);
+  return call;
+}
+
+launch::BitmapTranspose transpose_call(
+    uintptr_t from, uintptr_t to, uintptr_t counts, int bitmaps, int rows, int columns) {
+  return {pointer<const uint32_t>(from), pointer<uint32_t>(to), pointer<int>(counts),
+          bitmaps, rows, columns};
+}
+
 }  // namespace
 
 void bind_fine(py::module_& m) {
@@ -85,6 +145,45 @@ void bind_fine(py::module_& m) {
             raise_if(launch::fine_forward_emulated(call, blocks, seed));
           },
           py::arg("blocks"), py::arg("seed"), py::call_guard<py::gil_scoped_release>());
+  py::class_<launch::FineBackward>(m, "FineBackward", "One call of the backward kernels.")
+      .def(py::init(&backward_call), py::kw_only(), py::arg("q"), py::arg("k"), py::arg("v"),
+           py::arg("grad_out"), py::arg("grad_q"), py::arg("grad_k"), py::arg("grad_v"),
+           py::arg("whole_out"), py::arg("whole_grad_out"), py::arg("grid"), py::arg("kv_grid"),
+           py::arg("batch"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"),
+           py::arg("bf16"), py::arg("scale"), py::arg("selected"), py::arg("transposed"),
+           py::arg("order"), py::arg("query_text_rows"), py::arg("key_text_rows"), py::arg("lse"),
+           py::arg("grad_lse"), py::arg("row_stats"))
+      .def(
+          "launch",
+          [](const launch::FineBackward& call, int device, uintptr_t stream) {
+            raise_if(launch::fine_backward(call, device, pointer<void>(stream)));
+          },
+          py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "emulate",
+          [](const launch::FineBackward& call, int blocks, unsigned seed) {
+            raise_if(launch::fine_backward_emulated(call, blocks, seed));
+          },
+          py::arg("blocks"), py::arg("seed"), py::call_guard<py::gil_scoped_release>());
+  m.attr("KEY_TILES_PER_GROUP") = launch::kKeyTilesPerGroup;
+
+  py::class_<launch::BitmapTranspose>(
+      m, "BitmapTranspose",
+      "[bitmaps, rows, words(columns)] -> [bitmaps, columns, words(rows)] and the bits of each "
+      "row, int32 [bitmaps, columns].")
+      .def(py::init(&transpose_call), py::kw_only(), py::arg("source"), py::arg("target"),
+           py::arg("counts"), py::arg("bitmaps"), py::arg("rows"), py::arg("columns"))
+      .def(
+          "launch",
+          [](const launch::BitmapTranspose& call, int, uintptr_t stream) {
+            raise_if(launch::transpose_bitmaps(call, pointer<void>(stream)));
+          },
+          py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "run", [](const launch::BitmapTranspose& call) {
+            raise_if(launch::transpose_bitmaps_on_host(call));
+          },
+          py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace vsa::bind

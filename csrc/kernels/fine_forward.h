@@ -2,9 +2,8 @@
 // Fine stage, forward: out = softmax(scale Q K^T) V over the selected tiles, and its log-sum-exp.
 //
 // A block is one producer and several consumers, which own neighbouring query tiles of one head.
-// The producer walks the union of their selections and loads K and V of each tile once into a ring;
-// beside the tile it leaves who wants it and which of its rows are tokens. Consumers look at every
-// slot in turn and give back at once what is not theirs.
+// The producer walks the union of their selections and loads K and V of each tile once into a slot
+// that belongs to those who selected it.
 //
 // Within a consumer the scores of the next tile are issued before the output of this one, and
 // softmax runs while the tensor cores work on the latter:
@@ -16,14 +15,11 @@
 //   barrier   arrives                             waits
 //   q_full    producer, and the bytes of Q        its consumer
 //   q_empty   its consumer, once out has left     producer
-//   ring      see tile/ring.h
+//   slots     see kernels/slots.h
 #pragma once
-#include <climits>
-
 #include "kernels/selection.h"
+#include "kernels/slots.h"
 #include "kernels/softmax.h"
-#include "tile/ring.h"
-#include "tile/tile.h"
 
 namespace vsa {
 
@@ -50,31 +46,30 @@ struct FineForward {
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
   static constexpr int kProducerRegisters = Config::kProducerRegisters;
   static constexpr int kConsumerRegisters = Config::kConsumerRegisters;
-  static constexpr uint32_t kLast = 1u << kConsumers;  // the item's last slot; below it, the owners
+  using KeySlots = Slots<kStages, kConsumers>;
+  using Slot = typename KeySlots::Slot;
 
   struct SharedMemory {
     Tile<D> q[kConsumers];  // also where the output leaves from
     Tile<D> k[kStages];
     Tile<D> v[kStages];
-    Shared<uint64_t> rows[kStages];   // of K and V that are tokens
-    Shared<uint32_t> flags[kStages];  // owners and kLast
-    Ring<kStages> ring;
+    KeySlots slots;
+    Shared<Assignment> assignment[kConsumers];  // travels with Q
     Mbarrier q_full[kConsumers];
     Mbarrier q_empty[kConsumers];
   };
 
   VSA_DEVICE static void init_barriers(SharedMemory& s) {
-    s.ring.init(kConsumers, "kv_full", "kv_empty");
+    s.slots.init();
     for (int w = 0; w < kConsumers; ++w) {
       s.q_full[w].init(1, "q_full", w);
       s.q_empty[w].init(1, "q_empty", w);
       label(s.q[w], "q", w);
+      label(s.assignment[w], "assignment", w);
     }
     for (int i = 0; i < kStages; ++i) {
       label(s.k[i], "k", i);
       label(s.v[i], "v", i);
-      label(s.rows[i], "rows", i);
-      label(s.flags[i], "flags", i);
     }
   }
 
@@ -93,20 +88,32 @@ struct FineForward {
     prefetch_map(p.q.video.map);
     prefetch_map(p.k.video.map);
     prefetch_map(p.v.video.map);
+    const WorkList list(p.queries, kConsumers, p.batch, p.heads);
     int slot = 0, round = 0;
-    for (int item = block_index(); item < num_items(p, kConsumers);
-         item += block_count(), ++round) {
-      const Work work = work_item(p, item, kConsumers);
+    for (int item = block_index(); item < list.items; item += block_count(), ++round) {
+      const Work work = list.work(item, kConsumers);
       for (int w = 0; w < kConsumers; ++w) load_queries(p, s, work, w, round);
-      UnionWalk<kConsumers> walk(p, work);
+      const int tiles = p.queries.grid.num_tiles();
+      const int words = bitmap::words(p.keys.grid.num_tiles());
+      UnionWalk<kConsumers> walk(
+          p.queries, p.keys, bitmap_of(p.selected, work.batch, p.heads, work.head, tiles, words),
+          work);
       auto step = walk.next();
-      if (step.tile < 0) post_nothing(s, slot++);
+      if (step.tile < 0) s.slots.post_nothing(slot++);
       while (step.tile >= 0) {
         const auto following = walk.next();
-        load_keys(p, s, work, step.tile, step.owners | (following.tile < 0 ? kLast : 0), slot++);
+        load_keys(p, s, work, step.tile, step.owners, following.tile < 0, slot++);
         step = following;
       }
     }
+    for (int w = 0; w < kConsumers; ++w) assign(s, w, {0, 0, Assignment::kStop}, round).arrive_one();
+  }
+
+  // The barrier that what comes with it must arrive at.
+  VSA_DEVICE static Mbarrier& assign(SharedMemory& s, int w, Assignment assignment, int round) {
+    s.q_empty[w].wait(round - 1);
+    s.assignment[w].set(assignment);
+    return s.q_full[w];
   }
 
   VSA_DEVICE static void load_queries(const Params& p,
@@ -114,95 +121,46 @@ struct FineForward {
                                       const Work& work,
                                       int w,
                                       int round) {
-    const int tile = query_tile(p.queries, work.first_tile + w);
-    s.q_empty[w].wait(round - 1);
-    if (tile < 0) return s.q_full[w].arrive_one();
+    const int tile = tile_at(p.queries, work.first_place + w);
+    Mbarrier& full = assign(s, w, {work.batch, work.head, tile}, round);
+    if (tile < 0) return full.arrive_one();
     const TilePlace at = p.queries.place(tile);
     const TileBox box = box_of(p.q, at, work.head, work.batch);
-    s.q_full[w].arrive_expect_tx(p.queries.box_rows(at) * D * 2);
-    load_tile(s.q[w], box.map, box.at, s.q_full[w], CacheHint::EvictFirst);
+    full.arrive_expect_tx(p.queries.box_rows(at) * D * 2);
+    load_tile(s.q[w], box.map, box.at, full, CacheHint::EvictFirst);
   }
 
   VSA_DEVICE static void load_keys(const Params& p,
                                    SharedMemory& s,
                                    const Work& work,
                                    int tile,
-                                   uint32_t flags,
+                                   uint32_t owners,
+                                   bool last,
                                    int slot) {
-    const int stage = s.ring.stage(slot), head = work.head / (p.heads / p.kv_heads);
+    const int stage = s.slots.ring.stage(slot), head = work.head / (p.heads / p.kv_heads);
     const TilePlace at = p.keys.place(tile);
     const uint64_t rows = p.keys.rows(at, work.batch);
     const TileBox k = box_of(p.k, at, head, work.batch);
     const TileBox v = box_of(p.v, at, head, work.batch);
-    s.ring.wait_empty(slot);
-    s.rows[stage].set(rows);
-    s.flags[stage].set(flags);
-    Mbarrier& full = s.ring.expect(slot, 2 * p.keys.box_rows(at) * D * 2);
+    Mbarrier& full = s.slots.post(slot, owners, last, rows, 2 * p.keys.box_rows(at) * D * 2);
     load_tile(s.k[stage], k.map, k.at, full, CacheHint::EvictLast);
     load_tile(s.v[stage], v.map, v.at, full, CacheHint::EvictLast);
   }
 
-  // An item that attends nothing has one slot, without a tile.
-  VSA_DEVICE static void post_nothing(SharedMemory& s, int slot) {
-    s.ring.wait_empty(slot);
-    s.flags[s.ring.stage(slot)].set(kLast);
-    s.ring.full[s.ring.stage(slot)].arrive_one();
-  }
-
-  // A slot that is ours, with which rows of its K and V are tokens.
-  struct Slot {
-    int number, stage;
-    uint64_t rows;
-  };
-
-  // The slots of one item as a consumer sees them.
-  class Slots {
-   public:
-    static constexpr int kEnd = -1;  // the item has no more
-    static constexpr int kFar = -2;  // the next one is not before the limit
-
-    VSA_DEVICE Slots(SharedMemory& s, int w) : s_(s), w_(w) {}
-
-    VSA_DEVICE void begin_item() { ended_ = false; }
-
-    // The next slot that is ours, full. Those before it are released, and none from `limit` on is
-    // waited for: the producer cannot fill it while we hold slot limit - kStages.
-    VSA_DEVICE Slot take(int limit) {
-      while (!ended_ && seen_ < limit) {
-        const int number = seen_++;
-        const int stage = s_.ring.stage(number);
-        s_.ring.wait(number);
-        const uint32_t flags = s_.flags[stage].get();
-        const uint64_t rows = s_.rows[stage].get();
-        ended_ = (flags & kLast) != 0;
-        if (flags >> w_ & 1) return {number, stage, rows};
-        s_.ring.release(number);
-      }
-      return {ended_ ? kEnd : kFar, 0, 0};
-    }
-
-   private:
-    SharedMemory& s_;
-    int w_, seen_ = 0;
-    bool ended_ = false;
-  };
-
   class Consumer {
    public:
     VSA_DEVICE Consumer(const Params& p, SharedMemory& s, int w)
-        : p_(p), s_(s), w_(w), slots_(s, w) {}
+        : p_(p), s_(s), w_(w), slots_(s.slots, w) {}
 
     VSA_DEVICE void run() {
-      int round = 0;
-      for (int item = block_index(); item < num_items(p_, kConsumers);
-           item += block_count(), ++round) {
-        const Work work = work_item(p_, item, kConsumers);
-        const int tile = query_tile(p_.queries, work.first_tile + w_);
+      for (int round = 0;; ++round) {
         s_.q_full[w_].wait(round);
+        const Assignment item = s_.assignment[w_].get();
+        if (item.tile == Assignment::kStop) break;
         if constexpr (Config::kQueriesInRegisters)
-          if (tile >= 0) read_tile(q_, s_.q[w_]);
+          if (item.tile >= 0) read_tile(q_, s_.q[w_]);
         attend();
-        if (tile >= 0) store(work, tile);
+        if (item.tile >= 0) store(item);
         if (elect_one()) s_.q_empty[w_].arrive_one();
       }
       if (elect_one()) bulk_wait<0>();
@@ -213,19 +171,19 @@ struct FineForward {
       fill(out_, 0.f);
       softmax_.reset();
       slots_.begin_item();
-      Slot held = slots_.take(INT_MAX);
+      Slot held = slots_.take_first();
       while (held.number >= 0) {
         start(held);
-        Slot next = slots_.take(held.number + kStages);
+        Slot next = slots_.take_after(held);
         while (next.number >= 0) {
           issue_scores(next);
           issue_output(held);
           wgmma_wait<1>(scores_);
           weigh(next);
           // Real branches between the waits: without one, ptxas hoists the second above softmax.
-          const Slot after = slots_.take(held.number + kStages);
+          const Slot after = slots_.take_after(held);
           wgmma_wait<0>(out_);
-          s_.ring.release(held.number);
+          slots_.release(held);
           softmax_.rescale(out_);
           round_to<Element>(weights_, scores_);
           held = next;
@@ -233,8 +191,8 @@ struct FineForward {
         }
         issue_output(held);
         wgmma_wait<0>(out_);
-        s_.ring.release(held.number);
-        held = next.number == Slots::kFar ? slots_.take(INT_MAX) : next;
+        slots_.release(held);
+        held = next.number == KeySlots::View::kFar ? slots_.take_first() : next;
       }
     }
 
@@ -262,11 +220,11 @@ struct FineForward {
       softmax_.weigh(scores_, p_.scale);
     }
 
-    VSA_DEVICE void store(const Work& work, int tile) {
+    VSA_DEVICE void store(const Assignment& item) {
       RowValues lse;
       softmax_.finish(out_, lse, p_.scale);
-      const TilePlace at = p_.queries.place(tile);
-      const uint64_t rows = p_.queries.rows(at, work.batch);
+      const TilePlace at = p_.queries.place(item.tile);
+      const uint64_t rows = p_.queries.rows(at, item.batch);
       if (at.region != Region::Video)
         for_each(out_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
       Operand<D> rounded;
@@ -275,12 +233,12 @@ struct FineForward {
       fence_async_proxy();
       named_sync(1 + w_, kWarpgroupThreads);
       if (elect_one()) {
-        const TileBox box = box_of(p_.out, at, work.head, work.batch);
+        const TileBox box = box_of(p_.out, at, item.head, item.batch);
         store_tile(box.map, box.at, s_.q[w_]);
         bulk_commit();
         bulk_wait_read<0>();
       }
-      const int64_t head = int64_t{work.batch} * p_.heads + work.head;
+      const int64_t head = int64_t{item.batch} * p_.heads + item.head;
       float* to = p_.lse + head * p_.queries.grid.num_tokens();
       for_each_row(lse, [&](float x, int row) {
         const int token = p_.queries.token(at, row);
@@ -291,7 +249,7 @@ struct FineForward {
     const Params& p_;
     SharedMemory& s_;
     const int w_;
-    Slots slots_;
+    typename KeySlots::View slots_;
     Softmax softmax_;
     Operand<D> q_;
     Fragment<64> scores_;

@@ -91,29 +91,50 @@ struct FineForwardParams {
   float* lse;                // [batch, heads, S_q] natural logarithm
   int batch, heads, kv_heads;
   float scale;  // of the scores, times log2(e)
-
-  VSA_DEVICE int words() const { return bitmap::words(keys.grid.num_tiles()); }
 };
 
-// One work item: neighbouring query tiles of one head, one for each consumer of a block.
+// One work item: neighbouring tiles of one head, one for each consumer of a block.
 struct Work {
-  int batch, head, first_tile;
+  int batch, head, first_place;
 };
 
-// Blocks take items in turns. Heads are outermost, so that all blocks read one head's keys at a
-// time; within a head the text's tiles come first, because they attend everything.
-VSA_DEVICE int num_items(const FineForwardParams& p, int consumers) {
-  return p.batch * p.heads * ceil_div(p.queries.num_tiles(), consumers);
+// Tiles in the order of work: the text's come first, because they attend everything. -1 past the
+// last one.
+VSA_DEVICE int tile_at(const TiledSequence& sequence, int place) {
+  if (place >= sequence.num_tiles()) return -1;
+  return place < sequence.text_tiles ? sequence.grid.num_tiles() + place
+                                     : place - sequence.text_tiles;
 }
-VSA_DEVICE Work work_item(const FineForwardParams& p, int item, int consumers) {
-  const int groups = ceil_div(p.queries.num_tiles(), consumers);
-  const int head = item / groups;
-  return {head / p.heads, head % p.heads, item % groups * consumers};
-}
-// The tile at a place of that order, or -1 past the last one.
-VSA_DEVICE int query_tile(const TiledSequence& queries, int place) {
-  if (place >= queries.num_tiles()) return -1;
-  return place < queries.text_tiles ? queries.grid.num_tiles() + place : place - queries.text_tiles;
+
+// Items of a sequence whose tiles go in groups to the blocks. Heads are outermost, so that all
+// blocks read one head's tiles at a time.
+struct WorkList {
+  int groups, heads, items;
+
+  VSA_DEVICE WorkList(const TiledSequence& sequence, int consumers, int batch, int heads)
+      : groups(ceil_div(sequence.num_tiles(), consumers)),
+        heads(heads),
+        items(batch * heads * groups) {}
+
+  VSA_DEVICE Work work(int item, int consumers) const {
+    const int head = item / groups;
+    return {head / heads, head % heads, item % groups * consumers};
+  }
+};
+
+// What the producer tells a consumer about an item, beside the tile that it loads for it: consumers
+// then keep no list of their own in registers.
+struct Assignment {
+  static constexpr int kIdle = -1;  // this item has no tile for the consumer
+  static constexpr int kStop = -2;  // there are no more items
+
+  int batch, head, tile;
+};
+
+// The bitmap of one head among those of all. rows: of the bitmap, the video's tiles
+VSA_DEVICE const uint32_t* bitmap_of(
+    const uint32_t* selected, int batch, int heads, int head, int rows, int words) {
+  return selected + (int64_t{batch} * heads + head) * rows * words;
 }
 
 }  // namespace vsa

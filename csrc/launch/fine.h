@@ -34,8 +34,40 @@ struct FineForward {
   float* lse;                       // [batch, heads, S_q]
 };
 
+struct FineBackward {
+  SequenceView q, k, v, grad_out, grad_q, grad_k, grad_v;
+  TokenView whole_out, whole_grad_out;  // the whole sequence, for what is read token by token
+  Grid grid, kv_grid;
+  int batch, heads, kv_heads, head_dim;
+  ElementType element;
+  float scale;
+  const uint32_t* selected;         // [batch, heads, n_q, words]
+  const uint32_t* transposed;       // [batch, heads, n_k, words]
+  const int* order;                 // [batch, kv_heads, groups of key tiles]
+  const uint64_t* query_text_rows;  // as above
+  const uint64_t* key_text_rows;
+  const float* lse;       // [batch, heads, S_q]
+  const float* grad_lse;  // likewise, or null
+  void* row_stats;        // [batch, heads, tiles of the queries, 2, 64] floats, written and read
+};
+
+// Neighbouring key tiles that the backward treats as one group.
+constexpr int kKeyTilesPerGroup = 2;
+
+// Bitmaps of many heads, transposed, and how many bits each row then has.
+struct BitmapTranspose {
+  const uint32_t* from;  // [bitmaps, rows, words(columns)]
+  uint32_t* to;          // [bitmaps, columns, words(rows)]
+  int* counts;           // [bitmaps, columns]
+  int bitmaps, rows, columns;
+};
+
 // Empty when all went well.
 std::string fine_forward(const FineForward& call, int device, void* stream);
 std::string fine_forward_emulated(const FineForward& call, int blocks, unsigned seed);
+std::string fine_backward(const FineBackward& call, int device, void* stream);
+std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigned seed);
+std::string transpose_bitmaps(const BitmapTranspose& call, void* stream);
+std::string transpose_bitmaps_on_host(const BitmapTranspose& call);
 
 }  // namespace vsa::launch

@@ -2,8 +2,11 @@
 // From a call to kernel parameters, the same for both machines.
 #pragma once
 #include <cmath>
+#include <initializer_list>
 #include <type_traits>
 
+#include "kernels/fine_backward_keys.h"
+#include "kernels/fine_backward_queries.h"
 #include "kernels/fine_forward.h"
 #include "launch/tensor_map.h"
 
@@ -11,6 +14,28 @@ namespace vsa::launch {
 
 inline TiledSequence tiled(const Grid& grid, const uint64_t* text_rows) {
   return {grid, ceil_div(grid.prefix, kTileRows) + ceil_div(grid.suffix, kTileRows), text_rows};
+}
+
+// One tensor of a call and where its maps go.
+struct MappedTensor {
+  const char* name;
+  TokenTensor& to;
+  const SequenceView& from;
+  const Grid& grid;
+  int heads;
+};
+
+template <class Encode>
+std::string make_tensors(std::initializer_list<MappedTensor> tensors,
+                         int batch,
+                         int head_dim,
+                         Encode encode) {
+  for (const MappedTensor& x : tensors) {
+    const std::string error =
+        make_tensor(x.to, x.from, x.grid, batch, x.heads, head_dim, encode);
+    if (!error.empty()) return std::string(x.name) + " cannot be addressed by TMA: " + error;
+  }
+  return "";
 }
 
 template <class Encode>
@@ -23,31 +48,57 @@ std::string make_params(FineForwardParams& p, const FineForward& call, Encode en
   p.heads = call.heads;
   p.kv_heads = call.kv_heads;
   p.scale = call.scale * static_cast<float>(M_LOG2E);
-  struct Part {
-    const char* name;
-    TokenTensor& to;
-    const SequenceView& from;
-    const Grid& grid;
-    int heads;
-  };
-  for (const Part& part : {Part{"q", p.q, call.q, call.grid, call.heads},
-                           Part{"k", p.k, call.k, call.kv_grid, call.kv_heads},
-                           Part{"v", p.v, call.v, call.kv_grid, call.kv_heads},
-                           Part{"out", p.out, call.out, call.grid, call.heads}}) {
-    const std::string error =
-        make_tensor(part.to, part.from, part.grid, call.batch, part.heads, call.head_dim, encode);
-    if (!error.empty()) return std::string(part.name) + " cannot be addressed by TMA: " + error;
-  }
-  return "";
+  return make_tensors({{"q", p.q, call.q, call.grid, call.heads},
+                       {"k", p.k, call.k, call.kv_grid, call.kv_heads},
+                       {"v", p.v, call.v, call.kv_grid, call.kv_heads},
+                       {"out", p.out, call.out, call.grid, call.heads}},
+                      call.batch, call.head_dim, encode);
 }
 
-// fn(Config) for the configuration that a call needs; false if there is none.
-template <class Fn>
-bool with_config(const FineForward& call, Fn fn) {
+template <class Encode>
+std::string make_params(FineBackwardParams& p, const FineBackward& call, Encode encode) {
+  p.queries = tiled(call.grid, call.query_text_rows);
+  p.keys = tiled(call.kv_grid, call.key_text_rows);
+  p.selected = call.selected;
+  p.transposed = call.transposed;
+  p.row_stats = static_cast<const RowStats*>(call.row_stats);
+  p.order = call.order;
+  p.batch = call.batch;
+  p.heads = call.heads;
+  p.kv_heads = call.kv_heads;
+  p.scale = call.scale;
+  p.scale_log2 = call.scale * static_cast<float>(M_LOG2E);
+  return make_tensors({{"q", p.q, call.q, call.grid, call.heads},
+                       {"k", p.k, call.k, call.kv_grid, call.kv_heads},
+                       {"v", p.v, call.v, call.kv_grid, call.kv_heads},
+                       {"grad_out", p.grad_out, call.grad_out, call.grid, call.heads},
+                       {"dq", p.grad_q, call.grad_q, call.grid, call.heads},
+                       {"dk", p.grad_k, call.grad_k, call.kv_grid, call.kv_heads},
+                       {"dv", p.grad_v, call.grad_v, call.kv_grid, call.kv_heads}},
+                      call.batch, call.head_dim, encode);
+}
+
+inline RowStatsParams row_stats_params(const FineBackward& call) {
+  const auto rows = [](const TokenView& x) {
+    return TokenRows{static_cast<const uint16_t*>(x.data), x.batch_stride, x.token_stride,
+                     x.head_stride};
+  };
+  return {rows(call.whole_out),
+          rows(call.whole_grad_out),
+          call.lse,
+          call.grad_lse,
+          tiled(call.grid, call.query_text_rows),
+          static_cast<RowStats*>(call.row_stats),
+          call.heads};
+}
+
+// fn(Element{}, integral_constant head_dim) for the element and head_dim of a call; false if there
+// are no kernels for them.
+template <class Call, class Fn>
+bool with_config(const Call& call, Fn fn) {
   const auto with_element = [&](auto element) {
-    using Element = decltype(element);
-    if (call.head_dim == 64) return fn(FineForwardConfig<Element, 64>{}), true;
-    if (call.head_dim == 128) return fn(FineForwardConfig<Element, 128>{}), true;
+    if (call.head_dim == 64) return fn(element, std::integral_constant<int, 64>{}), true;
+    if (call.head_dim == 128) return fn(element, std::integral_constant<int, 128>{}), true;
     return false;
   };
   return call.element == ElementType::Bf16 ? with_element(Bf16{}) : with_element(Fp16{});

@@ -51,6 +51,15 @@ uint32_t pack(float lo, float hi) {
   return host::narrow(Element{}, lo) | uint32_t{host::narrow(Element{}, hi)} << 16;
 }
 
+template <class Element>
+float widen_low(uint32_t pair) {
+  return host::widen(Element{}, static_cast<uint16_t>(pair));
+}
+template <class Element>
+float widen_high(uint32_t pair) {
+  return host::widen(Element{}, static_cast<uint16_t>(pair >> 16));
+}
+
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline float log2_approx(float x) { return std::log2(x); }
 // Like the GPU's, prefers a number to a NaN.

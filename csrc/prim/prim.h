@@ -6,6 +6,8 @@
 //
 // Numbers
 //   pack<Element>(lo, hi)           two floats rounded to 16 bits each, lo in the low half
+//   widen_low, widen_high<Element>(pair)
+//                                   the two floats of a pair
 //   exp2_approx, log2_approx, max2, fma
 //   load_global(pointer)            a value that no one writes while the kernel runs
 //
@@ -22,6 +24,8 @@
 //   VSA_EACH_LANE(t) {..}           what every thread t = 0..127 of the warpgroup does
 //   lane(f, t)                      thread t's part of f: N / 2 floats, K / 4 pairs, or 2 floats
 //   quad_reduce(values, op)         folds the four copies of each row into one value
+//   unhoisted(x)                    x; what is made of it is made anew in each round of a loop, where
+//                                   keeping it would take registers that there are not
 //   if_any_row(values, test, then)  then() is run by each WARP that has a row with test(value).
 //                                   Inside, VSA_EACH_LANE and all that is made of it mean that
 //                                   warp's lanes. then() may change registers and nothing else

@@ -26,6 +26,26 @@ VSA_DEVICE uint32_t pack(float lo, float hi) {
   return pair;
 }
 
+template <class Element>
+VSA_DEVICE float widen_low(uint32_t pair) {
+  float x;
+  if constexpr (std::is_same_v<Element, Bf16>)
+    x = __uint_as_float(pair << 16);
+  else
+    asm("{.reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, lo;}" : "=f"(x) : "r"(pair));
+  return x;
+}
+
+template <class Element>
+VSA_DEVICE float widen_high(uint32_t pair) {
+  float x;
+  if constexpr (std::is_same_v<Element, Bf16>)
+    x = __uint_as_float(pair & 0xffff0000);
+  else
+    asm("{.reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, hi;}" : "=f"(x) : "r"(pair));
+  return x;
+}
+
 VSA_DEVICE float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -97,6 +117,11 @@ VSA_DEVICE void quad_reduce(RowValues& values, Op op) {
 template <class Test, class Then>
 VSA_DEVICE void if_any_row(const RowValues& values, Test test, Then then) {
   if (__any_sync(~0u, test(values.x[0]) || test(values.x[1]))) then();
+}
+
+VSA_DEVICE int unhoisted(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 // ---- shared memory, generic proxy ---------------------------------------------------------------

@@ -29,7 +29,7 @@ struct Shared {
   }
   VSA_DEVICE T get() const {
     note_read(this, sizeof *this);
-    return *const_cast<const volatile T*>(&value);  // others change it: no copy may be kept
+    return value;  // a wait lies before, and with it the compiler's memory
   }
 };
 

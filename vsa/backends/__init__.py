@@ -65,8 +65,6 @@ def _kernels(request: Request, cuda: bool) -> str | None:
         return "the compiled part of vsa is missing, see vsa info"
     if cuda and not _C.build_info()["cuda"]:
         return "vsa was built without its CUDA kernels, see vsa info"
-    if request.gradients:
-        return "its backward kernels do not exist yet"
     if request.dtype not in (None, "torch.bfloat16", "torch.float16"):
         return f"the kernels take bfloat16 and float16, not {request.dtype.removeprefix('torch.')}"
     if request.head_dim not in (None, 64, 128):
@@ -97,7 +95,7 @@ def _torch(request: Request) -> str | None:
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("hopper", "sm_90a kernels for production; forward only so far", _hopper),
+        Backend("hopper", "sm_90a kernels for production", _hopper),
         Backend("emulated", "the same kernels on a CPU, for tests; slow by nature", _emulated),
         Backend(
             "flex",

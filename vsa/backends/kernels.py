@@ -10,6 +10,8 @@ attended; it is short.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -37,42 +39,178 @@ def forward(
     """Arguments and results as in ``vsa.ops.block_sparse_attention``."""
     from vsa import _C
 
-    if plan.scale <= 0:
-        q, scale = q * (0 if plan.scale == 0 else -1), -plan.scale or 1.0
-    else:
-        scale = plan.scale
-    q, k, v = (addressable(x) for x in (q, k, v))
+    sign, scale = _positive(plan.scale)
+    q, k, v = addressable(q * sign if sign != 1 else q), addressable(k), addressable(v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=q.device)
-    query_rows, key_rows = (
-        text_rows(text_valid, q.shape[0], grid, q.device) for grid in _grids(plan)
-    )
+    shared, alive = _shared_arguments(q, k, words.contiguous(), text_valid, plan)
     clean = [_without_invalid_text(x, text_valid, plan.kv_grid) for x in (k, v)]
-    words = words.contiguous()
     call = _C.FineForward(
         q=_views(q, q, plan.grid),
         k=_views(k, clean[0], plan.kv_grid),
         v=_views(v, clean[1], plan.kv_grid),
         out=_views(out, out, plan.grid),
-        grid=plan.grid.as_ints(),
-        kv_grid=plan.kv_grid.as_ints(),
-        batch=q.shape[0],
-        heads=q.shape[2],
-        kv_heads=k.shape[2],
-        head_dim=q.shape[3],
-        bf16=q.dtype == torch.bfloat16,
         scale=scale,
-        selected=words.data_ptr(),
-        query_text_rows=query_rows.data_ptr(),
-        key_text_rows=key_rows.data_ptr(),
         lse=lse.data_ptr(),
+        **shared,
     )
-    if q.device.type == "cpu":
+    _run(call, q.device)
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    words: Tensor,
+    text_valid: Tensor | None,
+    plan: Plan,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Arguments and results as in ``vsa.ops.block_sparse_attention_backward``.
+
+    The same bits every time: nothing is added up by atomics.
+    """
+    from vsa import _C
+
+    sign, scale = _positive(plan.scale)
+    q, k, v = addressable(q * sign if sign != 1 else q), addressable(k), addressable(v)
+    grad_out, out, lse = addressable(grad_out), addressable(out), lse.contiguous()
+    grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
+    words = words.contiguous()
+    transposed, counts = transpose(words, plan.kv_grid.num_tiles)
+    order = _longest_first(counts, k.shape[2], plan)
+    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+    query_tiles = plan.grid.num_tiles + _text_tiles(plan.grid)
+    row_stats = torch.empty(
+        *q.shape[::2], query_tiles, 2, SLOTS, dtype=torch.float32, device=q.device
+    )
+    shared, alive = _shared_arguments(q, k, words, text_valid, plan)
+    clean = [
+        _without_invalid_text(x, text_valid, grid)
+        for x, grid in ((q, plan.grid), (k, plan.kv_grid), (v, plan.kv_grid), (grad_out, plan.grid))
+    ]
+    call = _C.FineBackward(
+        q=_views(q, clean[0], plan.grid),
+        k=_views(k, clean[1], plan.kv_grid),
+        v=_views(v, clean[2], plan.kv_grid),
+        grad_out=_views(grad_out, clean[3], plan.grid),
+        grad_q=_views(grads[0], grads[0], plan.grid),
+        grad_k=_views(grads[1], grads[1], plan.kv_grid),
+        grad_v=_views(grads[2], grads[2], plan.kv_grid),
+        whole_out=_view(out),
+        whole_grad_out=_view(grad_out),
+        scale=scale,
+        transposed=transposed.data_ptr(),
+        order=order.data_ptr(),
+        lse=lse.data_ptr(),
+        grad_lse=0 if grad_lse is None else grad_lse.data_ptr(),
+        row_stats=row_stats.data_ptr(),
+        **shared,
+    )
+    _run(call, q.device)
+    if sign != 1:
+        grads[0] *= sign
+    return grads[0], grads[1], grads[2]
+
+
+def transpose(words: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """Bitmaps with rows and columns exchanged.
+
+    Args:
+        words: (B, heads, rows, words of ``columns`` bits) int32, contiguous.
+        columns: bits of a row.
+
+    Returns:
+        (B, heads, columns, words of ``rows`` bits) int32, and how many bits each of its rows has,
+        (B, heads, columns) int32.
+    """
+    from vsa import _C
+
+    batch, heads, rows, _ = words.shape
+    target = words.new_empty(batch, heads, columns, bitmap.num_words(rows))
+    counts = words.new_empty(batch, heads, columns)
+    call = _C.BitmapTranspose(
+        source=words.data_ptr(),
+        target=target.data_ptr(),
+        counts=counts.data_ptr(),
+        bitmaps=batch * heads,
+        rows=rows,
+        columns=columns,
+    )
+    if words.device.type == "cpu":
+        call.run()
+    else:
+        _launch(call, words.device)
+    return target, counts
+
+
+def _longest_first(counts: Tensor, kv_heads: int, plan: Plan) -> Tensor:
+    """In which order the groups of neighbouring key tiles are worked on, within each key head.
+
+    Args:
+        counts: (B, heads, n_k) query tiles that attend each key tile.
+        kv_heads: of the keys.
+        plan: of the call.
+
+    Returns:
+        (B, kv_heads, groups) int32, by their longest column. The text's tiles come first in the
+        numbering of groups: everyone attends them.
+    """
+    from vsa import _C
+
+    group = _C.KEY_TILES_PER_GROUP
+    counts = counts.unflatten(1, (kv_heads, -1)).sum(2, dtype=torch.int32)
+    counts = functional.pad(
+        counts, (_text_tiles(plan.kv_grid), 0), value=torch.iinfo(torch.int32).max
+    )
+    counts = functional.pad(counts, (0, -counts.shape[-1] % group))
+    longest = counts.unflatten(-1, (-1, group)).amax(-1)
+    return longest.argsort(dim=-1, descending=True, stable=True).int()
+
+
+def _positive(scale: float) -> tuple[int, float]:
+    """A sign for q, 0 for a scale of 0, and a positive scale: the kernels take the largest score."""
+    if scale > 0:
+        return 1, scale
+    return (0 if scale == 0 else -1), -scale or 1.0
+
+
+def _shared_arguments(
+    q: Tensor, k: Tensor, words: Tensor, text_valid: Tensor | None, plan: Plan
+) -> tuple[dict[str, Any], list[Tensor]]:
+    """What both directions pass, and the tensors that must outlive the launch."""
+    query_rows, key_rows = (
+        text_rows(text_valid, q.shape[0], grid, q.device) for grid in (plan.grid, plan.kv_grid)
+    )
+    arguments = {
+        "grid": plan.grid.as_ints(),
+        "kv_grid": plan.kv_grid.as_ints(),
+        "batch": q.shape[0],
+        "heads": q.shape[2],
+        "kv_heads": k.shape[2],
+        "head_dim": q.shape[3],
+        "bf16": q.dtype == torch.bfloat16,
+        "selected": words.data_ptr(),
+        "query_text_rows": query_rows.data_ptr(),
+        "key_text_rows": key_rows.data_ptr(),
+    }
+    return arguments, [words, query_rows, key_rows]
+
+
+def _run(call: Any, device: torch.device) -> None:
+    if device.type == "cpu":
         call.emulate(EMULATED_BLOCKS, EMULATED_SEED)
     else:
-        with torch.cuda.device(q.device):
-            call.launch(q.device.index, torch.cuda.current_stream().cuda_stream)
-    return out, lse
+        _launch(call, device)
+
+
+def _launch(call: Any, device: torch.device) -> None:
+    with torch.cuda.device(device):
+        call.launch(device.index, torch.cuda.current_stream().cuda_stream)
 
 
 def addressable(x: Tensor) -> Tensor:
@@ -130,5 +268,5 @@ def _view(x: Tensor) -> View:
     return x.data_ptr(), batch, token, head
 
 
-def _grids(plan: Plan) -> tuple[Grid, Grid]:
-    return plan.grid, plan.kv_grid
+def _text_tiles(grid: Grid) -> int:
+    return -(-grid.prefix // SLOTS) - (-grid.suffix // SLOTS)

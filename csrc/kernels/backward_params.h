@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the two backward passes of the fine stage are told.
+#pragma once
+#include "kernels/params.h"
+#include "kernels/row_stats.h"
+
+namespace vsa {
+
+struct FineBackwardParams {
+  TokenTensor q, k, v, grad_out;
+  TokenTensor grad_q, grad_k, grad_v;
+  TiledSequence queries, keys;
+  const uint32_t* selected;    // [batch, heads, n_q, words(n_k)] key tiles of each query tile
+  const uint32_t* transposed;  // [batch, heads, n_k, words(n_q)] query tiles of each key tile
+  const RowStats* row_stats;   // [batch, heads, tiles of the queries, the text's last]
+  const int* order;            // [batch, kv_heads, groups of key tiles] the longest first
+  int batch, heads, kv_heads;
+  float scale;       // of the scores
+  float scale_log2;  // the same times log2(e)
+
+  VSA_DEVICE const RowStats& stats(int batch_index, int head, int tile) const {
+    return row_stats[(int64_t{batch_index} * heads + head) * queries.num_tiles() + tile];
+  }
+};
+
+// Items that are sorted by length are dealt to and fro: the block that got the longest of one round
+// gets the shortest of the next.
+VSA_DEVICE int dealt_item(int round) {
+  const int place = (round & 1) == 0 ? block_index() : block_count() - 1 - block_index();
+  return round * block_count() + place;
+}
+
+}  // namespace vsa

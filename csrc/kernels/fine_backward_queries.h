@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fine stage, backward, second pass: the gradient of the queries.
+//
+//   P = 2^(scale Q K^T - LSE)      dS = P (dO V^T - delta)      dQ = scale dS K
+//
+// The forward kernel's walk over the same selection, with dO beside Q and the log-sum-exp known
+// beforehand, so that nothing is ever rescaled.
+//
+//     scores(next)  dP(next)    dQ += dS K of the slot held    in flight together
+//     wait for the first two -> weights, dS -> look for the slot after next
+//     wait for dQ -> release held -> round dS
+//
+//   barrier   arrives                                 waits
+//   q_full    producer, and the bytes of Q and dO     its consumer
+//   q_empty   its consumer, once dQ has left          producer
+//   slots     see kernels/slots.h
+#pragma once
+#include "kernels/backward_params.h"
+#include "kernels/selection.h"
+#include "kernels/slots.h"
+#include "kernels/softmax.h"
+
+namespace vsa {
+
+template <class Element_, int D_>
+struct FineBackwardQueriesConfig {
+  using Element = Element_;
+  static constexpr int D = D_;
+  static constexpr int kConsumers = D == 128 ? 2 : 3;
+  static constexpr int kStages = D == 128 ? 5 : 10;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
+};
+
+template <class Config>
+struct FineBackwardQueries {
+  using Element = typename Config::Element;
+  using Params = FineBackwardParams;
+  static constexpr int D = Config::D;
+  static constexpr int kConsumers = Config::kConsumers;
+  static constexpr int kStages = Config::kStages;
+  static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
+  static constexpr int kProducerRegisters = Config::kProducerRegisters;
+  static constexpr int kConsumerRegisters = Config::kConsumerRegisters;
+  using KeySlots = Slots<kStages, kConsumers>;
+  using Slot = typename KeySlots::Slot;
+
+  struct SharedMemory {
+    Tile<D> q[kConsumers];  // also where the gradient leaves from
+    Tile<D> grad_out[kConsumers];
+    Tile<D> k[kStages];
+    Tile<D> v[kStages];
+    KeySlots slots;
+    Shared<Assignment> assignment[kConsumers];  // travels with Q and dO
+    Mbarrier q_full[kConsumers];
+    Mbarrier q_empty[kConsumers];
+  };
+
+  VSA_DEVICE static void init_barriers(SharedMemory& s) {
+    s.slots.init();
+    for (int w = 0; w < kConsumers; ++w) {
+      s.q_full[w].init(1, "q_full", w);
+      s.q_empty[w].init(1, "q_empty", w);
+      label(s.assignment[w], "assignment", w);
+      label(s.q[w], "q", w);
+      label(s.grad_out[w], "grad_out", w);
+    }
+    for (int i = 0; i < kStages; ++i) {
+      label(s.k[i], "k", i);
+      label(s.v[i], "v", i);
+    }
+  }
+
+  VSA_DEVICE static void prologue(const Params& p, SharedMemory& s, int thread, int threads) {
+    for (int w = 0; w < kConsumers; ++w) {
+      zero_tail(s.q[w], p.queries.grid.tile.volume(), thread, threads);
+      zero_tail(s.grad_out[w], p.queries.grid.tile.volume(), thread, threads);
+    }
+    for (int i = 0; i < kStages; ++i) {
+      zero_tail(s.k[i], p.keys.grid.tile.volume(), thread, threads);
+      zero_tail(s.v[i], p.keys.grid.tile.volume(), thread, threads);
+    }
+    fence_async_proxy();
+  }
+
+  class Producer {
+   public:
+    VSA_DEVICE Producer(const Params& p, SharedMemory& s) : p_(p), s_(s) {}
+
+    VSA_DEVICE void run() {
+      prefetch_map(p_.q.video.map);
+      prefetch_map(p_.grad_out.video.map);
+      prefetch_map(p_.k.video.map);
+      prefetch_map(p_.v.video.map);
+      const int rows = p_.queries.grid.num_tiles();
+      const int words = bitmap::words(p_.keys.grid.num_tiles());
+      const WorkList list(p_.queries, kConsumers, p_.batch, p_.heads);
+      int round = 0;
+      for (int item = block_index(); item < list.items; item += block_count(), ++round) {
+        const Work work = list.work(item, kConsumers);
+        for (int w = 0; w < kConsumers; ++w) load_queries(work, w, round);
+        UnionWalk<kConsumers> walk(
+            p_.queries, p_.keys,
+            bitmap_of(p_.selected, work.batch, p_.heads, work.head, rows, words), work);
+        auto step = walk.next();
+        if (step.tile < 0) s_.slots.post_nothing(slot_++);
+        while (step.tile >= 0) {
+          const auto following = walk.next();
+          load_keys(work, step.tile, step.owners, following.tile < 0);
+          step = following;
+        }
+      }
+      for (int w = 0; w < kConsumers; ++w) assign(w, {0, 0, Assignment::kStop}, round).arrive_one();
+    }
+
+   private:
+    // The barrier that what comes with it must arrive at.
+    VSA_DEVICE Mbarrier& assign(int w, Assignment assignment, int round) {
+      s_.q_empty[w].wait(round - 1);
+      s_.assignment[w].set(assignment);
+      return s_.q_full[w];
+    }
+
+    VSA_DEVICE void load_queries(const Work& work, int w, int round) {
+      const int tile = tile_at(p_.queries, work.first_place + w);
+      Mbarrier& full = assign(w, {work.batch, work.head, tile}, round);
+      if (tile < 0) return full.arrive_one();
+      const TilePlace at = p_.queries.place(tile);
+      const TileBox q = box_of(p_.q, at, work.head, work.batch);
+      const TileBox grad_out = box_of(p_.grad_out, at, work.head, work.batch);
+      full.arrive_expect_tx(2 * p_.queries.box_rows(at) * D * 2);
+      load_tile(s_.q[w], q.map, q.at, full, CacheHint::EvictFirst);
+      load_tile(s_.grad_out[w], grad_out.map, grad_out.at, full, CacheHint::EvictFirst);
+    }
+
+    VSA_DEVICE void load_keys(const Work& work, int tile, uint32_t owners, bool last) {
+      const int stage = s_.slots.ring.stage(slot_), head = work.head / (p_.heads / p_.kv_heads);
+      const TilePlace at = p_.keys.place(tile);
+      const uint64_t rows = p_.keys.rows(at, work.batch);
+      const TileBox k = box_of(p_.k, at, head, work.batch);
+      const TileBox v = box_of(p_.v, at, head, work.batch);
+      const int bytes = 2 * p_.keys.box_rows(at) * D * 2;
+      Mbarrier& full = s_.slots.post(slot_++, owners, last, rows, bytes);
+      load_tile(s_.k[stage], k.map, k.at, full, CacheHint::EvictLast);
+      load_tile(s_.v[stage], v.map, v.at, full, CacheHint::EvictLast);
+    }
+
+    const Params& p_;
+    SharedMemory& s_;
+    int slot_ = 0;
+  };
+
+  class Consumer {
+   public:
+    VSA_DEVICE Consumer(const Params& p, SharedMemory& s, int w)
+        : p_(p), s_(s), w_(w), slots_(s.slots, w) {}
+
+    VSA_DEVICE void run() {
+      for (int round = 0;; ++round) {
+        s_.q_full[w_].wait(round);
+        const Assignment item = s_.assignment[w_].get();
+        if (item.tile == Assignment::kStop) break;
+        if (item.tile >= 0) read_stats(p_.stats(item.batch, item.head, item.tile));
+        gather();
+        if (item.tile >= 0) store(item);
+        if (elect_one()) s_.q_empty[w_].arrive_one();
+      }
+      if (elect_one()) bulk_wait<0>();
+    }
+
+   private:
+    VSA_DEVICE void read_stats(const RowStats& stats) {
+      set_rows(lse_, [&](int row) { return load_global(stats.lse + row); });
+      set_rows(delta_, [&](int row) { return load_global(stats.delta + row); });
+    }
+
+    VSA_DEVICE void gather() {
+      fill(grad_q_, 0.f);
+      slots_.begin_item();
+      Slot held = slots_.take_first();
+      while (held.number >= 0) {
+        start(held);
+        Slot next = slots_.take_after(held);
+        while (next.number >= 0) {
+          issue_scores(next);
+          issue_gradient(held);
+          wgmma_wait<1>(scores_, grad_scores_);
+          differentiate(next);
+          // Real branches between the waits: without one, ptxas hoists the second one above.
+          const Slot after = slots_.take_after(held);
+          wgmma_wait<0>(grad_q_);
+          slots_.release(held);
+          round_to<Element>(rounded_, grad_scores_);
+          held = next;
+          next = after;
+        }
+        issue_gradient(held);
+        wgmma_wait<0>(grad_q_);
+        slots_.release(held);
+        held = next.number == KeySlots::View::kFar ? slots_.take_first() : next;
+      }
+    }
+
+    // The first slot of a run: nothing else is in flight.
+    VSA_DEVICE void start(const Slot& slot) {
+      issue_scores(slot);
+      wgmma_wait<0>(scores_, grad_scores_);
+      differentiate(slot);
+      round_to<Element>(rounded_, grad_scores_);
+    }
+    VSA_DEVICE void issue_scores(const Slot& slot) {
+      mma_ABt<Element>(scores_, s_.q[w_], s_.k[slot.stage]);
+      mma_ABt<Element>(grad_scores_, s_.grad_out[w_], s_.v[slot.stage]);
+      wgmma_commit();
+    }
+    VSA_DEVICE void issue_gradient(const Slot& slot) {
+      mma_AB<Element>(grad_q_, rounded_, s_.k[slot.stage]);
+      wgmma_commit();
+    }
+    // Scores become weights, and their gradients in place of those of the weights.
+    VSA_DEVICE void differentiate(const Slot& slot) {
+      const float scale = p_.scale_log2;
+      mask_columns(scores_, slot.rows);
+      map_rows(scores_, lse_,
+               [=](float x, float lse) { return exp2_approx(fma(x, scale, -lse)); });
+      map_rows(grad_scores_, delta_, [](float x, float delta) { return x - delta; });
+      zip(grad_scores_, scores_, [](float x, float weight) { return x * weight; });
+    }
+
+    VSA_DEVICE void store(const Assignment& item) {
+      const TilePlace at = p_.queries.place(item.tile);
+      const float scale = p_.scale;
+      for_each(grad_q_, [=](float& x, int, int) { x *= scale; });
+      if (at.region != Region::Video) {
+        const uint64_t rows = p_.queries.rows(at, item.batch);
+        for_each(grad_q_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
+      }
+      Operand<D> rounded;
+      round_to<Element>(rounded, grad_q_);
+      write_tile(s_.q[w_], rounded);
+      fence_async_proxy();
+      named_sync(1 + w_, kWarpgroupThreads);
+      if (elect_one()) {
+        const TileBox box = box_of(p_.grad_q, at, item.head, item.batch);
+        store_tile(box.map, box.at, s_.q[w_]);
+        bulk_commit();
+        bulk_wait_read<0>();
+      }
+    }
+
+    const Params& p_;
+    SharedMemory& s_;
+    const int w_;
+    typename KeySlots::View slots_;
+    RowValues lse_, delta_;
+    Fragment<64> scores_, grad_scores_;  // [queries, keys]
+    Operand<64> rounded_;
+    Fragment<D> grad_q_;
+  };
+
+  VSA_DEVICE static void produce(const Params& p, SharedMemory& s) {
+    if (elect_one()) Producer(p, s).run();
+  }
+  VSA_DEVICE static void consume(const Params& p, SharedMemory& s, int w) {
+    Consumer(p, s, w).run();
+  }
+};
+
+}  // namespace vsa

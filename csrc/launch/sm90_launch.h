@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the .cu files of the fine stage share: tensor maps from the driver, and persistent grids.
+#pragma once
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <string>
+
+#include "launch/tensor_map.h"
+#include "prim/sm90_block.h"
+
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#error "vsa's kernels are for sm_90a: build with CMAKE_CUDA_ARCHITECTURES=90a-real"
+#endif
+
+namespace vsa::launch {
+
+// Through the runtime, so that nothing links to the driver.
+inline std::string encode(TensorMap& map, const MapArguments& a) {
+  static const auto function = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
+                                     &result);
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
+  }();
+  if (function == nullptr) return "the driver has no cuTensorMapEncodeTiled";
+  static_assert(sizeof(TensorMap) == sizeof(CUtensorMap));
+  const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
+  const CUresult result = function(
+      reinterpret_cast<CUtensorMap*>(&map), CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 5, a.base, a.dims,
+      a.strides, a.box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result == CUDA_SUCCESS) return "";
+  return "the driver refuses its tensor map with error " + std::to_string(result);
+}
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, 1)
+    persistent_kernel(const __grid_constant__ typename Kernel::Params params) {
+  run_kernel<Kernel>(params);
+}
+
+// One block per multiprocessor, or per item where those are fewer: groups of Kernel::kConsumers
+// tiles of `sequence`, for each of `heads` of all batch elements.
+template <class Kernel>
+cudaError_t launch_persistent(const typename Kernel::Params& params,
+                              const TiledSequence& sequence,
+                              int heads,
+                              int device,
+                              cudaStream_t stream) {
+  constexpr int kBytes = sizeof(typename Kernel::SharedMemory);
+  int multiprocessors = 0;
+  cudaError_t error =
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  error = cudaFuncSetAttribute(persistent_kernel<Kernel>,
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (error != cudaSuccess) return error;
+  const int items =
+      params.batch * heads *
+      ceil_div(sequence.grid.num_tiles() + sequence.text_tiles, Kernel::kConsumers);
+  persistent_kernel<Kernel>
+      <<<std::min(items, multiprocessors), Kernel::kThreads, kBytes, stream>>>(params);
+  return cudaGetLastError();
+}
+
+inline std::string not_launched(const char* what, cudaError_t error) {
+  if (error == cudaSuccess) return "";
+  return std::string(what) + " was not launched: " + cudaGetErrorString(error);
+}
+
+}  // namespace vsa::launch
