@@ -42,8 +42,7 @@ import vsa
 from vsa.cli.options import machine
 from vsa.parity import error
 
-HEADS = 2
-TOPK = 0.125
+HEADS, TOPK = 2, 0.125
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LIMITS = {"out": 2.0, "lse": 1.0, "dq": 2.0, "dk": 2.0, "dv": 2.0}
 # cuDNN is left out: it would build a plan for each of thousands of lengths.
@@ -224,9 +223,7 @@ def main() -> None:
     parser.add_argument("--backward", action="store_true", help="check the gradients too")
     parser.add_argument("--only", default="", help="grids whose name contains this")
     parser.add_argument("--tiles", type=int, default=24, help="sampled query tiles of a grid")
-    parser.add_argument(
-        "--tiny", action="store_true", help="a quarter along each axis: short lists"
-    )
+    parser.add_argument("--tiny", action="store_true", help="a quarter along each axis")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     grids = {x: tiny(y) if options.tiny else y for x, y in GRIDS.items() if options.only in x}

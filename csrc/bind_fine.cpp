@@ -88,6 +88,7 @@ launch::FineBackward backward_call(const Views& q,
                                    uintptr_t key_text_rows,
                                    uintptr_t lse,
                                    uintptr_t grad_lse,
+                                   uintptr_t tickets,
                                    uintptr_t row_stats) {
   launch::FineBackward call;
   call.q = sequence(q);
@@ -114,6 +115,7 @@ launch::FineBackward backward_call(const Views& q,
   call.key_text_rows = pointer<const uint64_t>(key_text_rows);
   call.lse = pointer<const float>(lse);
   call.grad_lse = pointer<const float>(grad_lse);
+  call.tickets = pointer<int>(tickets);
   call.row_stats = pointer<void>(row_stats);
   return call;
 }
@@ -152,7 +154,7 @@ void bind_fine(py::module_& m) {
            py::arg("batch"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"),
            py::arg("bf16"), py::arg("scale"), py::arg("selected"), py::arg("transposed"),
            py::arg("order"), py::arg("query_text_rows"), py::arg("key_text_rows"), py::arg("lse"),
-           py::arg("grad_lse"), py::arg("row_stats"))
+           py::arg("grad_lse"), py::arg("tickets"), py::arg("row_stats"))
       .def(
           "launch",
           [](const launch::FineBackward& call, int device, uintptr_t stream) {

@@ -14,6 +14,7 @@ struct FineBackwardParams {
   const uint32_t* transposed;  // [batch, heads, n_k, words(n_q)] query tiles of each key tile
   const RowStats* row_stats;   // [batch, heads, tiles of the queries, the text's last]
   const int* order;            // [batch, kv_heads, groups of key tiles] the longest first
+  int* tickets;                // how many items of the first pass have been taken: 0 at its start
   int batch, heads, kv_heads;
   float scale;       // of the scores
   float scale_log2;  // the same times log2(e)
@@ -22,12 +23,5 @@ struct FineBackwardParams {
     return row_stats[(int64_t{batch_index} * heads + head) * queries.num_tiles() + tile];
   }
 };
-
-// Items that are sorted by length are dealt to and fro: the block that got the longest of one round
-// gets the shortest of the next.
-VSA_DEVICE int dealt_item(int round) {
-  const int place = (round & 1) == 0 ? block_index() : block_count() - 1 - block_index();
-  return round * block_count() + place;
-}
 
 }  // namespace vsa

@@ -102,7 +102,8 @@ struct FineBackwardKeys {
       prefetch_map(p_.grad_out.video.map);
       const WorkList list(p_.keys, kConsumers, p_.batch, p_.kv_heads);
       int round = 0;
-      for (int item = dealt_item(0); item < list.items; item = dealt_item(++round)) {
+      for (int item = take_ticket(p_.tickets); item < list.items;
+           item = take_ticket(p_.tickets), ++round) {
         const Work work = work_of(list, item);
         for (int w = 0; w < kConsumers; ++w) load_keys(work, w, round);
         walk(work);
@@ -111,34 +112,40 @@ struct FineBackwardKeys {
     }
 
    private:
-    // Items come in the order that the host has found, within each key head.
+    // Columns differ in length, so blocks take items as they get done, the longest first within each
+    // key head.
     VSA_DEVICE Work work_of(const WorkList& list, int item) const {
       const int head = item / list.groups;
-      return {head / p_.kv_heads, head % p_.kv_heads, load_global(p_.order + item) * kConsumers};
+      return {head / p_.kv_heads, head % p_.kv_heads, uniform(load_global(p_.order + item)) * kConsumers};
     }
 
-    // A query tile of a head, and who wants it.
-    struct Step {
-      int tile, head;
-      uint32_t owners;
-    };
-
-    // Each slot waits for the next one to be found, because it must know whether it is the last.
+    // The tiles of all query heads that share a key head, one head after the other.
     VSA_DEVICE void walk(const Work& work) {
       const int group = p_.heads / p_.kv_heads;
       const int rows = p_.keys.grid.num_tiles();
       const int words = bitmap::words(p_.queries.grid.num_tiles());
-      Step found{-1, 0, 0};
-      for (int head = work.head * group; head < (work.head + 1) * group; ++head) {
-        UnionWalk<kConsumers> tiles(
-            p_.keys, p_.queries, bitmap_of(p_.transposed, work.batch, p_.heads, head, rows, words),
-            work);
-        for (auto step = tiles.next(); step.tile >= 0; step = tiles.next()) {
-          if (found.tile >= 0) load_queries(work, found, false);
-          found = {step.tile, head, step.owners};
+      int head = work.head * group;
+      const int last_head = head + group - 1;
+      UnionWalk<kConsumers> tiles(
+          p_.keys, p_.queries, bitmap_of(p_.transposed, work.batch, p_.heads, head, rows, words),
+          work);
+      const auto find = [&] {
+        auto step = tiles.next();
+        while (step.tile < 0 && head < last_head) {
+          ++head;
+          tiles.restart(int64_t{rows} * words);
+          step = tiles.next();
         }
+        return step;
+      };
+      auto step = find();
+      if (step.tile < 0) s_.slots.post_nothing(slot_++);
+      while (step.tile >= 0) {
+        const int head_of_step = head;
+        const auto following = find();
+        load_queries(work, head_of_step, step.tile, step.owners, following.tile < 0);
+        step = following;
       }
-      found.tile >= 0 ? load_queries(work, found, true) : s_.slots.post_nothing(slot_++);
     }
 
     // The barrier that what comes with it must arrive at.
@@ -160,16 +167,17 @@ struct FineBackwardKeys {
       load_tile(s_.v[w], v.map, v.at, full, CacheHint::EvictFirst);
     }
 
-    VSA_DEVICE void load_queries(const Work& work, const Step& step, bool last) {
+    VSA_DEVICE void load_queries(
+        const Work& work, int head, int tile, uint32_t owners, bool last) {
       const int stage = s_.slots.ring.stage(slot_);
-      const TilePlace at = p_.queries.place(step.tile);
-      const TileBox q = box_of(p_.q, at, step.head, work.batch);
-      const TileBox grad_out = box_of(p_.grad_out, at, step.head, work.batch);
+      const TilePlace at = p_.queries.place(tile);
+      const TileBox q = box_of(p_.q, at, head, work.batch);
+      const TileBox grad_out = box_of(p_.grad_out, at, head, work.batch);
       const int bytes = 2 * p_.queries.box_rows(at) * D * 2 + static_cast<int>(sizeof(RowStats));
       // Rows that are no tokens need no mask: their statistics make them weigh nothing.
-      Mbarrier& full = s_.slots.post(slot_++, step.owners, last, ~uint64_t{0}, bytes);
+      Mbarrier& full = s_.slots.post(slot_++, owners, last, ~uint64_t{0}, bytes);
       load_tile(s_.q[stage], q.map, q.at, full, CacheHint::EvictLast);
-      bulk_load(&s_.stats[stage], &p_.stats(work.batch, step.head, step.tile), sizeof(RowStats),
+      bulk_load(&s_.stats[stage], &p_.stats(work.batch, head, tile), sizeof(RowStats),
                 full);
       load_tile(s_.grad_out[stage], grad_out.map, grad_out.at, full, CacheHint::EvictLast);
     }

@@ -28,6 +28,7 @@ struct FineBackwardQueriesConfig {
   static constexpr int D = D_;
   static constexpr int kConsumers = D == 128 ? 2 : 3;
   static constexpr int kStages = D == 128 ? 5 : 10;
+  static constexpr bool kQueriesInRegisters = D == 128;  // Q and dO, where registers allow
   static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
   static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
 };
@@ -161,6 +162,12 @@ struct FineBackwardQueries {
         const Assignment item = s_.assignment[w_].get();
         if (item.tile == Assignment::kStop) break;
         if (item.tile >= 0) read_stats(p_.stats(item.batch, item.head, item.tile));
+        if constexpr (Config::kQueriesInRegisters) {
+          if (item.tile >= 0) {
+            read_tile(q_, s_.q[w_]);
+            read_tile(grad_out_, s_.grad_out[w_]);
+          }
+        }
         gather();
         if (item.tile >= 0) store(item);
         if (elect_one()) s_.q_empty[w_].arrive_one();
@@ -209,8 +216,15 @@ struct FineBackwardQueries {
       round_to<Element>(rounded_, grad_scores_);
     }
     VSA_DEVICE void issue_scores(const Slot& slot) {
-      mma_ABt<Element>(scores_, s_.q[w_], s_.k[slot.stage]);
-      mma_ABt<Element>(grad_scores_, s_.grad_out[w_], s_.v[slot.stage]);
+      const Tile<D>& k = s_.k[slot.stage];
+      const Tile<D>& v = s_.v[slot.stage];
+      if constexpr (Config::kQueriesInRegisters) {
+        mma_ABt<Element>(scores_, q_, k);
+        mma_ABt<Element>(grad_scores_, grad_out_, v);
+      } else {
+        mma_ABt<Element>(scores_, s_.q[w_], k);
+        mma_ABt<Element>(grad_scores_, s_.grad_out[w_], v);
+      }
       wgmma_commit();
     }
     VSA_DEVICE void issue_gradient(const Slot& slot) {
@@ -254,6 +268,7 @@ struct FineBackwardQueries {
     typename KeySlots::View slots_;
     RowValues lse_, delta_;
     Fragment<64> scores_, grad_scores_;  // [queries, keys]
+    Operand<D> q_, grad_out_;
     Operand<64> rounded_;
     Fragment<D> grad_q_;
   };

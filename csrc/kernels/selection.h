@@ -31,6 +31,16 @@ class UnionWalk {
     }
   }
 
+  // From the start again, in a bitmap that lies `words` after this one.
+  VSA_DEVICE void restart(int64_t words) {
+    VSA_UNROLL
+    for (int r = 0; r < Rows; ++r)
+      if (rows_[r]) rows_[r] += words;
+    left_ = 0;
+    word_ = -1;
+    text_ = 0;
+  }
+
   VSA_DEVICE Step next() {
     while (left_ == 0 && word_ + 1 < words_) load_word(++word_);
     if (left_ != 0) {
@@ -56,7 +66,7 @@ class UnionWalk {
     left_ = 0;
     VSA_UNROLL
     for (int r = 0; r < Rows; ++r) {
-      own_[r] = everything_ >> r & 1 ? all : rows_[r] ? load_global(rows_[r] + word) : 0;
+      own_[r] = everything_ >> r & 1 ? all : rows_[r] ? uniform(load_global(rows_[r] + word)) : 0;
       left_ |= own_[r];
     }
   }

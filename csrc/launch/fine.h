@@ -48,6 +48,7 @@ struct FineBackward {
   const uint64_t* key_text_rows;
   const float* lse;       // [batch, heads, S_q]
   const float* grad_lse;  // likewise, or null
+  int* tickets;           // one int of scratch
   void* row_stats;        // [batch, heads, tiles of the queries, 2, 64] floats, written and read
 };
 

@@ -41,6 +41,8 @@ std::string fine_backward(const FineBackward& call, int device, void* opaque_str
     row_stats_kernel<Element, head_dim()>
         <<<tiles, kWarps * kWarpThreads, 0, stream>>>(row_stats_params(call));
     if ((error = cudaGetLastError()) != cudaSuccess) return;
+    error = cudaMemsetAsync(call.tickets, 0, sizeof(int), stream);
+    if (error != cudaSuccess) return;
     error = launch_persistent<Keys>(params, params.keys, params.kv_heads, device, stream);
     if (error != cudaSuccess) return;
     error = launch_persistent<Queries>(params, params.queries, params.heads, device, stream);

@@ -64,6 +64,7 @@ std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigne
     using Element = decltype(element);
     constexpr int D = head_dim();
     write_all_row_stats<Element, D>(row_stats_params(call), call.batch);
+    *call.tickets = 0;
     run_blocks<FineBackwardKeys<FineBackwardKeysConfig<Element, D>>>(params, blocks, seed);
     run_blocks<FineBackwardQueries<FineBackwardQueriesConfig<Element, D>>>(params, blocks, seed);
   });

@@ -63,6 +63,7 @@ std::string make_params(FineBackwardParams& p, const FineBackward& call, Encode 
   p.transposed = call.transposed;
   p.row_stats = static_cast<const RowStats*>(call.row_stats);
   p.order = call.order;
+  p.tickets = call.tickets;
   p.batch = call.batch;
   p.heads = call.heads;
   p.kv_heads = call.kv_heads;

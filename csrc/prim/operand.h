@@ -33,6 +33,9 @@ constexpr int kSharedBytes = 227 * 1024;            // shared memory that one bl
 constexpr int kChunkBytes = 16;                     // what the swizzle moves as one
 constexpr int kChunkElements = kChunkBytes / 2;
 
+// Registers per thread that a block of so many threads is launched with: they come in eights.
+VSA_HD int launch_registers(int threads) { return 65536 / threads / 8 * 8; }
+
 // XOR of the chunk (bits 4..6 of an address) with the row (bits 7..9).
 VSA_HD uint32_t swizzle128(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
@@ -107,6 +110,8 @@ enum class CacheHint : uint64_t {
 // The rules above, where a slip would not show until a GPU computes nonsense.
 namespace facts {
 
+static_assert(launch_registers(384) == 168 && launch_registers(512) == 128,
+              "three warpgroups share 504 registers per thread, four share 512");
 static_assert(swizzle128(swizzle128(0x1fff0)) == 0x1fff0, "the swizzle is its own inverse");
 static_assert(accumulator_row(127, 2) == 63 && accumulator_column(127, 31) == 63,
               "the last thread holds the last row and column");

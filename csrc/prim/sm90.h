@@ -66,11 +66,31 @@ VSA_DEVICE T load_global(const T* pointer) {
   return __ldg(pointer);
 }
 
+// A reduction over the one thread that is active: its result is a uniform register.
+VSA_DEVICE uint32_t uniform(uint32_t x) { return __reduce_or_sync(__activemask(), x); }
+VSA_DEVICE int uniform(int x) { return static_cast<int>(uniform(static_cast<uint32_t>(x))); }
+
+VSA_DEVICE int take_ticket(int* counter) {
+  int ticket;
+  asm volatile("atom.relaxed.gpu.global.add.s32 %0, [%1], 1;"
+               : "=r"(ticket)
+               : "l"(counter)
+               : "memory");
+  return uniform(ticket);
+}
+
 // ---- who am I -----------------------------------------------------------------------------------
 
 VSA_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 VSA_DEVICE int block_count() { return static_cast<int>(gridDim.x); }
-VSA_DEVICE bool elect_one() { return threadIdx.x % kWarpgroupThreads == 0; }
+// With this instruction ptxas knows that one thread is left, and issues copies without a loop over
+// threads.
+VSA_DEVICE bool elect_one() {
+  if (__shfl_sync(~0u, threadIdx.x, 0) % kWarpgroupThreads != 0) return false;
+  uint32_t elected;
+  asm volatile("{.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;}" : "=r"(elected));
+  return elected != 0;
+}
 
 template <int Registers>
 VSA_DEVICE void take_registers() {

@@ -43,7 +43,7 @@ def forward(
     q, k, v = addressable(q * sign if sign != 1 else q), addressable(k), addressable(v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=q.device)
-    shared, alive = _shared_arguments(q, k, words.contiguous(), text_valid, plan)
+    words, rows = words.contiguous(), _text_rows(text_valid, q, plan)
     clean = [_without_invalid_text(x, text_valid, plan.kv_grid) for x in (k, v)]
     call = _C.FineForward(
         q=_views(q, q, plan.grid),
@@ -52,7 +52,7 @@ def forward(
         out=_views(out, out, plan.grid),
         scale=scale,
         lse=lse.data_ptr(),
-        **shared,
+        **_shared_arguments(q, k, words, rows, plan),
     )
     _run(call, q.device)
     return out, lse
@@ -88,7 +88,8 @@ def backward(
     row_stats = torch.empty(
         *q.shape[::2], query_tiles, 2, SLOTS, dtype=torch.float32, device=q.device
     )
-    shared, alive = _shared_arguments(q, k, words, text_valid, plan)
+    tickets = torch.empty(1, dtype=torch.int32, device=q.device)
+    rows = _text_rows(text_valid, q, plan)
     clean = [
         _without_invalid_text(x, text_valid, grid)
         for x, grid in ((q, plan.grid), (k, plan.kv_grid), (v, plan.kv_grid), (grad_out, plan.grid))
@@ -108,8 +109,9 @@ def backward(
         order=order.data_ptr(),
         lse=lse.data_ptr(),
         grad_lse=0 if grad_lse is None else grad_lse.data_ptr(),
+        tickets=tickets.data_ptr(),
         row_stats=row_stats.data_ptr(),
-        **shared,
+        **_shared_arguments(q, k, words, rows, plan),
     )
     _run(call, q.device)
     if sign != 1:
@@ -173,20 +175,25 @@ def _longest_first(counts: Tensor, kv_heads: int, plan: Plan) -> Tensor:
 
 
 def _positive(scale: float) -> tuple[int, float]:
-    """A sign for q, 0 for a scale of 0, and a positive scale: the kernels take the largest score."""
+    """A factor for q and a positive scale: the kernels look for the largest score."""
     if scale > 0:
         return 1, scale
     return (0 if scale == 0 else -1), -scale or 1.0
 
 
-def _shared_arguments(
-    q: Tensor, k: Tensor, words: Tensor, text_valid: Tensor | None, plan: Plan
-) -> tuple[dict[str, Any], list[Tensor]]:
-    """What both directions pass, and the tensors that must outlive the launch."""
+def _text_rows(text_valid: Tensor | None, q: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Those of the queries and those of the keys."""
     query_rows, key_rows = (
         text_rows(text_valid, q.shape[0], grid, q.device) for grid in (plan.grid, plan.kv_grid)
     )
-    arguments = {
+    return query_rows, key_rows
+
+
+def _shared_arguments(
+    q: Tensor, k: Tensor, words: Tensor, rows: tuple[Tensor, Tensor], plan: Plan
+) -> dict[str, Any]:
+    """What both directions pass. Addresses: their tensors must outlive the launch."""
+    return {
         "grid": plan.grid.as_ints(),
         "kv_grid": plan.kv_grid.as_ints(),
         "batch": q.shape[0],
@@ -195,10 +202,9 @@ def _shared_arguments(
         "head_dim": q.shape[3],
         "bf16": q.dtype == torch.bfloat16,
         "selected": words.data_ptr(),
-        "query_text_rows": query_rows.data_ptr(),
-        "key_text_rows": key_rows.data_ptr(),
+        "query_text_rows": rows[0].data_ptr(),
+        "key_text_rows": rows[1].data_ptr(),
     }
-    return arguments, [words, query_rows, key_rows]
 
 
 def _run(call: Any, device: torch.device) -> None:
