@@ -17,6 +17,22 @@ if not any((ROOT / "vsa").glob("_C.*")):
 torch.set_num_threads(1)
 
 
+def _hopper() -> bool:
+    from vsa.backends import BACKENDS, Request
+
+    return torch.cuda.is_available() and BACKENDS["hopper"].why_not(Request("cuda")) is None
+
+
+@pytest.fixture(params=["emulated", "hopper"])
+def machine(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Where the project's own kernels run: backend and device, the emulator and a Hopper GPU."""
+    if request.param == "emulated":
+        return "emulated", "cpu"
+    if not _hopper():
+        pytest.skip("needs a Hopper GPU")
+    return "hopper", "cuda"
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

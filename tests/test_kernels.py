@@ -11,24 +11,10 @@ from torch.nn import functional
 
 import vsa
 from vsa import parity
-from vsa.backends import BACKENDS, Request, kernels
+from vsa.backends import kernels
 from vsa.parity import PROBLEMS, Problem
 
-MACHINES = [
-    pytest.param(("emulated", "cpu"), id="emulated"),
-    pytest.param(
-        ("hopper", "cuda"),
-        id="hopper",
-        marks=pytest.mark.skipif(
-            not torch.cuda.is_available()
-            or BACKENDS["hopper"].why_not(Request("cuda")) is not None,
-            reason="needs a Hopper GPU",
-        ),
-    ),
-]
-ELEMENTS = [torch.bfloat16, torch.float16]
-
-pytestmark = pytest.mark.parametrize("machine", MACHINES)
+ELEMENTS = [pytest.param(torch.bfloat16, id="bf16"), pytest.param(torch.float16, id="fp16")]
 Machine = tuple[str, str]
 
 
@@ -46,14 +32,14 @@ def _call(machine: Machine, q, k, v, selection: vsa.Selection, **options):
     return out.cpu(), lse.cpu()
 
 
-@pytest.mark.parametrize("element", ELEMENTS, ids=["bf16", "fp16"])
+@pytest.mark.parametrize("element", ELEMENTS)
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 def test_error_is_at_most_twice_that_of_sdpa(
     problem: Problem, head_dim: int, element: torch.dtype, machine: Machine
 ) -> None:
     problem = replace(problem, head_dim=head_dim, dtype=element)
-    assert parity.relative_to_sdpa(problem, machine[1], backend=machine[0]) <= 2
+    assert parity.relative_to_sdpa(problem, machine[1], backend=machine[0])["out"] <= 2
 
 
 @pytest.mark.parametrize("volume", [1, 2, 3, 7, 12, 31, 47, 63, 64])
@@ -62,7 +48,7 @@ def test_every_tile_volume(volume: int, machine: Machine) -> None:
         "volume", grid=(1, 1, 3 * volume + 1), tile=(1, 1, volume), topk=3, head_dim=64,
         heads=1, kv_heads=1, dtype=torch.bfloat16,
     )  # fmt: skip
-    assert parity.relative_to_sdpa(problem, machine[1], backend=machine[0]) <= 2
+    assert parity.relative_to_sdpa(problem, machine[1], backend=machine[0])["out"] <= 2
 
 
 def test_lse_is_exact_and_minus_infinity_where_nothing_is_attended(machine: Machine) -> None:
@@ -219,7 +205,6 @@ def test_what_the_kernels_cannot_do_is_said(machine: Machine) -> None:
     for q, reason in (
         (torch.randn(1, 4, 4, 4, 1, 64, device=device), "not float32"),
         (torch.randn(1, 4, 4, 4, 1, 96, device=device).bfloat16(), "64 or 128, not 96"),
-        (torch.randn(1, 4, 4, 4, 1, 64, device=device).bfloat16().requires_grad_(), "backward"),
     ):
         with pytest.raises(RuntimeError, match=reason):
             vsa.attention(q, q, q, 1, backend=backend)

@@ -252,22 +252,34 @@ def errors(result: Result, truth: Result) -> dict[str, float]:
     }
 
 
-def relative_to_sdpa(problem: Problem, device: torch.device | str = "cpu", **options: Any) -> float:
-    """Error of the output, text and gates included, as a multiple of PyTorch's without them.
+def relative_to_sdpa(
+    problem: Problem,
+    device: torch.device | str = "cpu",
+    gradients: bool = False,
+    **options: Any,
+) -> dict[str, float]:
+    """Errors, text and gates included, as multiples of those of PyTorch's without them.
 
-    PyTorch's error counts for no less than that of rounding the true output once: where softmax
+    PyTorch's error counts for no less than that of rounding the true result once: where softmax
     picks single tokens it is smaller, but gates make new numbers.
+
+    Returns:
+        by name, out and with ``gradients`` also q, k and v.
     """
     tensors = problem.inputs()
-    result, selection = ours(problem, tensors, device, gradients=False, **options)
+    result, selection = ours(problem, tensors, device, gradients, **options)
     truth, _ = expected(problem, tensors, selection.mask())
     plain = problem.without_extras()
-    tensors = plain.inputs()
-    _, selection = ours(plain, tensors, device, gradients=False, **options)
-    plain_truth, _ = expected(plain, tensors, selection.mask())
-    yardstick = error(sdpa(plain, tensors, selection.mask(), device).out, plain_truth.out)
-    rounding = error(truth.out.to(problem.dtype), truth.out)
-    return error(result.out, truth.out) / max(yardstick, rounding)
+    plain_tensors = plain.inputs()
+    plain_tensors["upstream_lse"].zero_()
+    _, selection = ours(plain, plain_tensors, device, gradients=False, **options)
+    plain_truth, _ = expected(plain, plain_tensors, selection.mask())
+    yardstick = errors(sdpa(plain, plain_tensors, selection.mask(), device), plain_truth)
+    true = {"out": truth.out, **truth.grads}
+    return {
+        name: found / max(yardstick[name], error(true[name].to(problem.dtype), true[name]))
+        for name, found in errors(result, truth).items()
+    }
 
 
 def against_sdpa(

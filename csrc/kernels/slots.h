@@ -39,6 +39,7 @@ struct Slots {
   // An item without any has one slot that is nobody's.
   VSA_DEVICE void post_nothing(int n) {
     ring.wait_empty(n);
+    rows[ring.stage(n)].set(0);
     flags[ring.stage(n)].set(kLast);
     ring.full[ring.stage(n)].arrive_one();
   }
