@@ -34,6 +34,7 @@ struct FineBackwardKeysConfig {
   static constexpr int D = D_;
   static constexpr int kConsumers = 2;
   static constexpr int kStages = D == 128 ? 5 : 11;
+  static constexpr bool kKeysInRegisters = D == 64;  // K and V, where registers allow
   static constexpr int kProducerRegisters = 24;
   static constexpr int kConsumerRegisters = 240;
 };
@@ -197,6 +198,12 @@ struct FineBackwardKeys {
         s_.kv_full[w_].wait(round);
         const Assignment item = s_.assignment[w_].get();
         if (item.tile == Assignment::kStop) break;
+        if constexpr (Config::kKeysInRegisters) {
+          if (item.tile >= 0) {
+            read_tile(k_, s_.k[w_]);
+            read_tile(v_, s_.v[w_]);
+          }
+        }
         gather();
         if (item.tile >= 0) store(item);
         if (elect_one()) s_.kv_empty[w_].arrive_one();
@@ -237,7 +244,10 @@ struct FineBackwardKeys {
     }
 
     VSA_DEVICE void issue_scores(const Slot& slot) {
-      mma_ABt<Element>(scores_, s_.k[unhoisted(w_)], s_.q[slot.stage]);
+      if constexpr (Config::kKeysInRegisters)
+        mma_ABt<Element>(scores_, k_, s_.q[slot.stage]);
+      else
+        mma_ABt<Element>(scores_, s_.k[unhoisted(w_)], s_.q[slot.stage]);
       wgmma_commit();
     }
     VSA_DEVICE void issue_grad_k(const Slot& slot) {
@@ -252,7 +262,10 @@ struct FineBackwardKeys {
     // From weights to the gradients of scores, rounded. dV is complete afterwards.
     VSA_DEVICE void differentiate(const Slot& slot) {
       round_to<Element>(rounded_, scores_);
-      mma_ABt<Element>(grad_scores_, s_.v[unhoisted(w_)], s_.grad_out[slot.stage]);
+      if constexpr (Config::kKeysInRegisters)
+        mma_ABt<Element>(grad_scores_, v_, s_.grad_out[slot.stage]);
+      else
+        mma_ABt<Element>(grad_scores_, s_.v[unhoisted(w_)], s_.grad_out[slot.stage]);
       wgmma_commit();
       mma_AB<Element>(grad_v_, rounded_, s_.grad_out[slot.stage]);
       wgmma_commit();
@@ -295,6 +308,7 @@ struct FineBackwardKeys {
     const int w_;
     typename QuerySlots::View slots_;
     Fragment<64> scores_, grad_scores_;  // [keys, queries]
+    Operand<D> k_, v_;
     Operand<64> rounded_;  // P^T, then dS^T
     Fragment<D> grad_k_, grad_v_;
   };
