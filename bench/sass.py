@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ("-std=c++20", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v", "-cubin")
-SOURCES = ("fine_forward.cu",)
+SOURCES = ("fine_forward.cu", "fine_backward.cu")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Kernel:
         mask: of these, skipped on a tile that needs no mask.
         rescale: of these, skipped when no maximum of the warp moved far.
         products: HGMMA instructions in the loop.
-        overlapped: exponentials between the two waits, of 32.
+        overlapped: exponentials with products in flight behind them, of 32.
     """
 
     name: str
@@ -51,10 +51,20 @@ class Kernel:
     overlapped: int
 
     @property
+    def kind(self) -> str:
+        """What it computes."""
+        kinds = {"FineForward": "forward", "BackwardKeys": "dK dV", "BackwardQueries": "dQ"}
+        return next(label for part, label in kinds.items() if part in self.name)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return 128 if "Li128E" in self.name else 64
+
+    @property
     def label(self) -> str:
-        """Readable: element and head_dim."""
-        element = "bf16" if "Bf16" in self.name else "fp16"
-        return f"{element} d{128 if 'Li128E' in self.name else 64}"
+        """Readable: what it computes, element and head_dim."""
+        return f"{self.kind} {'bf16' if 'Bf16' in self.name else 'fp16'} d{self.head_dim}"
 
     @property
     def executed(self) -> int:
@@ -92,6 +102,8 @@ def kernels(cubins: list[Path], said: str, nvdisasm: str) -> Iterator[Kernel]:
             [nvdisasm, "-c", str(cubin)], capture_output=True, text=True, check=True
         ).stdout
         for part in re.split(r"\n\.text\.", text)[1:]:
+            if "HGMMA" not in part:
+                continue
             name = part.split(":")[0]
             report = said[said.index(f"Function properties for {name}") :]
             stack, stores, loads = map(
@@ -121,14 +133,18 @@ def kernels(cubins: list[Path], said: str, nvdisasm: str) -> Iterator[Kernel]:
 def shared_memory(folder: Path) -> str:
     """Bytes of shared memory that a block of each kernel takes, a line each."""
     source, program = folder / "sizes.cpp", folder / "sizes"
+    names = ("FineForward", "FineBackwardKeys", "FineBackwardQueries")
     prints = "".join(
-        f'  std::printf("forward d{d}: %zu B\\n", '
-        f"sizeof(vsa::FineForward<vsa::FineForwardConfig<vsa::Bf16, {d}>>::SharedMemory));\n"
+        f'  std::printf("{name} d{d}: %zu B\\n", '
+        f"sizeof(vsa::{name}<vsa::{name}Config<vsa::Bf16, {d}>>::SharedMemory));\n"
+        for name in names
         for d in (128, 64)
     )
-    source.write_text(
-        f'#include <cstdio>\n#include "kernels/fine_forward.h"\nint main() {{\n{prints}}}\n'
+    headers = "".join(
+        f'#include "kernels/{name}.h"\n'
+        for name in ("fine_forward", "fine_backward_keys", "fine_backward_queries")
     )
+    source.write_text(f"#include <cstdio>\n{headers}int main() {{\n{prints}}}\n")
     command = ["c++", "-std=c++20", f"-I{ROOT / 'csrc'}", str(source), "-o", str(program)]
     subprocess.run(command, check=True)
     return subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout
@@ -172,16 +188,19 @@ def skipped(code: list[str], labels: dict[str, int], loop: slice, kind: str) -> 
 
 
 def overlapped(body: list[str]) -> int:
-    """Exponentials between wait<1> and wait<0>, the loop taken as a ring."""
+    """Exponentials after a wait that leaves products in flight, the loop taken as a ring."""
     events = []
     for line in body:
         if wait := re.search(r"WARPGROUP\.DEPBAR\S* gsb0, 0x(\w+)", line):
             events.append(f"wait{wait[1]}")
         elif "MUFU.EX2" in line:
             events.append("exp")
-    first = events.index("wait1")
-    ring = events[first + 1 :] + events[:first]
-    return ring[: ring.index("wait0")].count("exp")
+    starts = [i for i, event in enumerate(events) if event == "wait1"]
+    rings = [events[i + 1 :] + events[:i] for i in starts]
+    return sum(
+        ring[: next(i for i, e in enumerate([*ring, "wait"]) if e != "exp")].count("exp")
+        for ring in rings
+    )
 
 
 def table(found: list[Kernel]) -> str:
@@ -190,7 +209,7 @@ def table(found: list[Kernel]) -> str:
     lines = [f"| {' | '.join(head)} | exp overlapped |", "|" + " --- |" * 9]
     for k in found:
         lines.append(
-            f"| forward {k.label} | {k.registers} | {k.stack}, {k.spills} B | {k.loop} | "
+            f"| {k.label} | {k.registers} | {k.stack}, {k.spills} B | {k.loop} | "
             f"{k.mask} | {k.rescale} | **{k.executed}** | {k.products} | {k.overlapped} |"
         )
     return "\n".join(lines)

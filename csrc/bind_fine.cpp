@@ -28,6 +28,31 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// address (0: not there), 1 for fp32, strides of batch, token, head and channel in elements
+using GateNumbers = std::array<int64_t, 6>;
+
+launch::GateView gate(const GateNumbers& x) {
+  return {reinterpret_cast<const void*>(x[0]), x[1] != 0, x[2], x[3], x[4], x[5]};
+}
+
+launch::Gates make_gates(const GateNumbers& fine, const GateNumbers& coarse, uintptr_t rows) {
+  return {gate(fine), gate(coarse), pointer<const float>(rows)};
+}
+
+launch::Combine combine_call(const View& fine,
+                             const View& out,
+                             const launch::Gates& gates,
+                             const GridNumbers& grid,
+                             int batch,
+                             int heads,
+                             int head_dim,
+                             bool bf16) {
+  return {view(fine), view(out),
+          gates,      checked_grid(grid),
+          batch,      heads,
+          head_dim,   bf16 ? launch::ElementType::Bf16 : launch::ElementType::Fp16};
+}
+
 launch::FineForward forward_call(const Views& q,
                                  const Views& k,
                                  const Views& v,
@@ -72,7 +97,12 @@ launch::FineBackward backward_call(const Views& q,
                                    const Views& grad_k,
                                    const Views& grad_v,
                                    const View& whole_out,
+                                   const View& whole_gradient,
+                                   const launch::Gates& gates,
                                    const View& whole_grad_out,
+                                   uintptr_t grad_gate_fine,
+                                   uintptr_t grad_gate_coarse,
+                                   uintptr_t grad_coarse,
                                    const GridNumbers& grid,
                                    const GridNumbers& kv_grid,
                                    int batch,
@@ -99,7 +129,12 @@ launch::FineBackward backward_call(const Views& q,
   call.grad_k = sequence(grad_k);
   call.grad_v = sequence(grad_v);
   call.whole_out = view(whole_out);
+  call.whole_gradient = view(whole_gradient);
+  call.gates = gates;
   call.whole_grad_out = view(whole_grad_out);
+  call.grad_gate_fine = pointer<void>(grad_gate_fine);
+  call.grad_gate_coarse = pointer<void>(grad_gate_coarse);
+  call.grad_coarse = pointer<float>(grad_coarse);
   call.grid = checked_grid(grid);
   call.kv_grid = checked_grid(kv_grid);
   call.batch = batch;
@@ -120,10 +155,18 @@ launch::FineBackward backward_call(const Views& q,
   return call;
 }
 
-launch::BitmapTranspose transpose_call(
-    uintptr_t from, uintptr_t to, uintptr_t counts, int bitmaps, int rows, int columns) {
-  return {pointer<const uint32_t>(from), pointer<uint32_t>(to), pointer<int>(counts),
-          bitmaps, rows, columns};
+launch::BitmapTranspose transpose_call(uintptr_t from,
+                                       uintptr_t to,
+                                       uintptr_t counts,
+                                       int bitmaps,
+                                       int rows,
+                                       int columns) {
+  return {pointer<const uint32_t>(from),
+          pointer<uint32_t>(to),
+          pointer<int>(counts),
+          bitmaps,
+          rows,
+          columns};
 }
 
 }  // namespace
@@ -147,13 +190,33 @@ void bind_fine(py::module_& m) {
             raise_if(launch::fine_forward_emulated(call, blocks, seed));
           },
           py::arg("blocks"), py::arg("seed"), py::call_guard<py::gil_scoped_release>());
+  py::class_<launch::Gates>(m, "Gates", "The gates of a call; with zeros for those not there.")
+      .def(py::init(&make_gates), py::kw_only(), py::arg("fine"), py::arg("coarse"),
+           py::arg("coarse_rows"));
+
+  py::class_<launch::Combine>(m, "Combine", "gate_fine * fine + gate_coarse * coarse.")
+      .def(py::init(&combine_call), py::kw_only(), py::arg("fine"), py::arg("out"),
+           py::arg("gates"), py::arg("grid"), py::arg("batch"), py::arg("heads"),
+           py::arg("head_dim"), py::arg("bf16"))
+      .def(
+          "launch",
+          [](const launch::Combine& call, int device, uintptr_t stream) {
+            raise_if(launch::combine(call, device, pointer<void>(stream)));
+          },
+          py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "run", [](const launch::Combine& call) { raise_if(launch::combine_on_host(call)); },
+          py::call_guard<py::gil_scoped_release>());
+
   py::class_<launch::FineBackward>(m, "FineBackward", "One call of the backward kernels.")
       .def(py::init(&backward_call), py::kw_only(), py::arg("q"), py::arg("k"), py::arg("v"),
            py::arg("grad_out"), py::arg("grad_q"), py::arg("grad_k"), py::arg("grad_v"),
-           py::arg("whole_out"), py::arg("whole_grad_out"), py::arg("grid"), py::arg("kv_grid"),
-           py::arg("batch"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"),
-           py::arg("bf16"), py::arg("scale"), py::arg("selected"), py::arg("transposed"),
-           py::arg("order"), py::arg("query_text_rows"), py::arg("key_text_rows"), py::arg("lse"),
+           py::arg("whole_out"), py::arg("whole_gradient"), py::arg("gates"),
+           py::arg("whole_grad_out"), py::arg("grad_gate_fine"), py::arg("grad_gate_coarse"),
+           py::arg("grad_coarse"), py::arg("grid"), py::arg("kv_grid"), py::arg("batch"),
+           py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("bf16"),
+           py::arg("scale"), py::arg("selected"), py::arg("transposed"), py::arg("order"),
+           py::arg("query_text_rows"), py::arg("key_text_rows"), py::arg("lse"),
            py::arg("grad_lse"), py::arg("tickets"), py::arg("row_stats"))
       .def(
           "launch",
@@ -182,7 +245,8 @@ void bind_fine(py::module_& m) {
           },
           py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>())
       .def(
-          "run", [](const launch::BitmapTranspose& call) {
+          "run",
+          [](const launch::BitmapTranspose& call) {
             raise_if(launch::transpose_bitmaps_on_host(call));
           },
           py::call_guard<py::gil_scoped_release>());

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from vsa import checks, inputs
 from vsa.coarse import coarse_attention, tile_means
-from vsa.combine import combine
-from vsa.fine import fine
+from vsa.combine import gated_fine
 from vsa.grid import Extent, Grid
 from vsa.select import Selection, everything, select_tiles
 
@@ -100,8 +99,7 @@ def attention(
             selection = (
                 select_tiles(*means, count, call) if count < num_key_tiles else everything(call)
             )
-        out, lse = fine(call, selection)
-        out = combine(out.view(call.shape), coarse, gate_fine, gate_coarse, call.grid)
+        out, lse = gated_fine(call, selection, coarse, gate_fine, gate_coarse)
 
     extras = [selection] * return_selection + [lse] * return_lse
     return (out, *extras) if extras else out

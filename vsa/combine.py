@@ -3,10 +3,73 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+from vsa import gated_ops, inputs
+from vsa.fine import fine, most_kept
 from vsa.grid import Grid
+
+if TYPE_CHECKING:
+    from vsa.select import Selection
+
+FUSED = ("hopper", "emulated")
+"""Backends that have kernels for the gates too."""
+
+
+def gated_fine(
+    call: inputs.Inputs,
+    selection: Selection,
+    coarse: Tensor | None,
+    gate_fine: Tensor | None,
+    gate_coarse: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The fine stage, and combine on top.
+
+    Args:
+        call: checked inputs.
+        selection: the key tiles of every query tile.
+        coarse: (B, heads, num_tiles, head_dim) fp32, exactly when there is a ``gate_coarse``.
+        gate_fine: broadcastable to q as the user gave it, or None for 1.
+        gate_coarse: likewise, or None to leave the coarse branch out.
+
+    Returns:
+        out: shape and type of q as the user gave it.
+        lse: (B, heads, S) fp32, of the fine stage.
+    """
+    if call.backend not in FUSED or (gate_fine is None and gate_coarse is None):
+        out, lse = fine(call, selection)
+        return combine(out.view(call.shape), coarse, gate_fine, gate_coarse, call.grid), lse
+    out, _, lse = gated_ops.gated_attention(
+        call.q,
+        call.k,
+        call.v,
+        selection.bitmap,
+        call.text_valid,
+        coarse,
+        _for_kernels(gate_fine, call),
+        _for_kernels(gate_coarse, call),
+        call.grid.as_ints(),
+        call.kv_grid.as_ints(),
+        most_kept(selection),
+        call.scale,
+        call.backend,
+    )
+    return out.view(call.shape), lse
+
+
+def _for_kernels(gate: Tensor | None, call: inputs.Inputs) -> Tensor | None:
+    """A gate in the flat shape of q: a view, whose gradient PyTorch sums over what was broadcast.
+
+    One that is broadcast goes in fp32, so that the terms of that sum are not rounded.
+    """
+    if gate is None:
+        return None
+    full = gate.shape == call.shape and 0 not in gate.stride()
+    gate = gate if full and gate.dtype == call.q.dtype else gate.float()
+    return gate.expand(call.shape).reshape(call.q.shape)
 
 
 def combine(

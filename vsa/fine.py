@@ -38,7 +38,6 @@ def fine(call: inputs.Inputs, selection: Selection) -> tuple[Tensor, Tensor]:
             call.kv_grid,
             call.scale,
         )
-    most = selection.num_key_tiles if selection.most is None else selection.most
     return ops.block_sparse_attention(
         call.q,
         call.k,
@@ -47,10 +46,15 @@ def fine(call: inputs.Inputs, selection: Selection) -> tuple[Tensor, Tensor]:
         call.text_valid,
         call.grid.as_ints(),
         call.kv_grid.as_ints(),
-        most,
+        most_kept(selection),
         call.scale,
         call.backend,
     )
+
+
+def most_kept(selection: Selection) -> int:
+    """An upper bound of the tiles that a row keeps."""
+    return selection.num_key_tiles if selection.most is None else selection.most
 
 
 def block_sparse_attention(

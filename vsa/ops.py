@@ -14,13 +14,18 @@ import torch
 from torch import Tensor
 
 from vsa import bitmap
-from vsa.backends import kernels, pytorch
+from vsa.backends import kernels, kernels_backward, pytorch
 from vsa.backends.layout import Plan
 from vsa.coarse import accumulation_dtype
 from vsa.grid import Grid
 
 _SCORE_BYTES = 64 << 20
-_IMPLEMENTATIONS = {"torch": pytorch, "hopper": kernels, "emulated": kernels}
+_FORWARD = {"torch": pytorch.forward, "hopper": kernels.forward, "emulated": kernels.forward}
+_BACKWARD = {
+    "torch": pytorch.backward,
+    "hopper": kernels_backward.backward,
+    "emulated": kernels_backward.backward,
+}
 
 
 @torch.library.custom_op("vsa::select_tiles", mutates_args=())
@@ -115,7 +120,7 @@ def block_sparse_attention(
             attends nothing.
     """
     plan = Plan(Grid.from_ints(grid), Grid.from_ints(kv_grid), most, scale)
-    return _IMPLEMENTATIONS[backend].forward(q, k, v, words, text_valid, plan)
+    return _FORWARD[backend](q, k, v, words, text_valid, plan)
 
 
 @block_sparse_attention.register_fake
@@ -163,9 +168,7 @@ def block_sparse_attention_backward(
         dq, dk, dv: like q, k and v, contiguous.
     """
     plan = Plan(Grid.from_ints(grid), Grid.from_ints(kv_grid), most, scale)
-    return _IMPLEMENTATIONS[backend].backward(
-        grad_out, grad_lse, q, k, v, out, lse, words, text_valid, plan
-    )
+    return _BACKWARD[backend](grad_out, grad_lse, q, k, v, out, lse, words, text_valid, plan)
 
 
 @block_sparse_attention_backward.register_fake

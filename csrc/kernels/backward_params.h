@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the two backward passes of the fine stage are told.
 #pragma once
+#include "kernels/backward_rows.h"
 #include "kernels/params.h"
-#include "kernels/row_stats.h"
 
 namespace vsa {
 

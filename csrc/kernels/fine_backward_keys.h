@@ -113,11 +113,12 @@ struct FineBackwardKeys {
     }
 
    private:
-    // Columns differ in length, so blocks take items as they get done, the longest first within each
-    // key head.
+    // Columns differ in length, so blocks take items as they get done, the longest first within
+    // each key head.
     VSA_DEVICE Work work_of(const WorkList& list, int item) const {
       const int head = item / list.groups;
-      return {head / p_.kv_heads, head % p_.kv_heads, uniform(load_global(p_.order + item)) * kConsumers};
+      return {head / p_.kv_heads, head % p_.kv_heads,
+              uniform(load_global(p_.order + item)) * kConsumers};
     }
 
     // The tiles of all query heads that share a key head, one head after the other.
@@ -127,9 +128,9 @@ struct FineBackwardKeys {
       const int words = bitmap::words(p_.queries.grid.num_tiles());
       int head = work.head * group;
       const int last_head = head + group - 1;
-      UnionWalk<kConsumers> tiles(
-          p_.keys, p_.queries, bitmap_of(p_.transposed, work.batch, p_.heads, head, rows, words),
-          work);
+      UnionWalk<kConsumers> tiles(p_.keys, p_.queries,
+                                  bitmap_of(p_.transposed, work.batch, p_.heads, head, rows, words),
+                                  work);
       const auto find = [&] {
         auto step = tiles.next();
         while (step.tile < 0 && head < last_head) {
@@ -168,8 +169,7 @@ struct FineBackwardKeys {
       load_tile(s_.v[w], v.map, v.at, full, CacheHint::EvictFirst);
     }
 
-    VSA_DEVICE void load_queries(
-        const Work& work, int head, int tile, uint32_t owners, bool last) {
+    VSA_DEVICE void load_queries(const Work& work, int head, int tile, uint32_t owners, bool last) {
       const int stage = s_.slots.ring.stage(slot_);
       const TilePlace at = p_.queries.place(tile);
       const TileBox q = box_of(p_.q, at, head, work.batch);
@@ -178,8 +178,7 @@ struct FineBackwardKeys {
       // Rows that are no tokens need no mask: their statistics make them weigh nothing.
       Mbarrier& full = s_.slots.post(slot_++, owners, last, ~uint64_t{0}, bytes);
       load_tile(s_.q[stage], q.map, q.at, full, CacheHint::EvictLast);
-      bulk_load(&s_.stats[stage], &p_.stats(work.batch, head, tile), sizeof(RowStats),
-                full);
+      bulk_load(&s_.stats[stage], &p_.stats(work.batch, head, tile), sizeof(RowStats), full);
       load_tile(s_.grad_out[stage], grad_out.map, grad_out.at, full, CacheHint::EvictLast);
     }
 

@@ -235,8 +235,7 @@ struct FineBackwardQueries {
     VSA_DEVICE void differentiate(const Slot& slot) {
       const float scale = p_.scale_log2;
       mask_columns(scores_, slot.rows);
-      map_rows(scores_, lse_,
-               [=](float x, float lse) { return exp2_approx(fma(x, scale, -lse)); });
+      map_rows(scores_, lse_, [=](float x, float lse) { return exp2_approx(fma(x, scale, -lse)); });
       map_rows(grad_scores_, delta_, [](float x, float delta) { return x - delta; });
       zip(grad_scores_, scores_, [](float x, float weight) { return x * weight; });
     }

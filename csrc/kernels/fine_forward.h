@@ -106,7 +106,8 @@ struct FineForward {
         step = following;
       }
     }
-    for (int w = 0; w < kConsumers; ++w) assign(s, w, {0, 0, Assignment::kStop}, round).arrive_one();
+    for (int w = 0; w < kConsumers; ++w)
+      assign(s, w, {0, 0, Assignment::kStop}, round).arrive_one();
   }
 
   // The barrier that what comes with it must arrive at.

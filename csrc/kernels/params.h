@@ -132,8 +132,12 @@ struct Assignment {
 };
 
 // The bitmap of one head among those of all. rows: of the bitmap, the video's tiles
-VSA_DEVICE const uint32_t* bitmap_of(
-    const uint32_t* selected, int batch, int heads, int head, int rows, int words) {
+VSA_DEVICE const uint32_t* bitmap_of(const uint32_t* selected,
+                                     int batch,
+                                     int heads,
+                                     int head,
+                                     int rows,
+                                     int words) {
   return selected + (int64_t{batch} * heads + head) * rows * words;
 }
 

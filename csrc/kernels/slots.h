@@ -26,10 +26,11 @@ struct Slots {
     }
   }
 
-  // ---- producer, one thread -----------------------------------------------------------------------
+  // ---- producer, one thread
+  // -----------------------------------------------------------------------
 
-  // Waits until slot n is free, says what it is, and returns the barrier that `bytes` of copies into
-  // its stage must count on.
+  // Waits until slot n is free, says what it is, and returns the barrier that `bytes` of copies
+  // into its stage must count on.
   VSA_DEVICE Mbarrier& post(int n, uint32_t owners, bool last, uint64_t tokens, int bytes) {
     ring.wait_empty(n);
     rows[ring.stage(n)].set(tokens);
@@ -44,7 +45,8 @@ struct Slots {
     ring.full[ring.stage(n)].arrive_one();
   }
 
-  // ---- consumers, a whole warpgroup each ----------------------------------------------------------
+  // ---- consumers, a whole warpgroup each
+  // ----------------------------------------------------------
 
   struct Slot {
     int number, stage;

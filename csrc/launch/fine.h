@@ -34,9 +34,35 @@ struct FineForward {
   float* lse;                       // [batch, heads, S_q]
 };
 
+// A gate as it was broadcast to [batch, tokens, heads, head_dim], channel stride included.
+struct GateView {
+  const void* data = nullptr;  // null: not there
+  bool wide = false;           // fp32
+  int64_t batch_stride = 0, token_stride = 0, head_stride = 0, channel_stride = 0;
+};
+
+struct Gates {
+  GateView fine, coarse;
+  const float* coarse_rows = nullptr;  // [batch, heads, n_q, head_dim], with the coarse gate
+};
+
+// out = gate_fine * fine + gate_coarse * coarse[tile of the token]
+struct Combine {
+  TokenView fine, out;  // whole sequences
+  Gates gates;
+  Grid grid;
+  int batch, heads, head_dim;
+  ElementType element;
+};
+
 struct FineBackward {
   SequenceView q, k, v, grad_out, grad_q, grad_k, grad_v;
-  TokenView whole_out, whole_grad_out;  // the whole sequence, for what is read token by token
+  TokenView whole_out;       // the fine stage's, the whole sequence
+  TokenView whole_gradient;  // of the whole operation's output
+  Gates gates;
+  TokenView whole_grad_out;                 // with a fine gate: written, and what grad_out shows
+  void *grad_gate_fine, *grad_gate_coarse;  // [batch, tokens, heads, head_dim] of the gate's type
+  float* grad_coarse;                       // [batch, heads, n_q, head_dim]
   Grid grid, kv_grid;
   int batch, heads, kv_heads, head_dim;
   ElementType element;
@@ -66,6 +92,8 @@ struct BitmapTranspose {
 // Empty when all went well.
 std::string fine_forward(const FineForward& call, int device, void* stream);
 std::string fine_forward_emulated(const FineForward& call, int blocks, unsigned seed);
+std::string combine(const Combine& call, int device, void* stream);
+std::string combine_on_host(const Combine& call);
 std::string fine_backward(const FineBackward& call, int device, void* stream);
 std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigned seed);
 std::string transpose_bitmaps(const BitmapTranspose& call, void* stream);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The backward kernels on a GPU: row statistics, then the pass over key tiles, then the one over
-// query tiles.
+// The backward kernels on a GPU: the pass over tokens, then the one over key tiles, then the one
+// over query tiles.
 #include "launch/fine_params.h"
 #include "launch/sm90_launch.h"
 
@@ -12,15 +12,31 @@ constexpr int kWarps = 8;
 // One block per tile and head; a warp takes every eighth row.
 template <class Element, int D>
 __global__ void __launch_bounds__(kWarps* kWarpThreads)
-    row_stats_kernel(const __grid_constant__ RowStatsParams params) {
-  const int lane = threadIdx.x % kWarpThreads;
-  for (int row = threadIdx.x / kWarpThreads; row < kTileRows; row += kWarps) {
-    write_row_stats<Element, D>(params, blockIdx.z, blockIdx.y, blockIdx.x, row, [=](auto part) {
-      float sum = part(lane);
+    backward_rows_kernel(const __grid_constant__ BackwardRowsParams params) {
+  using Rows = BackwardRows<Element, D>;
+  constexpr int kSums = sizeof(typename Rows::CoarseSums) / sizeof(float);
+  __shared__ float shared[kWarps][kWarpThreads][kSums];
+  const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
+  const int tile = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
+  const TilePlace at = params.queries.place(tile);
+  typename Rows::CoarseSums sums = {};
+  for (int row = warp; row < kTileRows; row += kWarps) {
+    Rows::row(params, at, batch, head, tile, row, [&](int token, bool real) {
+      float sum = Rows::token(params, at, batch, head, tile, token, real, lane, sums);
       VSA_UNROLL
       for (int step = kWarpThreads / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
       return sum;
     });
+  }
+  if (params.gate_coarse.data == nullptr || at.region != Region::Video) return;
+  for (int i = 0; i < kSums; ++i) shared[warp][lane][i] = sums[i];
+  __syncthreads();
+  const int64_t of_head = int64_t{batch} * params.heads + head;
+  float* to = params.grad_coarse + (of_head * params.queries.grid.num_tiles() + tile) * D;
+  if (threadIdx.x < D) {
+    float sum = 0;
+    for (const auto& of_warp : shared) sum += (&of_warp[0][0])[threadIdx.x];
+    to[threadIdx.x] = sum;
   }
 }
 
@@ -38,8 +54,8 @@ std::string fine_backward(const FineBackward& call, int device, void* opaque_str
     static_assert(Keys::kConsumers == kKeyTilesPerGroup, "the order of items is made for this");
     const dim3 tiles(params.queries.grid.num_tiles() + params.queries.text_tiles, call.heads,
                      call.batch);
-    row_stats_kernel<Element, head_dim()>
-        <<<tiles, kWarps * kWarpThreads, 0, stream>>>(row_stats_params(call));
+    backward_rows_kernel<Element, head_dim()>
+        <<<tiles, kWarps * kWarpThreads, 0, stream>>>(backward_rows_params(call));
     if ((error = cudaGetLastError()) != cudaSuccess) return;
     error = cudaMemsetAsync(call.tickets, 0, sizeof(int), stream);
     if (error != cudaSuccess) return;

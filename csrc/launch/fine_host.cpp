@@ -33,17 +33,34 @@ std::string with_hazards(const Call& call, Fn fn) {
   }
 }
 
-template <class Element, int D>
-void write_all_row_stats(const RowStatsParams& params, int batch) {
+// fn(place, batch element, head, tile) for all tiles of a sequence
+template <class Fn>
+void for_each_tile(const TiledSequence& sequence, int batch, int heads, Fn fn) {
   for (int b = 0; b < batch; ++b)
-    for (int head = 0; head < params.heads; ++head)
-      for (int tile = 0; tile < params.queries.num_tiles(); ++tile)
-        for (int row = 0; row < kTileRows; ++row)
-          write_row_stats<Element, D>(params, b, head, tile, row, [](auto part) {
-            float sum = 0;
-            for (int lane = 0; lane < kWarpThreads; ++lane) sum += part(lane);
-            return sum;
-          });
+    for (int head = 0; head < heads; ++head)
+      for (int tile = 0; tile < sequence.num_tiles(); ++tile)
+        fn(sequence.place(tile), b, head, tile);
+}
+
+template <class Element, int D>
+void run_backward_rows(const BackwardRowsParams& p, int batch) {
+  using Rows = BackwardRows<Element, D>;
+  constexpr int kSums = sizeof(typename Rows::CoarseSums) / sizeof(float);
+  for_each_tile(p.queries, batch, p.heads, [&](const TilePlace& at, int b, int head, int tile) {
+    typename Rows::CoarseSums sums[kWarpThreads] = {};
+    for (int row = 0; row < kTileRows; ++row) {
+      Rows::row(p, at, b, head, tile, row, [&](int token, bool real) {
+        float sum = 0;
+        for (int lane = 0; lane < kWarpThreads; ++lane)
+          sum += Rows::token(p, at, b, head, tile, token, real, lane, sums[lane]);
+        return sum;
+      });
+    }
+    if (p.gate_coarse.data == nullptr || at.region != Region::Video) return;
+    const int64_t of_head = int64_t{b} * p.heads + head;
+    float* to = p.grad_coarse + (of_head * p.queries.grid.num_tiles() + tile) * D;
+    for (int i = 0; i < D; ++i) to[i] = sums[i / kSums][i % kSums];
+  });
 }
 
 }  // namespace
@@ -63,10 +80,22 @@ std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigne
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
     constexpr int D = head_dim();
-    write_all_row_stats<Element, D>(row_stats_params(call), call.batch);
+    run_backward_rows<Element, D>(backward_rows_params(call), call.batch);
     *call.tickets = 0;
     run_blocks<FineBackwardKeys<FineBackwardKeysConfig<Element, D>>>(params, blocks, seed);
     run_blocks<FineBackwardQueries<FineBackwardQueriesConfig<Element, D>>>(params, blocks, seed);
+  });
+}
+
+std::string combine_on_host(const Combine& call) {
+  const CombineParams p = combine_params(call);
+  return with_hazards(call, [&](auto element, auto head_dim) {
+    for_each_tile(
+        p.queries, call.batch, p.heads, [&](const TilePlace& at, int b, int head, int tile) {
+          for (int row = 0; row < kTileRows; ++row)
+            for (int lane = 0; p.queries.token(at, row) >= 0 && lane < kWarpThreads; ++lane)
+              combine_row<decltype(element), head_dim()>(p, at, b, head, tile, row, lane);
+        });
   });
 }
 

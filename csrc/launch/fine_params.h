@@ -31,8 +31,7 @@ std::string make_tensors(std::initializer_list<MappedTensor> tensors,
                          int head_dim,
                          Encode encode) {
   for (const MappedTensor& x : tensors) {
-    const std::string error =
-        make_tensor(x.to, x.from, x.grid, batch, x.heads, head_dim, encode);
+    const std::string error = make_tensor(x.to, x.from, x.grid, batch, x.heads, head_dim, encode);
     if (!error.empty()) return std::string(x.name) + " cannot be addressed by TMA: " + error;
   }
   return "";
@@ -79,18 +78,41 @@ std::string make_params(FineBackwardParams& p, const FineBackward& call, Encode 
                       call.batch, call.head_dim, encode);
 }
 
-inline RowStatsParams row_stats_params(const FineBackward& call) {
-  const auto rows = [](const TokenView& x) {
-    return TokenRows{static_cast<const uint16_t*>(x.data), x.batch_stride, x.token_stride,
-                     x.head_stride};
-  };
-  return {rows(call.whole_out),
-          rows(call.whole_grad_out),
+template <class T>
+TokenRows<T> token_rows(const TokenView& x) {
+  return {static_cast<T*>(const_cast<void*>(x.data)), x.batch_stride, x.token_stride,
+          x.head_stride};
+}
+
+inline Gate gate(const GateView& x) {
+  return {x.data, x.wide, x.batch_stride, x.token_stride, x.head_stride, x.channel_stride};
+}
+
+inline CombineParams combine_params(const Combine& call) {
+  return {token_rows<const uint16_t>(call.fine),
+          token_rows<uint16_t>(call.out),
+          gate(call.gates.fine),
+          gate(call.gates.coarse),
+          call.gates.coarse_rows,
+          tiled(call.grid, nullptr),
+          call.heads};
+}
+
+inline BackwardRowsParams backward_rows_params(const FineBackward& call) {
+  return {token_rows<const uint16_t>(call.whole_out),
+          token_rows<const uint16_t>(call.whole_gradient),
           call.lse,
           call.grad_lse,
           tiled(call.grid, call.query_text_rows),
           static_cast<RowStats*>(call.row_stats),
-          call.heads};
+          call.heads,
+          gate(call.gates.fine),
+          gate(call.gates.coarse),
+          call.gates.coarse_rows,
+          token_rows<uint16_t>(call.whole_grad_out),
+          {call.grad_gate_fine, call.gates.fine.wide},
+          {call.grad_gate_coarse, call.gates.coarse.wide},
+          call.grad_coarse};
 }
 
 // fn(Element{}, integral_constant head_dim) for the element and head_dim of a call; false if there

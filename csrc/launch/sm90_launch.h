@@ -58,9 +58,8 @@ cudaError_t launch_persistent(const typename Kernel::Params& params,
   error = cudaFuncSetAttribute(persistent_kernel<Kernel>,
                                cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  const int items =
-      params.batch * heads *
-      ceil_div(sequence.grid.num_tiles() + sequence.text_tiles, Kernel::kConsumers);
+  const int items = params.batch * heads *
+                    ceil_div(sequence.grid.num_tiles() + sequence.text_tiles, Kernel::kConsumers);
   persistent_kernel<Kernel>
       <<<std::min(items, multiprocessors), Kernel::kThreads, kBytes, stream>>>(params);
   return cudaGetLastError();

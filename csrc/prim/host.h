@@ -49,9 +49,7 @@ T uniform(T x) {
   return x;
 }
 
-inline int take_ticket(int* counter) {
-  return host::one_thread("take_ticket"), (*counter)++;
-}
+inline int take_ticket(int* counter) { return host::one_thread("take_ticket"), (*counter)++; }
 
 inline int block_index() { return host::machine->block; }
 inline int block_count() { return host::machine->blocks; }

@@ -13,9 +13,10 @@ void run_block(const typename Kernel::Params& params, int block, int blocks, uns
   static_assert(sizeof(SharedMemory) <= kSharedBytes, "a block has 227 KiB of shared memory");
   static_assert(Kernel::kThreads == (Kernel::kConsumers + 1) * kWarpgroupThreads,
                 "a block is one producer and its consumers, a warpgroup each");
-  static_assert(Kernel::kProducerRegisters + Kernel::kConsumers * Kernel::kConsumerRegisters <=
-                    (Kernel::kConsumers + 1) * launch_registers(Kernel::kThreads),
-                "the roles share what the block was launched with: more would be waited for forever");
+  static_assert(
+      Kernel::kProducerRegisters + Kernel::kConsumers * Kernel::kConsumerRegisters <=
+          (Kernel::kConsumers + 1) * launch_registers(Kernel::kThreads),
+      "the roles share what the block was launched with: more would be waited for forever");
   struct Running {  // the machine of this thread, for as long as this block runs
     explicit Running(Machine* next) : before(std::exchange(machine, next)) {}
     ~Running() { machine = before; }

@@ -88,7 +88,8 @@ VSA_DEVICE int block_count() { return static_cast<int>(gridDim.x); }
 VSA_DEVICE bool elect_one() {
   if (__shfl_sync(~0u, threadIdx.x, 0) % kWarpgroupThreads != 0) return false;
   uint32_t elected;
-  asm volatile("{.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;}" : "=r"(elected));
+  asm volatile("{.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;}"
+               : "=r"(elected));
   return elected != 0;
 }
 

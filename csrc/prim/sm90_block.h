@@ -17,9 +17,10 @@ VSA_DEVICE void run_kernel(const typename Kernel::Params& params) {
   static_assert(Kernel::kProducerRegisters % 8 == 0 && Kernel::kConsumerRegisters % 8 == 0 &&
                     Kernel::kProducerRegisters >= 24 && Kernel::kConsumerRegisters <= 240,
                 "registers are handed over in eights, from 24 to 240");
-  static_assert(Kernel::kProducerRegisters + Kernel::kConsumers * Kernel::kConsumerRegisters <=
-                    (Kernel::kConsumers + 1) * launch_registers(Kernel::kThreads),
-                "the roles share what the block was launched with: more would be waited for forever");
+  static_assert(
+      Kernel::kProducerRegisters + Kernel::kConsumers * Kernel::kConsumerRegisters <=
+          (Kernel::kConsumers + 1) * launch_registers(Kernel::kThreads),
+      "the roles share what the block was launched with: more would be waited for forever");
   extern __shared__ __align__(1024) unsigned char bytes[];
   auto& smem = *reinterpret_cast<SharedMemory*>(bytes);
   if (threadIdx.x == 0) {

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs both passes of the fine backward on the emulator, on a small problem per schedule seed, and
-// holds the gradients against fp64. tests/test_backward_bugs.py compiles it against headers that
-// have a bug each.
+// Runs a pass of the fine backward on the emulator, on a small problem per schedule seed, and holds
+// its gradients against fp64.
 //
-//   fine_backward SEEDS    "seed N: " and the first report within so many seeds, or "nothing"
+//   fine_backward NAMESPACE Keys|Queries SEEDS
+//                 "seed N: " and the first report within so many seeds, or "nothing"
 //
-// -DVSA_ONLY_KEYS and -DVSA_ONLY_QUERIES leave the other pass out, for the compiler's time.
+// The namespaces are vsa, or those of VSA_EACH_BUG: tests/test_backward_bugs.py writes them, each
+// with kernels of its own that have a bug.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -27,15 +29,17 @@ constexpr int kTokens = kGrid.num_tokens(), kTiles = kGrid.num_tiles();
 constexpr int kGroups = ceil_div(kTiles, launch::kKeyTilesPerGroup);
 static_assert(kTiles <= kWordBits, "a bitmap row is one word");
 
-using Keys = FineBackwardKeysConfig<Element, D>;
-using Queries = FineBackwardQueriesConfig<Element, D>;
-// So few stages that every slot is waited for, and Q and dO where they are not by default.
-struct TightKeys : Keys {
+using KeysConfig = FineBackwardKeysConfig<Element, D>;
+using QueriesConfig = FineBackwardQueriesConfig<Element, D>;
+// So few stages that every slot is waited for, and an item's own tiles where they are not by
+// default: in registers or in shared memory.
+struct TightKeysConfig : KeysConfig {
   static constexpr int kStages = 3;
+  static constexpr bool kKeysInRegisters = !KeysConfig::kKeysInRegisters;
 };
-struct TightQueries : Queries {
+struct TightQueriesConfig : QueriesConfig {
   static constexpr int kStages = 3;
-  static constexpr bool kQueriesInRegisters = !Queries::kQueriesInRegisters;
+  static constexpr bool kQueriesInRegisters = !QueriesConfig::kQueriesInRegisters;
 };
 
 // [tokens, heads, D], with room after it that no one may write.
@@ -44,7 +48,6 @@ struct Tensor {
   std::vector<uint16_t> data;
 
   explicit Tensor(int heads) : heads(heads), data((kTokens * heads + 1) * D, host::kNan16) {}
-  uint16_t* row(int token, int head) { return &data[(token * heads + head) * D]; }
   launch::TokenView view() const {
     return {data.data(), int64_t{kTokens} * heads * D, heads * D, D};
   }
@@ -90,16 +93,16 @@ double dot(const double* a, const double* b) {
 
 struct Problem {
   const float scale = 1 / std::sqrt(static_cast<float>(D));
-  Tensor q{kHeads}, k{kKvHeads}, v{kKvHeads}, out{kHeads}, grad_out{kHeads};
+  Tensor q{kHeads}, k{kKvHeads}, v{kKvHeads}, grad_out{kHeads};
   Tensor grad_q{kHeads}, grad_k{kKvHeads}, grad_v{kKvHeads};
   Sums wanted_q{kHeads}, wanted_k{kKvHeads}, wanted_v{kKvHeads};
   uint32_t selected[kHeads][kTiles] = {}, transposed[kHeads][kTiles] = {};
   int order[kGroups], tickets = 0;
-  std::vector<float> lse = std::vector<float>(kHeads * kTokens);
   std::vector<RowStats> stats = std::vector<RowStats>(kHeads * kTiles);
 
   explicit Problem(unsigned seed) {
     std::mt19937 rng(seed);
+    for (RowStats& tile : stats) std::fill_n(tile.lse, kTileRows, INFINITY);  // weighs nothing
     for (Tensor* x : {&q, &k, &v, &grad_out}) x->draw(rng);
     select(seed, rng);
     for (int group = 0; group < kGroups; ++group) order[group] = (group + 1) % kGroups;
@@ -139,12 +142,8 @@ struct Problem {
           weight /= sum;
           for (int c = 0; c < D; ++c) mean[c] += weight * v[key + c];
         }
-        for (int c = 0; c < D; ++c) {
-          out.row(i, head)[c] = host::narrow(Element{}, static_cast<float>(mean[c]));
-          mean[c] = host::widen(Element{}, out.row(i, head)[c]);
-        }
-        lse[head * kTokens + i] = static_cast<float>(std::log(sum));
         const double delta = dot(&grad_out[at], mean.data());
+        if (sum > 0) note(head, i, std::log2(sum), delta);
         for (const auto& [key, weight] : weights) {
           const double grad = weight * (dot(&grad_out[at], &v[key]) - delta) * scale;
           wanted_q.add(at, grad, &k[key]);
@@ -155,6 +154,18 @@ struct Problem {
     }
   }
 
+  void note(int head, int token, double lse, double delta) {
+    RowStats& tile = stats[head * kTiles + kGrid.tile_of(token)];
+    tile.lse[kGrid.row_of(token)] = static_cast<float>(lse);
+    tile.delta[kGrid.row_of(token)] = static_cast<float>(delta);
+  }
+
+  // The gradient that is wrong, if any, of those that a pass makes.
+  const char* wrong_of_keys() const {
+    return !wanted_k.agrees(grad_k) ? "dk" : !wanted_v.agrees(grad_v) ? "dv" : nullptr;
+  }
+  const char* wrong_of_queries() const { return wanted_q.agrees(grad_q) ? nullptr : "dq"; }
+
   launch::FineBackward call() {
     launch::FineBackward call{};
     call.q = q.sequence();
@@ -164,8 +175,6 @@ struct Problem {
     call.grad_q = grad_q.sequence();
     call.grad_k = grad_k.sequence();
     call.grad_v = grad_v.sequence();
-    call.whole_out = out.view();
-    call.whole_grad_out = grad_out.view();
     call.grid = call.kv_grid = kGrid;
     call.batch = 1;
     call.heads = kHeads;
@@ -176,7 +185,6 @@ struct Problem {
     call.selected = selected[0];
     call.transposed = transposed[0];
     call.order = order;
-    call.lse = lse.data();
     call.tickets = &tickets;
     call.row_stats = stats.data();
     return call;
@@ -191,57 +199,57 @@ std::string encode(TensorMap& map, const launch::MapArguments& a) {
   return "";
 }
 
-template <class Kernel, class TightKernel>
+template <class Kernel>
 void run(const FineBackwardParams& params, unsigned seed) {
   const int blocks = 1 + static_cast<int>(seed / 2 % 2);
-  for (int block = 0; block < blocks; ++block) {
-    if (seed % 2 == 0)
-      host::run_block<Kernel>(params, block, blocks, seed);
-    else
-      host::run_block<TightKernel>(params, block, blocks, seed);
-  }
+  for (int block = 0; block < blocks; ++block) host::run_block<Kernel>(params, block, blocks, seed);
 }
 
 // What is wrong, or nothing.
-std::string report(unsigned seed) {
+template <class Kernel, class TightKernel>
+std::string report(unsigned seed, const char* (Problem::*wrong)() const) {
   Problem problem(seed);
   const launch::FineBackward call = problem.call();
   FineBackwardParams params;
   if (const std::string error = make_params(params, call, encode); !error.empty()) return error;
-  for (int head = 0; head < kHeads; ++head)
-    for (int tile = 0; tile < kTiles; ++tile)
-      for (int row = 0; row < kTileRows; ++row)
-        write_row_stats<Element, D>(row_stats_params(call), 0, head, tile, row, [](auto part) {
-          float sum = 0;
-          for (int lane = 0; lane < kWarpThreads; ++lane) sum += part(lane);
-          return sum;
-        });
   try {
-#ifndef VSA_ONLY_QUERIES
-    run<FineBackwardKeys<Keys>, FineBackwardKeys<TightKeys>>(params, seed);
-    if (!problem.wanted_k.agrees(problem.grad_k)) return "WRONG NUMBERS in dk";
-    if (!problem.wanted_v.agrees(problem.grad_v)) return "WRONG NUMBERS in dv";
-#endif
-#ifndef VSA_ONLY_KEYS
-    run<FineBackwardQueries<Queries>, FineBackwardQueries<TightQueries>>(params, seed);
-    if (!problem.wanted_q.agrees(problem.grad_q)) return "WRONG NUMBERS in dq";
-#endif
+    seed % 2 == 0 ? run<Kernel>(params, seed) : run<TightKernel>(params, seed);
   } catch (const host::Hazard& hazard) {
     return hazard.what();
   }
-  return "";
+  const char* gradient = (problem.*wrong)();
+  return gradient != nullptr ? std::string("WRONG NUMBERS in ") + gradient : "";
 }
 
-std::string first_report(unsigned seeds) {
-  for (unsigned seed = 0; seed < seeds; ++seed)
-    if (const std::string text = report(seed); !text.empty())
-      return "seed " + std::to_string(seed) + ": " + text;
+template <template <class> class Kernel, class Config, class TightConfig>
+std::string first_report(unsigned seeds, const char* (Problem::*wrong)() const) {
+  for (unsigned seed = 0; seed < seeds; ++seed) {
+    const std::string text = report<Kernel<Config>, Kernel<TightConfig>>(seed, wrong);
+    if (!text.empty()) return "seed " + std::to_string(seed) + ": " + text;
+  }
   return "nothing";
+}
+
+#ifndef VSA_EACH_BUG
+#define VSA_EACH_BUG(KEYS, QUERIES) KEYS(vsa) QUERIES(vsa)
+#endif
+
+std::string answer(const std::string& space, const std::string& pass, unsigned seeds) {
+#define VSA_KEYS(name)                                                        \
+  if (space == #name && pass == "Keys")                                       \
+    return first_report<name::FineBackwardKeys, KeysConfig, TightKeysConfig>( \
+        seeds, &Problem::wrong_of_keys);
+#define VSA_QUERIES(name)                                                              \
+  if (space == #name && pass == "Queries")                                             \
+    return first_report<name::FineBackwardQueries, QueriesConfig, TightQueriesConfig>( \
+        seeds, &Problem::wrong_of_queries);
+  VSA_EACH_BUG(VSA_KEYS, VSA_QUERIES)
+  return "?";
 }
 
 }  // namespace
 }  // namespace vsa::test
 
 int main(int argc, char** argv) {
-  std::puts(argc == 2 ? vsa::test::first_report(std::stoul(argv[1])).c_str() : "?");
+  std::puts(argc == 4 ? vsa::test::answer(argv[1], argv[2], std::stoul(argv[3])).c_str() : "?");
 }

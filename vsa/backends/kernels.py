@@ -39,149 +39,86 @@ def forward(
     """Arguments and results as in ``vsa.ops.block_sparse_attention``."""
     from vsa import _C
 
-    sign, scale = _positive(plan.scale)
+    sign, scale = positive_scale(plan.scale)
     q, k, v = addressable(q * sign if sign != 1 else q), addressable(k), addressable(v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=q.device)
-    words, rows = words.contiguous(), _text_rows(text_valid, q, plan)
-    clean = [_without_invalid_text(x, text_valid, plan.kv_grid) for x in (k, v)]
+    words, rows = words.contiguous(), rows_of_text(text_valid, q, plan)
+    clean = [without_invalid_text(x, text_valid, plan.kv_grid) for x in (k, v)]
     call = _C.FineForward(
-        q=_views(q, q, plan.grid),
-        k=_views(k, clean[0], plan.kv_grid),
-        v=_views(v, clean[1], plan.kv_grid),
-        out=_views(out, out, plan.grid),
+        q=views(q, q, plan.grid),
+        k=views(k, clean[0], plan.kv_grid),
+        v=views(v, clean[1], plan.kv_grid),
+        out=views(out, out, plan.grid),
         scale=scale,
         lse=lse.data_ptr(),
-        **_shared_arguments(q, k, words, rows, plan),
+        **shared_arguments(q, k, words, rows, plan),
     )
-    _run(call, q.device)
+    run(call, q.device)
     return out, lse
 
 
-def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    words: Tensor,
-    text_valid: Tensor | None,
-    plan: Plan,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments and results as in ``vsa.ops.block_sparse_attention_backward``.
-
-    The same bits every time: nothing is added up by atomics.
-    """
-    from vsa import _C
-
-    sign, scale = _positive(plan.scale)
-    q, k, v = addressable(q * sign if sign != 1 else q), addressable(k), addressable(v)
-    grad_out, out, lse = addressable(grad_out), addressable(out), lse.contiguous()
-    grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
-    words = words.contiguous()
-    transposed, counts = transpose(words, plan.kv_grid.num_tiles)
-    order = _longest_first(counts, k.shape[2], plan)
-    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
-    query_tiles = plan.grid.num_tiles + _text_tiles(plan.grid)
-    row_stats = torch.empty(
-        *q.shape[::2], query_tiles, 2, SLOTS, dtype=torch.float32, device=q.device
-    )
-    tickets = torch.empty(1, dtype=torch.int32, device=q.device)
-    rows = _text_rows(text_valid, q, plan)
-    clean = [
-        _without_invalid_text(x, text_valid, grid)
-        for x, grid in ((q, plan.grid), (k, plan.kv_grid), (v, plan.kv_grid), (grad_out, plan.grid))
-    ]
-    call = _C.FineBackward(
-        q=_views(q, clean[0], plan.grid),
-        k=_views(k, clean[1], plan.kv_grid),
-        v=_views(v, clean[2], plan.kv_grid),
-        grad_out=_views(grad_out, clean[3], plan.grid),
-        grad_q=_views(grads[0], grads[0], plan.grid),
-        grad_k=_views(grads[1], grads[1], plan.kv_grid),
-        grad_v=_views(grads[2], grads[2], plan.kv_grid),
-        whole_out=_view(out),
-        whole_grad_out=_view(grad_out),
-        scale=scale,
-        transposed=transposed.data_ptr(),
-        order=order.data_ptr(),
-        lse=lse.data_ptr(),
-        grad_lse=0 if grad_lse is None else grad_lse.data_ptr(),
-        tickets=tickets.data_ptr(),
-        row_stats=row_stats.data_ptr(),
-        **_shared_arguments(q, k, words, rows, plan),
-    )
-    _run(call, q.device)
-    if sign != 1:
-        grads[0] *= sign
-    return grads[0], grads[1], grads[2]
-
-
-def transpose(words: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """Bitmaps with rows and columns exchanged.
+def combine(
+    fine: Tensor,
+    coarse: Tensor | None,
+    gate_fine: Tensor | None,
+    gate_coarse: Tensor | None,
+    grid: Grid,
+) -> Tensor:
+    """Both branches together: gate_fine * fine + gate_coarse * coarse[tile of the token].
 
     Args:
-        words: (B, heads, rows, words of ``columns`` bits) int32, contiguous.
-        columns: bits of a row.
-
-    Returns:
-        (B, heads, columns, words of ``rows`` bits) int32, and how many bits each of its rows has,
-        (B, heads, columns) int32.
+        fine: (B, S, heads, head_dim), contiguous.
+        coarse: (B, heads, num_tiles, head_dim) fp32, with ``gate_coarse``.
+        gate_fine: of the shape of ``fine`` and of its type or fp32, any strides; None for 1.
+        gate_coarse: likewise; None leaves the coarse branch out.
+        grid: of the queries.
     """
     from vsa import _C
 
-    batch, heads, rows, _ = words.shape
-    target = words.new_empty(batch, heads, columns, bitmap.num_words(rows))
-    counts = words.new_empty(batch, heads, columns)
-    call = _C.BitmapTranspose(
-        source=words.data_ptr(),
-        target=target.data_ptr(),
-        counts=counts.data_ptr(),
-        bitmaps=batch * heads,
-        rows=rows,
-        columns=columns,
+    out = torch.empty_like(fine)
+    coarse = None if coarse is None else coarse.contiguous()
+    call = _C.Combine(
+        fine=view(fine),
+        out=view(out),
+        gates=gates(gate_fine, gate_coarse, coarse),
+        grid=grid.as_ints(),
+        batch=fine.shape[0],
+        heads=fine.shape[2],
+        head_dim=fine.shape[3],
+        bf16=fine.dtype == torch.bfloat16,
     )
-    if words.device.type == "cpu":
+    if fine.device.type == "cpu":
         call.run()
     else:
-        _launch(call, words.device)
-    return target, counts
+        launch(call, fine.device)
+    return out
 
 
-def _longest_first(counts: Tensor, kv_heads: int, plan: Plan) -> Tensor:
-    """In which order the groups of neighbouring key tiles are worked on, within each key head.
-
-    Args:
-        counts: (B, heads, n_k) query tiles that attend each key tile.
-        kv_heads: of the keys.
-        plan: of the call.
-
-    Returns:
-        (B, kv_heads, groups) int32, by their longest column. The text's tiles come first in the
-        numbering of groups: everyone attends them.
-    """
+def gates(gate_fine: Tensor | None, gate_coarse: Tensor | None, coarse: Tensor | None) -> Any:
+    """What the kernels are told of them; the tensors must outlive the launch."""
     from vsa import _C
 
-    group = _C.KEY_TILES_PER_GROUP
-    counts = counts.unflatten(1, (kv_heads, -1)).sum(2, dtype=torch.int32)
-    counts = functional.pad(
-        counts, (_text_tiles(plan.kv_grid), 0), value=torch.iinfo(torch.int32).max
+    def numbers(x: Tensor | None) -> tuple[int, ...]:
+        if x is None:
+            return (0,) * 6
+        return x.data_ptr(), int(x.dtype == torch.float32), *x.stride()
+
+    return _C.Gates(
+        fine=numbers(gate_fine),
+        coarse=numbers(gate_coarse),
+        coarse_rows=0 if coarse is None else coarse.data_ptr(),
     )
-    counts = functional.pad(counts, (0, -counts.shape[-1] % group))
-    longest = counts.unflatten(-1, (-1, group)).amax(-1)
-    return longest.argsort(dim=-1, descending=True, stable=True).int()
 
 
-def _positive(scale: float) -> tuple[int, float]:
+def positive_scale(scale: float) -> tuple[int, float]:
     """A factor for q and a positive scale: the kernels look for the largest score."""
     if scale > 0:
         return 1, scale
     return (0 if scale == 0 else -1), -scale or 1.0
 
 
-def _text_rows(text_valid: Tensor | None, q: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+def rows_of_text(text_valid: Tensor | None, q: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """Those of the queries and those of the keys."""
     query_rows, key_rows = (
         text_rows(text_valid, q.shape[0], grid, q.device) for grid in (plan.grid, plan.kv_grid)
@@ -189,7 +126,7 @@ def _text_rows(text_valid: Tensor | None, q: Tensor, plan: Plan) -> tuple[Tensor
     return query_rows, key_rows
 
 
-def _shared_arguments(
+def shared_arguments(
     q: Tensor, k: Tensor, words: Tensor, rows: tuple[Tensor, Tensor], plan: Plan
 ) -> dict[str, Any]:
     """What both directions pass. Addresses: their tensors must outlive the launch."""
@@ -207,14 +144,16 @@ def _shared_arguments(
     }
 
 
-def _run(call: Any, device: torch.device) -> None:
+def run(call: Any, device: torch.device) -> None:
+    """A call of the tensor core kernels: emulated for CPU tensors."""
     if device.type == "cpu":
         call.emulate(EMULATED_BLOCKS, EMULATED_SEED)
     else:
-        _launch(call, device)
+        launch(call, device)
 
 
-def _launch(call: Any, device: torch.device) -> None:
+def launch(call: Any, device: torch.device) -> None:
+    """A call on the current stream of a GPU."""
     with torch.cuda.device(device):
         call.launch(device.index, torch.cuda.current_stream().cuda_stream)
 
@@ -252,7 +191,7 @@ def text_rows(text_valid: Tensor | None, batch: int, grid: Grid, device: torch.d
     return bitmap.pack(torch.cat(list(parts), dim=1)).view(torch.int64)
 
 
-def _without_invalid_text(x: Tensor, text_valid: Tensor | None, grid: Grid) -> Tensor:
+def without_invalid_text(x: Tensor, text_valid: Tensor | None, grid: Grid) -> Tensor:
     """The tensor, or a copy of its text alone with zeros if invalid, (B, text, heads, head_dim)."""
     if text_valid is None:
         return x
@@ -260,19 +199,21 @@ def _without_invalid_text(x: Tensor, text_valid: Tensor | None, grid: Grid) -> T
     return text.masked_fill_(~text_valid[:, :, None, None], 0)
 
 
-def _views(x: Tensor, text: Tensor, grid: Grid) -> tuple[View, View, View]:
+def views(x: Tensor, text: Tensor, grid: Grid) -> tuple[View, View, View]:
     """The video, the prefix and the suffix of x; the last two where ``text`` has them."""
     return (
-        _view(x[:, grid.prefix : grid.prefix + grid.tokens]),
-        _view(text[:, : grid.prefix]),
-        _view(text[:, text.shape[1] - grid.suffix :]),
+        view(x[:, grid.prefix : grid.prefix + grid.tokens]),
+        view(text[:, : grid.prefix]),
+        view(text[:, text.shape[1] - grid.suffix :]),
     )
 
 
-def _view(x: Tensor) -> View:
+def view(x: Tensor) -> View:
+    """What the kernels are told of a tensor (B, tokens, heads, head_dim)."""
     batch, token, head, _ = x.stride()
     return x.data_ptr(), batch, token, head
 
 
-def _text_tiles(grid: Grid) -> int:
+def text_tiles(grid: Grid) -> int:
+    """Runs of 64 tokens that the text before and after the video is cut into."""
     return -(-grid.prefix // SLOTS) - (-grid.suffix // SLOTS)
