@@ -145,7 +145,7 @@ launch::FineBackward backward_call(const Views& q,
   call.scale = scale;
   call.selected = pointer<const uint32_t>(selected);
   call.transposed = pointer<const uint32_t>(transposed);
-  call.order = pointer<const int>(order);
+  call.order = pointer<const int64_t>(order);
   call.query_text_rows = pointer<const uint64_t>(query_text_rows);
   call.key_text_rows = pointer<const uint64_t>(key_text_rows);
   call.lse = pointer<const float>(lse);

@@ -17,9 +17,9 @@
 //     wait for dP -> dS
 //     wait for dV
 //
-//   barrier   arrives                                   waits
-//   kv_full   producer, and the bytes of K and V        its consumer
-//   kv_empty  its consumer, once dK and dV have left    producer
+//   barrier   arrives                                     waits
+//   kv_full   producer, and the bytes of K and V          its consumer
+//   kv_empty  all of its consumer, once dK, dV have left  producer
 //   slots     see kernels/slots.h
 #pragma once
 #include "kernels/backward_params.h"
@@ -68,7 +68,7 @@ struct FineBackwardKeys {
     s.slots.init();
     for (int w = 0; w < kConsumers; ++w) {
       s.kv_full[w].init(1, "kv_full", w);
-      s.kv_empty[w].init(1, "kv_empty", w);
+      s.kv_empty[w].init(kWarpgroupThreads, "kv_empty", w);
       label(s.assignment[w], "assignment", w);
       label(s.k[w], "k", w);
       label(s.v[w], "v", w);
@@ -118,7 +118,7 @@ struct FineBackwardKeys {
     VSA_DEVICE Work work_of(const WorkList& list, int item) const {
       const int head = item / list.groups;
       return {head / p_.kv_heads, head % p_.kv_heads,
-              uniform(load_global(p_.order + item)) * kConsumers};
+              uniform(static_cast<int>(load_global(p_.order + item))) * kConsumers};
     }
 
     // The tiles of all query heads that share a key head, one head after the other.
@@ -205,7 +205,7 @@ struct FineBackwardKeys {
         }
         gather();
         if (item.tile >= 0) store(item);
-        if (elect_one()) s_.kv_empty[w_].arrive_one();
+        s_.kv_empty[w_].arrive_all();
       }
       if (elect_one()) bulk_wait<0>();
     }

@@ -12,7 +12,7 @@
 //
 //   barrier   arrives                                 waits
 //   q_full    producer, and the bytes of Q and dO     its consumer
-//   q_empty   its consumer, once dQ has left          producer
+//   q_empty   all of its consumer, once dQ has left   producer
 //   slots     see kernels/slots.h
 #pragma once
 #include "kernels/backward_params.h"
@@ -61,7 +61,7 @@ struct FineBackwardQueries {
     s.slots.init();
     for (int w = 0; w < kConsumers; ++w) {
       s.q_full[w].init(1, "q_full", w);
-      s.q_empty[w].init(1, "q_empty", w);
+      s.q_empty[w].init(kWarpgroupThreads, "q_empty", w);
       label(s.assignment[w], "assignment", w);
       label(s.q[w], "q", w);
       label(s.grad_out[w], "grad_out", w);
@@ -170,7 +170,7 @@ struct FineBackwardQueries {
         }
         gather();
         if (item.tile >= 0) store(item);
-        if (elect_one()) s_.q_empty[w_].arrive_one();
+        s_.q_empty[w_].arrive_all();
       }
       if (elect_one()) bulk_wait<0>();
     }

@@ -12,9 +12,9 @@
 //     wait for scores -> softmax -> look for the slot after next
 //     wait for out -> release held -> rescale out, round weights
 //
-//   barrier   arrives                             waits
-//   q_full    producer, and the bytes of Q        its consumer
-//   q_empty   its consumer, once out has left     producer
+//   barrier   arrives                                 waits
+//   q_full    producer, and the bytes of Q            its consumer
+//   q_empty   all of its consumer, once out has left  producer
 //   slots     see kernels/slots.h
 #pragma once
 #include "kernels/selection.h"
@@ -63,7 +63,7 @@ struct FineForward {
     s.slots.init();
     for (int w = 0; w < kConsumers; ++w) {
       s.q_full[w].init(1, "q_full", w);
-      s.q_empty[w].init(1, "q_empty", w);
+      s.q_empty[w].init(kWarpgroupThreads, "q_empty", w);
       label(s.q[w], "q", w);
       label(s.assignment[w], "assignment", w);
     }
@@ -162,7 +162,7 @@ struct FineForward {
           if (item.tile >= 0) read_tile(q_, s_.q[w_]);
         attend();
         if (item.tile >= 0) store(item);
-        if (elect_one()) s_.q_empty[w_].arrive_one();
+        s_.q_empty[w_].arrive_all();
       }
       if (elect_one()) bulk_wait<0>();
     }

@@ -9,15 +9,17 @@ namespace {
 
 constexpr int kWarps = 8;
 
-// One block per tile and head; a warp takes every eighth row.
+// One block per tile and head, the heads of a tile side by side: they share pages of memory. A warp
+// takes every eighth row.
 template <class Element, int D>
 __global__ void __launch_bounds__(kWarps* kWarpThreads)
     combine_kernel(const __grid_constant__ CombineParams params) {
-  const int tile = blockIdx.x, lane = threadIdx.x % kWarpThreads;
+  const int tile = blockIdx.x / params.heads, head = blockIdx.x % params.heads;
+  const int lane = threadIdx.x % kWarpThreads;
   const TilePlace at = params.queries.place(tile);
   for (int row = threadIdx.x / kWarpThreads; row < kTileRows; row += kWarps)
     if (params.queries.token(at, row) >= 0)
-      combine_row<Element, D>(params, at, blockIdx.z, blockIdx.y, tile, row, lane);
+      combine_row<Element, D>(params, at, blockIdx.y, head, tile, row, lane);
 }
 
 }  // namespace
@@ -26,10 +28,10 @@ std::string combine(const Combine& call, int, void* stream) {
   const CombineParams params = combine_params(call);
   cudaError_t error = cudaSuccess;
   const bool found = with_config(call, [&](auto element, auto head_dim) {
-    const dim3 tiles(params.queries.grid.num_tiles() + params.queries.text_tiles, call.heads,
-                     call.batch);
+    const int tiles = params.queries.grid.num_tiles() + params.queries.text_tiles;
     combine_kernel<decltype(element), head_dim()>
-        <<<tiles, kWarps * kWarpThreads, 0, static_cast<cudaStream_t>(stream)>>>(params);
+        <<<dim3(tiles * call.heads, call.batch), kWarps * kWarpThreads, 0,
+           static_cast<cudaStream_t>(stream)>>>(params);
     error = cudaGetLastError();
   });
   return found ? not_launched("combine", error) : kNoConfig;

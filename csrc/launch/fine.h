@@ -69,7 +69,7 @@ struct FineBackward {
   float scale;
   const uint32_t* selected;         // [batch, heads, n_q, words]
   const uint32_t* transposed;       // [batch, heads, n_k, words]
-  const int* order;                 // [batch, kv_heads, groups of key tiles]
+  const int64_t* order;             // [batch, kv_heads, groups of key tiles]
   const uint64_t* query_text_rows;  // as above
   const uint64_t* key_text_rows;
   const float* lse;       // [batch, heads, S_q]

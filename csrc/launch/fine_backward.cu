@@ -9,7 +9,8 @@ namespace {
 
 constexpr int kWarps = 8;
 
-// One block per tile and head; a warp takes every eighth row.
+// One block per tile and head, the heads of a tile side by side: they share pages of memory. A warp
+// takes every eighth row.
 template <class Element, int D>
 __global__ void __launch_bounds__(kWarps* kWarpThreads)
     backward_rows_kernel(const __grid_constant__ BackwardRowsParams params) {
@@ -17,7 +18,8 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads)
   constexpr int kSums = sizeof(typename Rows::CoarseSums) / sizeof(float);
   __shared__ float shared[kWarps][kWarpThreads][kSums];
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
-  const int tile = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
+  const int tile = blockIdx.x / params.heads, head = blockIdx.x % params.heads;
+  const int batch = blockIdx.y;
   const TilePlace at = params.queries.place(tile);
   typename Rows::CoarseSums sums = {};
   for (int row = warp; row < kTileRows; row += kWarps) {
@@ -52,10 +54,10 @@ std::string fine_backward(const FineBackward& call, int device, void* opaque_str
     using Keys = FineBackwardKeys<FineBackwardKeysConfig<Element, head_dim()>>;
     using Queries = FineBackwardQueries<FineBackwardQueriesConfig<Element, head_dim()>>;
     static_assert(Keys::kConsumers == kKeyTilesPerGroup, "the order of items is made for this");
-    const dim3 tiles(params.queries.grid.num_tiles() + params.queries.text_tiles, call.heads,
-                     call.batch);
+    const int tiles = params.queries.grid.num_tiles() + params.queries.text_tiles;
     backward_rows_kernel<Element, head_dim()>
-        <<<tiles, kWarps * kWarpThreads, 0, stream>>>(backward_rows_params(call));
+        <<<dim3(tiles * call.heads, call.batch), kWarps * kWarpThreads, 0, stream>>>(
+            backward_rows_params(call));
     if ((error = cudaGetLastError()) != cudaSuccess) return;
     error = cudaMemsetAsync(call.tickets, 0, sizeof(int), stream);
     if (error != cudaSuccess) return;

@@ -97,7 +97,8 @@ struct Problem {
   Tensor grad_q{kHeads}, grad_k{kKvHeads}, grad_v{kKvHeads};
   Sums wanted_q{kHeads}, wanted_k{kKvHeads}, wanted_v{kKvHeads};
   uint32_t selected[kHeads][kTiles] = {}, transposed[kHeads][kTiles] = {};
-  int order[kGroups], tickets = 0;
+  int64_t order[kGroups];
+  int tickets = 0;
   std::vector<RowStats> stats = std::vector<RowStats>(kHeads * kTiles);
 
   explicit Problem(unsigned seed) {
@@ -105,7 +106,8 @@ struct Problem {
     for (RowStats& tile : stats) std::fill_n(tile.lse, kTileRows, INFINITY);  // weighs nothing
     for (Tensor* x : {&q, &k, &v, &grad_out}) x->draw(rng);
     select(seed, rng);
-    for (int group = 0; group < kGroups; ++group) order[group] = (group + 1) % kGroups;
+    for (int group = 0; group < kGroups; ++group)
+      order[group] = (group + static_cast<int>(seed)) % kGroups;
     attend();
   }
 

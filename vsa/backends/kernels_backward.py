@@ -174,16 +174,17 @@ def _longest_first(counts: Tensor, kv_heads: int, plan: Plan) -> Tensor:
         plan: of the call.
 
     Returns:
-        (B, kv_heads, groups) int32, by their longest column. The text's tiles come first in the
+        (B, kv_heads, groups) int64, by their longest column. The text's tiles come first in the
         numbering of groups: everyone attends them.
     """
     from vsa import _C
 
     group = _C.KEY_TILES_PER_GROUP
-    counts = counts.unflatten(1, (kv_heads, -1)).sum(2, dtype=torch.int32)
-    counts = functional.pad(
-        counts, (kernels.text_tiles(plan.kv_grid), 0), value=torch.iinfo(torch.int32).max
-    )
-    counts = functional.pad(counts, (0, -counts.shape[-1] % group))
-    longest = counts.unflatten(-1, (-1, group)).amax(-1)
-    return longest.argsort(dim=-1, descending=True, stable=True).int()
+    if counts.shape[1] != kv_heads:
+        counts = counts.unflatten(1, (kv_heads, -1)).sum(2, dtype=torch.int32)
+    text = kernels.text_tiles(plan.kv_grid)
+    if text:
+        counts = functional.pad(counts, (text, 0), value=torch.iinfo(torch.int32).max)
+    if odd := counts.shape[-1] % group:
+        counts = functional.pad(counts, (0, group - odd))
+    return counts.unflatten(-1, (-1, group)).amax(-1).argsort(dim=-1, descending=True, stable=True)
