@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import importlib.resources
+import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -36,3 +39,28 @@ def machine(request: pytest.FixtureRequest) -> tuple[str, str]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def toolchain():
+    """third_party/cuda_toolchain.py: the compilers that the build itself would take."""
+    spec = importlib.util.spec_from_file_location(
+        "vsa_test_toolchain", ROOT / "third_party" / "cuda_toolchain.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look it up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture(scope="session")
+def compiler(toolchain):
+    found = toolchain.find_compiler()
+    if found.tool is None:
+        record = importlib.resources.files("vsa") / "_build.json"
+        built = json.loads(record.read_text()) if record.is_file() else {"compiled": True}
+        if not built["compiled"]:
+            pytest.skip(f"vsa was built without its compiled part: {built['why']}")
+        pytest.fail(f"no C++20 compiler was found: {'; '.join(found.rejected)}")
+    return found.tool

@@ -26,8 +26,7 @@ struct Slots {
     }
   }
 
-  // ---- producer, one thread
-  // -----------------------------------------------------------------------
+  // ---- producer, one thread ----
 
   // Waits until slot n is free, says what it is, and returns the barrier that `bytes` of copies
   // into its stage must count on.
@@ -45,8 +44,7 @@ struct Slots {
     ring.full[ring.stage(n)].arrive_one();
   }
 
-  // ---- consumers, a whole warpgroup each
-  // ----------------------------------------------------------
+  // ---- consumers, a whole warpgroup each ----
 
   struct Slot {
     int number, stage;

@@ -6,8 +6,8 @@
 //   RACE                    a touch of shared memory that is not ordered after a conflicting one
 //   MISSING PROXY FENCE     ordinary stores that TMA or wgmma may not see
 //   MISSING NAMED BARRIER   one thread or warp goes ahead when others of its warpgroup may not have
-//                           come that far: stored, learnt that a TMA store has read, finished
-//                           their part of a product
+//                           come that far: loaded or stored, learnt that a TMA store has read,
+//                           finished their part of a product
 //   NEVER WRITTEN           shared memory that is read before anything was stored there
 //   WRONG SWIZZLE           bytes left in one layout and read in another
 //   WRONG DESCRIPTOR        a wgmma operand that is no part of a tile
@@ -27,8 +27,9 @@
 //   DEADLOCK                and who waits for what
 //
 // It cannot see: drift between the warps of one warpgroup, but for MISSING NAMED BARRIER, which
-// takes ordinary stores to be everyone's; primitives of the whole warpgroup under elect_one; order
-// in global memory and between blocks; registers, bank conflicts, speed; how ex2 and lg2 round.
+// takes ordinary loads and stores to be everyone's unless elect_one came last; primitives of the
+// whole warpgroup under elect_one; order in global memory and between blocks; registers, bank
+// conflicts, speed; how ex2 and lg2 round.
 #pragma once
 
 #define VSA_DEVICE inline

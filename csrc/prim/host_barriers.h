@@ -22,7 +22,8 @@ inline void touch_generic(const void* p, int bytes, bool write, Layout layout) {
                   .verb = write ? "store to" : "load from",
                   .finished = agent.event(kTouches, time),
                   .fenced = agent.event(kFences, time),
-                  .own_met = agent.event(kFencesMet, time)},
+                  .own_met = agent.event(kFencesMet, time),
+                  .others_met = agent.elected ? Event{} : agent.event(kTouchesMet, time)},
                  agent.known);
   m.preempt();
 }
@@ -78,8 +79,9 @@ struct Mbarrier {
   }
   void arrive_all() {
     host::Agent& agent = host::whole_warpgroup("arrive_all");
-    // Every thread answers for its own part of the products.
+    // Every thread answers for its own part.
     host::Knowledge told = agent.known;
+    told.upto[agent.clock(host::kTouchesMet)] = agent.time(host::kTouches);
     told.upto[agent.clock(host::kProductsMet)] = agent.time(host::kProducts);
     arrive(kWarpgroupThreads, 0, told);
   }
@@ -173,6 +175,7 @@ inline void named_sync(int id, int threads) {
   }
   machine->block_until(meeting);
   agent.known.merge(barrier.published);
+  agent.set_time(host::kTouchesMet, agent.time(host::kTouches));
   agent.set_time(host::kFencesMet, agent.time(host::kFences));
   agent.set_time(host::kStoresMet, agent.time(host::kStores));
   agent.set_time(host::kProductsMet, agent.time(host::kProducts));

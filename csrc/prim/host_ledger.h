@@ -23,7 +23,8 @@ struct Hazard : std::runtime_error {
 // Things that happen are numbered per clock: each agent has one for each way in which its work
 // finishes, each mbarrier one for its phases.
 enum AgentClock {
-  kTouches,      // ordinary loads and stores
+  kTouches,      // ordinary loads and stores, as each warp knows of its own part
+  kTouchesMet,   // ... of all parts
   kFences,       // ... visible to the async proxy
   kFencesMet,    // ... of all warps, as all warps know
   kProducts,     // wgmma groups, as each warp knows of its own part
@@ -128,7 +129,7 @@ class Ledger {
     uint32_t chunk = access.begin / kChunkBytes;
     while ((written_[chunk / 64] >> chunk % 64 & 1) != 0) ++chunk;
     throw Hazard("NEVER WRITTEN: [" + describe(access) + "] takes in byte " +
-                 std::to_string(chunk * kChunkBytes - access.begin) +
+                 std::to_string(std::max(chunk * kChunkBytes, access.begin) - access.begin) +
                  ", to which nothing has been stored");
   }
 

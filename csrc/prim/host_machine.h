@@ -138,7 +138,11 @@ class Machine {
     agent->index = static_cast<int>(agents_.size());
     agent->body = std::move(body);
     if (agent->index >= kMaxAgents) throw Hazard("too many agents: raise kMaxAgents");
-    if (!agents_.empty()) agent->known = agents_[0]->known;
+    if (!agents_.empty()) {
+      Agent& prologue = *agents_[0];
+      prologue.set_time(kTouchesMet, prologue.time(kTouches));
+      agent->known = prologue.known;
+    }
     agents_.push_back(std::move(agent));
   }
 
