@@ -3,6 +3,7 @@
 // missing.
 #include "launch/fine.h"
 #include "launch/launch.h"
+#include "launch/routing.h"
 
 namespace vsa::launch {
 namespace {
@@ -22,5 +23,9 @@ std::string device_count(int* count) {
 std::string device_tile_table(const Grid&, const TileTable&, void*) { return kMissing; }
 
 std::string fine_forward(const FineForward&, int, void*) { return kMissing; }
+
+std::string tile_means(const TileMeans&, void*) { return kMissing; }
+
+std::string select_tiles(const SelectTiles&, void*) { return kMissing; }
 
 }  // namespace vsa::launch
