@@ -7,6 +7,7 @@ __version__ = installed_version()
 
 from vsa import nn
 from vsa.attention import attention
+from vsa.budget import TopP
 from vsa.fine import block_sparse_attention
 from vsa.flops import flops
 from vsa.grid import Grid, best_tile
@@ -17,6 +18,7 @@ __all__ = [
     "Grid",
     "Selection",
     "SparsityRamp",
+    "TopP",
     "attention",
     "best_tile",
     "block_sparse_attention",
