@@ -5,7 +5,7 @@ from vsa.installation import installed_version
 
 __version__ = installed_version()
 
-from vsa import nn
+from vsa import diagnostics, nn, plots
 from vsa.attention import attention
 from vsa.budget import TopP
 from vsa.fine import block_sparse_attention
@@ -22,7 +22,9 @@ __all__ = [
     "attention",
     "best_tile",
     "block_sparse_attention",
+    "diagnostics",
     "flops",
     "nn",
+    "plots",
     "select",
 ]

@@ -106,6 +106,14 @@ def one_per_head(name: str, values: Sequence[object], heads: int) -> None:
         )
 
 
+def not_empty(name: str, values: Sequence[object]) -> None:
+    """At least one value in a tuple or list."""
+    if not isinstance(values, (tuple, list)) or not values:
+        raise ValueError(
+            f"{name} must be a tuple or list of at least one, but it is {values!r:.60}"
+        )
+
+
 def scale(value: object, head_dim: int) -> float:
     """The factor of the scores, by default head_dim ** -0.5."""
     if value is None:

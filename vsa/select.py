@@ -78,9 +78,8 @@ class Selection:
     @property
     def density(self) -> float:
         """Mean share of the key tiles that a query tile keeps. Reading it waits for the device."""
-        return self.mask().sum(dtype=torch.int64).item() / max(
-            1, self.bitmap[..., 0].numel() * self.num_key_tiles
-        )
+        rows = max(1, self.bitmap[..., 0].numel())
+        return bitmap.count(self.bitmap).sum().item() / (rows * self.num_key_tiles)
 
     def transpose(self) -> Selection:
         """Which query tiles each key tile is attended by: the direction that the backward walks."""
@@ -129,10 +128,7 @@ class Selection:
             backend=backend,
         )
         with torch.no_grad():
-            _, kept = fine(call, self)
-            _, total = fine(call, everything(call))
-        video = slice(call.grid.prefix, call.grid.prefix + call.grid.tokens)
-        return (kept - total)[..., video].exp().mean(-1)
+            return (video_lse(call, self) - video_lse(call, everything(call))).exp().mean(-1)
 
     def __repr__(self) -> str:
         batch, heads, rows, columns = self.shape
@@ -204,3 +200,9 @@ def everything(call: inputs.Inputs) -> Selection:
     row = bitmap.pack(torch.ones(columns, dtype=torch.bool, device=call.q.device))
     rows = row.expand(call.q.shape[0], call.q.shape[2], call.grid.num_tiles, -1).contiguous()
     return Selection(rows, columns, call.grid, call.kv_grid, columns)
+
+
+def video_lse(call: inputs.Inputs, selection: Selection) -> Tensor:
+    """Log-sum-exp of the video's queries over the selected tiles, (B, heads, tokens)."""
+    _, lse = fine(call, selection)
+    return lse[..., call.grid.prefix : call.grid.prefix + call.grid.tokens]
