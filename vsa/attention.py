@@ -86,8 +86,8 @@ def attention(
     checks.gate("gate_coarse", gate_coarse, q)
     checks.gate("gate_fine", gate_fine, q)
     num_key_tiles = call.kv_grid.num_tiles
-    # Not asked where a selection is given.
-    budget = resolve(1.0 if topk is None and selection else topk, num_key_tiles, call.q.shape[2])
+    given = selection is not None and topk is None
+    budget = resolve(1.0 if given else topk, num_key_tiles, call.q.shape[2])
     choose = selection is None and not budget.is_everything(num_key_tiles)
 
     with torch.autocast(call.q.device.type, enabled=False):

@@ -87,7 +87,7 @@ def select_tiles(
         q_means: (B, heads, n_q, head_dim) fp32 or fp64.
         k_means: (B, kv_heads, n_k, head_dim).
         must: (n_q, n_k) bool, or None.
-        topk: from 1 to n_k; a single number, or one per query head.
+        topk: from 1 to n_k; one number for all query heads, or one each.
         scale: factor of the scores.
         mass: in [0, 1].
 

@@ -65,7 +65,7 @@ class ScoreRow {
   VSA_DEVICE int columns() const { return columns_; }
   VSA_DEVICE bool has_forced() const { return must_ != nullptr; }
   VSA_DEVICE float greatest() const { return greatest_; }
-  // Some score from which to start: the least, but for the last columns of the row.
+  // Some score from which to start: the least, but for the last, incomplete word of the row.
   VSA_DEVICE float least() const { return least_; }
 
   // Of tiles with test(score).
@@ -146,11 +146,12 @@ class ScoreRow {
     found.reset();
     for (int first = 0; first < (Longer ? columns_ : 1); first += kColumns) {
       if constexpr (Longer) read(first);
-      const bool complete = first + kColumns <= columns_;
       each_lane([&](int lane) {
         VSA_UNROLL
-        for (int i = 0; i < Held; ++i)
-          found.include(lane, part_[lane].score[i], i < kSureWords || complete);
+        for (int i = 0; i < Held; ++i) {
+          const bool complete = i < kSureWords || first + (i + 1) * kWarpThreads <= columns_;
+          found.include(lane, part_[lane].score[i], complete);
+        }
       });
     }
     least_ = found.low();

@@ -14,7 +14,7 @@ struct TokensToMean {
   const void* data;                                 // [batch, tokens, heads, head_dim]
   int64_t batch_stride, token_stride, head_stride;  // elements; channels are contiguous
   Grid grid;
-  int row_tokens[kTileRows];  // of each row of a tile, tokens after its first
+  int64_t row_offsets[kTileRows];  // elements, of a tile's rows from its first
   int heads;
   float* means;   // [batch, heads, tiles, head_dim]
   int64_t lanes;  // that have something to do
@@ -46,17 +46,17 @@ struct TileMeans {
 
     const Place place = x.grid.place(tile);
     const uint64_t real = x.grid.rows[place.clip];
-    const int64_t start = batch * x.batch_stride + head * x.head_stride + channel;
-    const int first = x.grid.token(place, 0);
+    const int64_t start = batch * x.batch_stride + head * x.head_stride +
+                          x.grid.token(place, 0) * x.token_stride + channel;
     Floats<N> total = {};
-    for (int at = 0; at < x.grid.tile.volume(); at += kTogether) {
+    uint64_t left = real;
+    for (int at = 0; at < x.grid.tile.volume(); at += kTogether, left >>= kTogether) {
       Floats<N> token[kTogether];
       VSA_UNROLL
       for (int i = 0; i < kTogether; ++i) {
-        token[i] = {};
-        if (real >> (at + i) & 1)
-          token[i] = load_floats<Element, N>(
-              x.data, start + (first + x.row_tokens[at + i]) * x.token_stride);
+        const bool there = (left >> i & 1) != 0;
+        const int64_t offset = there ? x.row_offsets[at + i] : 0;
+        token[i] = load_floats<Element, N>(x.data, start + offset, there);
       }
       VSA_UNROLL
       for (int c = 0; c < N; ++c)

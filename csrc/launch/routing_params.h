@@ -19,9 +19,11 @@ inline int vector_elements(const TileMeans& call) {
   const auto aligned = [&](int64_t elements) { return elements * bytes % kVectorBytes == 0; };
   for (const TileMeans::Tensor& tensor : call.tensors) {
     const TokenView& x = tensor.tokens;
-    if (!aligned(call.head_dim) || !aligned(x.batch_stride) || !aligned(x.token_stride) ||
-        !aligned(x.head_stride) || reinterpret_cast<uintptr_t>(x.data) % kVectorBytes != 0)
-      return 1;
+    const bool wide = aligned(call.head_dim) && aligned(x.token_stride) &&
+                      (call.batch == 1 || aligned(x.batch_stride)) &&
+                      (tensor.heads == 1 || aligned(x.head_stride)) &&
+                      reinterpret_cast<uintptr_t>(x.data) % kVectorBytes == 0;
+    if (!wide) return 1;
   }
   return kVectorBytes / bytes;
 }
@@ -40,10 +42,9 @@ inline std::string make_params(TileMeansParams& p, const TileMeans& call) {
     to.head_stride = x.head_stride;
     to.grid = tensor.grid;
     for (int row = 0; row < kTileRows; ++row) {
-      const Axes at = row_offset(tensor.grid.tile, row);
+      const Axes at = row_offset(tensor.grid.tile, row), size = tensor.grid.video;
       const bool inside = row < tensor.grid.tile.volume();
-      to.row_tokens[row] =
-          inside ? (at.t * tensor.grid.video.h + at.h) * tensor.grid.video.w + at.w : 0;
+      to.row_offsets[row] = inside ? ((at.t * size.h + at.h) * size.w + at.w) * x.token_stride : 0;
     }
     to.heads = tensor.heads;
     to.means = tensor.means;
@@ -74,7 +75,7 @@ void with_means(const TileMeans& call, Fn fn) {
 inline std::string make_params(SelectTilesParams& p, const SelectTiles& call) {
   static_assert(SelectTilesParams::kMostCounts == kMostHeadBudgets);
   if (call.counts.empty() || call.counts.size() > kMostHeadBudgets)
-    return "budgets of up to " + std::to_string(kMostHeadBudgets) + " heads can be told apart";
+    return "up to " + std::to_string(kMostHeadBudgets) + " heads can have budgets of their own";
   p.scores = call.scores;
   p.must = call.must;
   p.selected = call.selected;

@@ -25,9 +25,9 @@ struct Floats {
 };
 
 template <class Element, int N>
-Floats<N> load_floats(const void* array, int64_t index) {
-  Floats<N> values;
-  for (int i = 0; i < N; ++i) {
+Floats<N> load_floats(const void* array, int64_t index, bool wanted) {
+  Floats<N> values = {};
+  for (int i = 0; wanted && i < N; ++i) {
     if constexpr (std::is_same_v<Element, float>)
       values.x[i] = static_cast<const float*>(array)[index + i];
     else

@@ -32,28 +32,34 @@ VSA_DEVICE float widen(Fp16, uint32_t bits) {
 
 }  // namespace ptx
 
+// No branch around the load: several can then be in flight.
 template <class Element, int N>
-VSA_DEVICE Floats<N> load_floats(const void* array, int64_t index) {
+VSA_DEVICE Floats<N> load_floats(const void* array, int64_t index, bool wanted) {
   Floats<N> values;
   if constexpr (std::is_same_v<Element, float>) {
     const float* from = static_cast<const float*>(array) + index;
     if constexpr (N == 1) {
-      values.x[0] = __ldg(from);
+      values = {{__ldg(from)}};
     } else {
       const float4 loaded = __ldg(reinterpret_cast<const float4*>(from));
       values = {{loaded.x, loaded.y, loaded.z, loaded.w}};
     }
+    VSA_UNROLL
+    for (float& x : values.x) x = wanted ? x : 0;
   } else {
     const uint16_t* from = static_cast<const uint16_t*>(array) + index;
+    uint32_t pairs[(N + 1) / 2];
     if constexpr (N == 1) {
-      values.x[0] = ptx::widen(Element{}, __ldg(from));
+      pairs[0] = __ldg(from);
     } else {
       const uint4 loaded = __ldg(reinterpret_cast<const uint4*>(from));
-      const uint32_t pairs[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
-      VSA_UNROLL
-      for (int i = 0; i < N; ++i)
-        values.x[i] = ptx::widen(Element{}, pairs[i / 2] >> i % 2 * 16 & 0xffff);
+      pairs[0] = loaded.x, pairs[1] = loaded.y, pairs[2] = loaded.z, pairs[3] = loaded.w;
     }
+    VSA_UNROLL
+    for (uint32_t& pair : pairs) pair = wanted ? pair : 0;
+    VSA_UNROLL
+    for (int i = 0; i < N; ++i)
+      values.x[i] = ptx::widen(Element{}, pairs[i / 2] >> i % 2 * 16 & 0xffff);
   }
   return values;
 }

@@ -5,8 +5,10 @@
 // Numbers
 //   float_bits(x), float_of(bits)   the same 32 bits as an int and as a float
 //   quotient_approx(a, b)           a / b, not always rounded as it should be
-//   load_floats<Element, N>(p, i)   elements i to i + N - 1 of an array, as fp32; N elements are
-//                                   16 aligned bytes, or N is 1. Element: Bf16, Fp16 or float
+//   load_floats<Element, N>(p, i, wanted)
+//                                   elements i to i + N - 1 of an array as fp32, zeros if they are
+//                                   not wanted, though they are read. N elements are 16 aligned
+//                                   bytes, or N is 1. Element: Bf16, Fp16 or float
 //   keep(pointer)                   the pointer, which nvcc then does not compute again at each use
 //
 // Lanes
