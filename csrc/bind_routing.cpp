@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bind.h"
+#include "kernels/softmax_mass.h"
 #include "launch/routing.h"
 
 namespace py = pybind11;
@@ -97,6 +98,8 @@ void bind_routing(py::module_& m) {
       m, "SelectTiles", "The tiles that rows of scores keep.", &select_call, py::arg("scores"),
       py::arg("must"), py::arg("selected"), py::arg("first_row"), py::arg("rows"),
       py::arg("columns"), py::arg("query_tiles"), py::arg("counts"), py::arg("mass"));
+  m.def("softmax_weight", &softmax_weight, py::arg("gap"),
+        "-> weight of a score that lies so far below the largest of its row, 2^31 for 0");
   m.attr("MOST_HEAD_BUDGETS") = launch::kMostHeadBudgets;
 }
 

@@ -24,6 +24,22 @@ def test_weights_are_the_softmax() -> None:
     assert ((weights - same).abs() <= 1 + weights * 3e-6).all()
 
 
+def test_kernels_and_pytorch_have_the_same_weights() -> None:
+    native = pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
+    gaps = torch.cat(
+        [
+            torch.linspace(0, 24, 5000),
+            torch.logspace(-30, 38, 1000),
+            torch.arange(40) * 0.69314718,
+            torch.tensor([22.180708, 22.180711, torch.inf]),
+        ]
+    )
+    scores = torch.stack([torch.zeros_like(gaps), -gaps], dim=1)
+    weights = pytorch_routing.softmax_weights(scores)
+    assert weights[:, 1].tolist() == [native.softmax_weight(gap) for gap in gaps.tolist()]
+    assert (weights[:, 0] == 2**31).all() and weights.min() == 0
+
+
 @pytest.mark.parametrize("floor", [1, 5, 0.25, 1.0])
 @pytest.mark.parametrize("mass", [0.2, 0.9, 1.0])
 def test_top_p_keeps_the_fewest_tiles_that_hold_the_mass(mass: float, floor: float) -> None:

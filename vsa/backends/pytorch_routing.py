@@ -112,6 +112,7 @@ def score_slices(
             with _full_precision(part.device):
                 scores = torch.baddbmm(unused, part, keys[some], beta=0, alpha=scale)
             yield head * group * tiles + row, scores.flatten(0, 1)
+            del scores  # before the next slice takes its place, as callers should
 
 
 @contextmanager
@@ -152,6 +153,7 @@ def select(
         least = count_of_head[row // tiles % len(counts)][:, None]
         kept = kept_tiles(scores, forced, least, max(counts), mass)
         words[first : first + len(scores)] = bitmap.pack(kept)
+        del scores, kept
     return words.view(batch, heads, tiles, -1)
 
 

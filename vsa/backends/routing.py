@@ -102,6 +102,7 @@ def select(
     forced = None if must is None else bitmap.pack(must)
     for first, scores in score_slices(q_means, k_means, scale, SCORE_BYTES):
         select_rows(scores, forced, counts, mass, tiles, first, words[first : first + len(scores)])
+        del scores
     return words.view(batch, heads, tiles, -1)
 
 
