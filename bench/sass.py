@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ("-std=c++20", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v", "-cubin")
-SOURCES = ("fine_forward.cu", "fine_backward.cu")
+SOURCES = ("fine_forward.cu", "fine_backward.cu")  # with matrix products
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,12 @@ class Kernel:
         return self.loop - self.mask - self.rescale
 
 
-def compile_kernels(nvcc: str, folder: Path) -> tuple[list[Path], str]:
+def compile_kernels(
+    nvcc: str, folder: Path, sources: tuple[str, ...] = SOURCES
+) -> tuple[list[Path], str]:
     """The cubins and everything that nvcc and ptxas said."""
     cubins, said = [], ""
-    for source in SOURCES:
+    for source in sources:
         cubin = folder / f"{source}bin"
         command = [nvcc, *FLAGS, f"-I{ROOT / 'csrc'}", str(ROOT / "csrc/launch" / source)]
         done = subprocess.run([*command, "-o", str(cubin)], capture_output=True, text=True)

@@ -169,4 +169,5 @@ PYBIND11_MODULE(_C, m) {
         "[rows][words(columns)] -> [columns][words(rows)], flat");
 
   vsa::bind::bind_fine(m);
+  vsa::bind::bind_routing(m);
 }

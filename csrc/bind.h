@@ -42,5 +42,6 @@ inline Grid checked_grid(const GridNumbers& n) {
 }
 
 void bind_fine(pybind11::module_& m);
+void bind_routing(pybind11::module_& m);
 
 }  // namespace vsa::bind

@@ -28,8 +28,8 @@ def _fine_arguments(dtype: torch.dtype = torch.float32) -> tuple:
 def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.vsa.block_sparse_attention, _fine_arguments())
     means = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8)
-    torch.library.opcheck(torch.ops.vsa.select_tiles, (*means, None, 3, 0.3))
-    torch.library.opcheck(torch.ops.vsa.select_tiles, (*means, torch.eye(9).bool(), 3, 0.3))
+    torch.library.opcheck(torch.ops.vsa.select_tiles, (*means, None, [3], 0.3))
+    torch.library.opcheck(torch.ops.vsa.select_tiles, (*means, torch.eye(9).bool(), [3], 0.3))
     q, k, v, *plan = _fine_arguments()
     q, k, v = (x.detach() for x in (q, k, v))
     out, lse = torch.ops.vsa.block_sparse_attention(q, k, v, *plan)
@@ -147,7 +147,7 @@ def test_large_selections_fit_in_slices() -> None:
     """Choosing among many tiles never holds the whole matrix of tile scores."""
     means = torch.randn(1, 1, 9000, 2)
     words, peak = peak_memory(
-        lambda: torch.ops.vsa.select_tiles(means, means, None, 10, 1.0), means.device
+        lambda: torch.ops.vsa.select_tiles(means, means, None, [10], 1.0), means.device
     )
     assert words.shape == (1, 1, 9000, 282)
     assert peak < 4 * 9000 * 9000 * 4

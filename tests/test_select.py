@@ -20,14 +20,14 @@ from vsa import bitmap, ops, reference
 def test_ties_go_to_the_lowest_tile(scores: list[float], topk: int) -> None:
     columns = len(scores)
     keys = torch.tensor(scores)[None, None, :, None]
-    words = ops.select_tiles(torch.ones(1, 1, 1, 1), keys, None, min(topk, columns), 1.0)
+    words = ops.select_tiles(torch.ones(1, 1, 1, 1), keys, None, [min(topk, columns)], 1.0)
     chosen = bitmap.unpack(words, columns).flatten().nonzero().flatten().tolist()
     assert chosen == reference.best(scores, topk)
 
 
 def test_nan_counts_as_the_lowest_score() -> None:
     keys = torch.tensor([1.0, float("nan"), -5.0, float("-inf")])[None, None, :, None]
-    words = ops.select_tiles(torch.ones(1, 1, 1, 1), keys, None, 3, 1.0)
+    words = ops.select_tiles(torch.ones(1, 1, 1, 1), keys, None, [3], 1.0)
     assert bitmap.unpack(words, 4).flatten().tolist() == [True, True, True, False]
 
 

@@ -5,8 +5,9 @@ from vsa.installation import installed_version
 
 __version__ = installed_version()
 
-from vsa import nn
+from vsa import diagnostics, nn, plots
 from vsa.attention import attention
+from vsa.budget import TopP
 from vsa.fine import block_sparse_attention
 from vsa.flops import flops
 from vsa.grid import Grid, best_tile
@@ -17,10 +18,13 @@ __all__ = [
     "Grid",
     "Selection",
     "SparsityRamp",
+    "TopP",
     "attention",
     "best_tile",
     "block_sparse_attention",
+    "diagnostics",
     "flops",
     "nn",
+    "plots",
     "select",
 ]

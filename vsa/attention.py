@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vsa import checks, inputs
+from vsa.budget import TopK, resolve
 from vsa.coarse import coarse_attention, tile_means
 from vsa.combine import gated_fine
 from vsa.grid import Extent, Grid
@@ -19,7 +20,7 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    topk: float | None,
+    topk: TopK | None,
     *,
     grid: Extent | Grid | None = None,
     kv_grid: Extent | Grid | None = None,
@@ -42,8 +43,9 @@ def attention(
             fastest); bf16, fp16, fp32 or fp64; contiguous last dimension, any other strides.
         k: likewise with the keys' grid; its heads divide those of q.
         v: like k.
-        topk: key tiles per query tile: an int (clamped to their number) or a float in (0, 1], their
-            share, ceil(topk * n), at least 1. None only beside ``selection``.
+        topk: key tiles per query tile: an int (clamped to their number); a float in (0, 1], their
+            share, ceil(topk * n), at least 1; a tuple with one of these for each query head; or a
+            ``vsa.TopP``, as many as hold a share of the softmax. None only beside ``selection``.
         grid: (T, H, W) or ``vsa.Grid`` of the queries; None takes it from a video-shaped q, or cuts
             a flat one into runs of 64 tokens.
         kv_grid: the keys' grid where it differs.
@@ -83,22 +85,23 @@ def attention(
     checks.gate("gate_coarse", gate_coarse, q)
     checks.gate("gate_fine", gate_fine, q)
     num_key_tiles = call.kv_grid.num_tiles
-    count = (
-        num_key_tiles
-        if topk is None and selection is not None
-        else checks.top_k(topk, num_key_tiles)
-    )
+    given = selection is not None and topk is None
+    budget = resolve(1.0 if given else topk, num_key_tiles, call.q.shape[2])
+    choose = selection is None and not budget.is_everything(num_key_tiles)
 
     with torch.autocast(call.q.device.type, enabled=False):
         coarse = None
-        if gate_coarse is not None or (selection is None and count < num_key_tiles):
-            means = tile_means(call.q, call.grid), tile_means(call.k, call.kv_grid)
         if gate_coarse is not None:
-            coarse = coarse_attention(*means, tile_means(call.v, call.kv_grid), call.scale)
-        if selection is None:
-            selection = (
-                select_tiles(*means, count, call) if count < num_key_tiles else everything(call)
+            q_means, k_means, v_means = tile_means(
+                (call.q, call.k, call.v), (call.grid, call.kv_grid, call.kv_grid)
             )
+            coarse = coarse_attention(q_means, k_means, v_means, call.scale)
+        elif choose:
+            q_means, k_means = tile_means((call.q, call.k), (call.grid, call.kv_grid))
+        if choose:
+            selection = select_tiles(q_means, k_means, budget, call)
+        elif selection is None:
+            selection = everything(call)
         out, lse = gated_fine(call, selection, coarse, gate_fine, gate_coarse)
 
     extras = [selection] * return_selection + [lse] * return_lse

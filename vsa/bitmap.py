@@ -27,3 +27,11 @@ def unpack(bitmap: Tensor, columns: int) -> Tensor:
     place = torch.arange(8, dtype=torch.uint8, device=bitmap.device)
     bits = bitmap.contiguous().view(torch.uint8).unsqueeze(-1) >> place & 1
     return bits.flatten(-2)[..., :columns].bool()
+
+
+def count(bitmap: Tensor) -> Tensor:
+    """Set bits of each row: (..., words) int32 -> (...) int64."""
+    bits = bitmap.contiguous().view(torch.uint8)  # summed in pairs, then fours, then eights
+    bits = (bits & 0x55) + (bits >> 1 & 0x55)
+    bits = (bits & 0x33) + (bits >> 2 & 0x33)
+    return ((bits & 0x0F) + (bits >> 4)).sum(-1, dtype=torch.int64)

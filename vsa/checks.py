@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,20 +67,51 @@ def sequence_length(name: str, length: int, grid: Grid) -> None:
         )
 
 
-def top_k(topk: object, num_tiles: int) -> int:
+def top_k(topk: object, num_tiles: int, name: str = "topk") -> int:
     """Key tiles that ``topk`` keeps of ``num_tiles``: an int is clamped, a float is a share."""
     if isinstance(topk, bool) or not isinstance(topk, numbers.Real):
+        more = ", a vsa.TopP or a tuple with one of these numbers per head" * (name == "topk")
         raise TypeError(
-            "topk must be an int (key tiles) or a float in (0, 1] (share of them), "
-            f"but it is {topk!r} "
-            f"of type {type(topk).__name__}"
+            f"{name} must be an int (key tiles) or a float in (0, 1] (share of them){more}, "
+            f"but it is {topk!r:.60} of type {type(topk).__name__}"
         )
     if isinstance(topk, numbers.Integral):
-        return min(integer("topk", topk, at_least=1), num_tiles)
-    share = float(topk)
-    if not 0 < share <= 1:
-        raise ValueError(f"topk as a float is a share of the key tiles in (0, 1], but it is {topk}")
-    return max(1, math.ceil(share * num_tiles))
+        return min(integer(name, topk, at_least=1), num_tiles)
+    value = float(topk)
+    if not 0 < value <= 1:
+        raise ValueError(
+            f"{name} as a float is a share of the key tiles in (0, 1], but it is {topk}"
+        )
+    return max(1, math.ceil(value * num_tiles))
+
+
+def share(name: str, value: object) -> float:
+    """A number in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"{name} must be a number in (0, 1], but it is {value!r:.60} "
+            f"of type {type(value).__name__}"
+        )
+    if not 0 < float(value) <= 1:
+        raise ValueError(f"{name} must be a number in (0, 1], but it is {value}")
+    return float(value)
+
+
+def one_per_head(name: str, values: Sequence[object], heads: int) -> None:
+    """As many values as query heads."""
+    if len(values) != heads:
+        raise ValueError(
+            f"{name} as a tuple must have one number per query head, but it has {len(values)} "
+            f"for {heads} heads"
+        )
+
+
+def not_empty(name: str, values: Sequence[object]) -> None:
+    """At least one value in a tuple or list."""
+    if not isinstance(values, (tuple, list)) or not values:
+        raise ValueError(
+            f"{name} must be a tuple or list of at least one, but it is {values!r:.60}"
+        )
 
 
 def scale(value: object, head_dim: int) -> float:

@@ -8,46 +8,26 @@ input (fp64 for fp64 inputs).
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional
 
+from vsa import ops
 from vsa.grid import Grid
 
 
-def tile_means(x: Tensor, grid: Grid) -> Tensor:
-    """Mean of the tokens of every tile, straight from the raster layout.
+def tile_means(xs: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
+    """Mean of the tokens of every tile, straight from the raster layout, all tensors in one go.
 
     Args:
-        x: (B, length, heads, head_dim), any strides; text tokens take no part.
-        grid: the grid of x.
+        xs: (B, length, heads, head_dim) each, any strides; text tokens take no part.
+        grids: the grid of each.
 
     Returns:
-        (B, heads, num_tiles, head_dim), fp32 or wider.
+        (B, heads, num_tiles, head_dim) each, fp32 or wider; differentiable.
     """
-    video = x[:, grid.prefix : grid.prefix + grid.tokens].unflatten(1, grid.shape)
-    for axis, size in reversed(list(enumerate(grid.box, start=1))):
-        video = _sum_boxes(video, axis, size)
-    sizes = grid.tile_sizes(x.device)[:, None, None]
-    return (video.flatten(1, 3) / sizes).transpose(1, 2)
-
-
-def _sum_boxes(x: Tensor, axis: int, size: int) -> Tensor:
-    """Sums of ``size`` neighbours along ``axis``; the last one takes what is left."""
-    dtype = accumulation_dtype(x)
-    whole = x.shape[axis] // size * size
-    sums = (
-        x.narrow(axis, 0, whole).unflatten(axis, (whole // size, size)).sum(axis + 1, dtype=dtype)
-    )
-    if whole == x.shape[axis]:
-        return sums
-    rest = x.narrow(axis, whole, x.shape[axis] - whole).sum(axis, keepdim=True, dtype=dtype)
-    return torch.cat((sums, rest), axis)
-
-
-def accumulation_dtype(x: Tensor) -> torch.dtype:
-    """The type that means, scores and softmax are computed in: fp32, or fp64 for fp64 inputs."""
-    return torch.promote_types(x.dtype, torch.float32)
+    return ops.tile_means(list(xs), [number for grid in grids for number in grid.as_ints()])
 
 
 def coarse_attention(q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float) -> Tensor:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 
 from vsa import checks
+from vsa.budget import TopK, resolve
 from vsa.grid import Extent, Grid
 
 BACKWARD = 2.5
@@ -55,7 +57,7 @@ def flops(
     grid: Extent | Grid,
     heads: int,
     head_dim: int,
-    topk: float,
+    topk: TopK,
     backward: bool = True,
     *,
     batch: int = 1,
@@ -69,11 +71,15 @@ def flops(
         grid: (T, H, W) or ``vsa.Grid`` of the queries.
         heads: query heads.
         head_dim: channels of a head.
-        topk: key tiles per query tile, int or float, as in ``vsa.attention``.
+        topk: key tiles per query tile, as in ``vsa.attention``, but for a ``vsa.TopP``, whose
+            number only the scores can tell: pass the density of a selection.
         backward: count forward and backward, else the forward alone. The choice of tiles has no
             backward.
         batch: batch size.
         kv_grid: the keys' grid where it differs.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
     """
     queries = grid if isinstance(grid, Grid) else Grid(grid)
     keys = queries if kv_grid is None else kv_grid if isinstance(kv_grid, Grid) else Grid(kv_grid)
@@ -82,7 +88,13 @@ def flops(
         * checks.integer("heads", heads, 1)
         * checks.integer("head_dim", head_dim, 1)
     )
-    kept = checks.top_k(topk, keys.num_tiles) / keys.num_tiles * keys.tokens
+    budget = resolve(topk, keys.num_tiles, heads)
+    if budget.mass:
+        raise ValueError(
+            "topk must say how many tiles are kept for their operations to be counted, "
+            f"but it is {topk}: pass the density of a selection"
+        )
+    kept = fmean(budget.counts) / keys.num_tiles * keys.tokens
     factor = 1 + BACKWARD * bool(backward)
     tile_pairs, linear = queries.num_tiles * keys.num_tiles, 1 + bool(backward)
     return Flops(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vsa import checks
 from vsa.attention import attention
+from vsa.budget import TopK, resolve
 from vsa.grid import Extent, Grid
 from vsa.inputs import DEFAULT_TILE, Tile
 from vsa.select import Selection
@@ -27,7 +28,7 @@ class VideoSparseAttention(nn.Module):
     Args:
         dim: channels of the input and output.
         heads: query heads; head_dim = dim / heads.
-        topk: key tiles per query tile, int or float in (0, 1]; an attribute that a schedule may
+        topk: key tiles per query tile, as in ``vsa.attention``; an attribute that a schedule may
             change.
         kv_heads: key and value heads, a divisor of ``heads``; None for as many.
         gates: None for the fine stage alone, "coarse" for the paper's fine-tuning form, "both" for
@@ -44,7 +45,7 @@ class VideoSparseAttention(nn.Module):
         self,
         dim: int,
         heads: int,
-        topk: float = 32,
+        topk: TopK = 32,
         *,
         kv_heads: int | None = None,
         gates: Literal["coarse", "both"] | None = "coarse",
@@ -66,7 +67,7 @@ class VideoSparseAttention(nn.Module):
             )
         if gates not in (None, "coarse", "both"):
             raise ValueError(f'gates must be None, "coarse" or "both", but it is {gates!r}')
-        checks.top_k(topk, num_tiles=1)
+        resolve(topk, num_tiles=1, heads=heads)
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
         self.topk, self.tile, self.backend = topk, tile, backend
         self.to_qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)

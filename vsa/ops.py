@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from vsa import bitmap
-from vsa.backends import kernels, kernels_backward, pytorch
-from vsa.backends.layout import Plan
-from vsa.coarse import accumulation_dtype
+from vsa.backends import kernels, kernels_backward, pytorch, pytorch_routing, routing
+from vsa.backends.layout import Plan, accumulation_dtype
 from vsa.grid import Grid
 
-_SCORE_BYTES = 64 << 20
 _FORWARD = {"torch": pytorch.forward, "hopper": kernels.forward, "emulated": kernels.forward}
 _BACKWARD = {
     "torch": pytorch.backward,
@@ -28,60 +26,87 @@ _BACKWARD = {
 }
 
 
+@torch.library.custom_op("vsa::tile_means", mutates_args=())
+def tile_means(xs: Sequence[Tensor], grids: Sequence[int]) -> list[Tensor]:
+    """Mean of the tokens of every tile; one launch for up to three tensors on a Hopper GPU.
+
+    Args:
+        xs: (B, length, heads, head_dim) each, any strides.
+        grids: their grids, eight ints each.
+
+    Returns:
+        (B, heads, num_tiles, head_dim) each, fp32 (fp64 for fp64 inputs), contiguous.
+    """
+    each = _grids(grids)
+    if routing.run_on(xs[0].device) and routing.can_mean(xs):
+        return routing.tile_means(xs, each)
+    return [pytorch_routing.tile_means(x, grid) for x, grid in zip(xs, each, strict=True)]
+
+
+def _grids(ints: Sequence[int]) -> list[Grid]:
+    numbers = [int(number) for number in ints]  # under torch.compile they may be symbols
+    return [Grid.from_ints(numbers[start : start + 8]) for start in range(0, len(numbers), 8)]
+
+
+@tile_means.register_fake
+def _(xs, grids):
+    return [
+        x.new_empty(x.shape[0], x.shape[2], grid.num_tiles, x.shape[3], dtype=accumulation_dtype(x))
+        for x, grid in zip(xs, _grids(grids), strict=True)
+    ]
+
+
+def _save_types(ctx, inputs, output):
+    xs, ctx.grids = inputs
+    ctx.dtypes = [x.dtype for x in xs]
+    ctx.set_materialize_grads(False)
+
+
+def _spread_means(ctx, grads):
+    each = zip(grads, _grids(ctx.grids), ctx.dtypes, strict=True)
+    return [
+        None if grad is None else pytorch_routing.spread_means(grad, *x) for grad, *x in each
+    ], None
+
+
+tile_means.register_autograd(_spread_means, setup_context=_save_types)
+
+
 @torch.library.custom_op("vsa::select_tiles", mutates_args=())
 def select_tiles(
-    q_means: Tensor, k_means: Tensor, must: Tensor | None, topk: int, scale: float
+    q_means: Tensor,
+    k_means: Tensor,
+    must: Tensor | None,
+    topk: Sequence[int],
+    scale: float,
+    mass: float = 0.0,
 ) -> Tensor:
-    """The ``topk`` key tiles with the largest scale * q_means . k_means for every query tile.
+    """The key tiles with the largest scores scale * q_means . k_means for every query tile.
 
-    Equal scores (+0 and -0 are equal) go to the lowest tile, NaN counts as the lowest score. The
-    matrix of tile scores exists only in slices of 64 MiB.
+    Tiles are taken in order: those of ``must``, then by falling score. Equal scores (+0 and -0 are
+    equal) go to the lowest tile, NaN counts as the lowest score. A row stops when it has ``topk``
+    tiles and they hold ``mass`` of the softmax over the row's scores (see ``vsa.TopP``), but not
+    before all of ``must``. The matrix of tile scores exists only in slices of 64 MiB.
 
     Args:
         q_means: (B, heads, n_q, head_dim) fp32 or fp64.
         k_means: (B, kv_heads, n_k, head_dim).
-        must: (n_q, n_k) bool, tiles kept first, all of them even beyond ``topk``; or None.
-        topk: from 1 to n_k.
+        must: (n_q, n_k) bool, or None.
+        topk: from 1 to n_k; one number for all query heads, or one each.
         scale: factor of the scores.
+        mass: in [0, 1].
 
     Returns:
         (B, heads, n_q, words) int32.
     """
-    batch, heads, rows, _ = q_means.shape
-    columns = k_means.shape[2]
-    queries = q_means.flatten(0, 1)
-    keys = k_means.repeat_interleave(heads // k_means.shape[1], dim=1).flatten(0, 1).mT
-    words = torch.empty(
-        batch * heads, rows, bitmap.num_words(columns), dtype=torch.int32, device=q_means.device
-    )
-    # Several heads at a time where they fit, else one head in several slices of rows.
-    row_bytes = columns * q_means.element_size()
-    heads_at_once = max(1, _SCORE_BYTES // (rows * row_bytes))
-    rows_at_once = max(1, _SCORE_BYTES // row_bytes)
-    for head in range(0, batch * heads, heads_at_once):
-        some = slice(head, head + heads_at_once)
-        for row in range(0, rows, rows_at_once):
-            part = slice(row, row + rows_at_once)
-            scores = queries[some, part] @ keys[some] * scale
-            kept = _largest(scores, topk, None if must is None else must[part])
-            words[some, part] = bitmap.pack(kept)
-    return words.view(batch, heads, rows, -1)
-
-
-def _largest(scores: Tensor, topk: int, must: Tensor | None) -> Tensor:
-    """The ``topk`` largest of each row, ties to the lowest column: (..., columns) -> bool."""
-    scores = torch.where(scores.isnan(), float("-inf"), scores)
-    if must is not None:
-        scores = scores.masked_fill(must, float("inf"))
-    smallest_kept = scores.topk(topk).values[..., -1:]
-    above, tied = scores > smallest_kept, scores == smallest_kept
-    room = topk - above.sum(-1, keepdim=True)
-    kept = above | tied & (tied.cumsum(-1) <= room)
-    return kept if must is None else kept | must
+    device = q_means.device
+    by_kernel = routing.run_on(device) and routing.can_select(q_means, topk)
+    implementation = routing if by_kernel else pytorch_routing
+    return implementation.select(q_means, k_means, must, topk, scale, mass)
 
 
 @select_tiles.register_fake
-def _(q_means, k_means, must, topk, scale):
+def _(q_means, k_means, must, topk, scale, mass=0.0):
     return q_means.new_empty(
         *q_means.shape[:3], bitmap.num_words(k_means.shape[2]), dtype=torch.int32
     )

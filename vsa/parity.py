@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from vsa import reference
 from vsa.attention import attention
+from vsa.budget import TopK, TopP
 from vsa.grid import Grid
 from vsa.select import Selection
 
@@ -30,7 +31,7 @@ class Problem:
     heads: int = 2
     kv_heads: int = 2
     head_dim: int = 16
-    topk: float = 3
+    topk: TopK = 3
     prefix: int = 0
     suffix: int = 0
     kv_grid: tuple[int, int, int] | None = None
@@ -106,6 +107,8 @@ PROBLEMS = [
     Problem("grouped-query", heads=6, kv_heads=2, gate_coarse=True),
     Problem("multi-query", heads=3, kv_heads=1),
     Problem("share", grid=(3, 9, 10), topk=0.3, gate_fine=True),
+    Problem("mass", grid=(3, 9, 10), topk=TopP(0.7, floor=2), gate_coarse=True),
+    Problem("per-head", topk=(2, 0.6), batch=2),
     Problem("odd-tile", grid=(7, 10, 8), tile=(3, 5, 4), topk=4),
     Problem("flat-tile", grid=(2, 9, 9), tile=(1, 8, 8), topk=2, gate_coarse=True),
     Problem("tiny-tile", grid=(2, 3, 3), tile=(1, 1, 1), topk=5, gate_coarse=True),
@@ -174,9 +177,15 @@ def expected(
 ) -> tuple[Result, Tensor]:
     """The same by the reference, in fp64."""
     leaves = _leaves({name: x.double() for name, x in tensors.items()}, "cpu")
+    topk, mass = (
+        (problem.topk.floor, problem.topk.mass)
+        if isinstance(problem.topk, TopP)
+        else (problem.topk, 0.0)
+    )
     out, chosen, lse = reference.attention(
         **leaves,
-        topk=problem.topk,
+        topk=topk,
+        mass=mass,
         grid=problem.grid,
         tile=problem.tile,
         prefix=problem.prefix,

@@ -18,8 +18,9 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    topk: float,
+    topk: float | Sequence[float],
     *,
+    mass: float = 0.0,
     grid: Sequence[int],
     tile: Sequence[int] = (4, 4, 4),
     prefix: int = 0,
@@ -38,7 +39,8 @@ def attention(
         q: (B, S_q, heads, head_dim).
         k: (B, S_k, kv_heads, head_dim).
         v: like k.
-        topk: key tiles per query tile, int or share.
+        topk: key tiles per query tile, int or share; or one of these per query head.
+        mass: share of the coarse softmax that the kept tiles must hold as well.
         grid: (T, H, W) of the queries.
         tile: tokens per tile along (t, h, w).
         prefix: text tokens before the video of q, and of k unless ``kv_text`` says otherwise.
@@ -87,7 +89,7 @@ def attention(
             for i, tokens in enumerate(query_tiles):
                 # select
                 picked = (
-                    best(scores[i].tolist(), topk)
+                    best(scores[i].tolist(), topk[h] if isinstance(topk, Sequence) else topk, mass)
                     if mask is None
                     else mask[b, h, i].nonzero().flatten().tolist()
                 )
@@ -147,12 +149,19 @@ def text_of(grid: Sequence[int], prefix: int, suffix: int) -> list[int]:
     return [*range(prefix), *range(prefix + video, prefix + video + suffix)]
 
 
-def best(scores: Sequence[float], topk: float) -> list[int]:
-    """The ``topk`` largest scores, ties to the lowest index, in ascending order of index."""
+def best(scores: Sequence[float], topk: float, mass: float = 0.0) -> list[int]:
+    """The ``topk`` largest scores, and more until they hold ``mass`` of the softmax.
+
+    Ties go to the lowest index. Returned in ascending order of index.
+    """
     count = (
         min(topk, len(scores)) if isinstance(topk, int) else max(1, math.ceil(topk * len(scores)))
     )
-    return sorted(sorted(range(len(scores)), key=lambda j: (-scores[j], j))[:count])
+    order = sorted(range(len(scores)), key=lambda j: (-scores[j], j))
+    weights = [math.exp(scores[j] - scores[order[0]]) if mass else 1.0 for j in order]
+    while count < len(order) and sum(weights[:count]) < mass * sum(weights):
+        count += 1
+    return sorted(order[:count])
 
 
 def softmax_attention(

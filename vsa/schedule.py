@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
 
 from vsa import checks
@@ -33,11 +32,7 @@ class SparsityRamp:
 
     def __post_init__(self) -> None:
         for name in ("start", "end", "step"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise TypeError(f"{name} must be a number in (0, 1], but it is {value!r}")
-            if not 0 < float(value) <= 1:
-                raise ValueError(f"{name} must be in (0, 1], but it is {value}")
+            checks.share(name, getattr(self, name))
         if self.end > self.start:
             raise ValueError(
                 f"end must not exceed start, but end is {self.end} and start is {self.start}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vsa import bitmap, checks, inputs, ops
+from vsa.budget import Budget, TopK, resolve
 from vsa.coarse import tile_means
 from vsa.fine import fine
 from vsa.grid import Extent, Grid
@@ -77,9 +78,8 @@ class Selection:
     @property
     def density(self) -> float:
         """Mean share of the key tiles that a query tile keeps. Reading it waits for the device."""
-        return self.mask().sum(dtype=torch.int64).item() / max(
-            1, self.bitmap[..., 0].numel() * self.num_key_tiles
-        )
+        rows = max(1, self.bitmap[..., 0].numel())
+        return bitmap.count(self.bitmap).sum().item() / (rows * self.num_key_tiles)
 
     def transpose(self) -> Selection:
         """Which query tiles each key tile is attended by: the direction that the backward walks."""
@@ -128,10 +128,7 @@ class Selection:
             backend=backend,
         )
         with torch.no_grad():
-            _, kept = fine(call, self)
-            _, total = fine(call, everything(call))
-        video = slice(call.grid.prefix, call.grid.prefix + call.grid.tokens)
-        return (kept - total)[..., video].exp().mean(-1)
+            return (video_lse(call, self) - video_lse(call, everything(call))).exp().mean(-1)
 
     def __repr__(self) -> str:
         batch, heads, rows, columns = self.shape
@@ -141,7 +138,7 @@ class Selection:
 def select(
     q: Tensor,
     k: Tensor,
-    topk: float,
+    topk: TopK,
     *,
     grid: Extent | Grid | None = None,
     kv_grid: Extent | Grid | None = None,
@@ -149,21 +146,23 @@ def select(
     scale: float | None = None,
     must: Tensor | Literal["self"] | None = None,
 ) -> Selection:
-    """Choose the ``topk`` key tiles with the largest scores of tile means for every query tile.
+    """Choose the key tiles with the largest scores of tile means for every query tile.
 
     Args:
         q: (B, T, H, W, heads, head_dim) or (B, S, heads, head_dim).
         k: likewise with the keys' grid; its heads divide those of q, and each query head chooses
             for itself.
-        topk: an int, key tiles per query tile, or a float in (0, 1], their share: ceil(topk * n),
-            at least 1.
+        topk: an int, key tiles per query tile; a float in (0, 1], their share: ceil(topk * n), at
+            least 1; a tuple with one of these for each query head; or a ``vsa.TopP``, as many as
+            hold a share of the softmax.
         grid: the queries' grid; None takes it from a video-shaped q, or cuts a flat one into runs
             of 64 tokens.
         kv_grid: the keys' grid where it differs.
         tile: tokens per tile along (t, h, w), or "auto".
-        scale: factor of the scores, by default head_dim ** -0.5; only its sign matters here.
-        must: tiles that are always kept, (n_q, n_k) bool or "self" for each tile itself. They count
-            inside ``topk``; if more are forced than ``topk``, all forced ones stay.
+        scale: factor of the scores, by default head_dim ** -0.5; only its sign matters here, but
+            for a ``vsa.TopP``.
+        must: tiles that are always kept, (n_q, n_k) bool or "self" for each tile itself. They come
+            first and count inside ``topk``; if more are forced than ``topk``, all of them stay.
 
     Raises:
         ValueError, TypeError: bad input, in one sentence that names the argument.
@@ -171,26 +170,27 @@ def select(
     call = inputs.resolve(
         q, k, None, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend="torch"
     )
-    count = checks.top_k(topk, call.kv_grid.num_tiles)
+    budget = resolve(topk, call.kv_grid.num_tiles, call.q.shape[2])
     checks.must(must, call.grid, call.kv_grid)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        return select_tiles(
-            tile_means(call.q, call.grid), tile_means(call.k, call.kv_grid), count, call, must
-        )
+        q_means, k_means = tile_means((call.q, call.k), (call.grid, call.kv_grid))
+        return select_tiles(q_means, k_means, budget, call, must)
 
 
 def select_tiles(
     q_means: Tensor,
     k_means: Tensor,
-    count: int,
+    budget: Budget,
     call: inputs.Inputs,
     must: Tensor | Literal["self"] | None = None,
 ) -> Selection:
     """The stage on tile means (B, heads, n_q, head_dim) and (B, kv_heads, n_k, head_dim)."""
-    most = count if must is None or isinstance(must, str) else None
+    most = budget.most if must is None or isinstance(must, str) else None
     if isinstance(must, str):
         must = torch.eye(call.grid.num_tiles, dtype=torch.bool, device=q_means.device)
-    words = ops.select_tiles(q_means.detach(), k_means.detach(), must, count, call.scale)
+    words = ops.select_tiles(
+        q_means.detach(), k_means.detach(), must, budget.counts, call.scale, budget.mass
+    )
     return Selection(words, call.kv_grid.num_tiles, call.grid, call.kv_grid, most)
 
 
@@ -200,3 +200,9 @@ def everything(call: inputs.Inputs) -> Selection:
     row = bitmap.pack(torch.ones(columns, dtype=torch.bool, device=call.q.device))
     rows = row.expand(call.q.shape[0], call.q.shape[2], call.grid.num_tiles, -1).contiguous()
     return Selection(rows, columns, call.grid, call.kv_grid, columns)
+
+
+def video_lse(call: inputs.Inputs, selection: Selection) -> Tensor:
+    """Log-sum-exp of the video's queries over the selected tiles, (B, heads, tokens)."""
+    _, lse = fine(call, selection)
+    return lse[..., call.grid.prefix : call.grid.prefix + call.grid.tokens]

@@ -3,6 +3,7 @@
 // missing.
 #include "launch/fine.h"
 #include "launch/launch.h"
+#include "launch/routing.h"
 
 namespace vsa::launch {
 namespace {
@@ -25,5 +26,9 @@ std::string fine_forward(const FineForward&, int, void*) { return kMissing; }
 std::string combine(const Combine&, int, void*) { return kMissing; }
 std::string fine_backward(const FineBackward&, int, void*) { return kMissing; }
 std::string transpose_bitmaps(const BitmapTranspose&, void*) { return kMissing; }
+
+std::string tile_means(const TileMeans&, void*) { return kMissing; }
+
+std::string select_tiles(const SelectTiles&, void*) { return kMissing; }
 
 }  // namespace vsa::launch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fine stage computes, and where the tokens of its tiles stand in the sequence."""
+"""What a fine stage computes, in which type, and where its tiles' tokens stand in the sequence."""
 
 from __future__ import annotations
 
@@ -58,3 +58,8 @@ def token_valid(text_valid: Tensor | None, grid: Grid, device: torch.device) -> 
         valid[:, : grid.prefix] = text_valid[:, : grid.prefix]
         valid[:, grid.length - grid.suffix :] = text_valid[:, grid.prefix :]
     return valid
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """The type that means, scores and softmax are computed in: fp32, or fp64 for fp64 inputs."""
+    return torch.promote_types(x.dtype, torch.float32)

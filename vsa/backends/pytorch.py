@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vsa import bitmap
-from vsa.backends.layout import Plan, slot_tokens, token_valid
-from vsa.coarse import accumulation_dtype
+from vsa.backends.layout import Plan, accumulation_dtype, slot_tokens, token_valid
 from vsa.grid import Grid
 
 THREAD_CHUNK_BYTES = 8 << 20

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+// One row of tile scores in the hands of a warp: lane l has the columns l, l + 32, ..., so that a
+// ballot over the lanes is a word of the row's bitmap.
+//
+// Scores are kept so that one comparison says it all: a NaN becomes -inf, a forced tile is marked
+// as NaN and therefore never less than a pivot, and places past the last column hold -inf, in which
+// every column goes first.
+#pragma once
+#include <climits>
+
+#include "kernels/softmax_mass.h"
+#include "prim/warp.h"
+
+namespace vsa {
+
+struct SelectTilesParams {
+  static constexpr int kMostCounts = 256;
+
+  const float* scores;   // [rows, columns]
+  const uint32_t* must;  // [n_q, words] tiles that are forced, null without
+  uint32_t* selected;    // [rows, words]
+  int first_row;         // number of the first row among all, [batch, heads, n_q]
+  int rows, columns, n_q;
+  double mass;              // least share of the softmax, 0 for none
+  int num_counts;           // 1 or heads
+  int counts[kMostCounts];  // least tiles of a row
+
+  VSA_HD int words() const { return bitmap::words(columns); }
+  VSA_HD int query_tile(int row) const { return (first_row + row) % n_q; }
+  VSA_HD int count(int row) const { return counts[(first_row + row) / n_q % num_counts]; }
+};
+
+// Whole numbers in the order of the floats that they stand for; +0 and -0 are one.
+VSA_DEVICE int order_of(float x) {
+  const int bits = float_bits(x);
+  return bits < 0 ? INT_MIN - bits : bits;
+}
+VSA_DEVICE float of_order(int order) { return float_of(order < 0 ? INT_MIN - order : order); }
+
+struct Tally {  // of some tiles
+  int count = 0;
+  uint64_t mass = 0;
+};
+
+// A lane holds `Held` scores at a time: the whole row, or if it is `Longer` one part after another,
+// read again for every question. `ByMass`: the tiles have softmax weights too.
+template <int Held, bool Longer, bool ByMass>
+class ScoreRow {
+ public:
+  static constexpr int kStep = 8;
+  static constexpr int kColumns = Held * kWarpThreads;
+  // Words that a row has for certain, since it would be held by fewer registers otherwise.
+  static constexpr int kSureWords = Longer ? 0 : Held - kStep;
+
+  VSA_DEVICE ScoreRow(const SelectTilesParams& p, int row)
+      : columns_(p.columns),
+        words_(p.words()),
+        scores_(p.scores + int64_t{row} * p.columns),
+        must_(p.must ? p.must + int64_t{p.query_tile(row)} * p.words() : nullptr) {
+    if constexpr (!Longer) read(0);
+    find_extremes();
+    if constexpr (!Longer) mark(0);
+  }
+
+  VSA_DEVICE int columns() const { return columns_; }
+  VSA_DEVICE bool has_forced() const { return must_ != nullptr; }
+  VSA_DEVICE float greatest() const { return greatest_; }
+  // Some score from which to start: the least, but for the last, incomplete word of the row.
+  VSA_DEVICE float least() const { return least_; }
+
+  // Of tiles with test(score).
+  template <class Test>
+  VSA_DEVICE Tally tally(Test test) {
+    PerLane<float> count;  // these sums of floats are exact, and faster than sums of ints
+    PerLane<uint64_t> mass;
+    each_lane([&](int lane) { count[lane] = 0, mass[lane] = 0; });
+    each_score([&](int lane, int i, float score) {
+      const bool taken = test(score);
+      count[lane] += taken ? 1.f : 0.f;
+      if constexpr (ByMass) mass[lane] += taken ? part_[lane].weight[i] : 0;
+    });
+    Tally all = {sum([&](int lane) { return static_cast<int>(count[lane]); }), 0};
+    if constexpr (ByMass) all.mass = sum([&](int lane) { return mass[lane]; });
+    return all;
+  }
+
+  // The weight that tiles of this score have.
+  VSA_DEVICE uint32_t weight(float score) const {
+    return softmax_weight(score == greatest_ ? 0 : greatest_ - score);
+  }
+
+  // The bounds move to the outermost scores between them; there are some.
+  VSA_DEVICE void shrink(float& low, float& high) {
+    Extremes found;
+    found.reset();
+    each_score([&](int lane, int, float score) {
+      if (score >= low && score <= high) found.include(lane, score);
+    });
+    low = found.low();
+    high = found.high();
+  }
+
+  // fn(word, columns, score) for the words of the row's bitmap in turn: which of its bits stand for
+  // columns, and score(lane) of each.
+  template <class Fn>
+  VSA_DEVICE void each_word(Fn fn) {
+    each_part([&](int first) {
+      VSA_UNROLL
+      for (int i = 0; i < Held; ++i) {
+        const int word = first / kWarpThreads + i, bits = columns_ - word * kWordBits;
+        if (i >= kSureWords && bits <= 0) return;
+        const bool whole = i < kSureWords || bits >= kWordBits;
+        fn(word, whole ? ~0u : (1u << bits) - 1, [&](int lane) { return part_[lane].score[i]; });
+      }
+    });
+  }
+
+ private:
+  struct Part {
+    float score[Held];
+    uint32_t weight[ByMass ? Held : 1];
+  };
+
+  class Extremes {  // of scores that the lanes come across
+   public:
+    VSA_DEVICE void reset() {
+      each_lane([&](int lane) { top_[lane] = below_[lane] = -INFINITY; });
+    }
+    VSA_DEVICE void include(int lane, float score, bool at_both_ends = true) {
+      top_[lane] = max2(top_[lane], score);
+      if (at_both_ends) below_[lane] = max2(below_[lane], -score);
+    }
+    VSA_DEVICE float high() { return of(top_); }
+    VSA_DEVICE float low() { return -of(below_); }
+
+   private:
+    VSA_DEVICE static float of(PerLane<float>& most) {
+      return of_order(vsa::greatest([&](int lane) { return order_of(most[lane]); }));
+    }
+    PerLane<float> top_, below_;  // greatest score, greatest negated one
+  };
+
+  // Before tiles are marked as forced.
+  VSA_DEVICE void find_extremes() {
+    Extremes found;
+    found.reset();
+    for (int first = 0; first < (Longer ? columns_ : 1); first += kColumns) {
+      if constexpr (Longer) read(first);
+      each_lane([&](int lane) {
+        VSA_UNROLL
+        for (int i = 0; i < Held; ++i) {
+          const bool complete = i < kSureWords || first + (i + 1) * kWarpThreads <= columns_;
+          found.include(lane, part_[lane].score[i], complete);
+        }
+      });
+    }
+    least_ = found.low();
+    greatest_ = found.high();
+  }
+
+  // fn(first column) for each part of the row, while it is held.
+  template <class Fn>
+  VSA_DEVICE void each_part(Fn fn) {
+    if constexpr (Longer) {
+      for (int first = 0; first < columns_; first += kColumns) {
+        read(first);
+        mark(first);
+        fn(first);
+      }
+    } else {
+      fn(0);
+    }
+  }
+
+  // fn(lane, place among those held, score)
+  template <class Fn>
+  VSA_DEVICE void each_score(Fn fn) {
+    each_part([&](int) {
+      each_lane([&](int lane) {
+        VSA_UNROLL
+        for (int i = 0; i < Held; ++i) fn(lane, i, part_[lane].score[i]);
+      });
+    });
+  }
+
+  VSA_DEVICE void read(int first) {
+    each_lane([&](int lane) {
+      const float* from = keep(scores_ + first + lane);
+      const int left = columns_ - first - lane;
+      VSA_UNROLL
+      for (int i = 0; i < Held; ++i) {
+        float score = -INFINITY;
+        if (i < kSureWords || i * kWarpThreads < left) score = load_global(from + i * kWarpThreads);
+        part_[lane].score[i] = max2(score, -INFINITY);
+      }
+    });
+  }
+
+  // Weights, and the marks of forced tiles.
+  VSA_DEVICE void mark(int first) {
+    if constexpr (ByMass) {
+      each_lane([&](int lane) {
+        const int left = columns_ - first - lane;
+        VSA_UNROLL
+        for (int i = 0; i < Held; ++i) {
+          const bool real = i < kSureWords || i * kWarpThreads < left;
+          part_[lane].weight[i] = real ? weight(part_[lane].score[i]) : 0;
+        }
+      });
+    }
+    if (must_ == nullptr) return;
+    each_lane([&](int lane) {
+      VSA_UNROLL
+      for (int i = 0; i < Held; ++i) {
+        const int word = first / kWarpThreads + i;
+        if ((i < kSureWords || word < words_) && (load_global(must_ + word) >> lane & 1) != 0)
+          part_[lane].score[i] = NAN;
+      }
+    });
+  }
+
+  int columns_, words_;
+  const float* scores_;
+  const uint32_t* must_;
+  float least_, greatest_;
+  PerLane<Part> part_;
+};
+
+}  // namespace vsa

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// Coarse stage: the mean of the tokens of every tile, straight from the raster layout, for up to
+// three tensors in one launch. Bound by memory: every value is read once, 16 bytes at a time.
+//
+// A lane owns a few neighbouring channels of one tile and head and adds up its tokens in raster
+// order, four at a time. No lane needs another, and the order does not depend on strides, so views
+// give the bits of copies and every machine the same ones.
+#pragma once
+#include "prim/warp.h"
+
+namespace vsa {
+
+struct TokensToMean {
+  const void* data;                                 // [batch, tokens, heads, head_dim]
+  int64_t batch_stride, token_stride, head_stride;  // elements; channels are contiguous
+  Grid grid;
+  int64_t row_offsets[kTileRows];  // elements, of a tile's rows from its first
+  int heads;
+  float* means;   // [batch, heads, tiles, head_dim]
+  int64_t lanes;  // that have something to do
+};
+
+struct TileMeansParams {
+  static constexpr int kMost = 3;
+
+  TokensToMean tensors[kMost];
+  int count;     // of tensors
+  int head_dim;  // the same for all
+};
+
+// Channels are taken N at a time.
+template <class Element, int N>
+struct TileMeans {
+  static constexpr int kTogether = 4;  // tokens whose loads are in flight together
+
+  // The lane's number counts channels, heads, tiles and batch elements, fastest first: neighbours
+  // read neighbouring memory where heads lie inside a token.
+  VSA_DEVICE static void run(const TileMeansParams& p, int tensor, int64_t lane) {
+    const TokensToMean& x = p.tensors[tensor];
+    const int chunks = p.head_dim / N, tiles = x.grid.num_tiles();
+    const int64_t per_batch = int64_t{tiles} * x.heads * chunks;
+    const int batch = static_cast<int>(lane / per_batch);
+    const int in_batch = static_cast<int>(lane % per_batch);
+    const int channel = in_batch % chunks * N, row = in_batch / chunks;
+    const int head = row % x.heads, tile = row / x.heads;
+
+    const Place place = x.grid.place(tile);
+    const uint64_t real = x.grid.rows[place.clip];
+    const int64_t start = batch * x.batch_stride + head * x.head_stride +
+                          x.grid.token(place, 0) * x.token_stride + channel;
+    Floats<N> total = {};
+    uint64_t left = real;
+    for (int at = 0; at < x.grid.tile.volume(); at += kTogether, left >>= kTogether) {
+      Floats<N> token[kTogether];
+      VSA_UNROLL
+      for (int i = 0; i < kTogether; ++i) {
+        const bool there = (left >> i & 1) != 0;
+        const int64_t offset = there ? x.row_offsets[at + i] : 0;
+        token[i] = load_floats<Element, N>(x.data, start + offset, there);
+      }
+      VSA_UNROLL
+      for (int c = 0; c < N; ++c)
+        total.x[c] += (token[0].x[c] + token[1].x[c]) + (token[2].x[c] + token[3].x[c]);
+    }
+
+    const float size = static_cast<float>(popcount(real));
+    float* out =
+        x.means + ((int64_t{batch} * x.heads + head) * tiles + tile) * p.head_dim + channel;
+    VSA_UNROLL
+    for (int c = 0; c < N; ++c) out[c] = total.x[c] / size;
+  }
+};
+
+}  // namespace vsa

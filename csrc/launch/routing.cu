@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// The routing kernels on a GPU: one lane per vector of means, one warp per row of scores.
+#include <cuda_runtime.h>
+
+#include "launch/routing_params.h"
+
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#error "vsa's kernels are for sm_90a: build with CMAKE_CUDA_ARCHITECTURES=90a-real"
+#endif
+
+namespace vsa::launch {
+namespace {
+
+constexpr int kMeansThreads = 256;
+constexpr int kSelectThreads = 128;
+constexpr int kSelectWarps = kSelectThreads / kWarpThreads;
+
+template <class Kernel>
+__global__ void __launch_bounds__(kMeansThreads)
+    tile_means_kernel(const __grid_constant__ TileMeansParams params) {
+  const int tensor = static_cast<int>(blockIdx.y);
+  const int64_t lane = int64_t{blockIdx.x} * kMeansThreads + threadIdx.x;
+  if (lane < params.tensors[tensor].lanes) Kernel::run(params, tensor, lane);
+}
+
+template <class Kernel>
+__global__ void __launch_bounds__(kSelectThreads)
+    select_tiles_kernel(const __grid_constant__ SelectTilesParams params) {
+  // Through a shuffle, so that the compiler knows it to be the same for the whole warp.
+  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpThreads, 0);
+  const int row = static_cast<int>(blockIdx.x) * kSelectWarps + warp;
+  if (row < params.rows) Kernel::run(params, row);
+}
+
+std::string launched(const char* what) {
+  const cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) return "";
+  return std::string(what) + " was not launched: " + cudaGetErrorString(error);
+}
+
+unsigned blocks(int64_t items, int per_block) {
+  return static_cast<unsigned>((items + per_block - 1) / per_block);
+}
+
+}  // namespace
+
+std::string tile_means(const TileMeans& call, void* stream) {
+  TileMeansParams params;
+  if (const std::string error = make_params(params, call); !error.empty()) return error;
+  int64_t most = 0;
+  for (int tensor = 0; tensor < params.count; ++tensor)
+    most = std::max(most, params.tensors[tensor].lanes);
+  const dim3 grid(blocks(most, kMeansThreads), static_cast<unsigned>(params.count));
+  with_means(call, [&](auto kernel) {
+    tile_means_kernel<decltype(kernel)>
+        <<<grid, kMeansThreads, 0, static_cast<cudaStream_t>(stream)>>>(params);
+  });
+  return launched("the kernel of tile means");
+}
+
+std::string select_tiles(const SelectTiles& call, void* stream) {
+  SelectTilesParams params;
+  if (const std::string error = make_params(params, call); !error.empty()) return error;
+  with_selection(call, [&]<class Kernel>() {
+    select_tiles_kernel<Kernel><<<blocks(params.rows, kSelectWarps), kSelectThreads, 0,
+                                  static_cast<cudaStream_t>(stream)>>>(params);
+  });
+  return launched("the kernel that selects tiles");
+}
+
+}  // namespace vsa::launch

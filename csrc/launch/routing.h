@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// Means and selection as plain functions: what Python passes, in; an error sentence, out. Each has
+// a form that launches its kernel on a GPU and one that runs the same source on a CPU.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "launch/fine.h"
+
+namespace vsa::launch {
+
+enum class MeanElement { Bf16, Fp16, Fp32 };
+
+struct TileMeans {
+  struct Tensor {
+    TokenView tokens;  // text included
+    Grid grid;
+    int heads;
+    float* means;  // [batch, heads, tiles, head_dim]
+  };
+  std::vector<Tensor> tensors;  // up to three
+  int batch, head_dim;
+  MeanElement element;
+};
+
+struct SelectTiles {
+  const float* scores;   // [rows, columns]
+  const uint32_t* must;  // [n_q, words] tiles that are always kept, null without
+  uint32_t* selected;    // [rows, words]
+  int first_row;         // number of the first row among all, [batch, heads, n_q]
+  int rows, columns, n_q;
+  std::vector<int> counts;  // least tiles of a row, one for all or one per head
+  double mass;              // least share of the softmax, 0 for none
+};
+
+constexpr int kMostHeadBudgets = 256;  // heads that may have counts of their own
+
+// Empty when all went well.
+std::string tile_means(const TileMeans& call, void* stream);
+std::string tile_means_on_cpu(const TileMeans& call);
+std::string select_tiles(const SelectTiles& call, void* stream);
+std::string select_tiles_on_cpu(const SelectTiles& call);
+
+}  // namespace vsa::launch

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// The routing kernels' source on a CPU, lane after lane and row after row.
+#include "launch/routing_params.h"
+
+namespace vsa::launch {
+
+std::string tile_means_on_cpu(const TileMeans& call) {
+  TileMeansParams params;
+  if (const std::string error = make_params(params, call); !error.empty()) return error;
+  with_means(call, [&](auto kernel) {
+    for (int tensor = 0; tensor < params.count; ++tensor)
+      for (int64_t lane = 0; lane < params.tensors[tensor].lanes; ++lane)
+        kernel.run(params, tensor, lane);
+  });
+  return "";
+}
+
+std::string select_tiles_on_cpu(const SelectTiles& call) {
+  SelectTilesParams params;
+  if (const std::string error = make_params(params, call); !error.empty()) return error;
+  with_selection(call, [&]<class Kernel>() {
+    for (int row = 0; row < params.rows; ++row) Kernel::run(params, row);
+  });
+  return "";
+}
+
+}  // namespace vsa::launch

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// The primitives of warp.h on a CPU: one thread takes the lanes in turn.
+#pragma once
+#include <algorithm>
+#include <bit>
+#include <type_traits>
+
+#include "prim/host.h"
+
+namespace vsa {
+
+inline int float_bits(float x) { return std::bit_cast<int>(x); }
+inline float float_of(int bits) { return std::bit_cast<float>(bits); }
+
+inline float quotient_approx(float a, float b) { return a / b; }
+
+template <class T>
+T* keep(T* pointer) {
+  return pointer;
+}
+
+template <int N>
+struct Floats {
+  float x[N];
+};
+
+template <class Element, int N>
+Floats<N> load_floats(const void* array, int64_t index, bool wanted) {
+  Floats<N> values = {};
+  for (int i = 0; wanted && i < N; ++i) {
+    if constexpr (std::is_same_v<Element, float>)
+      values.x[i] = static_cast<const float*>(array)[index + i];
+    else
+      values.x[i] = host::widen(Element{}, static_cast<const uint16_t*>(array)[index + i]);
+  }
+  return values;
+}
+
+template <class T>
+class PerLane {
+ public:
+  T& operator[](int lane) { return all_[lane]; }
+
+ private:
+  T all_[kWarpThreads];
+};
+
+template <class Fn>
+void each_lane(Fn fn) {
+  for (int lane = 0; lane < kWarpThreads; ++lane) fn(lane);
+}
+
+template <class Test>
+uint32_t ballot(Test test) {
+  uint32_t word = 0;
+  each_lane([&](int lane) { word |= uint32_t{test(lane)} << lane; });
+  return word;
+}
+
+template <class Value>
+auto sum(Value value) {
+  decltype(value(0)) total = 0;
+  each_lane([&](int lane) { total += value(lane); });
+  return total;
+}
+template <class Value>
+int greatest(Value value) {
+  int found = value(0);
+  each_lane([&](int lane) { found = std::max(found, value(lane)); });
+  return found;
+}
+
+}  // namespace vsa

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// What kernels without matrix products are written for: warps of 32 lanes, and plain loads. On the
+// GPU a lane is a thread; on a CPU one thread takes all lanes in turn, statement by statement.
+//
+// Numbers
+//   float_bits(x), float_of(bits)   the same 32 bits as an int and as a float
+//   quotient_approx(a, b)           a / b, not always rounded as it should be
+//   load_floats<Element, N>(p, i, wanted)
+//                                   elements i to i + N - 1 of an array as fp32, zeros if they are
+//                                   not wanted, though they are read. N elements are 16 aligned
+//                                   bytes, or N is 1. Element: Bf16, Fp16 or float
+//   keep(pointer)                   the pointer, which nvcc then does not compute again at each use
+//
+// Lanes
+//   PerLane<T>                      one T of every lane; x[lane]
+//   each_lane(fn)                   fn(lane) by every lane
+//   ballot(test)                    bit l is test(l), the same word in all lanes
+//   sum(value)                      of value(lane), an int or uint64_t, over all lanes
+//   greatest(value)                 likewise of an int
+//
+// What stands outside each_lane is the same in all lanes. fn, test and value see no other lane.
+#pragma once
+#include "prim/prim.h"
+
+#if defined(__CUDACC__)
+#include "prim/sm90_warp.h"
+#else
+#include "prim/host_warp.h"
+#endif

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Means and selection in plain PyTorch, for any device and for fp64.
+
+It is also the yardstick of the kernels: on identical scores the bitmaps are identical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vsa import bitmap
+from vsa.backends.layout import accumulation_dtype
+from vsa.grid import Grid
+
+SCORE_BYTES = 64 << 20
+"""Scores of tile means that exist at a time."""
+SORT_BYTES = 8 << 20
+"""Likewise where whole rows are sorted, which takes many times the memory of the scores."""
+FULL_WEIGHT_BITS = 31
+LOG2_E = 1.4426950408889634
+EXPONENTIAL = (1488514807, 515782929, 118750172, 19769300, 2029165)
+"""2^-f = 1 - f (d1 - f (d2 - ...)), the d times 2^31: csrc/kernels/softmax_mass.h."""
+
+
+def tile_means(x: Tensor, grid: Grid) -> Tensor:
+    """Mean of the tokens of every tile, straight from the raster layout.
+
+    Args:
+        x: (B, length, heads, head_dim), any strides; text tokens take no part.
+        grid: the grid of x.
+
+    Returns:
+        (B, heads, num_tiles, head_dim), fp32 or wider, contiguous.
+    """
+    video = x[:, grid.prefix : grid.prefix + grid.tokens].unflatten(1, grid.shape)
+    for axis, size in reversed(list(enumerate(grid.box, start=1))):
+        video = _sum_boxes(video, axis, size)
+    sizes = grid.tile_sizes(x.device)[:, None, None]
+    return (video.flatten(1, 3) / sizes).transpose(1, 2).contiguous()
+
+
+def _sum_boxes(x: Tensor, axis: int, size: int) -> Tensor:
+    """Sums of ``size`` neighbours along ``axis``; the last one takes what is left."""
+    dtype = accumulation_dtype(x)
+    whole = x.shape[axis] // size * size
+    sums = (
+        x.narrow(axis, 0, whole).unflatten(axis, (whole // size, size)).sum(axis + 1, dtype=dtype)
+    )
+    if whole == x.shape[axis]:
+        return sums
+    rest = x.narrow(axis, whole, x.shape[axis] - whole).sum(axis, keepdim=True, dtype=dtype)
+    return torch.cat((sums, rest), axis)
+
+
+def spread_means(grad: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
+    """The gradient of ``tile_means``: each token gets its tile's, over the tile's size.
+
+    Rounded to the final type while it is small, and then written once: what a kernel of its own
+    would do.
+
+    Args:
+        grad: (B, heads, num_tiles, head_dim).
+        grid: the grid of x.
+        dtype: the type of x.
+
+    Returns:
+        (B, length, heads, head_dim), zeros at text tokens.
+    """
+    sizes = grid.tile_sizes(grad.device)[:, None]
+    rows = (grad / sizes).to(dtype).transpose(1, 2)
+    tile = grid.tile_of_token(grad.device)
+    if grid.text:  # one more row, of zeros
+        rows = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, 1))
+        tile = torch.nn.functional.pad(tile, (grid.prefix, grid.suffix), value=grid.num_tiles)
+    return rows.index_select(1, tile)
+
+
+def score_slices(
+    q_means: Tensor, k_means: Tensor, scale: float, most_bytes: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Scores of tile means, some rows at a time.
+
+    Products are in full precision whatever the process allows elsewhere (TF32, bf16 pieces).
+
+    Args:
+        q_means: (B, heads, n_q, head_dim).
+        k_means: (B, kv_heads, n_k, head_dim).
+        scale: factor of the scores.
+        most_bytes: of a slice, unless a single row takes more.
+
+    Yields:
+        The number of the first row among those of (B, heads, n_q), and scores (rows, n_k).
+    """
+    batch, heads, tiles, _ = q_means.shape
+    columns, group = k_means.shape[2], heads // k_means.shape[1]
+    queries = q_means.reshape(batch * heads // group, group * tiles, -1)
+    keys = k_means.flatten(0, 1).mT
+    unused = queries.new_empty(1, 1, 1)
+    row_bytes = columns * q_means.element_size()
+    # Several heads at a time where they fit, else one in several slices of rows.
+    at_once = max(1, most_bytes // (group * tiles * row_bytes))
+    rows_at_once = max(1, min(group * tiles, most_bytes // row_bytes))
+    for head in range(0, len(queries), at_once):
+        some = slice(head, head + at_once)
+        for row in range(0, group * tiles, rows_at_once):
+            part = queries[some, row : row + rows_at_once]
+            with _full_precision(part.device):
+                scores = torch.baddbmm(unused, part, keys[some], beta=0, alpha=scale)
+            yield head * group * tiles + row, scores.flatten(0, 1)
+            del scores  # before the next slice takes its place, as callers should
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Products of fp32 tensors without TF32 and the like."""
+    library: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    before = library.matmul.fp32_precision
+    if before not in ("none", "ieee"):
+        library.matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if before not in ("none", "ieee"):
+            library.matmul.fp32_precision = before
+
+
+def select(
+    q_means: Tensor,
+    k_means: Tensor,
+    must: Tensor | None,
+    counts: Sequence[int],
+    scale: float,
+    mass: float,
+) -> Tensor:
+    """Arguments and result as in ``vsa.ops.select_tiles``."""
+    batch, heads, tiles, _ = q_means.shape
+    words = torch.empty(
+        batch * heads * tiles,
+        bitmap.num_words(k_means.shape[2]),
+        dtype=torch.int32,
+        device=q_means.device,
+    )
+    count_of_head = _small_tensor(counts, q_means.device)
+    most_bytes = SORT_BYTES if mass else SCORE_BYTES
+    for first, scores in score_slices(q_means, k_means, scale, most_bytes):
+        row = torch.arange(first, first + len(scores), device=scores.device)
+        forced = None if must is None else must[row % tiles]
+        least = count_of_head[row // tiles % len(counts)][:, None]
+        kept = kept_tiles(scores, forced, least, max(counts), mass)
+        words[first : first + len(scores)] = bitmap.pack(kept)
+        del scores, kept
+    return words.view(batch, heads, tiles, -1)
+
+
+def _small_tensor(values: Sequence[int], device: torch.device) -> Tensor:
+    """(len(values),) int64, made on the device: a copy from the host would be waited for."""
+    tensor = torch.full((len(values),), values[0], device=device)
+    for place, value in enumerate(values):
+        if value != values[0]:
+            tensor[place].fill_(value)
+    return tensor
+
+
+def kept_tiles(
+    scores: Tensor, forced: Tensor | None, counts: Tensor, most: int, mass: float
+) -> Tensor:
+    """Forced tiles, then the largest of each row, ties to the lowest column.
+
+    Args:
+        scores: (rows, columns).
+        forced: (rows, columns) bool or None.
+        counts: (rows, 1) int64, the least tiles of a row.
+        most: the largest of ``counts``.
+        mass: the least share of a row's softmax.
+
+    Returns:
+        (rows, columns) bool.
+    """
+    scores = torch.where(scores.isnan(), float("-inf"), scores)
+    if mass:
+        return _by_mass(scores, forced, counts, mass)
+    if forced is not None:
+        scores = scores.masked_fill(forced, float("-inf"))
+        counts = counts - forced.sum(-1, keepdim=True)
+    last = scores.topk(most).values.gather(-1, (counts - 1).clamp(min=0))
+    above, tied = scores > last, scores == last
+    if forced is not None:
+        tied &= ~forced
+    room = counts - above.sum(-1, keepdim=True)
+    kept = above | tied & (tied.cumsum(-1) <= room)
+    return kept if forced is None else kept & (counts > 0) | forced
+
+
+def _by_mass(scores: Tensor, forced: Tensor | None, counts: Tensor, mass: float) -> Tensor:
+    order = (scores + 0.0).argsort(stable=True, dim=-1, descending=True)  # + 0.0: -0 becomes 0
+    if forced is not None:
+        first = forced.gather(-1, order).to(torch.uint8)
+        order = order.gather(-1, first.argsort(stable=True, dim=-1, descending=True))
+        counts = torch.maximum(counts, forced.sum(-1, keepdim=True))
+    sums = softmax_weights(scores).gather(-1, order).cumsum(-1)
+    target = (sums[:, -1:].double() * mass).ceil().to(torch.int64)
+    length = torch.maximum((sums < target).sum(-1, keepdim=True) + 1, counts)
+    place = torch.arange(scores.shape[-1], device=scores.device)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, place < length)
+
+
+def softmax_weights(scores: Tensor) -> Tensor:
+    """Shares of each row's softmax as whole numbers, 2**31 for the largest score.
+
+    Integers from the exponent on, so that every machine finds the same: see
+    csrc/kernels/softmax_mass.h.
+
+    Args:
+        scores: (..., columns) fp32 or fp64 without NaN.
+
+    Returns:
+        (..., columns) int64.
+    """
+    top = scores.amax(-1, keepdim=True)
+    gap = torch.where(scores == top, 0, top - scores)
+    fixed = ((gap * LOG2_E).clamp_(max=33) * 2**24).to(torch.int64)
+    whole, fraction = fixed >> 24, (fixed & (1 << 24) - 1) << 8
+    tail = torch.zeros_like(fraction)
+    for coefficient in (*reversed(EXPONENTIAL), 1 << FULL_WEIGHT_BITS):
+        tail = coefficient - (tail * fraction >> 32)
+    rounded = tail + ((1 << whole) >> 1) >> whole
+    return torch.where(whole < 32, rounded, 0)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Means and selection by the project's own kernels: on a Hopper GPU, or their source on a CPU.
+
+Nothing here waits for the device or reads from it: calls can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from vsa import bitmap
+from vsa.backends import BACKENDS, Request
+from vsa.backends.pytorch_routing import SCORE_BYTES, score_slices
+from vsa.grid import Grid
+
+ELEMENTS = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+
+
+def run_on(device: torch.device) -> bool:
+    """Whether this device is a GPU that the kernels were built for."""
+    return device.type == "cuda" and _run_on_gpu(device.index)
+
+
+@cache
+def _run_on_gpu(index: int) -> bool:
+    return BACKENDS["hopper"].why_not(Request("cuda", index)) is None
+
+
+def can_mean(xs: Sequence[Tensor]) -> bool:
+    """Whether one launch means all of these, (B, length, heads, head_dim) each."""
+    first = xs[0]
+    return first.dtype in ELEMENTS and all(
+        x.dtype == first.dtype
+        and x.device == first.device
+        and (x.shape[0], x.shape[-1]) == (first.shape[0], first.shape[-1])
+        and (x.stride(-1) == 1 or x.shape[-1] == 1)
+        for x in xs
+    )
+
+
+def tile_means(xs: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
+    """Means of up to three tensors, bf16, fp16 or fp32, that ``can_mean`` accepts.
+
+    Args:
+        xs: (B, length, heads, head_dim) each.
+        grids: their grids.
+
+    Returns:
+        (B, heads, num_tiles, head_dim) fp32 each.
+    """
+    from vsa import _C
+
+    means = [
+        torch.empty(
+            x.shape[0], x.shape[2], grid.num_tiles, x.shape[3], dtype=torch.float32, device=x.device
+        )
+        for x, grid in zip(xs, grids, strict=True)
+    ]
+    call = _C.TileMeans(
+        tensors=[
+            ((x.data_ptr(), *x.stride()[:3]), grid.as_ints(), x.shape[2], mean.data_ptr())
+            for x, grid, mean in zip(xs, grids, means, strict=True)
+        ],
+        batch=xs[0].shape[0],
+        head_dim=xs[0].shape[3],
+        element=ELEMENTS[xs[0].dtype],
+    )
+    _run(call, xs[0].device)
+    return means
+
+
+def can_select(means: Tensor, counts: Sequence[int]) -> bool:
+    """Whether the kernel takes scores of this type and as many budgets."""
+    from vsa import _C
+
+    return means.dtype == torch.float32 and len(counts) <= _C.MOST_HEAD_BUDGETS
+
+
+def select(
+    q_means: Tensor,
+    k_means: Tensor,
+    must: Tensor | None,
+    counts: Sequence[int],
+    scale: float,
+    mass: float,
+) -> Tensor:
+    """Arguments and result as in ``vsa.ops.select_tiles``, fp32 means.
+
+    Scores come from PyTorch's matrix product, slice by slice; each slice is read once.
+    """
+    batch, heads, tiles, _ = q_means.shape
+    words = torch.empty(
+        batch * heads * tiles,
+        bitmap.num_words(k_means.shape[2]),
+        dtype=torch.int32,
+        device=q_means.device,
+    )
+    forced = None if must is None else bitmap.pack(must)
+    for first, scores in score_slices(q_means, k_means, scale, SCORE_BYTES):
+        select_rows(scores, forced, counts, mass, tiles, first, words[first : first + len(scores)])
+        del scores
+    return words.view(batch, heads, tiles, -1)
+
+
+def select_rows(
+    scores: Tensor,
+    forced: Tensor | None,
+    counts: Sequence[int],
+    mass: float,
+    tiles: int,
+    first: int,
+    words: Tensor,
+) -> None:
+    """The tiles that rows of scores keep.
+
+    Args:
+        scores: (rows, n_k) fp32, contiguous.
+        forced: (n_q, words) int32, tiles always kept, or None.
+        counts: least tiles of a row, one number or one per head.
+        mass: least share of a row's softmax.
+        tiles: n_q.
+        first: number of the first row among those of (B, heads, n_q).
+        words: (rows, words) int32, contiguous; the bitmap is written here.
+    """
+    from vsa import _C
+
+    call = _C.SelectTiles(
+        scores=scores.data_ptr(),
+        must=0 if forced is None else forced.data_ptr(),
+        selected=words.data_ptr(),
+        first_row=first,
+        rows=len(scores),
+        columns=scores.shape[1],
+        query_tiles=tiles,
+        counts=list(counts),
+        mass=mass,
+    )
+    _run(call, scores.device)
+
+
+def _run(call, device: torch.device) -> None:
+    if device.type == "cpu":
+        call.on_cpu()
+    else:
+        with torch.cuda.device(device):
+            call.launch(torch.cuda.current_stream().cuda_stream)
