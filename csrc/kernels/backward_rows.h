@@ -34,7 +34,7 @@ struct BackwardRowsParams {
   float* grad_coarse;  // [batch, heads, n, head_dim]
 };
 
-template <class Element, int D>
+template <class Element, int D, bool Gated>
 struct BackwardRows {
   using Lane = LanePairs<D>;
   // A lane's share of the tile's gradient of coarse.
@@ -51,7 +51,9 @@ struct BackwardRows {
                                 bool real,
                                 int lane,
                                 CoarseSums& sums) {
-    const bool has_coarse = p.gate_coarse.data != nullptr && at.region == Region::Video;
+    const bool has_fine_gate = Gated && p.gate_fine.data != nullptr;
+    const bool has_coarse_gate = Gated && p.gate_coarse.data != nullptr;
+    const bool has_coarse = has_coarse_gate && at.region == Region::Video;
     const int64_t of_head = int64_t{batch} * p.heads + head;
     const int64_t gate_fine = p.gate_fine.offset(batch, token, head);
     const int64_t gate_coarse = p.gate_coarse.offset(batch, token, head);
@@ -65,7 +67,7 @@ struct BackwardRows {
       uint32_t gradient = real ? Lane::load(p.gradient.row(batch, token, head), pair) : 0;
       const float o[2] = {widen_low<Element>(out), widen_high<Element>(out)};
       const float g[2] = {widen_low<Element>(gradient), widen_high<Element>(gradient)};
-      if (p.gate_coarse.data != nullptr) {
+      if (has_coarse_gate) {
         float coarse[2] = {0, 0};
         VSA_UNROLL
         for (int c = 0; has_coarse && c < 2; ++c) {
@@ -78,7 +80,7 @@ struct BackwardRows {
         p.grad_gate_coarse.template store<Element>(first_pair + pair, g[0] * coarse[0],
                                                    g[1] * coarse[1]);
       }
-      if (p.gate_fine.data != nullptr) {
+      if (has_fine_gate) {
         p.grad_gate_fine.template store<Element>(first_pair + pair, g[0] * o[0], g[1] * o[1]);
         gradient =
             pack<Element>(g[0] * p.gate_fine.template value<Element>(gate_fine, 2 * pair),

@@ -11,10 +11,10 @@ constexpr int kWarps = 8;
 
 // One block per tile and head, the heads of a tile side by side: they share pages of memory. A warp
 // takes every eighth row.
-template <class Element, int D>
+template <class Element, int D, bool Gated>
 __global__ void __launch_bounds__(kWarps* kWarpThreads)
     backward_rows_kernel(const __grid_constant__ BackwardRowsParams params) {
-  using Rows = BackwardRows<Element, D>;
+  using Rows = BackwardRows<Element, D, Gated>;
   constexpr int kSums = sizeof(typename Rows::CoarseSums) / sizeof(float);
   __shared__ float shared[kWarps][kWarpThreads][kSums];
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads)
       return sum;
     });
   }
-  if (params.gate_coarse.data == nullptr || at.region != Region::Video) return;
+  if (!Gated || params.gate_coarse.data == nullptr || at.region != Region::Video) return;
   for (int i = 0; i < kSums; ++i) shared[warp][lane][i] = sums[i];
   __syncthreads();
   const int64_t of_head = int64_t{batch} * params.heads + head;
@@ -55,9 +55,10 @@ std::string fine_backward(const FineBackward& call, int device, void* opaque_str
     using Queries = FineBackwardQueries<FineBackwardQueriesConfig<Element, head_dim()>>;
     static_assert(Keys::kConsumers == kKeyTilesPerGroup, "the order of items is made for this");
     const int tiles = params.queries.grid.num_tiles() + params.queries.text_tiles;
-    backward_rows_kernel<Element, head_dim()>
-        <<<dim3(tiles * call.heads, call.batch), kWarps * kWarpThreads, 0, stream>>>(
-            backward_rows_params(call));
+    const auto rows_kernel = has_gates(call) ? backward_rows_kernel<Element, head_dim(), true>
+                                             : backward_rows_kernel<Element, head_dim(), false>;
+    rows_kernel<<<dim3(tiles * call.heads, call.batch), kWarps * kWarpThreads, 0, stream>>>(
+        backward_rows_params(call));
     if ((error = cudaGetLastError()) != cudaSuccess) return;
     error = cudaMemsetAsync(call.tickets, 0, sizeof(int), stream);
     if (error != cudaSuccess) return;

@@ -42,9 +42,9 @@ void for_each_tile(const TiledSequence& sequence, int batch, int heads, Fn fn) {
         fn(sequence.place(tile), b, head, tile);
 }
 
-template <class Element, int D>
+template <class Element, int D, bool Gated>
 void run_backward_rows(const BackwardRowsParams& p, int batch) {
-  using Rows = BackwardRows<Element, D>;
+  using Rows = BackwardRows<Element, D, Gated>;
   constexpr int kSums = sizeof(typename Rows::CoarseSums) / sizeof(float);
   for_each_tile(p.queries, batch, p.heads, [&](const TilePlace& at, int b, int head, int tile) {
     typename Rows::CoarseSums sums[kWarpThreads] = {};
@@ -80,7 +80,9 @@ std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigne
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
     constexpr int D = head_dim();
-    run_backward_rows<Element, D>(backward_rows_params(call), call.batch);
+    const auto run_rows = has_gates(call) ? run_backward_rows<Element, D, true>
+                                          : run_backward_rows<Element, D, false>;
+    run_rows(backward_rows_params(call), call.batch);
     *call.tickets = 0;
     run_blocks<FineBackwardKeys<FineBackwardKeysConfig<Element, D>>>(params, blocks, seed);
     run_blocks<FineBackwardQueries<FineBackwardQueriesConfig<Element, D>>>(params, blocks, seed);

@@ -98,6 +98,10 @@ inline CombineParams combine_params(const Combine& call) {
           call.heads};
 }
 
+inline bool has_gates(const FineBackward& call) {
+  return call.gates.fine.data != nullptr || call.gates.coarse.data != nullptr;
+}
+
 inline BackwardRowsParams backward_rows_params(const FineBackward& call) {
   return {token_rows<const uint16_t>(call.whole_out),
           token_rows<const uint16_t>(call.whole_gradient),

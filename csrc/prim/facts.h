@@ -59,6 +59,10 @@ VSA_HD Axes row_offset(Axes tile, int row) {
   return {row / (tile.h * tile.w), row / tile.w % tile.h, row % tile.w};
 }
 
+// n / by for n and by up to 64, as one multiplication; the reciprocal can be kept.
+VSA_HD int small_reciprocal(int by) { return 65536 / by + 1; }
+VSA_HD int small_quotient(int n, int reciprocal) { return n * reciprocal >> 16; }
+
 // Bit r is set when row r of a tile lies among the first `kept` tokens along each axis.
 VSA_HD uint64_t rows_within(Axes tile, Axes kept) {
   uint64_t rows = 0;
@@ -106,9 +110,11 @@ struct Grid {
   // Position in the sequence of a tile's row, or -1 where that row is no token.
   VSA_HD int token(const Place& at, int row) const {
     if ((rows[at.clip] >> row & 1) == 0) return -1;
-    const Axes offset = row_offset(tile, row);
-    const int t = at.first.t + offset.t, h = at.first.h + offset.h, w = at.first.w + offset.w;
-    return prefix + (t * video.h + h) * video.w + w;
+    // row_offset of the tile, without its divisions.
+    const int layer = tile.h * tile.w;
+    const int t = small_quotient(row, small_reciprocal(layer)), in_layer = row - t * layer;
+    const int h = small_quotient(in_layer, small_reciprocal(tile.w)), w = in_layer - h * tile.w;
+    return prefix + ((at.first.t + t) * video.h + at.first.h + h) * video.w + at.first.w + w;
   }
 
   VSA_HD bool is_text(int token) const { return token < prefix || token >= suffix_begin(); }
@@ -228,6 +234,13 @@ static_assert(kGrid.tile_of(kGrid.token(kLast, 5)) == kGrid.num_tiles() - 1 &&
               "a token finds its way back to its tile and row");
 static_assert(kGrid.tile_of(225) == -1 && kGrid.tile_of(kGrid.suffix_begin()) == -1,
               "text belongs to no tile");
+constexpr bool small_quotients_are_quotients() {
+  for (int by = 1; by <= kTileRows; ++by)
+    for (int n = 0; n <= kTileRows; ++n)
+      if (small_quotient(n, small_reciprocal(by)) != n / by) return false;
+  return true;
+}
+static_assert(small_quotients_are_quotients(), "a multiplication divides rows exactly");
 static_assert(bitmap::lowest(0) == kWordBits && bitmap::lowest(0x80000000u) == 31,
               "an empty word has its lowest bit past the end");
 
