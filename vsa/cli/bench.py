@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import vsa
+from vsa import shapes
 from vsa.cli import options
 from vsa.cli.extras import require_demo_extra
 from vsa.grid import Extent
@@ -30,7 +32,9 @@ class Measurement:
     """Sparse and dense attention on the same inputs in one run.
 
     Attributes:
+        shape: its name in ``vsa.shapes``, or empty.
         grid: (T, H, W) tokens.
+        text: tokens that are not video.
         heads: query, key and value heads.
         head_dim: channels of a head.
         direction: "forward" or "forward+backward".
@@ -46,7 +50,9 @@ class Measurement:
         inputs: bytes of q, k and v.
     """
 
+    shape: str
     grid: Extent
+    text: int
     heads: int
     head_dim: int
     direction: str
@@ -63,26 +69,48 @@ class Measurement:
 
 
 def bench(
+    shape: Annotated[
+        list[str],
+        typer.Option(
+            "--shape",
+            parser=options.parse_shape,
+            metavar="NAME",
+            help=f"A layer of a model, several times if wanted: {', '.join(shapes.SHAPES)}.",
+        ),
+    ] = [],  # noqa: B006  typer copies it
     grid: Annotated[
         list[Any],
         typer.Option(
             "--grid",
             parser=options.parse_extent,
             metavar="T,H,W",
-            help="Tokens of the video; may be given several times.",
+            help="Tokens of the video, several times if wanted; by default 16,32,16.",
         ),
-    ] = ["16,32,16"],  # noqa: B006  typer copies it
-    heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 12,
-    head_dim: Annotated[int, typer.Option(min=1, help="Channels of a head.")] = 64,
+    ] = [],  # noqa: B006  typer copies it
+    sweep: Annotated[
+        Literal["length", "density"] | None,
+        typer.Option(
+            help="8k to 128k tokens, or shares of key tiles from 1/32 to 1 (at 32,32,32 unless a "
+            "shape or grid is given)."
+        ),
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads; by default the shape's, or 12.")
+    ] = None,
+    head_dim: Annotated[
+        int | None,
+        typer.Option(min=1, help="Channels of a head; by default the shape's, or 64."),
+    ] = None,
     topk: Annotated[
         list[float],
         typer.Option(
             "--topk",
             parser=options.parse_topk,
             metavar="N",
-            help="Key tiles per query tile, share or number; may be given several times.",
+            help="Key tiles per query tile, share or number, several times if wanted; "
+            "by default 0.125.",
         ),
-    ] = ["0.125"],  # noqa: B006  typer copies it
+    ] = [],  # noqa: B006  typer copies it
     tile: options.TileShape = "4,4,4",
     dtype: Annotated[
         torch.dtype,
@@ -112,18 +140,24 @@ def bench(
     options.check_folder(plot, ".png", "--plot")
     if plot is not None:
         require_demo_extra("matplotlib", purpose="the plot is drawn by matplotlib")
-    name = options.check_backend(backend, device, dtype, head_dim, gradients=not forward_only)
+    cases = _cases(shape, grid, sweep, tile, heads, head_dim)
+    if sweep == "density" and topk:
+        raise typer.BadParameter("--sweep density brings its own shares", param_hint="--topk")
+    topk = list(shapes.DENSITIES) if sweep == "density" else topk or [0.125]
+    for each in cases.values():
+        name = options.check_backend(backend, device, dtype, each.head_dim, not forward_only)
     console = Console()
     directions = ["forward"] if forward_only else ["forward", "forward+backward"]
     measurements = []
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("timing", total=len(grid) * len(topk) * len(directions))
-        for shape in grid:
-            tiled = vsa.Grid(shape, tile=tile)
-            inputs = torch.randn(3, 1, tiled.tokens, heads, head_dim, device=device, dtype=dtype)
+        task = progress.add_task("timing", total=len(cases) * len(topk) * len(directions))
+        for called, case in cases.items():
+            size = 3, 1, case.grid.length, case.heads, case.head_dim
+            inputs = torch.randn(size, device=device, dtype=dtype)
             for share in topk:
                 for direction in directions:
-                    measurements.append(_measure(inputs, tiled, share, direction, name, repeats))
+                    what = called if called in shapes.SHAPES else "", share, direction
+                    measurements.append(_measure(inputs, case.grid, *what, name, repeats))
                     progress.advance(task)
     console.print(_table(measurements))
     kind = str(dtype).removeprefix("torch.")
@@ -135,13 +169,47 @@ def bench(
             json.dumps({"machine": head, "date": str(date.today()), "rows": rows}, indent=1)
         )
     if plot is not None:
-        from vsa.cli.bench_plot import draw  # needs the extra
+        from vsa.cli.bench_plot import draw, draw_sweep  # needs the extra
 
-        draw(measurements, head, plot)
+        if sweep is None:
+            draw(measurements, head, plot)
+        else:
+            draw_sweep(measurements, sweep, head, plot)
+
+
+def _cases(
+    names: list[str],
+    grids: list[Extent],
+    sweep: str | None,
+    tile: Any,
+    heads: int | None,
+    head_dim: int | None,
+) -> dict[str, shapes.Shape]:
+    """What to run, each under a name."""
+    if sweep == "length":
+        if names or grids:
+            raise typer.BadParameter("--sweep length brings its own grids", param_hint="--sweep")
+        grids = [grid.shape for grid in shapes.LENGTHS]
+    elif not names and not grids:
+        grids = [(32, 32, 32) if sweep else (16, 32, 16)]
+    found = {name: shapes.by_name(name) for name in names}
+    found |= {str(grid): shapes.Shape(vsa.Grid(grid), 12, 64) for grid in grids}
+    return {
+        name: shapes.Shape(
+            replace(each.grid, tile=tile), heads or each.heads, head_dim or each.head_dim
+        )
+        for name, each in found.items()
+    }
 
 
 def _measure(
-    inputs: Tensor, grid: vsa.Grid, topk: float, direction: str, backend: str, repeats: int
+    inputs: Tensor,
+    grid: vsa.Grid,
+    shape: str,
+    topk: float,
+    direction: str,
+    backend: str,
+    repeats: int,
 ) -> Measurement:
     q, k, v = (x.detach().requires_grad_(direction != "forward") for x in inputs)
 
@@ -168,7 +236,9 @@ def _measure(
     kept = vsa.checks.top_k(topk, grid.num_tiles)
     dense_time, sparse_time = statistics.median(dense_times), statistics.median(sparse_times)
     return Measurement(
+        shape=shape,
         grid=grid.shape,
+        text=grid.text,
         heads=q.shape[2],
         head_dim=q.shape[3],
         direction=direction,
@@ -199,7 +269,9 @@ def _table(measurements: list[Measurement]) -> Table:
         table.add_column(column, justify="right")
     for row in measurements:
         table.add_row(
-            f"{row.grid[0] * row.grid[1] * row.grid[2]:,} = {'x'.join(map(str, row.grid))}",
+            f"{math.prod(row.grid):,} = {'x'.join(map(str, row.grid))}"
+            + f" + {row.text}" * bool(row.text)
+            + f" ({row.shape})" * bool(row.shape),
             f"{row.heads} x {row.head_dim}",
             f"{row.kept} of {row.tiles} ({row.kept / row.tiles:.1%})",
             row.direction,
