@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import vsa
-from vsa import shapes
-from vsa.cli import options
+from vsa.cli import layers, options
 from vsa.cli.extras import require_demo_extra
 from vsa.grid import Extent
 from vsa.measure import peak_memory, seconds, spread
@@ -32,7 +31,7 @@ class Measurement:
     """Sparse and dense attention on the same inputs in one run.
 
     Attributes:
-        shape: its name in ``vsa.shapes``, or empty.
+        shape: its name in ``vsa.shapes``, or its grid.
         grid: (T, H, W) tokens.
         text: tokens that are not video.
         heads: query, key and value heads.
@@ -69,48 +68,20 @@ class Measurement:
 
 
 def bench(
-    shape: Annotated[
-        list[str],
-        typer.Option(
-            "--shape",
-            parser=options.parse_shape,
-            metavar="NAME",
-            help=f"A layer of a model, several times if wanted: {', '.join(shapes.SHAPES)}.",
-        ),
-    ] = [],  # noqa: B006  typer copies it
-    grid: Annotated[
-        list[Any],
-        typer.Option(
-            "--grid",
-            parser=options.parse_extent,
-            metavar="T,H,W",
-            help="Tokens of the video, several times if wanted; by default 16,32,16.",
-        ),
-    ] = [],  # noqa: B006  typer copies it
-    sweep: Annotated[
-        Literal["length", "density"] | None,
-        typer.Option(
-            help="8k to 128k tokens, or shares of key tiles from 1/32 to 1 (at 32,32,32 unless a "
-            "shape or grid is given)."
-        ),
-    ] = None,
-    heads: Annotated[
-        int | None, typer.Option(min=1, help="Attention heads; by default the shape's, or 12.")
-    ] = None,
-    head_dim: Annotated[
-        int | None,
-        typer.Option(min=1, help="Channels of a head; by default the shape's, or 64."),
-    ] = None,
+    shape: Annotated[list[str], layers.SHAPE] = [],  # noqa: B006  typer copies it
+    grid: Annotated[list[Any], layers.GRID] = [],  # noqa: B006
+    sweep: layers.Sweep = None,
+    heads: layers.Heads = None,
+    head_dim: layers.HeadDim = None,
     topk: Annotated[
         list[float],
         typer.Option(
             "--topk",
             parser=options.parse_topk,
             metavar="N",
-            help="Key tiles per query tile, share or number, several times if wanted; "
-            "by default 0.125.",
+            help="Key tiles per query tile, share or number.",
         ),
-    ] = [],  # noqa: B006  typer copies it
+    ] = [],  # noqa: B006
     tile: options.TileShape = "4,4,4",
     dtype: Annotated[
         torch.dtype,
@@ -134,16 +105,15 @@ def bench(
     """Time vsa.attention against dense attention in the same run, forward and forward+backward.
 
     Inputs are random, so the tiles that are kept have no structure to exploit. TFLOP/s count
-    selected tokens only.
+    selected tokens only. --shape, --grid and --topk may be given several times; the default is
+    --grid 16,32,16 --topk 0.125.
     """
     options.check_folder(json_file, ".json", "--json")
     options.check_folder(plot, ".png", "--plot")
     if plot is not None:
         require_demo_extra("matplotlib", purpose="the plot is drawn by matplotlib")
-    cases = _cases(shape, grid, sweep, tile, heads, head_dim)
-    if sweep == "density" and topk:
-        raise typer.BadParameter("--sweep density brings its own shares", param_hint="--topk")
-    topk = list(shapes.DENSITIES) if sweep == "density" else topk or [0.125]
+    grid, topk = layers.swept(sweep, shape, grid, topk)
+    cases = layers.layers(shape, grid, tile, heads, head_dim)
     for each in cases.values():
         name = options.check_backend(backend, device, dtype, each.head_dim, not forward_only)
     console = Console()
@@ -156,8 +126,8 @@ def bench(
             inputs = torch.randn(size, device=device, dtype=dtype)
             for share in topk:
                 for direction in directions:
-                    what = called if called in shapes.SHAPES else "", share, direction
-                    measurements.append(_measure(inputs, case.grid, *what, name, repeats))
+                    what = case.grid, share, direction, name, repeats
+                    measurements.append(_measure(inputs, called, *what))
                     progress.advance(task)
     console.print(_table(measurements))
     kind = str(dtype).removeprefix("torch.")
@@ -177,35 +147,10 @@ def bench(
             draw_sweep(measurements, sweep, head, plot)
 
 
-def _cases(
-    names: list[str],
-    grids: list[Extent],
-    sweep: str | None,
-    tile: Any,
-    heads: int | None,
-    head_dim: int | None,
-) -> dict[str, shapes.Shape]:
-    """What to run, each under a name."""
-    if sweep == "length":
-        if names or grids:
-            raise typer.BadParameter("--sweep length brings its own grids", param_hint="--sweep")
-        grids = [grid.shape for grid in shapes.LENGTHS]
-    elif not names and not grids:
-        grids = [(32, 32, 32) if sweep else (16, 32, 16)]
-    found = {name: shapes.by_name(name) for name in names}
-    found |= {str(grid): shapes.Shape(vsa.Grid(grid), 12, 64) for grid in grids}
-    return {
-        name: shapes.Shape(
-            replace(each.grid, tile=tile), heads or each.heads, head_dim or each.head_dim
-        )
-        for name, each in found.items()
-    }
-
-
 def _measure(
     inputs: Tensor,
-    grid: vsa.Grid,
     shape: str,
+    grid: vsa.Grid,
     topk: float,
     direction: str,
     backend: str,
@@ -269,9 +214,7 @@ def _table(measurements: list[Measurement]) -> Table:
         table.add_column(column, justify="right")
     for row in measurements:
         table.add_row(
-            f"{math.prod(row.grid):,} = {'x'.join(map(str, row.grid))}"
-            + f" + {row.text}" * bool(row.text)
-            + f" ({row.shape})" * bool(row.shape),
+            f"{math.prod(row.grid):,}{f' + {row.text}' if row.text else ''} = {row.shape}",
             f"{row.heads} x {row.head_dim}",
             f"{row.kept} of {row.tiles} ({row.kept / row.tiles:.1%})",
             row.direction,

@@ -17,8 +17,8 @@ COLOURS = {"forward": "#0072b2", "forward+backward": "#e69f00"}
 
 
 def draw(measurements: list[Measurement], machine: str, path: Path) -> None:
-    """Grouped bars, one group per grid and density, written to a PNG."""
-    cases = list(dict.fromkeys((row.grid, row.kept, row.tiles) for row in measurements))
+    """Grouped bars, one group per layer and density, written to a PNG."""
+    cases = list(dict.fromkeys((row.shape, row.kept, row.tiles) for row in measurements))
     directions = list(dict.fromkeys(row.direction for row in measurements))
     figure = Figure(figsize=(max(6.0, 1.6 * len(cases) + 3), 4.2), layout="constrained")
     axes = figure.subplots()
@@ -26,7 +26,7 @@ def draw(measurements: list[Measurement], machine: str, path: Path) -> None:
     for offset, direction in enumerate(directions):
         rows = [row for row in measurements if row.direction == direction]
         places = [
-            cases.index((row.grid, row.kept, row.tiles)) + (offset + 0.5) * width - 0.4
+            cases.index((row.shape, row.kept, row.tiles)) + (offset + 0.5) * width - 0.4
             for row in rows
         ]
         bars = axes.bar(
@@ -45,7 +45,7 @@ def draw(measurements: list[Measurement], machine: str, path: Path) -> None:
     axes.axhline(1, color="0.7", linewidth=0.8)
     axes.set_xticks(
         range(len(cases)),
-        [f"{'x'.join(map(str, grid))}\n{kept} of {tiles} tiles" for grid, kept, tiles in cases],
+        [f"{shape}\n{kept} of {tiles} tiles" for shape, kept, tiles in cases],
     )
     axes.set_ylabel("times faster than dense attention")
     axes.set_ylim(0, max(tiles / kept for _, kept, tiles in cases) * 1.12)
@@ -61,7 +61,7 @@ def draw_sweep(measurements: list[Measurement], sweep: str, machine: str, path: 
     axes = figure.subplots()
     lines: dict[tuple[str, str], list[Measurement]] = {}
     for row in measurements:
-        layer = (row.shape or "x".join(map(str, row.grid))) if sweep == "density" else ""
+        layer = row.shape if sweep == "density" else ""
         lines.setdefault((row.direction, layer), []).append(row)
     layers = list(dict.fromkeys(layer for _, layer in lines))
 

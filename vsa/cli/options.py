@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
-from vsa import backends, checks, shapes
+from vsa import backends, checks
 from vsa.grid import SLOTS, Extent
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,15 +71,6 @@ def parse_dtype(text: str) -> torch.dtype:
     if text not in DTYPES:
         raise typer.BadParameter(f"dtype must be one of {', '.join(DTYPES)}, but it is {text!r}")
     return DTYPES[text]
-
-
-def parse_shape(text: str) -> str:
-    """The name of a shape in vsa/shapes.py."""
-    try:
-        shapes.by_name(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    return text
 
 
 def check_backend(
