@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 import vsa
-from vsa import stages
+from vsa import ranges, stages
 from vsa.cli import app, ncu_report
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
@@ -35,15 +35,31 @@ HEAD = [
     (STALL.format("long_scoreboard"), "inst"),
     (STALL.format("barrier"), "inst"),
     (STALL.format("membar"), "inst"),
+    (STALL.format("selected"), "inst"),  # not a stall
+    (STALL.format("wait_not_issued"), "inst"),  # a part of wait
 ]
 FORWARD = (
     "void vsa::launch::persistent_kernel<vsa::FineForward<vsa::FineForwardConfig<(int)128, "
     "vsa::Bf16>>>(vsa::FineForward<vsa::FineForwardConfig<(int)128, vsa::Bf16>>::Params)"
 )
 ROWS = [
-    ["0", FORWARD, "1,000.0", "1,000", "100", "50.0", "80.0", "2.0", "1.0", "0.5", "0.1"],
-    ["1", "void at::native::sum(int)", "5.0", "10", "100", "n/a", "10.0", "0", "7", "0", "0"],
-    ["2", FORWARD, "3,000.0", "3,000", "100", "60.0", "90.0", "4.0", "1.0", "0.5", "0.1"],
+    ["0", FORWARD, "1,000.0", "1,000", "100", "50.0", "80.0", "2.0", "1.0", "0.5", "0.1", "9", "9"],
+    [
+        "1",
+        "void at::native::sum(int)",
+        "5.0",
+        "10",
+        "100",
+        "n/a",
+        "10.0",
+        "0",
+        "7",
+        "0",
+        "0",
+        "9",
+        "9",
+    ],
+    ["2", FORWARD, "3,000.0", "3,000", "100", "60.0", "90.0", "4.0", "1.0", "0.5", "0.1", "9", "9"],
 ]
 
 
@@ -61,7 +77,8 @@ def test_launches_of_a_kernel_are_averaged_and_what_is_absent_stays_absent(tmp_p
     assert ours.launches == 2 and ours.seconds == pytest.approx(2e-3) and ours.cycles == 2000
     assert ours.percent["tensor pipe"] == 55 and ours.percent["L2 hits"] == 85
     assert ours.percent["DRAM"] is None
-    assert list(ours.stalls.items())[:2] == [("wait", 3.0), ("long_scoreboard", 1.0)]
+    assert ours.stalls == {"wait": 3.0, "long_scoreboard": 1.0, "barrier": 0.5, "membar": 0.1}
+    assert list(ours.stalls)[:2] == ["wait", "long_scoreboard"]
     assert other.name == "sum" and other.percent["tensor pipe"] is None
     assert other.mfu(1e9) is None
 
@@ -99,6 +116,51 @@ def test_a_run_on_a_cpu_names_every_stage_and_prints_commands() -> None:
     for command in ("nsys profile -t cuda,nvtx", "ncu --profile-from-start off", "--read vsa.csv"):
         assert command in result.output
     assert "--backend" not in result.output and "--backward" in result.output
+
+
+def test_a_shape_and_a_grid_are_one_too_many() -> None:
+    result = RUNNER.invoke(app, [*SMALL, "--shape", "ltx-video"])
+    assert result.exit_code == 2 and "grid" in result.output
+
+
+def test_the_ranges_of_a_gpu_are_timed_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Event:  # stands for a GPU's: this shows the bookkeeping only
+        clock = 0
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            Event.clock += 1
+            self.at = Event.clock
+
+        def elapsed_time(self, end: Event) -> float:
+            return 1e3 * (end.at - self.at)
+
+    opened: list[str] = []
+    asked: list[str] = []
+
+    class Runtime:
+        def __getattr__(self, name: str):
+            return lambda: asked.append(name)
+
+    def nvtx_range(name: str) -> contextlib.AbstractContextManager:
+        opened.append(name)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    monkeypatch.setattr(ranges.nvtx, "range", nvtx_range)
+
+    def call(open_range: stages.Range) -> None:
+        with open_range("forward"), open_range("fine"):
+            pass
+
+    times = ranges.record(call, torch.device("cuda"), repeats=3)
+    assert times == {"forward": 3.0, "fine": 1.0}
+    assert opened == ["vsa forward", "vsa fine"] * 3
+    assert asked == ["cudaProfilerStart", "cudaProfilerStop"]
 
 
 def seen(backend: str, gated: bool) -> list[str]:

@@ -37,7 +37,9 @@ PERCENT = {
         "dram__throughput.avg.pct_of_peak_sustained_elapsed",
     ),
 }
-STALL = re.compile(r"^smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio$")
+STALL = re.compile(
+    r"^smsp__average_warps_issue_stalled_(\w+?)(?<!_not_issued)_per_issue_active\.ratio$"
+)
 SECONDS = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "s": 1.0}  # by the first letter of the unit
 
 
@@ -100,7 +102,11 @@ def read(path: Path) -> list[Kernel]:
 def _kernel(name: str, rows: list[dict[str, str]], units: dict[str, str]) -> Kernel:
     seconds = _mean(rows, *TIME)
     unit = next((units[x] for x in TIME if units.get(x)), "s")
-    found = {match[1]: metric for metric in units if (match := STALL.match(metric))}
+    found = {
+        match[1]: metric
+        for metric in units
+        if (match := STALL.match(metric)) and match[1] != "selected"  # those that issue
+    }
     stalls = {reason: _mean(rows, metric) or 0.0 for reason, metric in found.items()}
     return Kernel(
         name=name,

@@ -26,7 +26,7 @@ MOST_STALLS = 3
 
 
 def profile(
-    shape: Annotated[str, layers.SHAPE] = DEFAULT_SHAPE,
+    shape: Annotated[str | None, layers.SHAPE] = None,
     grid: Annotated[Any, layers.GRID] = None,
     heads: layers.Heads = None,
     head_dim: layers.HeadDim = None,
@@ -59,8 +59,12 @@ def profile(
     """Run vsa.attention with a named range per stage, and print where its time went.
 
     On a GPU the ranges are NVTX's, and the command lines for nsys and ncu are printed; on a CPU
-    they are PyTorch's profiler's. Inputs are random. --read makes a table of an ncu report.
+    they are PyTorch's profiler's. Inputs are random; the default is --shape wan-1.3b-480p. --read
+    makes a table of an ncu report.
     """
+    if shape and grid:
+        raise typer.BadParameter("a layer has a shape or a grid, not both", param_hint="--grid")
+    shape = shape or DEFAULT_SHAPE
     ((called, layer),) = layers.layers(
         [] if grid else [shape], [grid] if grid else [], tile, heads, head_dim
     ).items()
@@ -144,7 +148,7 @@ def _print_commands(what: list[str], run: list[str]) -> None:
         "  nsys stats --report nvtx_gpu_proj_sum vsa.nsys-rep",
         "Counters of every kernel, and a table of them (ncu holds the clock at its base):",
         f"  ncu --profile-from-start off --set full -f -o vsa {command} --repeats 1",
-        "  ncu --import vsa.ncu-rep --csv --page raw > vsa.csv",
+        "  ncu --import vsa.ncu-rep --csv --page raw --print-units base > vsa.csv",
         f"  {shlex.join(['vsa', 'profile', *what, '--read', 'vsa.csv'])}",
     ]
     typer.echo("\n" + "\n".join(lines))
