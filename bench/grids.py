@@ -41,6 +41,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import vsa
 from vsa.cli.options import machine
 from vsa.parity import error
+from vsa.shapes import SHAPES
 
 HEADS, TOPK = 2, 0.125
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -48,19 +49,19 @@ LIMITS = {"out": 2.0, "lse": 1.0, "dq": 2.0, "dk": 2.0, "dv": 2.0}
 # cuDNN is left out: it would build a plan for each of thousands of lengths.
 YARDSTICK = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 GRIDS = {
-    "wan2.1-480p": vsa.Grid((21, 30, 52)),
-    "wan-720p": vsa.Grid((21, 45, 80)),
+    "wan2.1-480p": SHAPES["wan-1.3b-480p"].grid,
+    "wan-720p": SHAPES["wan-1.3b-720p"].grid,
     "wan2.2-5b": vsa.Grid((31, 22, 40)),
     "fastvideo-448x832x77": vsa.Grid((20, 28, 52)),
     "fastwan-448x832x61": vsa.Grid((16, 28, 52)),
     "fastvideo-768x1280x77": vsa.Grid((20, 48, 80)),
-    "hunyuan-720p": vsa.Grid((33, 45, 80), suffix=256),
-    "hunyuan-544p": vsa.Grid((33, 34, 60), suffix=256),
+    "hunyuan-720p": SHAPES["hunyuan-720p"].grid,
+    "hunyuan-544p": SHAPES["hunyuan-544p"].grid,
     "hunyuan1.5-720p": vsa.Grid((31, 45, 80)),
     "hunyuan1.5-480p": vsa.Grid((31, 30, 53)),
-    "cogvideox": vsa.Grid((13, 30, 45), prefix=226),
-    "cogvideox1.5": vsa.Grid((11, 48, 85), prefix=226),
-    "ltx-video": vsa.Grid((21, 16, 22)),
+    "cogvideox": SHAPES["cogvideox-2b"].grid,
+    "cogvideox1.5": SHAPES["cogvideox1.5-5b"].grid,
+    "ltx-video": SHAPES["ltx-video"].grid,
     "ltx-2": vsa.Grid((16, 16, 24)),
     "mochi-163f": vsa.Grid((28, 30, 53)),
     "mochi-85f": vsa.Grid((15, 30, 53)),

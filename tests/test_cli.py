@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import vsa
-from vsa import parity
+from vsa import parity, shapes
 from vsa.backends import BACKENDS
 from vsa.cli import app, check
 
@@ -24,7 +24,7 @@ def test_help_names_every_command_and_the_module_runs() -> None:
     text = subprocess.run(
         [sys.executable, "-m", "vsa", "--help"], capture_output=True, text=True, check=True, cwd="/"
     ).stdout
-    assert all(command in text for command in ("info", "demo", "check", "bench"))
+    assert all(command in text for command in ("info", "demo", "check", "bench", "profile"))
 
 
 def test_info_says_what_runs_and_why_not() -> None:
@@ -83,6 +83,9 @@ def test_bench_measures_draws_and_writes(tmp_path: Path) -> None:
         (["--backend", "fastest"], "backend"),
         (["--json", "/nowhere/at/all.json"], "json"),
         (["--plot", "picture.gif"], "plot"),
+        (["--shape", "wan"], "shape"),
+        (["--sweep", "length"], "sweep"),
+        (["--sweep", "density", "--topk", "1"], "sweep"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
@@ -91,3 +94,32 @@ def test_bad_options_are_named_before_any_work(arguments: list[str], name: str) 
     assert result.exit_code == 2
     assert name in result.output
     assert "Traceback" not in result.output
+
+
+def test_bench_takes_the_heads_and_text_of_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = shapes.Shape(vsa.Grid((4, 4, 8), prefix=3), 2, 16)
+    monkeypatch.setitem(shapes.SHAPES, "cogvideox-2b", small)
+    arguments = ["--shape", "cogvideox-2b", "--repeats", "1", "--device", "cpu", "--forward-only"]
+    result = RUNNER.invoke(app, ["bench", *arguments])
+    assert result.exit_code == 0, result.output
+    assert "128 + 3 = cogvideox-2b" in result.output and "2 x 16" in result.output
+
+
+@pytest.mark.parametrize(("sweep", "rows"), [("length", 2), ("density", 6)])
+def test_bench_sweeps_and_draws(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sweep: str, rows: int
+) -> None:
+    monkeypatch.setattr(shapes, "LENGTHS", (vsa.Grid((4, 4, 8)), vsa.Grid((4, 8, 8))))
+    figures, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    arguments = [*SMALL[2:], "--forward-only", "--json", str(figures), "--plot", str(picture)]
+    arguments += SMALL[:2] if sweep == "density" else []
+    result = RUNNER.invoke(app, ["bench", "--sweep", sweep, *arguments])
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(figures.read_text())["rows"]) == rows
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_lengths_double_and_sweeps_have_whole_tiles() -> None:
+    assert [grid.tokens >> 10 for grid in shapes.LENGTHS] == [8, 16, 32, 64, 128]
+    assert not any(grid.is_ragged for grid in shapes.LENGTHS)
+    assert all(shape.head_dim in (64, 128) for shape in shapes.SHAPES.values())

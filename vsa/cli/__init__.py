@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``vsa info | demo | check | bench``. ``python -m vsa`` is the same."""
+"""The command line: ``vsa info | demo | check | bench | profile``, or ``python -m vsa``."""
 
 from __future__ import annotations
 
 import typer
 
-from vsa.cli import bench, check, demo, info
+from vsa.cli import bench, check, demo, info, profile
 
 app = typer.Typer(
     name="vsa",
@@ -19,6 +19,7 @@ app.command("info")(info.info)
 app.command("demo")(demo.demo)
 app.command("check")(check.check)
 app.command("bench")(bench.bench)
+app.command("profile")(profile.profile)
 
 
 def main() -> None:

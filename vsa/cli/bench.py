@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import vsa
-from vsa.cli import options
+from vsa.cli import layers, options
 from vsa.cli.extras import require_demo_extra
 from vsa.grid import Extent
 from vsa.measure import peak_memory, seconds, spread
@@ -30,7 +31,9 @@ class Measurement:
     """Sparse and dense attention on the same inputs in one run.
 
     Attributes:
+        shape: its name in ``vsa.shapes``, or its grid.
         grid: (T, H, W) tokens.
+        text: tokens that are not video.
         heads: query, key and value heads.
         head_dim: channels of a head.
         direction: "forward" or "forward+backward".
@@ -46,7 +49,9 @@ class Measurement:
         inputs: bytes of q, k and v.
     """
 
+    shape: str
     grid: Extent
+    text: int
     heads: int
     head_dim: int
     direction: str
@@ -63,26 +68,20 @@ class Measurement:
 
 
 def bench(
-    grid: Annotated[
-        list[Any],
-        typer.Option(
-            "--grid",
-            parser=options.parse_extent,
-            metavar="T,H,W",
-            help="Tokens of the video; may be given several times.",
-        ),
-    ] = ["16,32,16"],  # noqa: B006  typer copies it
-    heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 12,
-    head_dim: Annotated[int, typer.Option(min=1, help="Channels of a head.")] = 64,
+    shape: Annotated[list[str], layers.SHAPE] = [],  # noqa: B006  typer copies it
+    grid: Annotated[list[Any], layers.GRID] = [],  # noqa: B006
+    sweep: layers.Sweep = None,
+    heads: layers.Heads = None,
+    head_dim: layers.HeadDim = None,
     topk: Annotated[
         list[float],
         typer.Option(
             "--topk",
             parser=options.parse_topk,
             metavar="N",
-            help="Key tiles per query tile, share or number; may be given several times.",
+            help="Key tiles per query tile, share or number.",
         ),
-    ] = ["0.125"],  # noqa: B006  typer copies it
+    ] = [],  # noqa: B006
     tile: options.TileShape = "4,4,4",
     dtype: Annotated[
         torch.dtype,
@@ -106,24 +105,29 @@ def bench(
     """Time vsa.attention against dense attention in the same run, forward and forward+backward.
 
     Inputs are random, so the tiles that are kept have no structure to exploit. TFLOP/s count
-    selected tokens only.
+    selected tokens only. --shape, --grid and --topk may be given several times; the default is
+    --grid 16,32,16 --topk 0.125.
     """
     options.check_folder(json_file, ".json", "--json")
     options.check_folder(plot, ".png", "--plot")
     if plot is not None:
         require_demo_extra("matplotlib", purpose="the plot is drawn by matplotlib")
-    name = options.check_backend(backend, device, dtype, head_dim, gradients=not forward_only)
+    grid, topk = layers.swept(sweep, shape, grid, topk)
+    cases = layers.layers(shape, grid, tile, heads, head_dim)
+    for each in cases.values():
+        name = options.check_backend(backend, device, dtype, each.head_dim, not forward_only)
     console = Console()
     directions = ["forward"] if forward_only else ["forward", "forward+backward"]
     measurements = []
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("timing", total=len(grid) * len(topk) * len(directions))
-        for shape in grid:
-            tiled = vsa.Grid(shape, tile=tile)
-            inputs = torch.randn(3, 1, tiled.tokens, heads, head_dim, device=device, dtype=dtype)
+        task = progress.add_task("timing", total=len(cases) * len(topk) * len(directions))
+        for called, case in cases.items():
+            size = 3, 1, case.grid.length, case.heads, case.head_dim
+            inputs = torch.randn(size, device=device, dtype=dtype)
             for share in topk:
                 for direction in directions:
-                    measurements.append(_measure(inputs, tiled, share, direction, name, repeats))
+                    what = case.grid, share, direction, name, repeats
+                    measurements.append(_measure(inputs, called, *what))
                     progress.advance(task)
     console.print(_table(measurements))
     kind = str(dtype).removeprefix("torch.")
@@ -135,13 +139,22 @@ def bench(
             json.dumps({"machine": head, "date": str(date.today()), "rows": rows}, indent=1)
         )
     if plot is not None:
-        from vsa.cli.bench_plot import draw  # needs the extra
+        from vsa.cli.bench_plot import draw, draw_sweep  # needs the extra
 
-        draw(measurements, head, plot)
+        if sweep is None:
+            draw(measurements, head, plot)
+        else:
+            draw_sweep(measurements, sweep, head, plot)
 
 
 def _measure(
-    inputs: Tensor, grid: vsa.Grid, topk: float, direction: str, backend: str, repeats: int
+    inputs: Tensor,
+    shape: str,
+    grid: vsa.Grid,
+    topk: float,
+    direction: str,
+    backend: str,
+    repeats: int,
 ) -> Measurement:
     q, k, v = (x.detach().requires_grad_(direction != "forward") for x in inputs)
 
@@ -168,7 +181,9 @@ def _measure(
     kept = vsa.checks.top_k(topk, grid.num_tiles)
     dense_time, sparse_time = statistics.median(dense_times), statistics.median(sparse_times)
     return Measurement(
+        shape=shape,
         grid=grid.shape,
+        text=grid.text,
         heads=q.shape[2],
         head_dim=q.shape[3],
         direction=direction,
@@ -199,7 +214,7 @@ def _table(measurements: list[Measurement]) -> Table:
         table.add_column(column, justify="right")
     for row in measurements:
         table.add_row(
-            f"{row.grid[0] * row.grid[1] * row.grid[2]:,} = {'x'.join(map(str, row.grid))}",
+            f"{math.prod(row.grid):,}{f' + {row.text}' if row.text else ''} = {row.shape}",
             f"{row.heads} x {row.head_dim}",
             f"{row.kept} of {row.tiles} ({row.kept / row.tiles:.1%})",
             row.direction,

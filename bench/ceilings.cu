@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+// What one Hopper GPU allows: a JSON line per measurement. ceilings.py compiles and runs this:
+//
+//   ceilings loads|products|reduce|wgmma|exp2
+//
+// Each line has the case, the median and spread of the times of seven launches, the clocks of the
+// slowest block of the last one, and how much a launch moves or computes.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "ceilings_rates.h"
+#include "launch/sm90_launch.h"
+
+namespace vsa::ceilings {
+
+constexpr int kLaunches = 7;
+constexpr double kLoadedBytes = 8e9, kReducedBytes = 4e9;  // by a launch: about a millisecond
+constexpr size_t kMB = 1'000'000;
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "%s failed: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+
+// Device memory that the process keeps until its end.
+template <class T>
+T* allocate(size_t count) {
+  void* memory = nullptr;
+  check(cudaMalloc(&memory, count * sizeof(T)), "cudaMalloc");
+  check(cudaMemset(memory, 0, count * sizeof(T)), "cudaMemset");
+  return static_cast<T*>(memory);
+}
+
+struct Gpu {
+  int blocks = 0;  // one per multiprocessor
+  Report report{};
+
+  Gpu() {
+    int major = 0;
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "finding a GPU");
+    if (major != 9) {
+      std::fprintf(stderr, "a GPU of compute capability 9.0 is needed, but it is %d.x\n", major);
+      std::exit(1);
+    }
+    check(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, 0), "counting SMs");
+    report = {allocate<long long>(blocks), allocate<float>(size_t{1024} * blocks)};
+  }
+
+  // Runs launch(seed) and prints a line; `fields` are JSON members that describe the case.
+  template <class Launch>
+  void measure(const std::string& fields, Launch launch) const {
+    cudaEvent_t begin, end;
+    check(cudaEventCreate(&begin), "cudaEventCreate");
+    check(cudaEventCreate(&end), "cudaEventCreate");
+    std::vector<float> times;
+    for (int i = 0; i <= kLaunches; ++i) {
+      float ms = 0;
+      check(cudaEventRecord(begin), "cudaEventRecord");
+      launch(static_cast<uint32_t>(i) * 7919);
+      check(cudaGetLastError(), "a launch");
+      check(cudaEventRecord(end), "cudaEventRecord");
+      check(cudaEventSynchronize(end), "a kernel");
+      check(cudaEventElapsedTime(&ms, begin, end), "cudaEventElapsedTime");
+      if (i > 0) times.push_back(ms);  // the first is for warming up
+    }
+    std::vector<long long> clocks(blocks);
+    check(cudaMemcpy(clocks.data(), report.clocks, blocks * sizeof(long long),
+                     cudaMemcpyDeviceToHost),
+          "cudaMemcpy");
+    std::sort(times.begin(), times.end());
+    const double spread = (times[kLaunches * 3 / 4] - times[kLaunches / 4]) / 2;
+    std::printf("{%s, \"ms\": %.5f, \"spread\": %.4f, \"clocks\": %lld, \"blocks\": %d}\n",
+                fields.c_str(), times[kLaunches / 2], spread / times[kLaunches / 2],
+                *std::max_element(clocks.begin(), clocks.end()), blocks);
+    std::fflush(stdout);
+  }
+};
+
+template <class... Values>
+std::string format(const char* text, Values... values) {
+  char line[400];
+  std::snprintf(line, sizeof line, text, values...);
+  return line;
+}
+
+template <class Kernel>
+void allow_shared(Kernel* kernel, size_t bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)),
+        "asking for shared memory");
+}
+
+// Tiles of one head of 1536 / D, whose channels lie inside the token as in a model.
+template <int D, bool Tma, int Users>
+void load_tiles(const Gpu& gpu, const void* tokens, size_t footprint) {
+  using Kernel = Loads<D, Tma, Users>;
+  const int layers = static_cast<int>(footprint / (2 * D) / (kGridSide * kGridSide)) / 4 * 4;
+  constexpr uint64_t kToken = kTokenChannels * 2, kRow = kToken * kGridSide;
+  const uint64_t depth = static_cast<uint64_t>(layers), layer = kRow * kGridSide;
+  const launch::MapArguments arguments{const_cast<void*>(tokens),
+                                       {kTokenChannels, kGridSide, kGridSide, depth, 1},
+                                       {kToken, kRow, layer, layer * depth},
+                                       {kPanelChannels, 4, 4, 4, 1}};
+  LoadParams params{};
+  if (const std::string error = launch::encode(params.map, arguments); !error.empty()) {
+    std::fprintf(stderr, "%s\n", error.c_str());
+    std::exit(1);
+  }
+  params.tokens = static_cast<const unsigned char*>(tokens);
+  params.tiles = layers / 4 * kTilesPerLayer;
+  params.slots = static_cast<int>(kLoadedBytes / gpu.blocks / Kernel::kTileBytes) / 4 * 4;
+  params.report = gpu.report;
+  const auto kernel = loads<D, Tma, Users>;
+  allow_shared(kernel, sizeof(typename Kernel::Shared));
+  const double bytes = double{Kernel::kTileBytes} * params.slots * gpu.blocks;
+  const std::string fields = format(
+      "\"probe\": \"loads\", \"d\": %d, \"by\": \"%s\", \"users\": %d, \"footprint\": %.1f, "
+      "\"bytes\": %.0f, \"flops\": %.0f",
+      D, Tma ? "TMA" : "cp.async", Users, 2e-6 * params.tiles * kTileRows * D, bytes,
+      bytes * kTileRows * Users);
+  gpu.measure(fields, [&](uint32_t seed) {
+    params.seed = seed;
+    kernel<<<gpu.blocks, Kernel::kThreads, sizeof(typename Kernel::Shared)>>>(params);
+  });
+}
+
+template <int Users>
+void load_all(const Gpu& gpu, const void* tokens, size_t footprint) {
+  load_tiles<128, true, Users>(gpu, tokens, footprint);
+  load_tiles<128, false, Users>(gpu, tokens, footprint);
+  load_tiles<64, true, Users>(gpu, tokens, footprint);
+  load_tiles<64, false, Users>(gpu, tokens, footprint);
+}
+
+void run_loads(const Gpu& gpu, bool with_products) {
+  constexpr size_t kLargest = 96 * kMB;
+  const size_t words = kLargest / 128 * kTokenChannels / 2;  // whole tokens, for D = 64
+  uint32_t* tokens = allocate<uint32_t>(words);
+  fill_random<<<1024, 256>>>(tokens, words);
+  check(cudaDeviceSynchronize(), "filling memory");
+  for (size_t footprint : {16 * kMB, 32 * kMB, 48 * kMB, 64 * kMB, kLargest}) {
+    if (!with_products) {
+      load_all<0>(gpu, tokens, footprint);
+      continue;
+    }
+    load_all<1>(gpu, tokens, footprint);
+    load_all<2>(gpu, tokens, footprint);
+  }
+}
+
+void run_reduce(const Gpu& gpu) {
+  float* sums = allocate<float>(96 * kMB / 4);
+  allow_shared(reduce, size_t{kUnread} << 15);
+  for (size_t footprint : {12 * kMB, 24 * kMB, 48 * kMB, 96 * kMB})
+    for (int tile_bytes : {1 << 14, 1 << 15})
+      for (int sharers : {1, 2, 8}) {
+        const int tiles = static_cast<int>(footprint / tile_bytes);
+        const int count = static_cast<int>(kReducedBytes / gpu.blocks / tile_bytes);
+        const std::string fields = format(
+            "\"probe\": \"reduce\", \"tile_bytes\": %d, \"sharers\": %d, \"footprint\": %.1f, "
+            "\"bytes\": %.0f",
+            tile_bytes, sharers, 1e-6 * tiles * tile_bytes, 1.0 * tile_bytes * count * gpu.blocks);
+        gpu.measure(fields, [&](uint32_t seed) {
+          reduce<<<gpu.blocks, kWarpThreads, kUnread * tile_bytes>>>(
+              {sums, tiles, tile_bytes, count, sharers, seed, gpu.report});
+        });
+      }
+}
+
+template <int N, bool RegistersA, bool TransB>
+void rate(const Gpu& gpu) {
+  constexpr int kRounds = 4000, kBytes = (kRateWarpgroups + N / 64) * kPanelBytes;
+  const auto kernel = products<N, RegistersA, TransB>;
+  allow_shared(kernel, kBytes);
+  const double count = 8.0 * kRounds * kRateWarpgroups;  // of an SM
+  const std::string fields = format(
+      "\"probe\": \"wgmma\", \"n\": %d, \"a\": \"%s\", \"b\": \"%s\", \"count\": %.0f, "
+      "\"flops\": %.0f",
+      N, RegistersA ? "registers" : "shared", TransB ? "rows (V)" : "channels (K)", count,
+      count * gpu.blocks * 2 * 64 * N * 16);
+  gpu.measure(fields, [&](uint32_t) {
+    kernel<<<gpu.blocks, kRateWarpgroups * kWarpgroupThreads, kBytes>>>(kRounds, gpu.report);
+  });
+}
+
+template <int N>
+void rates(const Gpu& gpu) {
+  rate<N, false, false>(gpu);
+  rate<N, false, true>(gpu);
+  rate<N, true, false>(gpu);
+  rate<N, true, true>(gpu);
+}
+
+void run_exp2(const Gpu& gpu) {
+  constexpr int kRounds = 4000;
+  const double count = 1.0 * kRounds * kExpChains * kExpThreads;
+  gpu.measure(format("\"probe\": \"exp2\", \"count\": %.0f", count),
+              [&](uint32_t) { exponentials<<<gpu.blocks, kExpThreads>>>(kRounds, gpu.report); });
+}
+
+}  // namespace vsa::ceilings
+
+int main(int count, char** arguments) {
+  using namespace vsa::ceilings;
+  const std::string probe = count == 2 ? arguments[1] : "";
+  if (probe != "loads" && probe != "products" && probe != "reduce" && probe != "wgmma" &&
+      probe != "exp2") {
+    std::fprintf(stderr, "usage: ceilings loads|products|reduce|wgmma|exp2\n");
+    return 2;
+  }
+  const Gpu gpu;
+  if (probe == "loads" || probe == "products") run_loads(gpu, probe == "products");
+  if (probe == "reduce") run_reduce(gpu);
+  if (probe == "wgmma") rates<64>(gpu), rates<128>(gpu);
+  if (probe == "exp2") run_exp2(gpu);
+}
