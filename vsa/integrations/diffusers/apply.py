@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 from diffusers.hooks import _helpers as diffusers_helpers
@@ -14,8 +15,8 @@ from vsa.budget import TopK, resolve
 from vsa.grid import SLOTS
 from vsa.inputs import DEFAULT_TILE, Tile
 from vsa.integrations.diffusers.families import Family, family_of
-from vsa.integrations.diffusers.gates import PLAN, create_gates, delete_gates
-from vsa.integrations.diffusers.plan import Plan, Schedule, Settings
+from vsa.integrations.diffusers.gates import create_gates, delete_gates
+from vsa.integrations.diffusers.plan import PLAN, Plan, Schedule, Settings
 from vsa.integrations.diffusers.processors import SparseProcessor
 
 Transformer = TypeVar("Transformer", bound=nn.Module)
@@ -79,16 +80,14 @@ def apply_vsa(
     _check_replaceable(family, originals)
 
     if earlier is not None:
-        earlier.remove()
+        earlier.remove(module)
     create_gates(layers) if gates else delete_gates(layers)
     processors = {
         layer: _registered(family.processor(original))
         for layer, original in enumerate(originals.values())
         if layer not in dense
     }
-    plan = Plan(family, settings, layers, processors)
-    plan.install(module)
-    setattr(module, PLAN, plan)
+    Plan(family, settings, layers, processors).install(module)
     return transformer
 
 
@@ -111,9 +110,8 @@ def remove_vsa(transformer: Transformer) -> Transformer:
     family_of(module)
     plan: Plan | None = getattr(module, PLAN, None)
     if plan is not None:
-        plan.remove()
+        plan.remove(module)
         delete_gates(plan.layers)
-        delattr(module, PLAN)
     return transformer
 
 
@@ -141,7 +139,7 @@ def _checked_layers(dense_layers: Sequence[int], count: int) -> set[int]:
 
 
 def _original(attn: Any, earlier: Plan | None) -> Any:
-    """diffusers' processor of a layer, under ours if an earlier call put one there."""
+    """A layer's processor from diffusers, under ours if an earlier call put one there."""
     ours = isinstance(attn.processor, SparseProcessor) and earlier is not None
     if ours:
         attn.processor.hand_settings_on()
@@ -160,8 +158,6 @@ def _check_replaceable(family: Family, originals: dict[str, Any]) -> None:
 def _registered(processor: SparseProcessor) -> SparseProcessor:
     """Let hooks that look processors up by class, such as layer skipping, find ours as well."""
     registry = diffusers_helpers.AttentionProcessorRegistry
-    try:
+    with suppress(ValueError):  # diffusers does not know all of its own processors
         registry.register(type(processor), registry.get(type(processor.original)))
-    except ValueError:  # one that diffusers does not know itself
-        pass
     return processor

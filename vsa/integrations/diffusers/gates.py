@@ -13,10 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vsa.integrations.diffusers.plan import Plan
+from vsa.integrations.diffusers.plan import PLAN, Plan
 
 NAME = "to_gate_compress"
-PLAN = "_vsa_plan"
 _KEY = re.compile(rf"(?:.*?\.)??((?:\w+_)?blocks\.\d+)\.(?:attn1?\.)?{NAME}\.(.+)")
 
 

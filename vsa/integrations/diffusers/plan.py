@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -23,6 +23,9 @@ from vsa.integrations.diffusers.work import Store, Work
 
 Schedule = Callable[[int, int], TopK | None]
 """topk(layer, step) -> as in ``vsa.attention``, or None for dense attention."""
+
+PLAN = "_vsa_plan"
+"""The attribute of a transformer that holds its plan."""
 
 _tile_for = lru_cache(maxsize=64)(best_tile)
 
@@ -82,29 +85,29 @@ class Plan:
 
     def install(self, transformer: nn.Module) -> None:
         """Put the processors and hooks in place."""
-        attentions = list(self.layers.values())
+        attentions: list[Any] = list(self.layers.values())
         for layer, processor in self.processors.items():
             attentions[layer].processor = processor
-        before = torch.compiler.disable(self._before)
-        after = torch.compiler.disable(self._after)
         self.handles = [
-            transformer.register_forward_pre_hook(before, with_kwargs=True),
-            transformer.register_forward_hook(after, always_call=True),
+            transformer.register_forward_pre_hook(_before, with_kwargs=True),
+            transformer.register_forward_hook(_after, always_call=True),
         ]
+        setattr(transformer, PLAN, self)
 
-    def remove(self) -> None:
+    def remove(self, transformer: nn.Module) -> None:
         """Put diffusers' processors back, with the settings that ours were given meanwhile."""
-        attentions = list(self.layers.values())
+        attentions: list[Any] = list(self.layers.values())
         for layer, processor in self.processors.items():
             if attentions[layer].processor is processor:
                 processor.hand_settings_on()
                 attentions[layer].processor = processor.original
         for handle in self.handles:
             handle.remove()
+        delattr(transformer, PLAN)
 
-    def _before(self, transformer: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+    def before(self, transformer: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Give every layer its work, before the transformer runs."""
-        names = _parameters(type(transformer))
+        names = _parameters(transformer)
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         self._check_processors()
         shape = self.family.grid(transformer.config, call)
@@ -115,7 +118,8 @@ class Plan:
         if torch.is_grad_enabled() and getattr(transformer, "gradient_checkpointing", False):
             self._bind_checkpointing(transformer, works)
 
-    def _after(self, transformer: nn.Module, args: Any, output: Any) -> None:
+    def after(self, transformer: Any) -> None:
+        """Take back what only this pass needed, also when it failed."""
         if self.checkpointing is not None:
             transformer._gradient_checkpointing_func = self.checkpointing
             self.checkpointing = None
@@ -188,7 +192,17 @@ class Plan:
             self._set(current)
 
 
-@lru_cache(maxsize=16)
-def _parameters(transformer: type) -> Sequence[str]:
-    """The names of forward's parameters, without self."""
-    return tuple(inspect.signature(transformer.forward).parameters)[1:]  # type: ignore[attr-defined]
+@torch.compiler.disable
+def _before(transformer: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+    # A function, not a method: a copy of the transformer must find the copy of its plan.
+    getattr(transformer, PLAN).before(transformer, args, kwargs)
+
+
+@torch.compiler.disable
+def _after(transformer: Any, args: Any, output: Any) -> None:
+    getattr(transformer, PLAN).after(transformer)
+
+
+def _parameters(transformer: Any) -> tuple[str, ...]:
+    """The names of forward's parameters; the class knows them whatever has wrapped the object."""
+    return tuple(inspect.signature(type(transformer).forward).parameters)[1:]
