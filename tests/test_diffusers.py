@@ -204,13 +204,15 @@ def test_everything_kept_is_the_dense_model_and_removal_restores_its_bits(family
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_only_video_self_attention_is_replaced(family: Any) -> None:
-    model, _ = family()
+def test_only_video_self_attention_is_replaced_and_knows_the_grid(family: Any) -> None:
+    model, inputs = family()
     before = {name: type(each).__name__ for name, each in _processors(model).items()}
     apply_vsa(model, topk=0.5)
     after = {name: type(each).__name__ for name, each in _processors(model).items()}
     changed = {name for name in before if before[name] != after[name]}
     assert len(changed) == 2
+    run(model, inputs)
+    assert {_processors(model)[name].work.shape for name in changed} == {GRID}
     assert not any("attn2" in name or "refiner" in name for name in changed)
 
 

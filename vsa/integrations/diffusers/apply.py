@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
-from diffusers.hooks import _helpers as diffusers_helpers
 from torch import nn
 
 from vsa import checks
@@ -83,7 +81,7 @@ def apply_vsa(
         earlier.remove(module)
     create_gates(layers) if gates else delete_gates(layers)
     processors = {
-        layer: _registered(family.processor(original))
+        layer: family.processor(original)
         for layer, original in enumerate(originals.values())
         if layer not in dense
     }
@@ -153,11 +151,3 @@ def _check_replaceable(family: Family, originals: dict[str, Any]) -> None:
                 f"the attention processor of {path} must be diffusers' {family.replaces}, but it "
                 f"is a {type(original).__name__}: restore the default processors before apply_vsa"
             )
-
-
-def _registered(processor: SparseProcessor) -> SparseProcessor:
-    """Let hooks that look processors up by class, such as layer skipping, find ours as well."""
-    registry = diffusers_helpers.AttentionProcessorRegistry
-    with suppress(ValueError):  # diffusers does not know all of its own processors
-        registry.register(type(processor), registry.get(type(processor.original)))
-    return processor
