@@ -390,6 +390,18 @@ def test_fastvideo_gates_round_trip_and_weigh_the_coarse_branch() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_saves_and_loads_its_gates_and_zero_ones_change_nothing(family: Any) -> None:
+    model, inputs = family()
+    plain = run(apply_vsa(model, topk=2, tile=(4, 4, 4)), inputs)
+    apply_vsa(model, topk=2, gates="coarse")
+    torch.testing.assert_close(run(model, inputs), plain, rtol=0, atol=1e-6)
+    load_gates(model, {k: torch.full_like(v, 0.1) for k, v in model.state_dict().items()})
+    assert all((value == 0.1).all() for value in gates_state_dict(model).values())
+    assert (run(model, inputs) - plain).abs().max() > 1e-4
+
+
+@torch.no_grad()
 def test_a_gated_layer_is_coarse_times_gate_plus_fine_on_tiles_of_64() -> None:
     model, _ = wan()
     apply_vsa(model, topk=3, gates="coarse")
