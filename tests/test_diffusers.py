@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny random transformers of every supported family, dense against sparse."""
+"""Transformers of every supported family, dense against sparse."""
 
 from __future__ import annotations
 
@@ -14,175 +14,23 @@ from torch import Tensor, nn
 
 import vsa
 
-diffusers = pytest.importorskip("diffusers")
-from vsa.integrations.diffusers import (  # noqa: E402
-    apply_vsa,
-    gates_state_dict,
-    load_gates,
-    remove_vsa,
+pytest.importorskip("diffusers")
+from tiny_transformers import (
+    BATCH,
+    FAMILIES,
+    GRID,
+    HEAD_DIM,
+    HEADS,
+    hunyuan,
+    ltx,
+    run,
+    wan,
+    wan_image_to_video,
 )
 
-HEADS, HEAD_DIM, TEXT, BATCH = 2, 24, 5, 2
-GRID = (5, 6, 7)
-Problem = tuple[nn.Module, dict[str, Any]]
+from vsa.integrations.diffusers import apply_vsa, remove_vsa
 
-
-def wan(grid: tuple[int, int, int] = GRID, **config: Any) -> Problem:
-    T, H, W = grid
-    model = diffusers.WanTransformer3DModel(
-        num_attention_heads=HEADS,
-        attention_head_dim=HEAD_DIM,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=32,
-        **config,
-    )
-    return model, {
-        "hidden_states": torch.randn(BATCH, 4, T, 2 * H, 2 * W),
-        "timestep": torch.full((BATCH,), 500.0),
-        "encoder_hidden_states": torch.randn(BATCH, TEXT, 16),
-    }
-
-
-def wan_image_to_video() -> Problem:
-    model, inputs = wan(image_dim=16, added_kv_proj_dim=HEADS * HEAD_DIM)
-    inputs["encoder_hidden_states"] = torch.randn(BATCH, 512, 16)
-    return model, {**inputs, "encoder_hidden_states_image": torch.randn(BATCH, 3, 16)}
-
-
-def ltx(grid: tuple[int, int, int] = GRID) -> Problem:
-    T, H, W = grid
-    model = diffusers.LTXVideoTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=HEADS,
-        attention_head_dim=HEAD_DIM,
-        cross_attention_dim=HEADS * HEAD_DIM,
-        num_layers=2,
-        caption_channels=16,
-    )
-    return model, {
-        "hidden_states": torch.randn(BATCH, T * H * W, 4),
-        "encoder_hidden_states": torch.randn(BATCH, TEXT, 16),
-        "timestep": torch.full((BATCH,), 500.0),
-        "encoder_attention_mask": _mask(),
-        "num_frames": T,
-        "height": H,
-        "width": W,
-    }
-
-
-def hunyuan(grid: tuple[int, int, int] = GRID) -> Problem:
-    T, H, W = grid
-    model = diffusers.HunyuanVideoTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=HEADS,
-        attention_head_dim=HEAD_DIM,
-        num_layers=1,
-        num_single_layers=1,
-        num_refiner_layers=1,
-        patch_size=1,
-        guidance_embeds=False,
-        text_embed_dim=16,
-        pooled_projection_dim=8,
-        rope_axes_dim=(8, 8, 8),
-    )
-    return model, {
-        "hidden_states": torch.randn(BATCH, 4, T, H, W),
-        "timestep": torch.full((BATCH,), 500.0),
-        "encoder_hidden_states": torch.randn(BATCH, TEXT, 16),
-        "encoder_attention_mask": _mask(),
-        "pooled_projections": torch.randn(BATCH, 8),
-    }
-
-
-def hunyuan15(grid: tuple[int, int, int] = GRID) -> Problem:
-    T, H, W = grid
-    model = diffusers.HunyuanVideo15Transformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=HEADS,
-        attention_head_dim=HEAD_DIM,
-        num_layers=2,
-        num_refiner_layers=1,
-        text_embed_dim=16,
-        text_embed_2_dim=16,
-        image_embed_dim=16,
-        rope_axes_dim=(8, 8, 8),
-    )
-    return model, {
-        "hidden_states": torch.randn(BATCH, 4, T, H, W),
-        "timestep": torch.full((BATCH,), 500.0),
-        "encoder_hidden_states": torch.randn(BATCH, TEXT, 16),
-        "encoder_attention_mask": _mask(),
-        "encoder_hidden_states_2": torch.randn(BATCH, 3, 16),
-        "encoder_attention_mask_2": torch.tensor([[1, 1, 0], [1, 0, 0]]),
-        "image_embeds": torch.randn(BATCH, 2, 16),
-    }
-
-
-def cogvideox(grid: tuple[int, int, int] = GRID) -> Problem:
-    T, H, W = grid
-    model = diffusers.CogVideoXTransformer3DModel(
-        num_attention_heads=HEADS,
-        attention_head_dim=HEAD_DIM,
-        in_channels=4,
-        out_channels=4,
-        time_embed_dim=8,
-        text_embed_dim=16,
-        num_layers=2,
-        sample_width=2 * W,
-        sample_height=2 * H,
-        sample_frames=4 * T - 3,
-        max_text_seq_length=TEXT,
-        use_rotary_positional_embeddings=True,
-    )
-    angles = torch.randn(T * H * W, HEAD_DIM // 2).repeat_interleave(2, dim=1)
-    return model, {
-        "hidden_states": torch.randn(BATCH, T, 4, 2 * H, 2 * W),
-        "encoder_hidden_states": torch.randn(BATCH, TEXT, 16),
-        "timestep": torch.full((BATCH,), 500.0),
-        "image_rotary_emb": (angles.cos(), angles.sin()),
-    }
-
-
-def mochi(grid: tuple[int, int, int] = GRID) -> Problem:
-    T, H, W = grid
-    model = diffusers.MochiTransformer3DModel(
-        num_attention_heads=HEADS,
-        attention_head_dim=HEAD_DIM,
-        num_layers=2,
-        pooled_projection_dim=16,
-        in_channels=4,
-        out_channels=4,
-        text_embed_dim=16,
-        time_embed_dim=8,
-        max_sequence_length=TEXT,
-    )
-    nn.init.normal_(model.pos_frequencies)
-    return model, {
-        "hidden_states": torch.randn(BATCH, 4, T, 2 * H, 2 * W),
-        "encoder_hidden_states": torch.randn(BATCH, TEXT, 16),
-        "timestep": torch.full((BATCH,), 500.0),
-        "encoder_attention_mask": _mask().bool(),
-    }
-
-
-def _mask() -> Tensor:
-    return torch.tensor([[1] * TEXT, [1, 1, 1] + [0] * (TEXT - 3)])
-
-
-FAMILIES = [wan, wan_image_to_video, ltx, hunyuan, hunyuan15, cogvideox, mochi]
 JOINT_OR_NOT = [wan, hunyuan]
-
-
-def run(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    return model(**inputs, return_dict=False)[0]
 
 
 @torch.no_grad()
@@ -359,94 +207,6 @@ def test_selections_are_taken_again_between_refreshes(monkeypatch: pytest.Monkey
     chosen = run(model, inputs)
     model._vsa_plan.steps.timestep += 1
     assert torch.equal(run(model, inputs), chosen) and reused[-1]
-
-
-def test_fastvideo_gates_round_trip_and_weigh_the_coarse_branch() -> None:
-    model, inputs = wan()
-    apply_vsa(model, topk=2, gates="coarse")
-    fine_only = run(model, inputs)
-    dim = HEADS * HEAD_DIM
-    checkpoint = {
-        f"blocks.{layer}.to_gate_compress.{name}": torch.randn(shape)
-        for layer in range(2)
-        for name, shape in (("weight", (dim, dim)), ("bias", (dim,)))
-    }
-    load_gates(model, {**checkpoint, "blocks.0.attn1.to_q.weight": torch.zeros(1)})
-    saved = gates_state_dict(model)
-    assert saved.keys() == checkpoint.keys()
-    assert all(torch.equal(saved[name], checkpoint[name]) for name in checkpoint)
-    gated = run(model, inputs)
-    assert (gated - fine_only).abs().max() > 1e-3
-    gated.sum().backward()
-    assert all(b.attn1.to_gate_compress.weight.grad.abs().max() > 0 for b in model.blocks)
-
-    # diffusers' own naming, as transformer.state_dict() has it, under a prefix
-    own = {f"transformer.{name}": value.clone() for name, value in model.state_dict().items()}
-    apply_vsa(model, topk=2)
-    apply_vsa(model, topk=2, gates="coarse")
-    assert torch.equal(run(model, inputs), fine_only)
-    load_gates(model, own)
-    assert torch.equal(run(model, inputs), gated)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_saves_and_loads_its_gates_and_zero_ones_change_nothing(family: Any) -> None:
-    model, inputs = family()
-    plain = run(apply_vsa(model, topk=2, tile=(4, 4, 4)), inputs)
-    apply_vsa(model, topk=2, gates="coarse")
-    torch.testing.assert_close(run(model, inputs), plain, rtol=0, atol=1e-6)
-    load_gates(model, {k: torch.full_like(v, 0.1) for k, v in model.state_dict().items()})
-    assert all((value == 0.1).all() for value in gates_state_dict(model).values())
-    assert (run(model, inputs) - plain).abs().max() > 1e-4
-
-
-@torch.no_grad()
-def test_a_gated_layer_is_coarse_times_gate_plus_fine_on_tiles_of_64() -> None:
-    model, _ = wan()
-    apply_vsa(model, topk=3, gates="coarse")
-    attn = model.blocks[0].attn1
-    nn.init.normal_(attn.to_gate_compress.weight)
-    nn.init.normal_(attn.to_gate_compress.bias)
-    grid = vsa.Grid((5, 6, 7), tile=(4, 4, 4))
-    x = torch.randn(BATCH, grid.tokens, HEADS * HEAD_DIM)
-    model._vsa_plan._set({0: model._vsa_plan._work(0, grid.shape)})
-    q, k, v, gate = (
-        projected.unflatten(2, (HEADS, HEAD_DIM))
-        for projected in (
-            attn.norm_q(attn.to_q(x)),
-            attn.norm_k(attn.to_k(x)),
-            attn.to_v(x),
-            attn.to_gate_compress(x),
-        )
-    )
-    fine = vsa.attention(q, k, v, 3, grid=grid)
-    means = grid.to_tiles(torch.cat([q, k, v])).sum(2) / grid.sizes[:, None, None]
-    q_mean, k_mean, v_mean = means.transpose(1, 2).chunk(3)
-    coarse = nn.functional.scaled_dot_product_attention(q_mean, k_mean, v_mean)
-    rows = coarse.transpose(1, 2)[:, grid.tile_of_token()]
-    wanted = attn.to_out[0]((rows * gate + fine).flatten(2))
-    torch.testing.assert_close(attn(x), wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_checkpoints_that_do_not_fit_are_refused_before_anything_is_loaded() -> None:
-    model, _ = wan()
-    apply_vsa(model, topk=2)
-    with pytest.raises(ValueError, match=r"no coarse gates: call apply_vsa"):
-        load_gates(model, {})
-    apply_vsa(model, topk=2, gates="coarse")
-    good = {name: torch.ones_like(value) for name, value in gates_state_dict(model).items()}
-    missing = {name: value for name, value in good.items() if "blocks.0" in name}
-    extra = {**good, "blocks.2.to_gate_compress.bias": torch.ones(HEADS * HEAD_DIM)}
-    misshapen = {**good, "blocks.1.to_gate_compress.bias": torch.ones(3)}
-    for bad, sentence in (
-        (missing, r"state_dict lacks blocks\.1\.to_gate_compress"),
-        (extra, r"no layer for blocks\.2\.to_gate_compress\.bias"),
-        (misshapen, r"blocks\.1\.to_gate_compress\.bias as \(3,\)"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            load_gates(model, bad)
-    assert all(value.abs().max() == 0 for value in gates_state_dict(model).values())
 
 
 def test_twice_and_never_are_well_defined() -> None:
