@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call that makes the self-attention of a diffusers video transformer sparse."""
+
+from importlib.util import find_spec
+
+from vsa.installation import DISTRIBUTION
+
+if find_spec("diffusers") is None:
+    raise ImportError(
+        "vsa.integrations.diffusers needs diffusers, which cannot be imported: "
+        f"run pip install '{DISTRIBUTION}[diffusers]' with Python 3.11 or newer"
+    )
+
+from vsa.integrations.diffusers.apply import apply_vsa, remove_vsa
+from vsa.integrations.diffusers.gates import gates_state_dict, load_gates
+
+__all__ = ["apply_vsa", "gates_state_dict", "load_gates", "remove_vsa"]

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``apply_vsa`` and ``remove_vsa``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
+
+from torch import nn
+
+from vsa import checks
+from vsa.budget import TopK, resolve
+from vsa.grid import SLOTS
+from vsa.inputs import DEFAULT_TILE, Tile
+from vsa.integrations.diffusers.families import Family, family_of
+from vsa.integrations.diffusers.gates import create_gates, delete_gates
+from vsa.integrations.diffusers.plan import PLAN, Plan, Schedule, Settings
+from vsa.integrations.diffusers.processors import SparseProcessor
+
+Transformer = TypeVar("Transformer", bound=nn.Module)
+
+
+def apply_vsa(
+    transformer: Transformer,
+    topk: TopK | Schedule = 0.1,
+    *,
+    tile: Tile = "auto",
+    dense_layers: Sequence[int] = (),
+    dense_steps: int = 0,
+    gates: Literal["coarse"] | None = None,
+    refresh_every: int = 1,
+) -> Transformer:
+    """Make the self-attention of a diffusers video transformer sparse, in place.
+
+    Only self-attention of video tokens changes: cross-attention stays, and in joint attention all
+    text tokens are attended and attend everything. The grid is read from the transformer's input at
+    every call. A second call replaces the settings of the first and keeps gates that are wanted
+    again.
+
+    Denoising steps are counted by the ``timestep`` argument: a smaller one is the next step, the
+    same one another call of this step (guidance), a larger one a new generation. Reading it costs
+    one synchronisation per call, and is done only where steps make a difference.
+
+    Args:
+        transformer: ``pipe.transformer`` of Wan 2.1 and 2.2 (each of its two), LTX, HunyuanVideo,
+            HunyuanVideo 1.5, CogVideoX or Mochi.
+        topk: as in ``vsa.attention``: a number or share of tiles, one for each head, or a
+            ``vsa.TopP``; or a function topk(layer, step) that returns one of these, or None for
+            dense attention.
+        tile: tokens per tile along (t, h, w); "auto" wastes the fewest slots, and is (4, 4, 4) with
+            gates, as they were trained with it.
+        dense_layers: layers that keep diffusers' own attention, negative ones from the end.
+        dense_steps: denoising steps at the beginning that do so.
+        gates: "coarse" adds a coarse branch behind gates that are zero until trained or loaded.
+        refresh_every: tiles are chosen every so many steps and taken again in between.
+
+    Returns:
+        The transformer.
+
+    Raises:
+        TypeError, ValueError: in one sentence that names the argument; the transformer is
+            unchanged then.
+    """
+    module: Any = getattr(transformer, "_orig_mod", transformer)
+    family = family_of(module)
+    layers = family.layers(module)
+    settings = Settings(
+        topk=_checked_topk(topk, next(iter(layers.values()))),
+        tile=_checked_tile(tile, gates),
+        dense_steps=checks.integer("dense_steps", dense_steps, at_least=0),
+        refresh_every=checks.integer("refresh_every", refresh_every, at_least=1),
+    )
+    dense = _checked_layers(dense_layers, len(layers))
+    if gates not in (None, "coarse"):
+        raise ValueError(f'gates must be None or "coarse", but it is {gates!r}')
+    earlier: Plan | None = getattr(module, PLAN, None)
+    originals = {path: _original(attn, earlier) for path, attn in layers.items()}
+    _check_replaceable(family, originals)
+
+    if earlier is not None:
+        earlier.remove(module)
+    create_gates(layers) if gates else delete_gates(layers)
+    processors = {
+        layer: family.processor(original)
+        for layer, original in enumerate(originals.values())
+        if layer not in dense
+    }
+    Plan(family, settings, layers, processors).install(module)
+    return transformer
+
+
+def remove_vsa(transformer: Transformer) -> Transformer:
+    """Undo ``apply_vsa``: diffusers' own attention again, bit for bit, and no gates.
+
+    Save trained gates with ``gates_state_dict`` before. Without an earlier ``apply_vsa`` nothing
+    happens.
+
+    Args:
+        transformer: any transformer that ``apply_vsa`` takes.
+
+    Returns:
+        The transformer.
+
+    Raises:
+        TypeError: a class that is not supported.
+    """
+    module: Any = getattr(transformer, "_orig_mod", transformer)
+    family_of(module)
+    plan: Plan | None = getattr(module, PLAN, None)
+    if plan is not None:
+        plan.remove(module)
+        delete_gates(plan.layers)
+    return transformer
+
+
+def _checked_topk(topk: TopK | Schedule, attn: Any) -> TopK | Schedule:
+    if not callable(topk):
+        resolve(topk, 1, attn.heads)
+    return topk
+
+
+def _checked_tile(tile: Tile, gates: str | None) -> Tile:
+    if tile == "auto":
+        return DEFAULT_TILE if gates else "auto"
+    return checks.tile("tile", tile, SLOTS)
+
+
+def _checked_layers(dense_layers: Sequence[int], count: int) -> set[int]:
+    numbers = list(dense_layers)
+    for number in numbers:
+        if not isinstance(number, int) or not -count <= number < count:
+            raise ValueError(
+                f"dense_layers must be numbers from {-count} to {count - 1}, as this transformer "
+                f"has {count} layers, but one is {number!r}"
+            )
+    return {number % count for number in numbers}
+
+
+def _original(attn: Any, earlier: Plan | None) -> Any:
+    """A layer's processor from diffusers, under ours if an earlier call put one there."""
+    ours = isinstance(attn.processor, SparseProcessor) and earlier is not None
+    if ours:
+        attn.processor.hand_settings_on()
+    return attn.processor.original if ours else attn.processor
+
+
+def _check_replaceable(family: Family, originals: dict[str, Any]) -> None:
+    for path, original in originals.items():
+        if type(original).__name__ != family.replaces:
+            raise TypeError(
+                f"the attention processor of {path} must be diffusers' {family.replaces}, but it "
+                f"is a {type(original).__name__}: restore the default processors before apply_vsa"
+            )

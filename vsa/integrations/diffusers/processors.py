@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention processors: diffusers' projections around ``vsa.attention``, one class per family."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_ltx import apply_rotary_emb as apply_ltx_rotary_emb
+from torch import Tensor, nn
+
+from vsa.attention import attention
+from vsa.grid import Grid
+from vsa.integrations.diffusers.work import Work
+
+Rotary = tuple[Tensor, Tensor]
+
+
+class Given(NamedTuple):
+    """What diffusers hands to a processor: see ``SparseProcessor.__call__``."""
+
+    video: Tensor
+    text: Tensor | None
+    mask: Tensor | None
+    rotary: Rotary | None
+
+
+class SparseProcessor:
+    """What all families share: the call of diffusers' attention modules, and the sparse core.
+
+    Attributes:
+        original: the processor that was there before, which computes dense passes.
+        work: what the current pass asks for; the transformer's pre-hook sets it.
+    """
+
+    # diffusers sets these on every processor that has them: set_attention_backend, whose choice
+    # dense passes follow, and enable_parallelism.
+    _attention_backend: Any = None
+    _parallel_config: Any = None
+
+    def __init__(self, original: Any) -> None:
+        self.original = original
+        self.work: Work | None = None
+        self._attention_backend = getattr(original, "_attention_backend", None)
+        self._parallel_config = getattr(original, "_parallel_config", None)
+
+    def hand_settings_on(self) -> None:
+        """Give the original what diffusers has set here."""
+        for name in ("_attention_backend", "_parallel_config"):
+            if hasattr(self.original, name):
+                setattr(self.original, name, getattr(self, name))
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Rotary | None = None,
+    ) -> Any:
+        """Attend as diffusers' own processor does, sparsely.
+
+        Args:
+            attn: the attention module, whose projections are used.
+            hidden_states: (B, T * H * W, channels), video tokens in raster order.
+            encoder_hidden_states: (B, text, channels) in families with joint attention.
+            attention_mask: which text tokens are real, in the family's own form.
+            image_rotary_emb: cosines and sines, in the family's own form.
+
+        Returns:
+            What the family's own processor returns.
+
+        Raises:
+            ValueError: the tokens are not those of the transformer's input.
+        """
+        work = self.work
+        if work is None:
+            raise ValueError(
+                "the grid is unknown, because this layer ran outside of its transformer: "
+                "call the transformer itself, or remove_vsa(transformer) first"
+            )
+        if work.topk is None:
+            return self.original(
+                attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
+            )
+        T, H, W = work.shape
+        if hidden_states.shape[1] != T * H * W:
+            raise ValueError(
+                f"the grid of the transformer's input is {work.shape}, {T * H * W} tokens, but "
+                f"this layer got {hidden_states.shape[1]}: VSA needs the whole video in raster "
+                "order"
+            )
+        given = Given(hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        return self.attend(work, attn, given)
+
+    def attend(self, work: Work, attn: Any, given: Given) -> Any:
+        """Project, attend with ``sparse`` and project back."""
+        raise NotImplementedError
+
+
+def sparse(
+    work: Work,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    gate: Tensor | None,
+    *,
+    prefix: int = 0,
+    suffix: int = 0,
+    text_valid: Tensor | None = None,
+) -> Tensor:
+    """The sparse core, with what an earlier step selected where ``work`` says so.
+
+    Args:
+        work: what this pass asks for.
+        qkv: (B, S, heads, head_dim) each, S = prefix + T * H * W + suffix.
+        gate: (B, T * H * W, heads, head_dim) for the coarse branch, or None.
+        prefix: text tokens before the video.
+        suffix: text tokens after it.
+        text_valid: (B, prefix + suffix) bool.
+
+    Returns:
+        (B, S, heads * head_dim).
+    """
+    q, k, v = qkv
+    # A norm kept in fp32 would leave q and k in another type than v.
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    grid = Grid(work.shape, work.tile, prefix, suffix)
+    if gate is not None and grid.text:
+        gate = nn.functional.pad(gate, (0, 0, 0, 0, prefix, suffix))
+    known = work.store.fitting(grid, q.shape[0]) if work.store and work.reuse else None
+    out = attention(
+        q,
+        k,
+        v,
+        work.topk if known is None else None,
+        grid=grid,
+        gate_coarse=gate,
+        selection=known,
+        text_valid=text_valid,
+        return_selection=work.store is not None,
+    )
+    if work.store is not None:
+        out, work.store.selection = out
+    return out.flatten(2)
+
+
+def heads_of(x: Tensor, attn: Any) -> Tensor:
+    """(B, S, heads * head_dim) -> (B, S, heads, head_dim)."""
+    return x.unflatten(2, (attn.heads, -1))
+
+
+def gate_of(attn: Any, hidden_states: Tensor) -> Tensor | None:
+    """The coarse gate, (B, S, heads, head_dim), without activation; None where there is none."""
+    projection = getattr(attn, "to_gate_compress", None)
+    return None if projection is None else heads_of(projection(hidden_states), attn)
+
+
+def project_out(attn: Any, x: Tensor) -> Tensor:
+    """The output projection and its dropout."""
+    return attn.to_out[1](attn.to_out[0](x))
+
+
+def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the channel pairs (2i, 2i + 1) of (B, S, heads, head_dim); angles end in pairs."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return turned.flatten(-2).to(x.dtype)
+
+
+class WanSparseProcessor(SparseProcessor):
+    """Wan: video tokens only, norms over all heads, rotation per head."""
+
+    def attend(self, work: Work, attn: Any, given: Given) -> Tensor:
+        """Attend; -> (B, S, channels)."""
+        x = given.video
+        if attn.fused_projections:
+            q, k, v = attn.to_qkv(x).chunk(3, dim=-1)
+        else:
+            q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+        q, k, v = (heads_of(each, attn) for each in (attn.norm_q(q), attn.norm_k(k), v))
+        if given.rotary is not None:
+            # Every angle stands twice in diffusers' tables, once for each channel of its pair.
+            cos, sin = given.rotary[0][..., 0::2], given.rotary[1][..., 1::2]
+            q, k = turn_pairs(q, cos, sin), turn_pairs(k, cos, sin)
+        return project_out(attn, sparse(work, (q, k, v), gate_of(attn, x)))
+
+
+class LTXSparseProcessor(SparseProcessor):
+    """LTX: video tokens only, norms and rotation over all heads."""
+
+    def attend(self, work: Work, attn: Any, given: Given) -> Tensor:
+        """Attend; -> (B, S, channels)."""
+        x = given.video
+        q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x)
+        if given.rotary is not None:
+            q, k = (apply_ltx_rotary_emb(each, given.rotary) for each in (q, k))
+        q, k, v = (heads_of(each, attn) for each in (q, k, v))
+        return project_out(attn, sparse(work, (q, k, v), gate_of(attn, x)))
+
+
+class JointSparseProcessor(SparseProcessor):
+    """Video and text in one sequence; what follows is what the families differ in."""
+
+    text_first = False
+
+    def turn(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """Rotate the video's queries or keys, (B, S, heads, head_dim)."""
+        return apply_rotary_emb(x, rotary, sequence_dim=1)
+
+    def text_valid(self, mask: Tensor | None, length: int) -> Tensor | None:
+        """(B, length) bool, which text tokens are real; None for all."""
+        return None if mask is None else mask[:, -length:].bool()
+
+    def attend(self, work: Work, attn: Any, given: Given) -> tuple[Tensor, Tensor]:
+        """Attend; -> video (B, S, channels) and text (B, text, channels)."""
+        x, text = given.video, given.text
+        if text is None:
+            raise ValueError(
+                "encoder_hidden_states is None, but joint attention needs the text tokens"
+            )
+        video_qkv = self._project(attn, x, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
+        if given.rotary is not None:
+            q, k = (self.turn(each, given.rotary) for each in video_qkv[:2])
+            video_qkv = [q, k, video_qkv[2]]
+        if getattr(attn, "add_q_proj", None) is None:
+            text_qkv = self._project(attn, text, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
+        else:
+            added = ("add_q_proj", "add_k_proj", "add_v_proj")
+            text_qkv = self._project(attn, text, added, ("norm_added_q", "norm_added_k"))
+        order = (text_qkv, video_qkv) if self.text_first else (video_qkv, text_qkv)
+        q, k, v = (torch.cat(pair, dim=1) for pair in zip(*order, strict=True))
+        length = text.shape[1]
+        out = sparse(
+            work,
+            (q, k, v),
+            gate_of(attn, x),
+            prefix=length if self.text_first else 0,
+            suffix=0 if self.text_first else length,
+            text_valid=self.text_valid(given.mask, length),
+        )
+        return self._split(attn, out, length)
+
+    @staticmethod
+    def _project(
+        attn: Any, x: Tensor, projections: tuple[str, ...], norms: tuple[str, str]
+    ) -> list[Tensor]:
+        q, k, v = (heads_of(getattr(attn, name)(x), attn) for name in projections)
+        norm_q, norm_k = (getattr(attn, name, None) for name in norms)
+        return [q if norm_q is None else norm_q(q), k if norm_k is None else norm_k(k), v]
+
+    def _split(self, attn: Any, out: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Part the streams and project each with what its block has."""
+        video, text = out[:, :-length], out[:, -length:]
+        # A single-stream block projects both itself, together with its feed-forward.
+        if getattr(attn, "to_out", None) is not None:
+            video = project_out(attn, video)
+        if getattr(attn, "to_add_out", None) is not None:
+            text = attn.to_add_out(text)
+        return video, text
+
+
+class HunyuanVideoSparseProcessor(JointSparseProcessor):
+    """HunyuanVideo: text last, masked as (B, 1, 1, video + text)."""
+
+    def text_valid(self, mask: Tensor | None, length: int) -> Tensor | None:
+        """(B, length) bool."""
+        return None if mask is None else mask[:, 0, 0, -length:].bool()
+
+
+class HunyuanVideo15SparseProcessor(JointSparseProcessor):
+    """HunyuanVideo 1.5: text last, masked as (B, text)."""
+
+
+class CogVideoXSparseProcessor(JointSparseProcessor):
+    """CogVideoX: text first, never masked, both streams through one output projection."""
+
+    text_first = True
+
+    def text_valid(self, mask: Tensor | None, length: int) -> None:
+        """All text is real; a mask of another kind has no meaning here."""
+        if mask is not None:
+            raise ValueError("attention_mask must be None for CogVideoX, but it is a tensor")
+
+    def _split(self, attn: Any, out: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        out = project_out(attn, out)
+        return out[:, length:], out[:, :length]
+
+
+class MochiSparseProcessor(JointSparseProcessor):
+    """Mochi: text last, masked as (B, text), rotation with angles per head."""
+
+    def turn(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """Rotate in fp32."""
+        return turn_pairs(x.float(), *rotary).to(x.dtype)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one forward pass asks of one attention layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vsa.budget import TopK
+from vsa.grid import Extent, Grid
+from vsa.select import Selection
+
+
+@dataclass(frozen=True)
+class Work:
+    """One layer's part in one forward pass of the transformer, never changed once made.
+
+    The denoising step is left out on purpose: torch.compile guards on these values, and would
+    compile again at every step.
+
+    Attributes:
+        shape: (T, H, W), the video tokens of this pass.
+        tile: tokens per tile along (t, h, w).
+        topk: as in ``vsa.attention``; None leaves this pass to diffusers' own attention.
+        store: where this pass's selection is kept, None to keep none.
+        reuse: whether to take the selection that lies in ``store``.
+    """
+
+    shape: Extent
+    tile: Extent
+    topk: TopK | None
+    store: Store | None = None
+    reuse: bool = False
+
+
+@dataclass(eq=False)
+class Store:
+    """A selection that later denoising steps may take again."""
+
+    selection: Selection | None = field(default=None)
+
+    def fitting(self, grid: Grid, batch: int) -> Selection | None:
+        """The stored selection, None if it is of another grid or batch size."""
+        found = self.selection
+        fits = found is not None and found.grid == grid and found.bitmap.shape[0] == batch
+        return found if fits else None
