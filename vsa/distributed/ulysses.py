@@ -220,7 +220,7 @@ def _heads_per_rank(heads: int, ranks: Ranks) -> int:
         more = [str(n) for n in sizes if n > ranks.columns][:1]
         raise ValueError(
             f"q has {heads} heads, which {ranks.columns} ranks of group cannot share out evenly: "
-            f"use {' or '.join([str(fewer), *more])} ranks, or a 2-D DeviceMesh (queries, heads) whose "
-            f"second dimension is {fewer}"
+            f"use {' or '.join([str(fewer), *more])} ranks, or a 2-D DeviceMesh (queries, heads) "
+            f"whose second dimension is {fewer}"
         )
     return heads // ranks.columns
