@@ -125,6 +125,11 @@ def two(rank):
     assert chosen.shape == (1, 2, 12, 12)
     again = ulysses_attention(x, x, x, None, grid=GRID, selection=chosen)
     assert torch.equal(first, again)
+    attend = torch.compile(
+        lambda x: ulysses_attention(x, x, x, 2, grid=GRID), backend="aot_eager", fullgraph=True
+    )
+    assert torch.equal(attend(x), first)
+    mixed_types(rank)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert ulysses_attention(x, x, x, 2, grid=GRID).dtype == torch.bfloat16
 
@@ -146,6 +151,20 @@ def two(rank):
 
     layer = torch.nn.Linear(8, 24).double()
     sharded_layer(layer, rank)
+
+
+def mixed_types(rank):
+    """Gates and the log-sum-exp in fp32 beside bf16: an all-to-all for each type."""
+    torch.manual_seed(3)
+    gate = torch.randn(1, GRID.length, 4, 8)
+    q = torch.randn(1, GRID.length, 4, 8).bfloat16()
+    options = {"grid": GRID, "return_lse": True}
+    expected, lse = vsa.attention(q, q, q, 2, gate_coarse=gate, **options)
+    q, gate = (x.tensor_split(2, dim=1)[rank] for x in (q, gate))
+    out, own_lse = ulysses_attention(q, q, q, 2, gate_coarse=gate, **options)
+    assert own_lse.dtype == torch.float32
+    torch.testing.assert_close(own_lse, lse.tensor_split(2, dim=2)[rank], rtol=0, atol=1e-5)
+    torch.testing.assert_close(out, expected.tensor_split(2, dim=1)[rank], rtol=1e-2, atol=1e-2)
 
 
 def sharded_layer(layer, rank):
