@@ -5,7 +5,7 @@ from vsa.installation import installed_version
 
 __version__ = installed_version()
 
-from vsa import diagnostics, nn, plots
+from vsa import diagnostics, distributed, nn, plots
 from vsa.attention import attention
 from vsa.budget import TopP
 from vsa.fine import block_sparse_attention
@@ -23,6 +23,7 @@ __all__ = [
     "best_tile",
     "block_sparse_attention",
     "diagnostics",
+    "distributed",
     "flops",
     "nn",
     "plots",

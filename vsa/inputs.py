@@ -70,7 +70,7 @@ def resolve(
     """
     for name, x in (("q", q), ("k", k), *([("v", v)] if v is not None else [])):
         checks.layout(name, checks.tensor(name, x))
-    q, k, v = _under_autocast(q, k, k if v is None else v)
+    q, k, v = under_autocast(q, k, k if v is None else v)
     checks.alike(q, {"k": k, "v": v})
     checks.keys_match(q, k, v)
     if selection is not None:
@@ -106,7 +106,7 @@ def _wants_gradients(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
-def _under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast mixed types become autocast's; fp64 is left alone, as PyTorch does."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device) or torch.float64 in {x.dtype for x in tensors}:

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Video Sparse Attention with the sequence sharded over ranks of torch.distributed."""
+
+from vsa.distributed.ring import ring_attention
+from vsa.distributed.ulysses import ulysses_attention
+
+__all__ = ["ring_attention", "ulysses_attention"]
