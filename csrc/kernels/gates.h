@@ -63,7 +63,7 @@ struct CombineParams {
   int heads;
 };
 
-// One of the places that a warp's lanes have for a token.
+// How a warp's lanes share the channels of a token, and where they find them.
 template <int D>
 struct LanePairs {
   static constexpr int kPairs = D / (2 * kWarpThreads);
