@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vsa import gated_ops, inputs
+from vsa.coarse import coarse_attention
 from vsa.fine import fine, most_kept
 from vsa.grid import Grid
 
@@ -19,19 +21,23 @@ FUSED = ("hopper", "emulated")
 """Backends that have kernels for the gates too."""
 
 
-def gated_fine(
+def gated_attention(
     call: inputs.Inputs,
     selection: Selection,
-    coarse: Tensor | None,
+    means: Sequence[Tensor],
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The fine stage, and combine on top.
+    """Coarse attention, the fine stage, and combine on top.
+
+    Our own kernels do all of it as one operator; where nothing needs a gradient the forward kernel
+    combines on its accumulators, so that the last bit may differ from what training computes.
 
     Args:
         call: checked inputs.
         selection: the key tiles of every query tile.
-        coarse: (B, heads, num_tiles, head_dim) fp32, exactly when there is a ``gate_coarse``.
+        means: of the tiles of q, k and v, (B, heads, num_tiles, head_dim) fp32, exactly when there
+            is a ``gate_coarse``.
         gate_fine: broadcastable to q as the user gave it, or None for 1.
         gate_coarse: likewise, or None to leave the coarse branch out.
 
@@ -40,23 +46,28 @@ def gated_fine(
         lse: (B, heads, S) fp32, of the fine stage.
     """
     if call.backend not in FUSED or (gate_fine is None and gate_coarse is None):
+        coarse = coarse_attention(*means, scale=call.scale) if means else None
         out, lse = fine(call, selection)
         return combine(out.view(call.shape), coarse, gate_fine, gate_coarse, call.grid), lse
-    out, _, lse = gated_ops.gated_attention(
+    gates = _for_kernels(gate_fine, call), _for_kernels(gate_coarse, call)
+    arguments = (
         call.q,
         call.k,
         call.v,
         selection.bitmap,
         call.text_valid,
-        coarse,
-        _for_kernels(gate_fine, call),
-        _for_kernels(gate_coarse, call),
+        [mean.detach() for mean in means],
+        *gates,
         call.grid.as_ints(),
         call.kv_grid.as_ints(),
         most_kept(selection),
         call.scale,
         call.backend,
     )
+    if inputs.wants_gradients(call.q, call.k, call.v, *(x for x in gates if x is not None)):
+        out, lse, *_ = gated_ops.gated_attention(*arguments)
+    else:
+        out, lse = gated_ops.gated_attention_inference(*arguments)
     return out.view(call.shape), lse
 
 

@@ -248,6 +248,7 @@ struct FineBackwardQueries {
         const uint64_t rows = p_.queries.rows(at, item.batch);
         for_each(grad_q_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
       }
+      p_.grad_q_means.add_to(grad_q_, p_.queries, p_.heads, item, at);
       Operand<D> rounded;
       round_to<Element>(rounded, grad_q_);
       write_tile(s_.q[w_], rounded);
