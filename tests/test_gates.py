@@ -82,7 +82,7 @@ def test_the_output_is_combine_of_the_fine_output(machine: Machine) -> None:
         flat = [x.flatten(1, 3) for x in (q, k, v)]
         gates = [x.flatten(1, 3) for x in (gate_fine, gate_coarse)]
         found, _, again, coarse = torch.ops.vsa.gated_attention(
-            *flat, selection.bitmap, None, means, *gates,
+            *flat, selection.bitmap, None, *means, *gates,
             grid.as_ints(), grid.as_ints(), 3, 64**-0.5, backend,
         )  # fmt: skip
         expected = combine(fine, coarse, gate_fine, gate_coarse, grid)
@@ -124,7 +124,8 @@ def test_opcheck(machine: Machine) -> None:
     means = list(torch.randn(3, 3, 2, grid.num_tiles, 64, device=device))
     plan = grid.as_ints(), grid.as_ints(), 2, 0.1, backend
     for gates in ((None, None), (tensors["gate_fine"], tensors["gate_coarse"])):
-        arguments = words, problem.valid().to(device), means if gates[1] is not None else []
+        own_means = means if gates[1] is not None else [None] * 3
+        arguments = words, problem.valid().to(device), *own_means
         torch.library.opcheck(
             torch.ops.vsa.gated_attention,
             (q, k, v, *arguments, *gates, *plan),

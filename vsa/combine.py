@@ -17,8 +17,10 @@ from vsa.grid import Grid
 if TYPE_CHECKING:
     from vsa.select import Selection
 
-FUSED = ("hopper", "emulated")
-"""Backends that have kernels for the gates too."""
+
+def is_one_operator(backend: str) -> bool:
+    """Whether the backend's kernels do coarse, fine and combine, and their gradients, as one."""
+    return backend in ("hopper", "emulated")
 
 
 def gated_attention(
@@ -37,7 +39,7 @@ def gated_attention(
         call: checked inputs.
         selection: the key tiles of every query tile.
         means: of the tiles of q, k and v, (B, heads, num_tiles, head_dim) fp32, exactly when there
-            is a ``gate_coarse``.
+            is a ``gate_coarse``; without gradient where ``is_one_operator``.
         gate_fine: broadcastable to q as the user gave it, or None for 1.
         gate_coarse: likewise, or None to leave the coarse branch out.
 
@@ -45,8 +47,8 @@ def gated_attention(
         out: shape and type of q as the user gave it.
         lse: (B, heads, S) fp32, of the fine stage.
     """
-    if call.backend not in FUSED or (gate_fine is None and gate_coarse is None):
-        coarse = coarse_attention(*means, scale=call.scale) if means else None
+    if not is_one_operator(call.backend) or (gate_fine is None and gate_coarse is None):
+        coarse = coarse_attention(means[0], means[1], means[2], call.scale) if means else None
         out, lse = fine(call, selection)
         return combine(out.view(call.shape), coarse, gate_fine, gate_coarse, call.grid), lse
     gates = _for_kernels(gate_fine, call), _for_kernels(gate_coarse, call)
@@ -56,7 +58,7 @@ def gated_attention(
         call.v,
         selection.bitmap,
         call.text_valid,
-        [mean.detach() for mean in means],
+        *(means or (None, None, None)),
         *gates,
         call.grid.as_ints(),
         call.kv_grid.as_ints(),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vsa.backends import kernels, kernels_backward
 from vsa.backends.layout import Plan
+from vsa.backends.pytorch_routing import full_precision
 from vsa.coarse import coarse_attention
 from vsa.grid import Grid
 
@@ -26,7 +27,9 @@ def gated_attention(
     v: Tensor,
     words: Tensor,
     text_valid: Tensor | None,
-    means: Sequence[Tensor],
+    q_means: Tensor | None,
+    k_means: Tensor | None,
+    v_means: Tensor | None,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
     grid: Sequence[int],
@@ -43,8 +46,10 @@ def gated_attention(
         v: like k.
         words: (B, heads, n_q, words) int32, the selection's bitmap.
         text_valid: (B, prefix + suffix) bool or None for all valid.
-        means: ``vsa.ops.tile_means`` of q, k and v, exactly when there is a ``gate_coarse``. Their
-            gradient is not theirs: it is part of those of q, k and v.
+        q_means: ``vsa.ops.tile_means`` of q, exactly when there is a ``gate_coarse``. The gradient
+            of means is not theirs: it is part of those of q, k and v.
+        k_means: likewise of k.
+        v_means: likewise of v.
         gate_fine: of q's shape, and of its type or fp32; any strides; None for 1.
         gate_coarse: likewise; None leaves the coarse branch out.
         grid: the queries' grid.
@@ -60,7 +65,7 @@ def gated_attention(
         coarse: (B, heads, n_q, head_dim) fp32, or empty; without gradient.
     """
     plan = Plan(Grid.from_ints(grid), Grid.from_ints(kv_grid), most, scale)
-    gates = _gates(means, gate_fine, gate_coarse, scale)
+    gates = _gates(q_means, k_means, v_means, gate_fine, gate_coarse, scale)
     fine, lse = kernels.forward(q, k, v, words, text_valid, plan)
     out = kernels.combine(fine, gates, plan.grid)
     coarse = gates.coarse_rows
@@ -69,9 +74,10 @@ def gated_attention(
 
 @gated_attention.register_fake
 def _(
-    q, k, v, words, text_valid, means, gate_fine, gate_coarse, grid, kv_grid, most, scale, backend
-):
-    coarse = means[0].new_empty(means[0].shape) if means else q.new_empty(0, dtype=torch.float32)
+    q, k, v, words, text_valid, q_means, k_means, v_means, gate_fine, gate_coarse,
+    grid, kv_grid, most, scale, backend,
+):  # fmt: skip
+    coarse = q.new_empty(0 if q_means is None else q_means.shape, dtype=torch.float32)
     return q.new_empty(q.shape), _empty_lse(q), q.new_empty(q.shape), coarse
 
 
@@ -82,7 +88,9 @@ def gated_attention_inference(
     v: Tensor,
     words: Tensor,
     text_valid: Tensor | None,
-    means: Sequence[Tensor],
+    q_means: Tensor | None,
+    k_means: Tensor | None,
+    v_means: Tensor | None,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
     grid: Sequence[int],
@@ -100,23 +108,32 @@ def gated_attention_inference(
         out, lse: as there, without gradients.
     """
     plan = Plan(Grid.from_ints(grid), Grid.from_ints(kv_grid), most, scale)
-    gates = _gates(means, gate_fine, gate_coarse, scale)
+    gates = _gates(q_means, k_means, v_means, gate_fine, gate_coarse, scale)
     return kernels.forward(q, k, v, words, text_valid, plan, gates)
 
 
 @gated_attention_inference.register_fake
 def _(
-    q, k, v, words, text_valid, means, gate_fine, gate_coarse, grid, kv_grid, most, scale, backend
-):
+    q, k, v, words, text_valid, q_means, k_means, v_means, gate_fine, gate_coarse,
+    grid, kv_grid, most, scale, backend,
+):  # fmt: skip
     return q.new_empty(q.shape), _empty_lse(q)
 
 
 def _gates(
-    means: Sequence[Tensor], gate_fine: Tensor | None, gate_coarse: Tensor | None, scale: float
+    q_means: Tensor | None,
+    k_means: Tensor | None,
+    v_means: Tensor | None,
+    gate_fine: Tensor | None,
+    gate_coarse: Tensor | None,
+    scale: float,
 ) -> kernels.Gates:
     """The gates, and the coarse output beside its own."""
-    coarse = coarse_attention(*means, scale=scale).contiguous() if means else None
-    return kernels.Gates(gate_fine, gate_coarse, coarse)
+    if q_means is None or k_means is None or v_means is None:
+        return kernels.Gates(gate_fine)
+    with full_precision(q_means.device):
+        coarse = coarse_attention(q_means, k_means, v_means, scale)
+    return kernels.Gates(gate_fine, gate_coarse, coarse.contiguous())
 
 
 def _empty_lse(q: Tensor) -> Tensor:
@@ -138,7 +155,9 @@ def gated_attention_backward(
     text_valid: Tensor | None,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
-    means: Sequence[Tensor],
+    q_means: Tensor | None,
+    k_means: Tensor | None,
+    v_means: Tensor | None,
     grid: Sequence[int],
     kv_grid: Sequence[int],
     most: int,
@@ -152,18 +171,19 @@ def gated_attention_backward(
         that was None. What reaches q, k and v through the tile means is in the first three.
     """
     plan = Plan(Grid.from_ints(grid), Grid.from_ints(kv_grid), most, scale)
+    means = [mean for mean in (q_means, k_means, v_means) if mean is not None]
     gates = kernels.Gates(gate_fine, gate_coarse, coarse if means else None)
-    *grads, dgate_fine, dgate_coarse = kernels_backward.gated_backward(
+    dq, dk, dv, *of_gates = kernels_backward.gated_backward(
         grad_out, grad_lse, q, k, v, fine, lse, words, text_valid, plan, gates, means
     )
-    of_gates = (q.new_empty(0) if x is None else x for x in (dgate_fine, dgate_coarse))
-    return *grads, *of_gates
+    dgate_fine, dgate_coarse = (q.new_empty(0) if x is None else x for x in of_gates)
+    return dq, dk, dv, dgate_fine, dgate_coarse
 
 
 @gated_attention_backward.register_fake
 def _(
     grad_out, grad_lse, q, k, v, lse, fine, coarse, words, text_valid, gate_fine, gate_coarse,
-    means, grid, kv_grid, most, scale, backend,
+    q_means, k_means, v_means, grid, kv_grid, most, scale, backend,
 ):  # fmt: skip
     def like(x):
         return q.new_empty(0) if x is None else x.new_empty(x.shape)
@@ -172,7 +192,8 @@ def _(
 
 
 def _save(ctx, inputs, output):
-    q, k, v, words, text_valid, means, gate_fine, gate_coarse, *ctx.plan = inputs
+    q, k, v, words, text_valid, *means, gate_fine, gate_coarse = inputs[:10]
+    ctx.plan = inputs[10:]
     _, lse, fine, coarse = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(fine, coarse)
@@ -182,17 +203,17 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad_out, grad_lse, *_):
-    *saved, gate_fine, gate_coarse = ctx.saved_tensors[:10]
-    means = list(ctx.saved_tensors[10:])
-    grad_out = torch.zeros_like(saved[4]) if grad_out is None else grad_out
+    saved = ctx.saved_tensors
+    fine, gate_fine, gate_coarse = saved[4], *saved[8:10]
+    grad_out = torch.zeros_like(fine) if grad_out is None else grad_out
     *grads, dgate_fine, dgate_coarse = gated_attention_backward(
-        grad_out, grad_lse, *saved, gate_fine, gate_coarse, means, *ctx.plan
+        grad_out, grad_lse, *saved, *ctx.plan
     )
     of_gates = (
         None if gate is None else grad
         for gate, grad in ((gate_fine, dgate_fine), (gate_coarse, dgate_coarse))
     )
-    return *grads, None, None, [None] * len(means), *of_gates, *[None] * 5
+    return *grads, *[None] * 5, *of_gates, *[None] * 5
 
 
 gated_attention.register_autograd(_differentiate, setup_context=_save)

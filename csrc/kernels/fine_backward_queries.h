@@ -4,7 +4,8 @@
 //   P = 2^(scale Q K^T - LSE)      dS = P (dO V^T - delta)      dQ = scale dS K
 //
 // The forward kernel's walk over the same selection, with dO beside Q and the log-sum-exp known
-// beforehand, so that nothing is ever rescaled.
+// beforehand, so that nothing is ever rescaled. dQ may be stored where dO lies: a tile of dO is
+// read by one consumer, once, before it stores that tile of dQ.
 //
 //     scores(next)  dP(next)    dQ += dS K of the slot held    in flight together
 //     wait for the first two -> weights, dS -> look for the slot after next

@@ -143,7 +143,9 @@ def positive_scale(scale: float) -> tuple[int, float]:
     return (0 if scale == 0 else -1), -scale or 1.0
 
 
-def rows_of_text(text_valid: Tensor | None, q: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+def rows_of_text(
+    text_valid: Tensor | None, q: Tensor, plan: Plan
+) -> tuple[Tensor | None, Tensor | None]:
     """Those of the queries and those of the keys."""
     query_rows, key_rows = (
         text_rows(text_valid, q.shape[0], grid, q.device) for grid in (plan.grid, plan.kv_grid)
@@ -152,7 +154,7 @@ def rows_of_text(text_valid: Tensor | None, q: Tensor, plan: Plan) -> tuple[Tens
 
 
 def shared_arguments(
-    q: Tensor, k: Tensor, words: Tensor, rows: tuple[Tensor, Tensor], plan: Plan
+    q: Tensor, k: Tensor, words: Tensor, rows: tuple[Tensor | None, Tensor | None], plan: Plan
 ) -> dict[str, Any]:
     """What both directions pass. Addresses: their tensors must outlive the launch."""
     return {
@@ -164,8 +166,8 @@ def shared_arguments(
         "head_dim": q.shape[3],
         "bf16": q.dtype == torch.bfloat16,
         "selected": words.data_ptr(),
-        "query_text_rows": rows[0].data_ptr(),
-        "key_text_rows": rows[1].data_ptr(),
+        "query_text_rows": address(rows[0]),
+        "key_text_rows": address(rows[1]),
     }
 
 
@@ -199,14 +201,16 @@ def addressable(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def text_rows(text_valid: Tensor | None, batch: int, grid: Grid, device: torch.device) -> Tensor:
+def text_rows(
+    text_valid: Tensor | None, batch: int, grid: Grid, device: torch.device
+) -> Tensor | None:
     """Which rows of the text's tiles are real tokens.
 
     Returns:
-        (B, ceil(prefix / 64) + ceil(suffix / 64)) int64, bit r for row r.
+        (B, ceil(prefix / 64) + ceil(suffix / 64)) int64, bit r for row r; None without text.
     """
     if grid.text == 0:
-        return torch.empty(batch, 0, dtype=torch.int64, device=device)
+        return None
     if text_valid is None:
         text_valid = torch.ones(batch, grid.text, dtype=torch.bool, device=device)
     parts = (
@@ -225,11 +229,15 @@ def without_invalid_text(x: Tensor, text_valid: Tensor | None, grid: Grid) -> Te
 
 
 def views(x: Tensor, text: Tensor, grid: Grid) -> tuple[View, View, View]:
-    """The video, the prefix and the suffix of x; the last two where ``text`` has them."""
+    """The video, the prefix and the suffix of x; the last two where ``text`` has them.
+
+    By arithmetic: slices would be nine tensors more per call.
+    """
+    of_text = view(text)
     return (
-        view(x[:, grid.prefix : grid.prefix + grid.tokens]),
-        view(text[:, : grid.prefix]),
-        view(text[:, text.shape[1] - grid.suffix :]),
+        _from_token(view(x), grid.prefix, x),
+        of_text,
+        _from_token(of_text, text.shape[1] - grid.suffix, text),
     )
 
 
@@ -237,6 +245,12 @@ def view(x: Tensor) -> View:
     """What the kernels are told of a tensor (B, tokens, heads, head_dim)."""
     batch, token, head, _ = x.stride()
     return x.data_ptr(), batch, token, head
+
+
+def _from_token(whole: View, token: int, x: Tensor) -> View:
+    """The view of x that starts at a token."""
+    address, batch, stride, head = whole
+    return address + token * stride * x.element_size(), batch, stride, head
 
 
 def text_tiles(grid: Grid) -> int:

@@ -83,12 +83,14 @@ def gated_backward(
     q = q if sign == 1 else q * sign
     q, k, v, out = (kernels.addressable(x) for x in (q, k, v, out))
     gradient, lse = kernels.addressable(grad_out), lse.contiguous()
-    grad_out = gradient if gates.fine is None else torch.empty_like(out)
     grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
     words = words.contiguous()
     transposed, counts = transpose(words, plan.kv_grid.num_tiles)
     order = _longest_first(counts, k.shape[2], plan)
     grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+    # What a fine gate makes of the gradient lies where dq will: the pass over query tiles, the last
+    # that reads it, loads a tile of it before it stores that tile of dq.
+    grad_out = gradient if gates.fine is None else grads[0]
     of_gates = [
         None if gate is None else torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
         for gate in (gates.fine, gates.coarse)
