@@ -195,3 +195,17 @@ def test_fake_tensors_have_the_shapes_of_real_ones(machine: Machine) -> None:
         )
     for a, b in zip(fake, real, strict=True):
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+def test_the_coarse_output_is_in_full_precision_whatever_the_process_allows(
+    machine: Machine,
+) -> None:
+    backend, device = machine
+    q, k, v, gate = torch.randn(4, 1, 5, 6, 7, 2, 64, device=device).bfloat16()
+    before = vsa.attention(q, k, v, 3, gate_coarse=gate, backend=backend)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        after = vsa.attention(q, k, v, 3, gate_coarse=gate, backend=backend)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(before, after)

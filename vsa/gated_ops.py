@@ -204,7 +204,7 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, grad_out, grad_lse, *_):
     saved = ctx.saved_tensors
-    fine, gate_fine, gate_coarse = saved[4], *saved[8:10]
+    fine, gate_fine, gate_coarse = saved[4], saved[8], saved[9]
     grad_out = torch.zeros_like(fine) if grad_out is None else grad_out
     *grads, dgate_fine, dgate_coarse = gated_attention_backward(
         grad_out, grad_lse, *saved, *ctx.plan
