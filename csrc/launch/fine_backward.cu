@@ -51,8 +51,9 @@ std::string backward_rows(const FineBackward& call, int, void* stream) {
     using Element = decltype(element);
     const auto kernel = any(call.gates) ? backward_rows_kernel<Element, head_dim(), true>
                                         : backward_rows_kernel<Element, head_dim(), false>;
-    const dim3 blocks(params.queries.num_tiles() * call.heads, call.batch);
-    kernel<<<blocks, kWarps * kWarpThreads, 0, static_cast<cudaStream_t>(stream)>>>(params);
+    const int tiles = params.queries.grid.num_tiles() + params.queries.text_tiles;
+    kernel<<<dim3(tiles * call.heads, call.batch), kWarps * kWarpThreads, 0,
+             static_cast<cudaStream_t>(stream)>>>(params);
     error = cudaGetLastError();
   });
   return found ? not_launched("the backward's pass over tokens", error) : kNoConfig;

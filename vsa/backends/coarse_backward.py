@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vsa.backends.pytorch_routing import full_precision
 
-PROBABILITY_BYTES = 32 << 20
-"""Probabilities that exist at a time; their gradients and the scores take as much each."""
+PROBABILITY_BYTES = 64 << 20
+"""Probabilities that exist at a time; the gradients of scores take as much again."""
 
 
 def coarse_attention_backward(
