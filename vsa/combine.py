@@ -76,12 +76,13 @@ def gated_attention(
 def _for_kernels(gate: Tensor | None, call: inputs.Inputs) -> Tensor | None:
     """A gate in the flat shape of q: a view, whose gradient PyTorch sums over what was broadcast.
 
-    One that is broadcast goes in fp32, so that the terms of that sum are not rounded.
+    One that is broadcast and wants a gradient goes in fp32, so that the terms of that sum are not
+    rounded.
     """
     if gate is None:
         return None
-    full = gate.shape == call.shape and 0 not in gate.stride()
-    gate = gate if full and gate.dtype == call.q.dtype else gate.float()
+    sums = inputs.wants_gradients(gate) and (gate.shape != call.shape or 0 in gate.stride())
+    gate = gate.float() if sums or gate.dtype != call.q.dtype else gate
     return gate.expand(call.shape).reshape(call.q.shape)
 
 

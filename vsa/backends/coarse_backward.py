@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from vsa.backends.pytorch_routing import full_precision
@@ -40,14 +41,17 @@ def coarse_attention_backward(
     delta = (grad * out).sum(-1, keepdim=True)
     dk.zero_()
     dv.zero_()
+    unused = q.new_empty(1, 1, 1)
     with full_precision(q.device):
         for some, rows in _slices(matrices, q.shape[1], k.shape[1] * q.element_size()):
             queries, upstream = q[some, rows], grad[some, rows]
-            weights = (queries @ k[some].mT).mul_(scale).softmax(-1)
+            scores = torch.baddbmm(unused, queries, k[some].mT, beta=0, alpha=scale)
+            weights = scores.softmax(-1)
+            del scores
             dv[some].baddbmm_(weights.mT, upstream)
             of_scores = (upstream @ v[some].mT).sub_(delta[some, rows]).mul_(weights)
             del weights
-            dq[some, rows] = (of_scores @ k[some]).mul_(scale)
+            dq[some, rows] = torch.baddbmm(unused, of_scores, k[some], beta=0, alpha=scale)
             dk[some].baddbmm_(of_scores.mT, queries, alpha=scale)
             del of_scores
 
