@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time of everything around the fine kernel, stage by stage, on a Hopper GPU.
+"""Time and memory of every stage around the fine kernel, and of the whole, on a Hopper GPU.
 
 usage: python bench/routing.py [--out results.json] [--smoke]
 
-``--smoke`` runs a tiny case on a CPU, to see that the script works; its times mean nothing.
+``--smoke`` runs a tiny case on the emulator, to see that the script works; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -13,21 +13,24 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import vsa
-from vsa import bitmap, budget, coarse
-from vsa.backends import BACKENDS, Request, pytorch_routing, routing
+from vsa import bitmap, budget
+from vsa.backends import coarse_backward, kernels, pytorch_routing, routing
+from vsa.coarse import coarse_attention
 from vsa.combine import combine
 from vsa.measure import peak_memory, seconds
 
 SHAPES = {"480p": ((21, 30, 52), 12, 128), "720p": ((21, 45, 80), 40, 128)}
+TINY = {"smoke": ((4, 8, 13), 2, 64)}
 SHARE = 0.125
 TOP_P = vsa.TopP(0.9, floor=0.05)
-REPEATS = 11
 
 
 @dataclass(frozen=True)
@@ -39,149 +42,234 @@ class Row:
         stage: which stage.
         what: how it is computed.
         ms: median time.
-        moved: GB that the stage has to read and write, at least.
+        moved: bytes that the stage has to read and write, at least; 0 where that says nothing.
+        results: bytes of what it returns.
+        peak: the most bytes that it held at once beyond its inputs, results included.
     """
 
     shape: str
     stage: str
     what: str
     ms: float
-    moved: float
+    moved: int
+    results: int
+    peak: int
 
 
-def stages(
-    name: str, grid: vsa.Grid, heads: int, head_dim: int, device: torch.device
-) -> Iterator[Row]:
-    """All stages of one shape."""
+@dataclass(frozen=True)
+class Layer:
+    """One layer's random inputs in bf16, flat, and how its calls are measured."""
 
-    def row(stage: str, what: str, function: Callable[[], object], moved: float = 0.0) -> Row:
-        with torch.no_grad():
-            times = seconds(function, device, REPEATS)
-        return Row(name, stage, what, statistics.median(times) * 1e3, moved / 1e9)
+    name: str
+    grid: vsa.Grid
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gate: Tensor
+    backend: str
+    repeats: int
 
-    q, k, v, gate = torch.randn(
-        4, 1, grid.tokens, heads, head_dim, device=device, dtype=torch.bfloat16
-    )
-    n, xs, grids = grid.num_tiles, [q, k, v], [grid] * 3
-    means = routing.tile_means(xs, grids)
-    yield row(
-        "means", "PyTorch", lambda: [pytorch_routing.tile_means(x, grid) for x in xs], 3 * q.nbytes
-    )
-    yield row("means", "one kernel", lambda: routing.tile_means(xs, grids), 3 * q.nbytes)
-    yield row(
-        "means, backward",
-        "PyTorch, one of q, k, v",
-        lambda: pytorch_routing.spread_means(means[0], grid, q.dtype),
-        q.nbytes,
-    )
+    @classmethod
+    def random(
+        cls, name: str, grid: vsa.Grid, heads: int, head_dim: int, device: torch.device
+    ) -> Layer:
+        """A layer on a device."""
+        size = 4, 1, grid.tokens, heads, head_dim
+        tensors = torch.randn(size, device=device, dtype=torch.bfloat16).unbind()
+        on_gpu = device.type == "cuda"
+        return cls(name, grid, *tensors, "hopper" if on_gpu else "emulated", 11 if on_gpu else 1)
+
+    def row(self, stage: str, what: str, function: Callable[[], Any], moved: int = 0) -> Row:
+        """Measure a call."""
+        times = seconds(function, self.q.device, self.repeats)
+        result, peak = peak_memory(function, self.q.device)
+        ms = statistics.median(times) * 1e3
+        return Row(self.name, stage, what, ms, moved, nbytes(result), peak)
+
+
+def nbytes(result: Any) -> int:
+    """Bytes of the tensors that a call returned."""
+    if isinstance(result, Tensor):
+        return result.nbytes
+    return sum(map(nbytes, result)) if isinstance(result, (list, tuple)) else 0
+
+
+@torch.no_grad()
+def means_and_selection(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
+    """From tokens to bitmaps, by our kernels and by PyTorch."""
+    xs, grids, n = [layer.q, layer.k, layer.v], [layer.grid] * 3, layer.grid.num_tiles
+    heads, head_dim = layer.q.shape[2:]
+    read = 3 * layer.q.nbytes + nbytes(means)
+    by_pytorch = partial(map, pytorch_routing.tile_means, xs, grids)
+    yield layer.row("means", "PyTorch", lambda: list(by_pytorch()), read)
+    yield layer.row("means", "one kernel", lambda: routing.tile_means(xs, grids), read)
 
     scale, score_bytes = head_dim**-0.5, heads * n * n * 4
     for size in (16, 32, 64):
-        yield row(
-            "scores",
-            f"cuBLAS fp32, slices of {size} MiB",
-            lambda size=size: [
-                None for _ in pytorch_routing.score_slices(*means[:2], scale, size << 20)
-            ],
-            score_bytes,
-        )
+        slices = partial(pytorch_routing.score_slices, *means[:2], scale, size << 20)
+        what = f"cuBLAS fp32, slices of {size} MiB"
+        yield layer.row("scores", what, lambda s=slices: [None for _ in s()], score_bytes)
 
-    words = torch.empty(heads * n, bitmap.num_words(n), dtype=torch.int32, device=device)
-    count = [budget.resolve(SHARE, n, heads).counts[0]]
-    for kind, scores in score_kinds(heads, n, means, device):
-        for what, counts, mass in (
-            (f"top {SHARE:.1%}", count, 0.0),
-            (f"top {SHARE:.1%}, a budget per head", count * heads, 0.0),
-            (f"TopP({TOP_P.mass})", list(budget.resolve(TOP_P, n, heads).counts), TOP_P.mass),
+    words = torch.empty(heads * n, bitmap.num_words(n), dtype=torch.int32, device=layer.q.device)
+    count = list(budget.resolve(SHARE, n, heads).counts)
+    itself = bitmap.pack(torch.eye(n, dtype=torch.bool, device=layer.q.device))
+    least = list(budget.resolve(TOP_P, n, heads).counts)
+    for kind, scores in score_kinds(heads, n, means):
+        for what, must, counts, mass in (
+            (f"top {SHARE:.1%}", None, count, 0.0),
+            (f"top {SHARE:.1%}, itself forced", itself, count, 0.0),
+            (f"top {SHARE:.1%}, a budget per head", None, count * heads, 0.0),
+            (f"TopP({TOP_P.mass})", None, least, TOP_P.mass),
         ):
-            yield row(
-                "select",
-                f"kernel, {what}, {kind} scores",
-                lambda s=scores, c=counts, m=mass: routing.select_rows(s, None, c, m, n, 0, words),
-                score_bytes,
-            )
-    must = bitmap.pack(torch.eye(n, dtype=torch.bool, device=device))
-    yield row(
-        "select",
-        f"kernel, top {SHARE:.1%}, itself forced",
-        lambda s=scores: routing.select_rows(s, must, count, 0.0, n, 0, words),
-        score_bytes,
-    )
-    del scores
-    yield row(
-        "scores + select",
-        "PyTorch",
-        lambda: pytorch_routing.select(*means[:2], None, count, scale, 0.0),
-        score_bytes,
-    )
-    for size in (16, 32, 64):
-        routing.SCORE_BYTES = size << 20
-        yield row(
-            "scores + select",
-            f"cuBLAS and kernel, slices of {size} MiB",
-            lambda: routing.select(*means[:2], None, count, scale, 0.0),
-            score_bytes,
-        )
-    yield row("coarse", "SDPA fp32", lambda: coarse.coarse_attention(*means, scale))
-    yield row(
-        "combine",
-        "PyTorch",
-        lambda: combine(q, means[0], None, gate, grid),
-        3 * q.nbytes,
-    )
-    if BACKENDS["hopper"].why_not(Request(device.type, device.index)) is None:
-        selection = vsa.select(q, k, SHARE, grid=grid)
-        yield row("fine", "hopper", lambda: vsa.block_sparse_attention(q, k, v, selection))
-        yield row("attention", "no gate", lambda: vsa.attention(q, k, v, SHARE, grid=grid))
-        gated = {"grid": grid, "gate_coarse": gate}
-        yield row("attention", "gate_coarse", lambda: vsa.attention(q, k, v, SHARE, **gated))
-        with torch.no_grad():
-            _, peak = peak_memory(lambda: vsa.attention(q, k, v, SHARE, **gated), device)
-        print(
-            f"{name}: peak memory of vsa.attention with a coarse gate beyond inputs and output: "
-            f"{(peak - q.nbytes) / 2**20:.0f} MiB, {(peak - q.nbytes) / (4 * q.nbytes):.0%} of "
-            "q, k, v and the gate"
-        )
+            select = partial(routing.select_rows, scores, must, counts, mass, n, 0, words)
+            yield layer.row("select", f"kernel, {what}, {kind} scores", select, score_bytes)
+        del scores
+    for what, select in (
+        ("PyTorch", pytorch_routing.select),
+        ("cuBLAS and kernel", routing.select),
+    ):
+        choose = partial(select, *means[:2], None, count, scale, 0.0)
+        yield layer.row("scores + select", what, choose, score_bytes)
 
 
-def score_kinds(
-    heads: int, n: int, means: list[Tensor], device: torch.device
-) -> Iterator[tuple[str, Tensor]]:
+def score_kinds(heads: int, n: int, means: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Scores whose spread makes the search for a cut short or long, (heads * n, n) each."""
-    shape = heads * n, n
+    shape, device = (heads * n, n), means[0].device
     yield "heavy-tailed", torch.randn(shape, device=device) / torch.randn(shape, device=device)
     yield "half equal", torch.randn(shape, device=device).clamp_(max=0.2)
-    yield (
-        "random",
-        torch.cat([scores for _, scores in pytorch_routing.score_slices(*means[:2], 1.0, 1 << 28)]),
+    slices = pytorch_routing.score_slices(*means[:2], 1.0, 1 << 28)
+    yield "random", torch.cat([scores for _, scores in slices])
+
+
+def coarse_and_combine(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
+    """The coarse branch and the gates, and their gradients, as passes of their own."""
+    size, scale = layer.q.nbytes, layer.q.shape[-1] ** -0.5
+    coarse = coarse_attention(*means, scale)
+    gates = kernels.Gates(None, layer.gate, coarse)
+    by_pytorch = partial(combine, layer.q, coarse, None, layer.gate, layer.grid)
+    by_kernel = partial(kernels.combine, layer.q, gates, layer.grid)
+    with torch.no_grad():
+        yield layer.row("coarse", "SDPA fp32", lambda: coarse_attention(*means, scale))
+        yield layer.row("combine", "PyTorch", by_pytorch, 3 * size)
+        yield layer.row("combine", "a kernel of its own", by_kernel, 3 * size)
+
+    leaves = [x.detach().requires_grad_() for x in means]
+    out = coarse_attention(*leaves, scale)
+    upstream, grads = torch.randn_like(out), [torch.empty_like(x) for x in means]
+    yield layer.row(
+        "coarse, backward",
+        "SDPA fp32",
+        lambda: torch.autograd.grad(out, leaves, upstream, retain_graph=True),
     )
+    written_out = partial(
+        coarse_backward.coarse_attention_backward, upstream, coarse, means, scale, grads
+    )
+    yield layer.row("coarse, backward", "written out", written_out)
+    with torch.no_grad():
+        yield layer.row(
+            "means, backward",
+            "PyTorch, q, k and v: spread, and added to what there is",
+            lambda: [
+                torch.add(x, pytorch_routing.spread_means(mean, layer.grid, x.dtype), out=x)
+                for x, mean in zip((layer.q, layer.k, layer.v), grads, strict=True)
+            ],
+            12 * size,
+        )
+
+
+def fine_and_whole(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
+    """The fine kernels without and with what is fused into them, then vsa.attention."""
+    size, n = layer.q.nbytes, layer.grid.num_tiles
+    selection = vsa.select(layer.q, layer.k, SHARE, grid=layer.grid)
+    plan = layer.grid.as_ints(), layer.grid.as_ints(), n, layer.q.shape[-1] ** -0.5, layer.backend
+    qkv = layer.q, layer.k, layer.v
+    plain = *qkv, selection.bitmap, None, *plan
+    coarse_gate = *qkv, selection.bitmap, None, *means, None, layer.gate, *plan
+    both_gates = *qkv, selection.bitmap, None, *means, layer.gate, layer.gate, *plan
+    fused = torch.ops.vsa.gated_attention_inference
+    with torch.no_grad():
+        fine = partial(torch.ops.vsa.block_sparse_attention, *plain)
+        yield layer.row("fine", "kernel", fine, 4 * size)
+        for what, arguments, gates in (("coarse gate", coarse_gate, 1), ("both", both_gates, 2)):
+            name = f"kernel with its epilogue, {what}"
+            yield layer.row(
+                "coarse + fine + combine", name, partial(fused, *arguments), (4 + gates) * size
+            )
+        apart = partial(torch.ops.vsa.gated_attention, *coarse_gate)
+        yield layer.row("coarse + fine + combine", "kernels apart, coarse gate", apart, 7 * size)
+
+        attend = partial(vsa.attention, *qkv, SHARE, grid=layer.grid, backend=layer.backend)
+        for what, own in gate_kinds(layer.gate):
+            yield layer.row("attention, inference", what, partial(attend, **own))
+
+    leaves = [x.detach().requires_grad_() for x in (*qkv, layer.gate, layer.gate)]
+    attend = partial(vsa.attention, *leaves[:3], SHARE, grid=layer.grid, backend=layer.backend)
+    for (what, _), wanted in zip(gate_kinds(layer.gate), (3, 4, 5), strict=True):
+        own = dict(zip(("gate_coarse", "gate_fine"), leaves[3:wanted], strict=False))
+        forward = partial(attend, **own)
+        yield layer.row("attention, training", what, forward)
+        out = forward()
+        backward = partial(torch.autograd.grad, out, leaves[:wanted], layer.gate, retain_graph=True)
+        yield layer.row("attention, backward", what, backward)
+        del out
+
+
+def gate_kinds(gate: Tensor) -> list[tuple[str, dict[str, Tensor]]]:
+    """Which gates a call of vsa.attention has."""
+    coarse = {"gate_coarse": gate}
+    return [("no gate", {}), ("coarse gate", coarse), ("both gates", coarse | {"gate_fine": gate})]
+
+
+def summary(rows: list[Row], layer: Layer) -> str:
+    """What the whole costs beside the fine kernel, in time and in memory."""
+    fine = next(row.ms for row in rows if row.stage == "fine")
+    lines = []
+    for row in rows:
+        if row.stage.startswith("attention"):
+            inputs = next(3 + len(own) for what, own in gate_kinds(layer.gate) if what == row.what)
+            beyond = row.peak - row.results
+            share = beyond / (inputs * layer.q.nbytes)
+            line = f"{row.stage}, {row.what}: peak beyond inputs and results "
+            line += f"{beyond / 2**20:,.0f} MiB, {share:.1%} of the inputs"
+            if "inference" in row.stage:
+                line += f"; all but the fine kernel takes {row.ms / fine - 1:.1%} of it"
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure, print a table, write JSON."""
+    """Measure, print a table and a summary for each video, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--out", type=Path, help="write every row as JSON")
+    parser.add_argument("--smoke", action="store_true", help="a tiny case on the emulator")
     arguments = parser.parse_args()
     device = torch.device("cpu") if arguments.smoke else torch.device("cuda", 0)
-    shapes = {"smoke": ((4, 8, 13), 2, 16)} if arguments.smoke else SHAPES
-    rows = []
-    print(
-        "| video | stage | computed by | ms | GB | GB/s |\n| --- | --- | --- | ---: | ---: | ---: |"
-    )
-    for name, (extent, heads, head_dim) in shapes.items():
-        for row in stages(name, vsa.Grid(extent), heads, head_dim, device):
-            rows.append(row)
-            speed = f"{row.moved / row.ms * 1e3:,.0f}" if row.moved else ""
-            moved = f"{row.moved:.2f}" if row.moved else ""
-            print(
-                f"| {row.shape} | {row.stage} | {row.what} | {row.ms:.3f} | {moved} | {speed} |",
-                flush=True,
-            )
+    every = []
+    for name, (extent, heads, head_dim) in (TINY if arguments.smoke else SHAPES).items():
+        layer = Layer.random(name, vsa.Grid(extent), heads, head_dim, device)
+        means = routing.tile_means([layer.q, layer.k, layer.v], [layer.grid] * 3)
+        print("| video | stage | computed by | ms | GB | GB/s | results, MiB | peak, MiB |")
+        print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
+        rows = []
+        for measured in (means_and_selection, fine_and_whole, coarse_and_combine):
+            for row in measured(layer, means):
+                rows.append(row)
+                print(line_of(row), flush=True)
+        print(f"\n{summary(rows, layer)}\n", flush=True)
+        every += rows
+        del layer, means
     if arguments.out:
         machine = "CPU" if arguments.smoke else torch.cuda.get_device_name(device)
         facts = {"device": machine, "torch": torch.__version__}
-        arguments.out.write_text(json.dumps(facts | {"rows": [asdict(r) for r in rows]}, indent=1))
+        arguments.out.write_text(json.dumps(facts | {"rows": [asdict(r) for r in every]}, indent=1))
+
+
+def line_of(row: Row) -> str:
+    """Of a Markdown table."""
+    speed = f"{row.moved / row.ms / 1e6:,.0f}" if row.moved else ""
+    moved = f"{row.moved / 1e9:.2f}" if row.moved else ""
+    held = f"{row.results / 2**20:,.1f} | {row.peak / 2**20:,.1f}"
+    return f"| {row.shape} | {row.stage} | {row.what} | {row.ms:.3f} | {moved} | {speed} | {held} |"
 
 
 if __name__ == "__main__":

@@ -64,7 +64,9 @@ class Kernel:
     @property
     def label(self) -> str:
         """Readable: what it computes, element and head_dim."""
-        return f"{self.kind} {'bf16' if 'Bf16' in self.name else 'fp16'} d{self.head_dim}"
+        element = "bf16" if "Bf16" in self.name else "fp16"
+        gates = " with gates" if "GatedOutput" in self.name else ""
+        return f"{self.kind} {element} d{self.head_dim}{gates}"
 
     @property
     def executed(self) -> int:

@@ -57,6 +57,7 @@ launch::FineForward forward_call(const Views& q,
                                  const Views& k,
                                  const Views& v,
                                  const Views& out,
+                                 const launch::Gates& gates,
                                  const GridNumbers& grid,
                                  const GridNumbers& kv_grid,
                                  int batch,
@@ -74,6 +75,7 @@ launch::FineForward forward_call(const Views& q,
   call.k = sequence(k);
   call.v = sequence(v);
   call.out = sequence(out);
+  call.gates = gates;
   call.grid = checked_grid(grid);
   call.kv_grid = checked_grid(kv_grid);
   call.batch = batch;
@@ -116,6 +118,7 @@ launch::FineBackward backward_call(const Views& q,
                                    uintptr_t order,
                                    uintptr_t query_text_rows,
                                    uintptr_t key_text_rows,
+                                   const std::array<uintptr_t, 3>& grad_means,
                                    uintptr_t lse,
                                    uintptr_t grad_lse,
                                    uintptr_t tickets,
@@ -148,6 +151,9 @@ launch::FineBackward backward_call(const Views& q,
   call.order = pointer<const int64_t>(order);
   call.query_text_rows = pointer<const uint64_t>(query_text_rows);
   call.key_text_rows = pointer<const uint64_t>(key_text_rows);
+  call.grad_q_means = pointer<const float>(grad_means[0]);
+  call.grad_k_means = pointer<const float>(grad_means[1]);
+  call.grad_v_means = pointer<const float>(grad_means[2]);
   call.lse = pointer<const float>(lse);
   call.grad_lse = pointer<const float>(grad_lse);
   call.tickets = pointer<int>(tickets);
@@ -172,12 +178,16 @@ launch::BitmapTranspose transpose_call(uintptr_t from,
 }  // namespace
 
 void bind_fine(py::module_& m) {
+  py::class_<launch::Gates>(m, "Gates", "The gates of a call; with zeros for those not there.")
+      .def(py::init(&make_gates), py::kw_only(), py::arg("fine"), py::arg("coarse"),
+           py::arg("coarse_rows"));
+
   py::class_<launch::FineForward>(m, "FineForward", "One call of the forward kernel.")
       .def(py::init(&forward_call), py::kw_only(), py::arg("q"), py::arg("k"), py::arg("v"),
-           py::arg("out"), py::arg("grid"), py::arg("kv_grid"), py::arg("batch"), py::arg("heads"),
-           py::arg("kv_heads"), py::arg("head_dim"), py::arg("bf16"), py::arg("scale"),
-           py::arg("selected"), py::arg("query_text_rows"), py::arg("key_text_rows"),
-           py::arg("lse"))
+           py::arg("out"), py::arg("gates"), py::arg("grid"), py::arg("kv_grid"), py::arg("batch"),
+           py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("bf16"),
+           py::arg("scale"), py::arg("selected"), py::arg("query_text_rows"),
+           py::arg("key_text_rows"), py::arg("lse"))
       .def(
           "launch",
           [](const launch::FineForward& call, int device, uintptr_t stream) {
@@ -190,9 +200,6 @@ void bind_fine(py::module_& m) {
             raise_if(launch::fine_forward_emulated(call, blocks, seed));
           },
           py::arg("blocks"), py::arg("seed"), py::call_guard<py::gil_scoped_release>());
-  py::class_<launch::Gates>(m, "Gates", "The gates of a call; with zeros for those not there.")
-      .def(py::init(&make_gates), py::kw_only(), py::arg("fine"), py::arg("coarse"),
-           py::arg("coarse_rows"));
 
   py::class_<launch::Combine>(m, "Combine", "gate_fine * fine + gate_coarse * coarse.")
       .def(py::init(&combine_call), py::kw_only(), py::arg("fine"), py::arg("out"),
@@ -216,8 +223,18 @@ void bind_fine(py::module_& m) {
            py::arg("grad_coarse"), py::arg("grid"), py::arg("kv_grid"), py::arg("batch"),
            py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("bf16"),
            py::arg("scale"), py::arg("selected"), py::arg("transposed"), py::arg("order"),
-           py::arg("query_text_rows"), py::arg("key_text_rows"), py::arg("lse"),
-           py::arg("grad_lse"), py::arg("tickets"), py::arg("row_stats"))
+           py::arg("query_text_rows"), py::arg("key_text_rows"), py::arg("grad_means"),
+           py::arg("lse"), py::arg("grad_lse"), py::arg("tickets"), py::arg("row_stats"))
+      .def(
+          "launch_rows",
+          [](const launch::FineBackward& call, int device, uintptr_t stream) {
+            raise_if(launch::backward_rows(call, device, pointer<void>(stream)));
+          },
+          py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "run_rows",
+          [](const launch::FineBackward& call) { raise_if(launch::backward_rows_on_host(call)); },
+          py::call_guard<py::gil_scoped_release>())
       .def(
           "launch",
           [](const launch::FineBackward& call, int device, uintptr_t stream) {

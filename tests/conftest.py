@@ -7,6 +7,7 @@ import importlib.resources
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def machine(request: pytest.FixtureRequest) -> tuple[str, str]:
     if not _hopper():
         pytest.skip("needs a Hopper GPU")
     return "hopper", "cuda"
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled() -> Iterator[None]:
+    """What one test compiles does not count towards the next one's limit of recompilations."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 @pytest.fixture(autouse=True)

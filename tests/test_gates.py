@@ -78,11 +78,11 @@ def test_the_output_is_combine_of_the_fine_output(machine: Machine) -> None:
     grid = vsa.Grid((5, 6, 7))
     with torch.no_grad():
         fine, selection = vsa.attention(q, k, v, 3, return_selection=True, backend=backend)
-        coarse = torch.randn(1, 2, grid.num_tiles, 64, device=device)
+        means = list(torch.randn(3, 1, 2, grid.num_tiles, 64, device=device))
         flat = [x.flatten(1, 3) for x in (q, k, v)]
         gates = [x.flatten(1, 3) for x in (gate_fine, gate_coarse)]
-        found, again, _ = torch.ops.vsa.gated_attention(
-            *flat, selection.bitmap, None, coarse, *gates,
+        found, _, again, coarse = torch.ops.vsa.gated_attention(
+            *flat, selection.bitmap, None, *means, *gates,
             grid.as_ints(), grid.as_ints(), 3, 64**-0.5, backend,
         )  # fmt: skip
         expected = combine(fine, coarse, gate_fine, gate_coarse, grid)
@@ -92,6 +92,28 @@ def test_the_output_is_combine_of_the_fine_output(machine: Machine) -> None:
     assert (found.view(fine.shape) == expected).float().mean() > 0.99
 
 
+@pytest.mark.parametrize("name", ["grouped-query", "other-keys", "tiny-tile", "text"])
+@pytest.mark.parametrize("scale", [0.1, -0.3, 0.0])
+def test_gradients_through_the_means_are_rounded_once(
+    name: str, scale: float, machine: Machine
+) -> None:
+    """With a fine gate of zero nothing but the coarse branch reaches q, k and v."""
+    backend, device = machine
+    problem = replace(by_name(name), head_dim=64, dtype=torch.bfloat16, scale=scale)
+    problem = replace(problem, gate_coarse=True, gate_fine=True)
+    tensors = problem.inputs()
+    tensors["gate_fine"].zero_()
+    tensors["upstream_lse"].zero_()
+    found, _ = parity.ours(problem, tensors, device, backend=backend)
+    wide = {key: x.double() for key, x in tensors.items()}
+    true, _ = parity.ours(replace(problem, dtype=torch.float64), wide, backend="torch")
+    for key in "qkv":
+        largest = true.grads[key].abs().max()
+        torch.testing.assert_close(
+            found.grads[key].double(), true.grads[key], rtol=2**-8, atol=float(1e-5 * largest)
+        )
+
+
 def test_opcheck(machine: Machine) -> None:
     backend, device = machine
     problem = replace(by_name("text"), head_dim=64, dtype=torch.bfloat16)
@@ -99,13 +121,17 @@ def test_opcheck(machine: Machine) -> None:
     grid = problem.query_grid
     words = vsa.select(tensors["q"], tensors["k"], 2, grid=grid).bitmap
     q, k, v = (tensors[name].requires_grad_() for name in "qkv")
-    coarse = torch.randn(3, 2, grid.num_tiles, 64, device=device, requires_grad=True)
+    means = list(torch.randn(3, 3, 2, grid.num_tiles, 64, device=device))
     plan = grid.as_ints(), grid.as_ints(), 2, 0.1, backend
     for gates in ((None, None), (tensors["gate_fine"], tensors["gate_coarse"])):
-        rows = None if gates[1] is None else coarse
-        valid = problem.valid().to(device)
+        own_means = means if gates[1] is not None else [None] * 3
+        arguments = words, problem.valid().to(device), *own_means
         torch.library.opcheck(
             torch.ops.vsa.gated_attention,
-            (q, k, v, words, valid, rows, *gates, *plan),
+            (q, k, v, *arguments, *gates, *plan),
             test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+        )
+        plain = (x.detach() for x in (q, k, v))
+        torch.library.opcheck(
+            torch.ops.vsa.gated_attention_inference, (*plain, *arguments, *gates, *plan)
         )

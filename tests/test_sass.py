@@ -43,7 +43,7 @@ def compiled(sass, tmp_path_factory: pytest.TempPathFactory):
 
 def test_nothing_spills_and_no_product_is_serialised(compiled) -> None:
     found, said = compiled
-    assert len(found) == 12
+    assert len(found) == 16
     assert all(kernel.stack == kernel.spills == 0 for kernel in found), found
     assert not re.search(r"C75\d\d", said), said
 

@@ -88,6 +88,12 @@ def test_bitmap_round_trip_and_layout(rows: int, columns: int, seed: int) -> Non
         )
 
 
+@pytest.mark.parametrize("columns", [1, 31, 32, 33, 63, 64, 100])
+def test_a_full_row_has_every_bit_and_no_spare_one(columns: int) -> None:
+    everything = torch.ones(1, columns, dtype=torch.bool)
+    assert torch.equal(bitmap.full(columns, torch.device("cpu")), bitmap.pack(everything)[0])
+
+
 def test_recall_is_the_dense_mass_of_the_kept_tiles() -> None:
     grid = vsa.Grid((5, 6, 7))
     q, k = torch.randn(2, 2, grid.tokens, 4, 16, dtype=torch.float64)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vsa import checks, inputs
 from vsa.budget import TopK, resolve
-from vsa.coarse import coarse_attention, tile_means
-from vsa.combine import gated_fine
+from vsa.coarse import tile_means
+from vsa.combine import gated_attention, is_one_operator
 from vsa.grid import Extent, Grid
 from vsa.select import Selection, everything, select_tiles
 
@@ -90,19 +90,25 @@ def attention(
     choose = selection is None and not budget.is_everything(num_key_tiles)
 
     with torch.autocast(call.q.device.type, enabled=False):
-        coarse = None
+        means: list[Tensor] = []
         if gate_coarse is not None:
-            q_means, k_means, v_means = tile_means(
-                (call.q, call.k, call.v), (call.grid, call.kv_grid, call.kv_grid)
-            )
-            coarse = coarse_attention(q_means, k_means, v_means, call.scale)
+            means = tile_means(_for_means(call), (call.grid, call.kv_grid, call.kv_grid))
         elif choose:
-            q_means, k_means = tile_means((call.q, call.k), (call.grid, call.kv_grid))
+            means = tile_means((call.q.detach(), call.k.detach()), (call.grid, call.kv_grid))
         if choose:
-            selection = select_tiles(q_means, k_means, budget, call)
+            selection = select_tiles(means[0], means[1], budget, call)
         elif selection is None:
             selection = everything(call)
-        out, lse = gated_fine(call, selection, coarse, gate_fine, gate_coarse)
+        if gate_coarse is None:
+            means = []  # nobody needs their memory any more
+        out, lse = gated_attention(call, selection, means, gate_fine, gate_coarse)
 
     extras = [selection] * return_selection + [lse] * return_lse
     return (out, *extras) if extras else out
+
+
+def _for_means(call: inputs.Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v, without gradient where that of their means does not go through autograd."""
+    if is_one_operator(call.backend):
+        return call.q.detach(), call.k.detach(), call.v.detach()
+    return call.q, call.k, call.v

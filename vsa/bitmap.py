@@ -14,6 +14,14 @@ def num_words(columns: int) -> int:
     return -(-columns // WORD_BITS)
 
 
+def full(columns: int, device: torch.device) -> Tensor:
+    """A row in which every bit is set: (num_words(columns),) int32."""
+    row = torch.full((num_words(columns),), -1, dtype=torch.int32, device=device)
+    if rest := columns % WORD_BITS:
+        row[-1:].fill_((1 << rest) - 1)
+    return row
+
+
 def pack(mask: Tensor) -> Tensor:
     """Pack the last axis: (..., columns) bool -> (..., num_words(columns)) int32."""
     spare = num_words(mask.shape[-1]) * WORD_BITS - mask.shape[-1]

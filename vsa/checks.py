@@ -21,7 +21,10 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 def integer(name: str, value: object, at_least: int) -> int:
     """A whole number of at least ``at_least``."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    # The first question is the quick one; the second is slow and for NumPy's numbers and the like.
+    if type(value) is not int and (
+        isinstance(value, bool) or not isinstance(value, numbers.Integral)
+    ):
         raise TypeError(
             f"{name} must be a whole number, but it is {value!r} of type {type(value).__name__}"
         )
@@ -198,11 +201,8 @@ def gate(name: str, value: Tensor | None, q: Tensor) -> None:
     if value is None:
         return
     tensor(name, value)
-    try:
-        fits = torch.broadcast_shapes(value.shape, q.shape) == q.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    sizes = zip(reversed(value.shape), reversed(q.shape), strict=False)
+    if value.ndim > q.ndim or not all(size == 1 or size == whole for size, whole in sizes):
         raise ValueError(
             f"{name} must be broadcastable to q, but it is {tuple(value.shape)} and q "
             f"is {tuple(q.shape)}"

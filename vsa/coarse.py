@@ -42,6 +42,6 @@ def coarse_attention(q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: f
     Returns:
         (B, heads, n_q, head_dim), the type of the means.
     """
-    group = q_means.shape[1] // k_means.shape[1]
-    keys, values = (x.repeat_interleave(group, dim=1) for x in (k_means, v_means))
-    return functional.scaled_dot_product_attention(q_means, keys, values, scale=scale)
+    if (group := q_means.shape[1] // k_means.shape[1]) > 1:
+        k_means, v_means = (x.repeat_interleave(group, dim=1) for x in (k_means, v_means))
+    return functional.scaled_dot_product_attention(q_means, k_means, v_means, scale=scale)

@@ -3,35 +3,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vsa import gated_ops, inputs
+from vsa.coarse import coarse_attention
 from vsa.fine import fine, most_kept
 from vsa.grid import Grid
 
 if TYPE_CHECKING:
     from vsa.select import Selection
 
-FUSED = ("hopper", "emulated")
-"""Backends that have kernels for the gates too."""
+
+def is_one_operator(backend: str) -> bool:
+    """Whether the backend's kernels do coarse, fine and combine, and their gradients, as one."""
+    return backend in ("hopper", "emulated")
 
 
-def gated_fine(
+def gated_attention(
     call: inputs.Inputs,
     selection: Selection,
-    coarse: Tensor | None,
+    means: Sequence[Tensor],
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The fine stage, and combine on top.
+    """Coarse attention, the fine stage, and combine on top.
+
+    Our own kernels do all of it as one operator; where nothing needs a gradient the forward kernel
+    combines on its accumulators, so that the last bit may differ from what training computes.
 
     Args:
         call: checked inputs.
         selection: the key tiles of every query tile.
-        coarse: (B, heads, num_tiles, head_dim) fp32, exactly when there is a ``gate_coarse``.
+        means: of the tiles of q, k and v, (B, heads, num_tiles, head_dim) fp32, exactly when there
+            is a ``gate_coarse``; without gradient where ``is_one_operator``.
         gate_fine: broadcastable to q as the user gave it, or None for 1.
         gate_coarse: likewise, or None to leave the coarse branch out.
 
@@ -39,36 +47,42 @@ def gated_fine(
         out: shape and type of q as the user gave it.
         lse: (B, heads, S) fp32, of the fine stage.
     """
-    if call.backend not in FUSED or (gate_fine is None and gate_coarse is None):
+    if not is_one_operator(call.backend) or (gate_fine is None and gate_coarse is None):
+        coarse = coarse_attention(means[0], means[1], means[2], call.scale) if means else None
         out, lse = fine(call, selection)
         return combine(out.view(call.shape), coarse, gate_fine, gate_coarse, call.grid), lse
-    out, _, lse = gated_ops.gated_attention(
+    gates = _for_kernels(gate_fine, call), _for_kernels(gate_coarse, call)
+    arguments = (
         call.q,
         call.k,
         call.v,
         selection.bitmap,
         call.text_valid,
-        coarse,
-        _for_kernels(gate_fine, call),
-        _for_kernels(gate_coarse, call),
+        *(means or (None, None, None)),
+        *gates,
         call.grid.as_ints(),
         call.kv_grid.as_ints(),
         most_kept(selection),
         call.scale,
         call.backend,
     )
+    if inputs.wants_gradients(call.q, call.k, call.v, *(x for x in gates if x is not None)):
+        out, lse, *_ = gated_ops.gated_attention(*arguments)
+    else:
+        out, lse = gated_ops.gated_attention_inference(*arguments)
     return out.view(call.shape), lse
 
 
 def _for_kernels(gate: Tensor | None, call: inputs.Inputs) -> Tensor | None:
     """A gate in the flat shape of q: a view, whose gradient PyTorch sums over what was broadcast.
 
-    One that is broadcast goes in fp32, so that the terms of that sum are not rounded.
+    One that is broadcast and wants a gradient goes in fp32, so that the terms of that sum are not
+    rounded.
     """
     if gate is None:
         return None
-    full = gate.shape == call.shape and 0 not in gate.stride()
-    gate = gate if full and gate.dtype == call.q.dtype else gate.float()
+    sums = inputs.wants_gradients(gate) and (gate.shape != call.shape or 0 in gate.stride())
+    gate = gate.float() if sums or gate.dtype != call.q.dtype else gate
     return gate.expand(call.shape).reshape(call.q.shape)
 
 

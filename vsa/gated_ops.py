@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fine stage and combine as one PyTorch operator, for the project's own kernels.
+"""Coarse attention, the fine stage and combine as one PyTorch operator, for our own kernels.
 
-As one, because the gradients of the gates, that of the coarse output and what the fine stage's
-backward needs of every query come out of the same pass over the tokens.
+As one, because all that needs a gradient then comes out of the same passes: those of the gates, of
+the coarse output and of what the fine stage's backward needs of every query out of one over the
+tokens; those of q, k and v through the tile means where the fine stage's gradients are stored.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from vsa.backends import kernels, kernels_backward
 from vsa.backends.layout import Plan
+from vsa.backends.pytorch_routing import full_precision
+from vsa.coarse import coarse_attention
 from vsa.grid import Grid
 
 
@@ -24,7 +27,9 @@ def gated_attention(
     v: Tensor,
     words: Tensor,
     text_valid: Tensor | None,
-    coarse: Tensor | None,
+    q_means: Tensor | None,
+    k_means: Tensor | None,
+    v_means: Tensor | None,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
     grid: Sequence[int],
@@ -32,7 +37,7 @@ def gated_attention(
     most: int,
     scale: float,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """gate_fine * fine + gate_coarse * coarse[tile of the token].
 
     Args:
@@ -41,7 +46,10 @@ def gated_attention(
         v: like k.
         words: (B, heads, n_q, words) int32, the selection's bitmap.
         text_valid: (B, prefix + suffix) bool or None for all valid.
-        coarse: (B, heads, n_q, head_dim) fp32, exactly when there is a ``gate_coarse``.
+        q_means: ``vsa.ops.tile_means`` of q, exactly when there is a ``gate_coarse``. The gradient
+            of means is not theirs: it is part of those of q, k and v.
+        k_means: likewise of k.
+        v_means: likewise of v.
         gate_fine: of q's shape, and of its type or fp32; any strides; None for 1.
         gate_coarse: likewise; None leaves the coarse branch out.
         grid: the queries' grid.
@@ -52,22 +60,85 @@ def gated_attention(
 
     Returns:
         out: (B, S_q, heads, head_dim), contiguous.
-        fine: likewise, the fine stage's part before its gate; without gradient.
         lse: (B, heads, S_q) fp32, natural logarithm.
+        fine: like out, the fine stage's part before its gate; without gradient.
+        coarse: (B, heads, n_q, head_dim) fp32, or empty; without gradient.
     """
     plan = Plan(Grid.from_ints(grid), Grid.from_ints(kv_grid), most, scale)
+    gates = _gates(q_means, k_means, v_means, gate_fine, gate_coarse, scale)
     fine, lse = kernels.forward(q, k, v, words, text_valid, plan)
-    out = kernels.combine(fine, coarse, gate_fine, gate_coarse, plan.grid)
-    return out, fine, lse
+    out = kernels.combine(fine, gates, plan.grid)
+    coarse = gates.coarse_rows
+    return out, lse, fine, lse.new_empty(0) if coarse is None else coarse
 
 
 @gated_attention.register_fake
 def _(
-    q, k, v, words, text_valid, coarse, gate_fine, gate_coarse, grid, kv_grid, most, scale, backend
-):
+    q, k, v, words, text_valid, q_means, k_means, v_means, gate_fine, gate_coarse,
+    grid, kv_grid, most, scale, backend,
+):  # fmt: skip
+    coarse = q.new_empty(0 if q_means is None else q_means.shape, dtype=torch.float32)
+    return q.new_empty(q.shape), _empty_lse(q), q.new_empty(q.shape), coarse
+
+
+@torch.library.custom_op("vsa::gated_attention_inference", mutates_args=())
+def gated_attention_inference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    words: Tensor,
+    text_valid: Tensor | None,
+    q_means: Tensor | None,
+    k_means: Tensor | None,
+    v_means: Tensor | None,
+    gate_fine: Tensor | None,
+    gate_coarse: Tensor | None,
+    grid: Sequence[int],
+    kv_grid: Sequence[int],
+    most: int,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """``gated_attention`` where no gradient is wanted: combine is the end of the forward kernel.
+
+    The fine stage's part is neither written nor rounded, so that the last bit of the output may
+    differ from that of ``gated_attention``.
+
+    Returns:
+        out, lse: as there, without gradients.
+    """
+    plan = Plan(Grid.from_ints(grid), Grid.from_ints(kv_grid), most, scale)
+    gates = _gates(q_means, k_means, v_means, gate_fine, gate_coarse, scale)
+    return kernels.forward(q, k, v, words, text_valid, plan, gates)
+
+
+@gated_attention_inference.register_fake
+def _(
+    q, k, v, words, text_valid, q_means, k_means, v_means, gate_fine, gate_coarse,
+    grid, kv_grid, most, scale, backend,
+):  # fmt: skip
+    return q.new_empty(q.shape), _empty_lse(q)
+
+
+def _gates(
+    q_means: Tensor | None,
+    k_means: Tensor | None,
+    v_means: Tensor | None,
+    gate_fine: Tensor | None,
+    gate_coarse: Tensor | None,
+    scale: float,
+) -> kernels.Gates:
+    """The gates, and the coarse output beside its own."""
+    if q_means is None or k_means is None or v_means is None:
+        return kernels.Gates(gate_fine)
+    with full_precision(q_means.device):
+        coarse = coarse_attention(q_means, k_means, v_means, scale)
+    return kernels.Gates(gate_fine, gate_coarse, coarse.contiguous())
+
+
+def _empty_lse(q: Tensor) -> Tensor:
     batch, length, heads, _ = q.shape
-    lse = q.new_empty(batch, heads, length, dtype=torch.float32)
-    return q.new_empty(q.shape), q.new_empty(q.shape), lse
+    return q.new_empty(batch, heads, length, dtype=torch.float32)
 
 
 @torch.library.custom_op("vsa::gated_attention_backward", mutates_args=())
@@ -77,66 +148,72 @@ def gated_attention_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    fine: Tensor,
     lse: Tensor,
+    fine: Tensor,
+    coarse: Tensor,
     words: Tensor,
     text_valid: Tensor | None,
-    coarse: Tensor | None,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
+    q_means: Tensor | None,
+    k_means: Tensor | None,
+    v_means: Tensor | None,
     grid: Sequence[int],
     kv_grid: Sequence[int],
     most: int,
     scale: float,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``gated_attention``; arguments as it was given and returned.
 
     Returns:
-        dq, dk, dv, dcoarse, dgate_fine, dgate_coarse: like what they belong to, contiguous; empty
-        where that was None.
+        dq, dk, dv, dgate_fine, dgate_coarse: like what they belong to, contiguous; empty where
+        that was None. What reaches q, k and v through the tile means is in the first three.
     """
     plan = Plan(Grid.from_ints(grid), Grid.from_ints(kv_grid), most, scale)
-    gates = kernels_backward.Gates(gate_fine, gate_coarse, coarse)
-    grads = kernels_backward.backward(
-        grad_out, grad_lse, q, k, v, fine, lse, words, text_valid, plan, gates
+    means = [mean for mean in (q_means, k_means, v_means) if mean is not None]
+    gates = kernels.Gates(gate_fine, gate_coarse, coarse if means else None)
+    dq, dk, dv, *of_gates = kernels_backward.gated_backward(
+        grad_out, grad_lse, q, k, v, fine, lse, words, text_valid, plan, gates, means
     )
-    of_gates = (gates.grad_coarse_rows, gates.grad_fine, gates.grad_coarse)
-    dcoarse, dfine, dgate_coarse = (q.new_empty(0) if x is None else x for x in of_gates)
-    return *grads, dcoarse, dfine, dgate_coarse
+    dgate_fine, dgate_coarse = (q.new_empty(0) if x is None else x for x in of_gates)
+    return dq, dk, dv, dgate_fine, dgate_coarse
 
 
 @gated_attention_backward.register_fake
 def _(
-    grad_out, grad_lse, q, k, v, fine, lse, words, text_valid, coarse, gate_fine, gate_coarse,
-    grid, kv_grid, most, scale, backend,
+    grad_out, grad_lse, q, k, v, lse, fine, coarse, words, text_valid, gate_fine, gate_coarse,
+    q_means, k_means, v_means, grid, kv_grid, most, scale, backend,
 ):  # fmt: skip
     def like(x):
         return q.new_empty(0) if x is None else x.new_empty(x.shape)
 
-    return tuple(like(x) for x in (q, k, v, coarse, gate_fine, gate_coarse))
+    return tuple(like(x) for x in (q, k, v, gate_fine, gate_coarse))
 
 
 def _save(ctx, inputs, output):
-    q, k, v, words, text_valid, coarse, gate_fine, gate_coarse, *ctx.plan = inputs
-    _, fine, lse = output
+    q, k, v, words, text_valid, *means, gate_fine, gate_coarse = inputs[:10]
+    ctx.plan = inputs[10:]
+    _, lse, fine, coarse = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(fine)
-    ctx.save_for_backward(q, k, v, fine, lse, words, text_valid, coarse, gate_fine, gate_coarse)
+    ctx.mark_non_differentiable(fine, coarse)
+    ctx.save_for_backward(
+        q, k, v, lse, fine, coarse, words, text_valid, gate_fine, gate_coarse, *means
+    )
 
 
-def _differentiate(ctx, grad_out, _, grad_lse):
+def _differentiate(ctx, grad_out, grad_lse, *_):
     saved = ctx.saved_tensors
-    grad_out = torch.zeros_like(saved[3]) if grad_out is None else grad_out
-    *grads, dcoarse, dfine, dgate_coarse = gated_attention_backward(
+    fine, gate_fine, gate_coarse = saved[4], saved[8], saved[9]
+    grad_out = torch.zeros_like(fine) if grad_out is None else grad_out
+    *grads, dgate_fine, dgate_coarse = gated_attention_backward(
         grad_out, grad_lse, *saved, *ctx.plan
     )
-    given = saved[-3:]
-    of_gates = [
-        None if x is None else grad
-        for x, grad in zip(given, (dcoarse, dfine, dgate_coarse), strict=True)
-    ]
-    return *grads, None, None, *of_gates, *[None] * 5
+    of_gates = (
+        None if gate is None else grad
+        for gate, grad in ((gate_fine, dgate_fine), (gate_coarse, dgate_coarse))
+    )
+    return *grads, *[None] * 5, *of_gates, *[None] * 5
 
 
 gated_attention.register_autograd(_differentiate, setup_context=_save)

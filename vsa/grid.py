@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, cast
 
 import torch
@@ -179,8 +180,13 @@ class Grid:
     @staticmethod
     def from_ints(ints: Sequence[int]) -> Grid:
         """The inverse of ``as_ints``."""
-        T, H, W, t, h, w, prefix, suffix = ints
-        return Grid((T, H, W), (t, h, w), prefix, suffix)
+        return _grid_of_ints(*ints)
+
+
+@lru_cache(maxsize=256)
+def _grid_of_ints(T: int, H: int, W: int, t: int, h: int, w: int, prefix: int, suffix: int) -> Grid:
+    """Operators ask for the grid of a layer again in every call."""
+    return Grid((T, H, W), (t, h, w), prefix, suffix)
 
 
 def best_tile(shape: Extent) -> Extent:

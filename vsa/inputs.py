@@ -96,13 +96,14 @@ def resolve(
             q.device.index,
             str(q.dtype),
             operator.index(q.shape[-1]),
-            _wants_gradients(q, k, v),
+            wants_gradients(q, k, v),
         ),
         shape=q.shape,
     )
 
 
-def _wants_gradients(*tensors: Tensor) -> bool:
+def wants_gradients(*tensors: Tensor) -> bool:
+    """Whether autograd is on and any of them needs a gradient."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 

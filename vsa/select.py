@@ -197,7 +197,7 @@ def select_tiles(
 def everything(call: inputs.Inputs) -> Selection:
     """All key tiles for all query tiles: dense attention."""
     columns = call.kv_grid.num_tiles
-    row = bitmap.pack(torch.ones(columns, dtype=torch.bool, device=call.q.device))
+    row = bitmap.full(columns, call.q.device)
     rows = row.expand(call.q.shape[0], call.q.shape[2], call.grid.num_tiles, -1).contiguous()
     return Selection(rows, columns, call.grid, call.kv_grid, columns)
 

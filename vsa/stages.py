@@ -22,10 +22,12 @@ BACKWARD = (FINE_BACKWARD, MEANS_BACKWARD)
 Range = Callable[[str], AbstractContextManager[Any]]
 
 # (module, function, stage), as it is named where it is called. With gates our own kernels run as
-# one operator, which calls the functions of vsa.backends.kernels; without, it is vsa.fine's.
+# one operator, which calls the functions of vsa.backends.kernels; without, it is vsa.fine's. That
+# operator has no combine of its own without gradients, and its backward includes coarse and means.
 _CALLED = (
     ("vsa.attention", "tile_means", COARSE),
-    ("vsa.attention", "coarse_attention", COARSE),
+    ("vsa.combine", "coarse_attention", COARSE),
+    ("vsa.gated_ops", "coarse_attention", COARSE),
     ("vsa.attention", "select_tiles", SELECT),
     ("vsa.combine", "fine", FINE),
     ("vsa.combine", "combine", COMBINE),

@@ -2,13 +2,14 @@
 // What the two backward passes of the fine stage are told.
 #pragma once
 #include "kernels/backward_rows.h"
-#include "kernels/params.h"
+#include "kernels/mean_gradient.h"
 
 namespace vsa {
 
 struct FineBackwardParams {
   TokenTensor q, k, v, grad_out;
   TokenTensor grad_q, grad_k, grad_v;
+  MeanGradient grad_q_means, grad_k_means, grad_v_means;
   TiledSequence queries, keys;
   const uint32_t* selected;    // [batch, heads, n_q, words(n_k)] key tiles of each query tile
   const uint32_t* transposed;  // [batch, heads, n_k, words(n_q)] query tiles of each key tile

@@ -285,6 +285,8 @@ struct FineBackwardKeys {
         for_each(grad_k_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
         for_each(grad_v_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
       }
+      p_.grad_k_means.add_to(grad_k_, p_.keys, p_.kv_heads, item, at);
+      p_.grad_v_means.add_to(grad_v_, p_.keys, p_.kv_heads, item, at);
       Operand<D> rounded;
       round_to<Element>(rounded, grad_k_);
       write_tile(s_.k[w_], rounded);

@@ -4,7 +4,8 @@
 //   P = 2^(scale Q K^T - LSE)      dS = P (dO V^T - delta)      dQ = scale dS K
 //
 // The forward kernel's walk over the same selection, with dO beside Q and the log-sum-exp known
-// beforehand, so that nothing is ever rescaled.
+// beforehand, so that nothing is ever rescaled. dQ may be stored where dO lies: a tile of dO is
+// read by one consumer, once, before it stores that tile of dQ.
 //
 //     scores(next)  dP(next)    dQ += dS K of the slot held    in flight together
 //     wait for the first two -> weights, dS -> look for the slot after next
@@ -248,6 +249,7 @@ struct FineBackwardQueries {
         const uint64_t rows = p_.queries.rows(at, item.batch);
         for_each(grad_q_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
       }
+      p_.grad_q_means.add_to(grad_q_, p_.queries, p_.heads, item, at);
       Operand<D> rounded;
       round_to<Element>(rounded, grad_q_);
       write_tile(s_.q[w_], rounded);

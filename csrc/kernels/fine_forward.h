@@ -17,6 +17,7 @@
 //   q_empty   all of its consumer, once out has left  producer
 //   slots     see kernels/slots.h
 #pragma once
+#include "kernels/epilogue.h"
 #include "kernels/selection.h"
 #include "kernels/slots.h"
 #include "kernels/softmax.h"
@@ -36,10 +37,11 @@ struct FineForwardConfig {
   static constexpr int kConsumerRegisters = 160;
 };
 
-template <class Config>
+// Epilogue: what becomes of the output before it is stored (kernels/epilogue.h).
+template <class Config, class Epilogue = PlainOutput>
 struct FineForward {
   using Element = typename Config::Element;
-  using Params = FineForwardParams;
+  using Params = typename Epilogue::Params;
   static constexpr int D = Config::D;
   static constexpr int kConsumers = Config::kConsumers;
   static constexpr int kStages = Config::kStages;
@@ -228,6 +230,7 @@ struct FineForward {
       const uint64_t rows = p_.queries.rows(at, item.batch);
       if (at.region != Region::Video)
         for_each(out_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
+      Epilogue::template finish<Element>(out_, p_, item, at, rows);
       Operand<D> rounded;
       round_to<Element>(rounded, out_);
       write_tile(s_.q[w_], rounded);

@@ -22,8 +22,11 @@ struct TokenRows {
 
 // A tensor that was broadcast to [batch, tokens, heads, head_dim]: any strides, zeros among them.
 struct Gate {
+  enum class Reading { Pairs, Narrow, Wide };
+
   const void* data;  // null: not there
   bool wide;         // fp32, else of the kernels' 16-bit type
+  bool paired;       // 16 bits, and channels 2i and 2i + 1 are an aligned word of 32
   int64_t batch_stride, token_stride, head_stride, channel_stride;  // elements
 
   VSA_DEVICE int64_t offset(int batch, int token, int head) const {
@@ -34,6 +37,26 @@ struct Gate {
     const int64_t i = offset + channel * channel_stride;
     return wide ? load_global(static_cast<const float*>(data) + i)
                 : widen_low<Element>(load_global(static_cast<const uint16_t*>(data) + i));
+  }
+  // Channels `channel` and `channel + 1`, the first of them even, where `How` is known to fit.
+  template <class Element, Reading How>
+  VSA_DEVICE void read(float (&values)[2], int64_t offset, int channel) const {
+    if constexpr (How == Reading::Pairs) {
+      const uint16_t* first = static_cast<const uint16_t*>(data) + offset + channel;
+      const uint32_t both = load_global(reinterpret_cast<const uint32_t*>(first));
+      values[0] = widen_low<Element>(both);
+      values[1] = widen_high<Element>(both);
+    } else {
+      VSA_UNROLL
+      for (int c = 0; c < 2; ++c) {
+        // Places of many channels, kept from one token to the next, would not fit into registers.
+        const int64_t i = offset + unhoisted(channel + c) * channel_stride;
+        if constexpr (How == Reading::Wide)
+          values[c] = load_global(static_cast<const float*>(data) + i);
+        else
+          values[c] = widen_low<Element>(load_global(static_cast<const uint16_t*>(data) + i));
+      }
+    }
   }
 };
 

@@ -22,18 +22,6 @@ struct SequenceView {
   TokenView video, prefix, suffix;
 };
 
-struct FineForward {
-  SequenceView q, k, v, out;
-  Grid grid, kv_grid;
-  int batch, heads, kv_heads, head_dim;
-  ElementType element;
-  float scale;
-  const uint32_t* selected;         // [batch, heads, n_q, words]
-  const uint64_t* query_text_rows;  // [batch, text tiles of the queries], null without text
-  const uint64_t* key_text_rows;    // likewise of the keys
-  float* lse;                       // [batch, heads, S_q]
-};
-
 // A gate as it was broadcast to [batch, tokens, heads, head_dim], channel stride included.
 struct GateView {
   const void* data = nullptr;  // null: not there
@@ -44,6 +32,19 @@ struct GateView {
 struct Gates {
   GateView fine, coarse;
   const float* coarse_rows = nullptr;  // [batch, heads, n_q, head_dim], with the coarse gate
+};
+
+struct FineForward {
+  SequenceView q, k, v, out;
+  Gates gates;  // with any, out is combine's and the fine stage's part is not kept
+  Grid grid, kv_grid;
+  int batch, heads, kv_heads, head_dim;
+  ElementType element;
+  float scale;
+  const uint32_t* selected;         // [batch, heads, n_q, words]
+  const uint64_t* query_text_rows;  // [batch, text tiles of the queries], null without text
+  const uint64_t* key_text_rows;    // likewise of the keys
+  float* lse;                       // [batch, heads, S_q]
 };
 
 // out = gate_fine * fine + gate_coarse * coarse[tile of the token]
@@ -72,6 +73,8 @@ struct FineBackward {
   const int64_t* order;             // [batch, kv_heads, groups of key tiles]
   const uint64_t* query_text_rows;  // as above
   const uint64_t* key_text_rows;
+  // [batch, heads, tiles, head_dim] gradients of tile means, which their tokens share; null without
+  const float *grad_q_means, *grad_k_means, *grad_v_means;
   const float* lse;       // [batch, heads, S_q]
   const float* grad_lse;  // likewise, or null
   int* tickets;           // one int of scratch
@@ -94,6 +97,9 @@ std::string fine_forward(const FineForward& call, int device, void* stream);
 std::string fine_forward_emulated(const FineForward& call, int blocks, unsigned seed);
 std::string combine(const Combine& call, int device, void* stream);
 std::string combine_on_host(const Combine& call);
+// What the passes of fine_backward need of every query, and the gradients that belong to the gates.
+std::string backward_rows(const FineBackward& call, int device, void* stream);
+std::string backward_rows_on_host(const FineBackward& call);
 std::string fine_backward(const FineBackward& call, int device, void* stream);
 std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigned seed);
 std::string transpose_bitmaps(const BitmapTranspose& call, void* stream);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The backward kernels on a GPU: the pass over tokens, then the one over key tiles, then the one
-// over query tiles.
+// The backward kernels on a GPU: the pass over tokens, and after it the one over key tiles and the
+// one over query tiles.
 #include "launch/fine_params.h"
 #include "launch/sm90_launch.h"
 
@@ -44,6 +44,21 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads)
 
 }  // namespace
 
+std::string backward_rows(const FineBackward& call, int, void* stream) {
+  const BackwardRowsParams params = backward_rows_params(call);
+  cudaError_t error = cudaSuccess;
+  const bool found = with_config(call, [&](auto element, auto head_dim) {
+    using Element = decltype(element);
+    const auto kernel = any(call.gates) ? backward_rows_kernel<Element, head_dim(), true>
+                                        : backward_rows_kernel<Element, head_dim(), false>;
+    const int tiles = params.queries.grid.num_tiles() + params.queries.text_tiles;
+    kernel<<<dim3(tiles * call.heads, call.batch), kWarps * kWarpThreads, 0,
+             static_cast<cudaStream_t>(stream)>>>(params);
+    error = cudaGetLastError();
+  });
+  return found ? not_launched("the backward's pass over tokens", error) : kNoConfig;
+}
+
 std::string fine_backward(const FineBackward& call, int device, void* opaque_stream) {
   FineBackwardParams params{};
   if (const std::string error = make_params(params, call, encode); !error.empty()) return error;
@@ -54,12 +69,6 @@ std::string fine_backward(const FineBackward& call, int device, void* opaque_str
     using Keys = FineBackwardKeys<FineBackwardKeysConfig<Element, head_dim()>>;
     using Queries = FineBackwardQueries<FineBackwardQueriesConfig<Element, head_dim()>>;
     static_assert(Keys::kConsumers == kKeyTilesPerGroup, "the order of items is made for this");
-    const int tiles = params.queries.grid.num_tiles() + params.queries.text_tiles;
-    const auto rows_kernel = has_gates(call) ? backward_rows_kernel<Element, head_dim(), true>
-                                             : backward_rows_kernel<Element, head_dim(), false>;
-    rows_kernel<<<dim3(tiles * call.heads, call.batch), kWarps * kWarpThreads, 0, stream>>>(
-        backward_rows_params(call));
-    if ((error = cudaGetLastError()) != cudaSuccess) return;
     error = cudaMemsetAsync(call.tickets, 0, sizeof(int), stream);
     if (error != cudaSuccess) return;
     error = launch_persistent<Keys>(params, params.keys, params.kv_heads, device, stream);

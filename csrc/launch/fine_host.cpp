@@ -33,6 +33,16 @@ std::string with_hazards(const Call& call, Fn fn) {
   }
 }
 
+template <class Epilogue>
+std::string emulate_forward(const FineForward& call, int blocks, unsigned seed) {
+  typename Epilogue::Params params;
+  if (const std::string error = make_params(params, call, encode); !error.empty()) return error;
+  return with_hazards(call, [&](auto element, auto head_dim) {
+    using Config = FineForwardConfig<decltype(element), head_dim()>;
+    run_blocks<vsa::FineForward<Config, Epilogue>>(params, blocks, seed);
+  });
+}
+
 // fn(place, batch element, head, tile) for all tiles of a sequence
 template <class Fn>
 void for_each_tile(const TiledSequence& sequence, int batch, int heads, Fn fn) {
@@ -66,11 +76,16 @@ void run_backward_rows(const BackwardRowsParams& p, int batch) {
 }  // namespace
 
 std::string fine_forward_emulated(const FineForward& call, int blocks, unsigned seed) {
-  FineForwardParams params;
-  if (const std::string error = make_params(params, call, encode); !error.empty()) return error;
+  return any(call.gates) ? emulate_forward<GatedOutput>(call, blocks, seed)
+                         : emulate_forward<PlainOutput>(call, blocks, seed);
+}
+
+std::string backward_rows_on_host(const FineBackward& call) {
   return with_hazards(call, [&](auto element, auto head_dim) {
-    using Config = FineForwardConfig<decltype(element), head_dim()>;
-    run_blocks<vsa::FineForward<Config>>(params, blocks, seed);
+    using Element = decltype(element);
+    const auto run = any(call.gates) ? run_backward_rows<Element, head_dim(), true>
+                                     : run_backward_rows<Element, head_dim(), false>;
+    run(backward_rows_params(call), call.batch);
   });
 }
 
@@ -80,9 +95,6 @@ std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigne
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
     constexpr int D = head_dim();
-    const auto run_rows = has_gates(call) ? run_backward_rows<Element, D, true>
-                                          : run_backward_rows<Element, D, false>;
-    run_rows(backward_rows_params(call), call.batch);
     *call.tickets = 0;
     run_blocks<FineBackwardKeys<FineBackwardKeysConfig<Element, D>>>(params, blocks, seed);
     run_blocks<FineBackwardQueries<FineBackwardQueriesConfig<Element, D>>>(params, blocks, seed);

@@ -63,6 +63,9 @@ std::string make_params(FineBackwardParams& p, const FineBackward& call, Encode 
   p.row_stats = static_cast<const RowStats*>(call.row_stats);
   p.order = call.order;
   p.tickets = call.tickets;
+  p.grad_q_means = {call.grad_q_means};
+  p.grad_k_means = {call.grad_k_means};
+  p.grad_v_means = {call.grad_v_means};
   p.batch = call.batch;
   p.heads = call.heads;
   p.kv_heads = call.kv_heads;
@@ -85,7 +88,18 @@ TokenRows<T> token_rows(const TokenView& x) {
 }
 
 inline Gate gate(const GateView& x) {
-  return {x.data, x.wide, x.batch_stride, x.token_stride, x.head_stride, x.channel_stride};
+  const bool even = (x.batch_stride | x.token_stride | x.head_stride) % 2 == 0;
+  const bool aligned = reinterpret_cast<uintptr_t>(x.data) % sizeof(uint32_t) == 0;
+  const bool paired = !x.wide && x.channel_stride == 1 && even && aligned;
+  return {x.data, x.wide, paired, x.batch_stride, x.token_stride, x.head_stride, x.channel_stride};
+}
+
+template <class Encode>
+std::string make_params(GatedForwardParams& p, const FineForward& call, Encode encode) {
+  p.gate_fine = gate(call.gates.fine);
+  p.gate_coarse = gate(call.gates.coarse);
+  p.coarse = call.gates.coarse_rows;
+  return make_params(static_cast<FineForwardParams&>(p), call, encode);
 }
 
 inline CombineParams combine_params(const Combine& call) {
@@ -98,8 +112,8 @@ inline CombineParams combine_params(const Combine& call) {
           call.heads};
 }
 
-inline bool has_gates(const FineBackward& call) {
-  return call.gates.fine.data != nullptr || call.gates.coarse.data != nullptr;
+inline bool any(const Gates& gates) {
+  return gates.fine.data != nullptr || gates.coarse.data != nullptr;
 }
 
 inline BackwardRowsParams backward_rows_params(const FineBackward& call) {

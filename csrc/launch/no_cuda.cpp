@@ -24,6 +24,7 @@ std::string device_tile_table(const Grid&, const TileTable&, void*) { return kMi
 
 std::string fine_forward(const FineForward&, int, void*) { return kMissing; }
 std::string combine(const Combine&, int, void*) { return kMissing; }
+std::string backward_rows(const FineBackward&, int, void*) { return kMissing; }
 std::string fine_backward(const FineBackward&, int, void*) { return kMissing; }
 std::string transpose_bitmaps(const BitmapTranspose&, void*) { return kMissing; }
 

@@ -23,6 +23,7 @@
 //   LOADS STILL IN FLIGHT   at the end of the block: nobody has waited for them
 //   NOT ELECTED             what one thread should do, done by all 128
 //   DIVERGED                what the whole warpgroup should do, done by a warp in if_any_row
+//   MISALIGNED LOAD         from global memory, by load_global
 //   SHARED MEMORY, OUT OF BOUNDS, NOT SHARED MEMORY, BAD TENSOR MAP, BAD COPY
 //   DEADLOCK                and who waits for what
 //
@@ -41,6 +42,8 @@ namespace vsa {
 
 template <class T>
 T load_global(const T* pointer) {
+  if (reinterpret_cast<uintptr_t>(pointer) % sizeof(T) != 0)
+    throw host::Hazard("MISALIGNED LOAD: " + std::to_string(sizeof(T)) + " bytes at once");
   return *pointer;
 }
 

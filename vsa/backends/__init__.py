@@ -137,12 +137,15 @@ _warned: set[tuple[int | None, str]] = set()
 def _automatic(request: Request) -> str:
     if request.device != "cuda":
         return "torch"
-    reasons = {name: BACKENDS[name].why_not(request) for name in ("hopper", "flex", "torch")}
-    chosen = next(name for name, reason in reasons.items() if reason is None)
-    if chosen != "hopper" and (request.index, chosen) not in _warned:
+    missing = []
+    for chosen in ("hopper", "flex", "torch"):
+        if (reason := BACKENDS[chosen].why_not(request)) is None:
+            break
+        missing.append(f"{chosen}: {reason}")
+    if missing and (request.index, chosen) not in _warned:
         _warned.add((request.index, chosen))
-        missing = "; ".join(f"{name}: {why}" for name, why in reasons.items() if why is not None)
+        why = "; ".join(missing)
         warnings.warn(
-            f"vsa runs on the slower backend {chosen!r} on this GPU ({missing})", stacklevel=2
+            f"vsa runs on the slower backend {chosen!r} on this GPU ({why})", stacklevel=2
         )
     return chosen

@@ -10,6 +10,8 @@ attended; it is short.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,10 +35,57 @@ View = tuple[int, int, int, int]
 """Address, and strides of batch, token and head in elements."""
 
 
+@dataclass(frozen=True)
+class Gates:
+    """The gates of a call, as they were broadcast.
+
+    Attributes:
+        fine: (B, S, heads, head_dim), of q's type or fp32, any strides; None for 1.
+        coarse: likewise; None leaves the coarse branch out.
+        coarse_rows: (B, heads, num_tiles, head_dim) fp32, contiguous, with ``coarse``.
+    """
+
+    fine: Tensor | None = None
+    coarse: Tensor | None = None
+    coarse_rows: Tensor | None = None
+
+    def addresses(self) -> Any:
+        """What the kernels are told of them; the tensors must outlive the launch."""
+        from vsa import _C
+
+        return _C.Gates(
+            fine=_numbers(self.fine),
+            coarse=_numbers(self.coarse),
+            coarse_rows=address(self.coarse_rows),
+        )
+
+
+def _numbers(gate: Tensor | None) -> tuple[int, ...]:
+    """Address, 1 for fp32, and strides; zeros where there is no gate."""
+    if gate is None:
+        return (0,) * 6
+    return gate.data_ptr(), int(gate.dtype == torch.float32), *gate.stride()
+
+
+def address(x: Tensor | None) -> int:
+    """Where a tensor lies, 0 for none."""
+    return 0 if x is None else x.data_ptr()
+
+
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, words: Tensor, text_valid: Tensor | None, plan: Plan
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    words: Tensor,
+    text_valid: Tensor | None,
+    plan: Plan,
+    gates: Gates | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Arguments and results as in ``vsa.ops.block_sparse_attention``."""
+    """Arguments and results as in ``vsa.ops.block_sparse_attention``.
+
+    With ``gates`` the output is combine's, rounded once: the fine stage's part of it is never
+    written.
+    """
     from vsa import _C
 
     sign, scale = positive_scale(plan.scale)
@@ -50,6 +99,7 @@ def forward(
         k=views(k, clean[0], plan.kv_grid),
         v=views(v, clean[1], plan.kv_grid),
         out=views(out, out, plan.grid),
+        gates=(gates or Gates()).addresses(),
         scale=scale,
         lse=lse.data_ptr(),
         **shared_arguments(q, k, words, rows, plan),
@@ -58,30 +108,21 @@ def forward(
     return out, lse
 
 
-def combine(
-    fine: Tensor,
-    coarse: Tensor | None,
-    gate_fine: Tensor | None,
-    gate_coarse: Tensor | None,
-    grid: Grid,
-) -> Tensor:
+def combine(fine: Tensor, gates: Gates, grid: Grid) -> Tensor:
     """Both branches together: gate_fine * fine + gate_coarse * coarse[tile of the token].
 
     Args:
         fine: (B, S, heads, head_dim), contiguous.
-        coarse: (B, heads, num_tiles, head_dim) fp32, with ``gate_coarse``.
-        gate_fine: of the shape of ``fine`` and of its type or fp32, any strides; None for 1.
-        gate_coarse: likewise; None leaves the coarse branch out.
+        gates: of the shape of ``fine``.
         grid: of the queries.
     """
     from vsa import _C
 
     out = torch.empty_like(fine)
-    coarse = None if coarse is None else coarse.contiguous()
     call = _C.Combine(
         fine=view(fine),
         out=view(out),
-        gates=gates(gate_fine, gate_coarse, coarse),
+        gates=gates.addresses(),
         grid=grid.as_ints(),
         batch=fine.shape[0],
         heads=fine.shape[2],
@@ -91,24 +132,8 @@ def combine(
     if fine.device.type == "cpu":
         call.run()
     else:
-        launch(call, fine.device)
+        launch(call.launch, fine.device)
     return out
-
-
-def gates(gate_fine: Tensor | None, gate_coarse: Tensor | None, coarse: Tensor | None) -> Any:
-    """What the kernels are told of them; the tensors must outlive the launch."""
-    from vsa import _C
-
-    def numbers(x: Tensor | None) -> tuple[int, ...]:
-        if x is None:
-            return (0,) * 6
-        return x.data_ptr(), int(x.dtype == torch.float32), *x.stride()
-
-    return _C.Gates(
-        fine=numbers(gate_fine),
-        coarse=numbers(gate_coarse),
-        coarse_rows=0 if coarse is None else coarse.data_ptr(),
-    )
 
 
 def positive_scale(scale: float) -> tuple[int, float]:
@@ -118,7 +143,9 @@ def positive_scale(scale: float) -> tuple[int, float]:
     return (0 if scale == 0 else -1), -scale or 1.0
 
 
-def rows_of_text(text_valid: Tensor | None, q: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+def rows_of_text(
+    text_valid: Tensor | None, q: Tensor, plan: Plan
+) -> tuple[Tensor | None, Tensor | None]:
     """Those of the queries and those of the keys."""
     query_rows, key_rows = (
         text_rows(text_valid, q.shape[0], grid, q.device) for grid in (plan.grid, plan.kv_grid)
@@ -127,7 +154,7 @@ def rows_of_text(text_valid: Tensor | None, q: Tensor, plan: Plan) -> tuple[Tens
 
 
 def shared_arguments(
-    q: Tensor, k: Tensor, words: Tensor, rows: tuple[Tensor, Tensor], plan: Plan
+    q: Tensor, k: Tensor, words: Tensor, rows: tuple[Tensor | None, Tensor | None], plan: Plan
 ) -> dict[str, Any]:
     """What both directions pass. Addresses: their tensors must outlive the launch."""
     return {
@@ -139,8 +166,8 @@ def shared_arguments(
         "head_dim": q.shape[3],
         "bf16": q.dtype == torch.bfloat16,
         "selected": words.data_ptr(),
-        "query_text_rows": rows[0].data_ptr(),
-        "key_text_rows": rows[1].data_ptr(),
+        "query_text_rows": address(rows[0]),
+        "key_text_rows": address(rows[1]),
     }
 
 
@@ -149,13 +176,13 @@ def run(call: Any, device: torch.device) -> None:
     if device.type == "cpu":
         call.emulate(EMULATED_BLOCKS, EMULATED_SEED)
     else:
-        launch(call, device)
+        launch(call.launch, device)
 
 
-def launch(call: Any, device: torch.device) -> None:
-    """A call on the current stream of a GPU."""
+def launch(launcher: Callable[[int, int], None], device: torch.device) -> None:
+    """What takes a device and a stream, on the current stream of a GPU."""
     with torch.cuda.device(device):
-        call.launch(device.index, torch.cuda.current_stream().cuda_stream)
+        launcher(device.index, torch.cuda.current_stream().cuda_stream)
 
 
 def addressable(x: Tensor) -> Tensor:
@@ -174,14 +201,16 @@ def addressable(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def text_rows(text_valid: Tensor | None, batch: int, grid: Grid, device: torch.device) -> Tensor:
+def text_rows(
+    text_valid: Tensor | None, batch: int, grid: Grid, device: torch.device
+) -> Tensor | None:
     """Which rows of the text's tiles are real tokens.
 
     Returns:
-        (B, ceil(prefix / 64) + ceil(suffix / 64)) int64, bit r for row r.
+        (B, ceil(prefix / 64) + ceil(suffix / 64)) int64, bit r for row r; None without text.
     """
     if grid.text == 0:
-        return torch.empty(batch, 0, dtype=torch.int64, device=device)
+        return None
     if text_valid is None:
         text_valid = torch.ones(batch, grid.text, dtype=torch.bool, device=device)
     parts = (
@@ -200,11 +229,15 @@ def without_invalid_text(x: Tensor, text_valid: Tensor | None, grid: Grid) -> Te
 
 
 def views(x: Tensor, text: Tensor, grid: Grid) -> tuple[View, View, View]:
-    """The video, the prefix and the suffix of x; the last two where ``text`` has them."""
+    """The video, the prefix and the suffix of x; the last two where ``text`` has them.
+
+    By arithmetic: slices would be nine tensors more per call.
+    """
+    of_text = view(text)
     return (
-        view(x[:, grid.prefix : grid.prefix + grid.tokens]),
-        view(text[:, : grid.prefix]),
-        view(text[:, text.shape[1] - grid.suffix :]),
+        _from_token(view(x), grid.prefix, x),
+        of_text,
+        _from_token(of_text, text.shape[1] - grid.suffix, text),
     )
 
 
@@ -212,6 +245,12 @@ def view(x: Tensor) -> View:
     """What the kernels are told of a tensor (B, tokens, heads, head_dim)."""
     batch, token, head, _ = x.stride()
     return x.data_ptr(), batch, token, head
+
+
+def _from_token(whole: View, token: int, x: Tensor) -> View:
+    """The view of x that starts at a token."""
+    address, batch, stride, head = whole
+    return address + token * stride * x.element_size(), batch, stride, head
 
 
 def text_tiles(grid: Grid) -> int:

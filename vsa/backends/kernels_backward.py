@@ -2,13 +2,16 @@
 """Gradients of the fine stage by the project's own kernels, gates included.
 
 One pass over the tokens for what belongs to a query alone (and for the gates), one over the key
-tiles for dK and dV, which walks the transposed selection, and one over the query tiles for dQ. What
-was saved is q, k, v, out, the log-sum-exp and the bitmap; there is no copy in fp32.
+tiles for dK and dV, which walks the transposed selection, and one over the query tiles for dQ. In
+between, with a coarse branch, its gradients on tile means, which the last two passes add to what
+they store. What was saved is q, k, v, out, the log-sum-exp, the bitmap, and means if there were
+any; there is no copy of tokens in fp32.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,39 +19,9 @@ from torch.nn import functional
 
 from vsa import bitmap
 from vsa.backends import kernels
+from vsa.backends.coarse_backward import coarse_attention_backward
 from vsa.backends.layout import Plan
 from vsa.grid import SLOTS
-
-
-@dataclass
-class Gates:
-    """The gates of a call, and their gradients once the backward has run.
-
-    Attributes:
-        fine: (B, S, heads, head_dim), of q's type or fp32, any strides; or None.
-        coarse: likewise.
-        coarse_rows: (B, heads, num_tiles, head_dim) fp32, with ``coarse``.
-    """
-
-    fine: Tensor | None
-    coarse: Tensor | None
-    coarse_rows: Tensor | None
-    grad_fine: Tensor | None = None
-    grad_coarse: Tensor | None = None
-    grad_coarse_rows: Tensor | None = None
-
-    def allocate(self) -> None:
-        """Memory for the gradients."""
-        if self.fine is not None:
-            self.grad_fine = torch.empty(
-                self.fine.shape, dtype=self.fine.dtype, device=self.fine.device
-            )
-        if self.coarse is not None and self.coarse_rows is not None:
-            self.coarse_rows = self.coarse_rows.contiguous()
-            self.grad_coarse = torch.empty(
-                self.coarse.shape, dtype=self.coarse.dtype, device=self.coarse.device
-            )
-            self.grad_coarse_rows = torch.empty_like(self.coarse_rows)
 
 
 def backward(
@@ -62,28 +35,68 @@ def backward(
     words: Tensor,
     text_valid: Tensor | None,
     plan: Plan,
-    gates: Gates | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments and results as in ``vsa.ops.block_sparse_attention_backward``.
+    """Arguments and results as in ``vsa.ops.block_sparse_attention_backward``."""
+    grads = gated_backward(
+        grad_out, grad_lse, q, k, v, out, lse, words, text_valid, plan, kernels.Gates(), ()
+    )
+    return grads[0], grads[1], grads[2]
 
-    With ``gates``, ``grad_out`` is the gradient of the whole operation's output, and the gradients
-    that belong to the gates are left in them. The same bits every time: nothing is added up by
-    atomics.
+
+def gated_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    words: Tensor,
+    text_valid: Tensor | None,
+    plan: Plan,
+    gates: kernels.Gates,
+    means: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of the whole operation. The same bits every time: atomics add up nothing.
+
+    Args:
+        grad_out: gradient of the whole operation's output.
+        grad_lse: of the log-sum-exp, or None for zero.
+        q: as the forward was given, and so on up to ``plan``.
+        k: likewise.
+        v: likewise.
+        out: the fine stage's part of the output.
+        lse: its log-sum-exp.
+        words: the selection.
+        text_valid: which text tokens are real, or None.
+        plan: of the call.
+        gates: of the call.
+        means: with a coarse gate, those of q, k and v, (B, heads, num_tiles, head_dim) fp32.
+
+    Returns:
+        dq, dk and dv, what comes through the means included; the gradients of both gates, of
+        their types, None for those that are not there.
     """
     from vsa import _C
 
-    gates = gates or Gates(None, None, None)
     sign, scale = kernels.positive_scale(plan.scale)
     q = q if sign == 1 else q * sign
     q, k, v, out = (kernels.addressable(x) for x in (q, k, v, out))
     gradient, lse = kernels.addressable(grad_out), lse.contiguous()
-    gates.allocate()
-    grad_out = gradient if gates.fine is None else torch.empty_like(out)
     grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
     words = words.contiguous()
     transposed, counts = transpose(words, plan.kv_grid.num_tiles)
     order = _longest_first(counts, k.shape[2], plan)
     grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+    # What a fine gate makes of the gradient lies where dq will: the pass over query tiles, the last
+    # that reads it, loads a tile of it before it stores that tile of dq.
+    grad_out = gradient if gates.fine is None else grads[0]
+    of_gates = [
+        None if gate is None else torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+        for gate in (gates.fine, gates.coarse)
+    ]
+    of_coarse = None if gates.coarse_rows is None else torch.empty_like(gates.coarse_rows)
+    of_means = [torch.empty_like(mean) for mean in means]
     query_tiles = plan.grid.num_tiles + kernels.text_tiles(plan.grid)
     row_stats = torch.empty(
         *q.shape[::2], query_tiles, 2, SLOTS, dtype=torch.float32, device=q.device
@@ -110,28 +123,38 @@ def backward(
         grad_v=kernels.views(grads[2], grads[2], plan.kv_grid),
         whole_out=kernels.view(out),
         whole_gradient=kernels.view(gradient),
-        gates=kernels.gates(gates.fine, gates.coarse, gates.coarse_rows),
+        gates=gates.addresses(),
         whole_grad_out=kernels.view(grad_out),
-        grad_gate_fine=_address(gates.grad_fine),
-        grad_gate_coarse=_address(gates.grad_coarse),
-        grad_coarse=_address(gates.grad_coarse_rows),
+        grad_gate_fine=kernels.address(of_gates[0]),
+        grad_gate_coarse=kernels.address(of_gates[1]),
+        grad_coarse=kernels.address(of_coarse),
+        grad_means=[mean.data_ptr() for mean in of_means] or [0, 0, 0],
         scale=scale,
         transposed=transposed.data_ptr(),
         order=order.data_ptr(),
         lse=lse.data_ptr(),
-        grad_lse=_address(grad_lse),
+        grad_lse=kernels.address(grad_lse),
         tickets=tickets.data_ptr(),
         row_stats=row_stats.data_ptr(),
         **kernels.shared_arguments(q, k, words, rows, plan),
     )
+    _run_rows(call, q.device)
+    if of_coarse is not None and gates.coarse_rows is not None:
+        coarse_attention_backward(of_coarse, gates.coarse_rows, means, plan.scale, of_means)
+        if sign != 1:
+            of_means[0] *= sign
     kernels.run(call, q.device)
     if sign != 1:
         grads[0] *= sign
-    return grads[0], grads[1], grads[2]
+    return grads[0], grads[1], grads[2], of_gates[0], of_gates[1]
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+def _run_rows(call: Any, device: torch.device) -> None:
+    """The pass over tokens: what the passes over tiles need, and what belongs to the gates."""
+    if device.type == "cpu":
+        call.run_rows()
+    else:
+        kernels.launch(call.launch_rows, device)
 
 
 def transpose(words: Tensor, columns: int) -> tuple[Tensor, Tensor]:
@@ -161,7 +184,7 @@ def transpose(words: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     if words.device.type == "cpu":
         call.run()
     else:
-        kernels.launch(call, words.device)
+        kernels.launch(call.launch, words.device)
     return target, counts
 
 

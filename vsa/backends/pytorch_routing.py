@@ -109,14 +109,14 @@ def score_slices(
         some = slice(head, head + at_once)
         for row in range(0, group * tiles, rows_at_once):
             part = queries[some, row : row + rows_at_once]
-            with _full_precision(part.device):
+            with full_precision(part.device):
                 scores = torch.baddbmm(unused, part, keys[some], beta=0, alpha=scale)
             yield head * group * tiles + row, scores.flatten(0, 1)
             del scores  # before the next slice takes its place, as callers should
 
 
 @contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """Products of fp32 tensors without TF32 and the like."""
     library: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     before = library.matmul.fp32_precision

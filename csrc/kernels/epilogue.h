@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the forward kernel does to its output before it is rounded and stored: nothing, or combine,
+//
+//   out = gate_fine * fine + gate_coarse * coarse[tile of the token]
+//
+// on the accumulators themselves, so that the fine stage's part is neither rounded nor written. It
+// is part of the kernel's type: the kernel without gates has no trace of it.
+#pragma once
+#include "kernels/gates.h"
+#include "tile/fragment.h"
+
+namespace vsa {
+
+struct PlainOutput {
+  using Params = FineForwardParams;
+
+  template <class Element, int D>
+  VSA_DEVICE static void finish(Fragment<D>&,
+                                const Params&,
+                                const Assignment&,
+                                const TilePlace&,
+                                uint64_t) {}
+};
+
+struct GatedForwardParams : FineForwardParams {
+  Gate gate_fine, gate_coarse;
+  const float* coarse;  // [batch, heads, n, head_dim], with gate_coarse
+};
+
+struct GatedOutput {
+  using Params = GatedForwardParams;
+
+  // rows: of the tile, those that are real tokens; the others stay as they are
+  template <class Element, int D>
+  VSA_DEVICE static void finish(Fragment<D>& out,
+                                const Params& p,
+                                const Assignment& item,
+                                const TilePlace& at,
+                                uint64_t rows) {
+    if (p.gate_fine.data != nullptr)
+      apply<Element>(out, p.gate_fine, p.queries, item, at, rows,
+                     [](float x, float gate, int) { return x * gate; });
+    if (p.gate_coarse.data == nullptr || at.region != Region::Video) return;
+    const float* coarse = LanePairs<D>::coarse_row(
+        p.coarse, p.queries, int64_t{item.batch} * p.heads + item.head, item.tile);
+    apply<Element>(out, p.gate_coarse, p.queries, item, at, rows,
+                   [=](float x, float gate, int channel) {
+                     return fma(gate, load_global(coarse + channel), x);
+                   });
+  }
+
+ private:
+  // x = fn(x, gate, channel) for all channels of the tokens. Each way of reading has a loop of its
+  // own without branches, so that the loads of many channels are in flight together.
+  template <class Element, int D, class Fn>
+  VSA_DEVICE static void apply(Fragment<D>& out,
+                               const Gate& gate,
+                               const TiledSequence& queries,
+                               const Assignment& item,
+                               const TilePlace& at,
+                               uint64_t rows,
+                               Fn fn) {
+    if (gate.paired)
+      apply_as<Element, Gate::Reading::Pairs>(out, gate, queries, item, at, rows, fn);
+    else if (gate.wide)
+      apply_as<Element, Gate::Reading::Wide>(out, gate, queries, item, at, rows, fn);
+    else
+      apply_as<Element, Gate::Reading::Narrow>(out, gate, queries, item, at, rows, fn);
+  }
+
+  template <class Element, Gate::Reading How, int D, class Fn>
+  VSA_DEVICE static void apply_as(Fragment<D>& out,
+                                  const Gate& gate,
+                                  const TiledSequence& queries,
+                                  const Assignment& item,
+                                  const TilePlace& at,
+                                  uint64_t rows,
+                                  Fn fn) {
+    VSA_EACH_LANE(t) {
+      auto& x = lane(out, t);
+      VSA_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int row = accumulator_row(t, 2 * half);
+        if ((rows >> row & 1) == 0) continue;
+        const int token = queries.token(at, row);
+        const int64_t offset = gate.offset(item.batch, token, item.head);
+        VSA_UNROLL
+        for (int i = 2 * half; i < D / 2; i += 4) {
+          const int channel = accumulator_column(t, i);
+          float of_channels[2];
+          gate.read<Element, How>(of_channels, offset, channel);
+          VSA_UNROLL
+          for (int c = 0; c < 2; ++c) x[i + c] = fn(x[i + c], of_channels[c], channel + c);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace vsa
