@@ -108,16 +108,20 @@ def test_a_step_is_captured_in_a_cuda_graph(
 ) -> None:
     if machine[1] == "cpu":
         pytest.skip("a CUDA graph needs a GPU")
-    layer = Layer(*machine, topk, gates)
+    # Gradients of leaves are ordered after the stream in which the leaves were first used.
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        layer = Layer(*machine, topk, gates)
 
-    def run() -> list[Tensor]:
-        with torch.no_grad():
-            inference = layer.forward(**layer.leaves)
-        return [inference, *layer.step()]
+        def run() -> list[Tensor]:
+            with torch.no_grad():
+                inference = layer.forward(**layer.leaves)
+            return [inference, *layer.step()]
 
-    expected = [x.clone() for x in run()]
+        expected = [x.clone() for x in run()]
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         found = run()
     for x in found:
         x.detach().fill_(float("nan"))
