@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import lzma
 import re
 import subprocess
 import sys
@@ -29,6 +30,9 @@ from pathlib import Path
 from rich.console import Console
 
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(17, 40)] + ["manylinux2014_x86_64"]
+
+FILTERS = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 256 << 20}]
+"""Machine code of several architectures repeats itself over long distances. It takes 3 GB."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,11 @@ def pack(name: str, wheels: list[tuple[Path, str]], to: Path) -> int:
         SystemExit: a wheel of which nothing is kept.
     """
     seen: set[str] = set()
-    with tarfile.open(to, "w:xz") as tar, tempfile.TemporaryDirectory() as folder:
+    with (
+        lzma.open(to, "wb", filters=FILTERS) as packed,
+        tarfile.open(fileobj=packed, mode="w|") as tar,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         for path, keep in wheels:
             with zipfile.ZipFile(path) as wheel:
                 members = [x for x in sorted(wheel.namelist()) if re.fullmatch(keep, x)]
