@@ -112,8 +112,9 @@ def watched(
 ) -> str | None:
     """Run a worker, pass on the rows that it appends to a file; why it ended early, if it did."""
     with tempfile.TemporaryFile("w+") as said, to.open() as file:
-        output = {"stdout": said, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(command, start_new_session=True, **output)
+        process = subprocess.Popen(
+            command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+        )
         heard = time.monotonic()
         partial, over = "", False
         while not over:

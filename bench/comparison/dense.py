@@ -61,7 +61,8 @@ class CudnnDense(Kernel):
     def forward(self, x: Inputs) -> tuple[Tensor, Tensor | None, Any]:
         leaves = [each.transpose(1, 2).detach().requires_grad_() for each in (x.q, x.k, x.v)]
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            out = functional.scaled_dot_product_attention(*leaves, scale=self.scale)
+            q, k, v = leaves
+            out = functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
         return out.detach().transpose(1, 2), None, (out, leaves)
 
     def backward(self, x: Inputs, saved: Any) -> tuple[Tensor, Tensor, Tensor]:

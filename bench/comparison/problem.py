@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ class Problem:
         self.topk = topk
         size = 1, self.grid.tokens, case.heads, case.head_dim
         generator = torch.Generator(device).manual_seed(1)
-        make = {"device": device, "dtype": torch.bfloat16, "generator": generator}
+        make: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
         self.sets = [
             Inputs(*(torch.randn(size, **make) for _ in Inputs._fields))
             for _ in range(self._number_of_sets(2 * self.grid.tokens * case.heads * case.head_dim))

@@ -28,7 +28,8 @@ def with_shares(rows: Sequence[Row]) -> list[Row]:
         added: Row = {}
         names = [x for x in BASELINES if "tflops" in row and (x, *layer(row)) in dense]
         if names:
-            baseline = dense[(names[0], *layer(row))]
+            at = names[0], *layer(row)
+            baseline = dense[at]
             added = {
                 "baseline": names[0],
                 "share": row["tflops"] / baseline["tflops"],

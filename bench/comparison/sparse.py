@@ -59,14 +59,14 @@ class WholeAttention(Kernel):
         self.backend = Ours(self.device, folders).backend
 
     def plan(self, problem: Problem) -> None:
-        self.options = {"grid": problem.grid, "backend": self.backend}
-        self.topk = problem.topk
+        self.grid, self.topk = problem.grid, problem.topk
         first = problem.sets[0]
         problem.selection = vsa.select(first.q, first.k, problem.topk, grid=problem.grid)
 
     def forward(self, x: Inputs) -> tuple[Tensor, Tensor | None, Any]:
         leaves = [each.detach().requires_grad_() for each in (x.q, x.k, x.v)]
-        out = vsa.attention(*leaves, self.topk, **self.options)
+        q, k, v = leaves
+        out = vsa.attention(q, k, v, self.topk, grid=self.grid, backend=self.backend)
         return out.detach(), None, (out, leaves)
 
     def backward(self, x: Inputs, saved: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -72,7 +72,8 @@ def run(
         write({"skipped": one_line(error)})
         return
     monitor = Monitor(device)
-    for case in cases_of(name, cases):
+
+    def run_case(case: Case) -> None:
         try:
             problem = Problem(case, device, lists_file)
             kernel.plan(problem)
@@ -80,7 +81,9 @@ def run(
                 write(row)
         except Exception as error:
             write(described(case, kernel) | {"failed": one_line(error)})
-        problem = None
+
+    for case in cases_of(name, cases):
+        run_case(case)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
