@@ -8,15 +8,21 @@ captured    what a video transformer chose, from the file that bench/captured.py
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from torch.nn import functional
 
 import vsa
+from vsa.cli.options import parse_extent
+from vsa.grid import Extent
 
 KINDS = ("random", "correlated", "captured")
+LAYERS = ("32x32x32:12", "20x48x80:8")
+"""Grids and heads that are measured unless others are asked for."""
 
 
 def selection(
@@ -57,6 +63,17 @@ def selection(
 
 def _seeded(device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(0)
+
+
+def parse_layer(text: str) -> tuple[Extent, int]:
+    """A grid and its heads as options write them, such as 32x32x32:12."""
+    grid, _, heads = text.partition(":")
+    try:
+        return parse_extent(grid), int(heads)
+    except (ValueError, typer.BadParameter):
+        raise argparse.ArgumentTypeError(
+            f"a grid and its heads are written as 32x32x32:12, but this is {text!r}"
+        ) from None
 
 
 def layer_name(grid: vsa.Grid) -> str:

@@ -39,23 +39,10 @@ import lists
 from comparison import report, worker
 from comparison.problem import Case
 from facts import facts
-from vsa.cli.options import parse_extent
 
 Row = dict[str, Any]
 DIRECTIONS = ("forward", "backward")
-DEFAULT_GRIDS = ("32x32x32:12", "20x48x80:8")
-TINY_GRIDS = ("4x8x12:2", "5x6x9:2")
-
-
-def parse_layer(text: str) -> tuple[tuple[int, int, int], int]:
-    """A grid and its heads, such as 32x32x32:12."""
-    grid, _, heads = text.partition(":")
-    try:
-        return parse_extent(grid), int(heads)
-    except Exception:
-        raise argparse.ArgumentTypeError(
-            f"a grid and its heads are written as 32x32x32:12, but this is {text!r}"
-        ) from None
+TINY_LAYERS = ("4x8x12:2", "5x6x9:2")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--peers", type=Path, nargs="+", default=[], metavar="DIR")
     found.add_argument("--kernels", nargs="+", choices=worker.KERNELS, default=list(worker.KERNELS))
-    found.add_argument("--layers", nargs="+", type=parse_layer, metavar="TxHxW:HEADS")
+    found.add_argument("--layers", nargs="+", type=lists.parse_layer, metavar="TxHxW:HEADS")
     found.add_argument("--head-dims", nargs="+", type=int, choices=(64, 128), default=[128, 64])
     found.add_argument("--kinds", nargs="+", choices=lists.KINDS, help="of lists; default: all")
     found.add_argument("--lists", type=Path, metavar="FILE", help="made by bench/captured.py")
@@ -84,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
 def cases(options: argparse.Namespace) -> list[Case]:
     """All layers and kinds of lists, captured ones only where there is a file."""
-    layers = options.layers or map(parse_layer, TINY_GRIDS if options.tiny else DEFAULT_GRIDS)
+    layers = options.layers or map(lists.parse_layer, TINY_LAYERS if options.tiny else lists.LAYERS)
     kinds = options.kinds or [kind for kind in lists.KINDS if kind != "captured" or options.lists]
     return [
         Case(grid, heads, head_dim, kind, options.topk)
