@@ -29,7 +29,7 @@ def facts(device: torch.device, commit: str | None = None) -> dict[str, str]:
         found["driver"] = asked_of_nvidia_smi("driver_version", device)
         found["limits"] = asked_of_nvidia_smi("clocks.max.sm,power.limit", device)
     return found | {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "cuda": torch.version.cuda or "none",
         "cudnn": str(torch.backends.cudnn.version() or "none"),
         "python": platform.python_version(),
