@@ -117,7 +117,8 @@ def sampled_recall(selection: vsa.Selection, q: Tensor, k: Tensor) -> Tensor:
 
 def table() -> Table:
     """The table of what was captured, empty."""
-    found = Table("layer", title="What tiles have in common, and what they hold")
+    found = Table(title="What tiles have in common, and what they hold")
+    found.add_column("layer", no_wrap=True)
     for column in ("kept", "along t", "along h", "along w", "heads", "recall", "lowest, highest"):
         found.add_column(column, justify="right")
     found.caption = "Random tiles would have in common, and hold, the share that is kept."

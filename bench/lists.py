@@ -121,3 +121,13 @@ def captured(path: Path, grid: vsa.Grid, heads: int, topk: int) -> vsa.Selection
 def shared_along_w(selection: vsa.Selection) -> float:
     """Share of a tile's list that the next tile along w has too, mean of the heads."""
     return vsa.diagnostics.neighbour_overlap(selection).w.mean().item()
+
+
+def reuse(selection: vsa.Selection, tiles: int) -> float:
+    """How many of ``tiles`` consecutive query tiles want a key tile that any of them wants.
+
+    It is what loads are divided by when a block of that many consumers shares them.
+    """
+    mask = selection.mask()
+    whole = mask[:, :, : mask.shape[2] // tiles * tiles].unflatten(2, (-1, tiles))
+    return (whole.sum() / whole.any(3).sum()).item()

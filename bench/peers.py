@@ -129,7 +129,7 @@ def watched(
 def compare(options: argparse.Namespace, arguments: Sequence[str]) -> list[Row]:
     """Every kernel in a process of its own, one after the other."""
     rows: list[Row] = []
-    console = Console()
+    console = wide_console()
     columns = "{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         each = {x: len(worker.cases_of(x, cases(options))) for x in options.kernels}
@@ -151,6 +151,12 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> list[Row]:
                 if reason := watched(command, to, options.patience, note):
                     note({"kernel": name, "failed": reason})
     return report.with_shares(rows)
+
+
+def wide_console() -> Console:
+    """A terminal, or a log that is wide enough for the tables."""
+    found = Console()
+    return found if found.is_terminal else Console(width=120)
 
 
 def save(options: argparse.Namespace, rows: Sequence[Row]) -> None:

@@ -163,6 +163,12 @@ def test_captured_lists_come_back_and_are_checked(tmp_path: Path) -> None:
         lists.selection("captured", grid, 2, 2, CPU)
 
 
+def test_reuse_is_one_for_disjoint_lists_and_all_for_equal_ones() -> None:
+    mask = torch.eye(6, dtype=torch.bool)[None, None]
+    assert lists.reuse(vsa.Selection.from_mask(mask), 3) == 1
+    assert lists.reuse(vsa.Selection.from_mask(mask[:, :, :1].expand(1, 1, 7, 6)), 3) == 3
+
+
 def test_facts_name_the_commit_that_is_checked_out(monkeypatch) -> None:
     found = facts.facts(CPU)
     assert found["device"] and found["date"].count("-") == 2
