@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.facts = facts(device, options.commit) | {
         "command": f"bench/peers.py {' '.join(arguments)}"
     }
-    console = Console()
+    console = wide_console()
     console.print(
         ", ".join(f"{name} {value}" for name, value in options.facts.items()), markup=False
     )
