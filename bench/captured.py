@@ -119,7 +119,7 @@ def table() -> Table:
     """The table of what was captured, empty."""
     found = Table(title="What tiles have in common, and what they hold")
     found.add_column("layer", no_wrap=True)
-    for column in ("kept", "along t", "along h", "along w", "heads", "recall", "lowest, highest"):
+    for column in ("kept", "along t", "along h", "along w", "heads", "recall", "range"):
         found.add_column(column, justify="right")
     found.caption = "Random tiles would have in common, and hold, the share that is kept."
     return found
@@ -139,7 +139,7 @@ def row(selection: vsa.Selection, q: Tensor, k: Tensor) -> list[str]:
         *(f"{x.mean():.0%}" for x in (near.t, near.h, near.w)),
         f"{others:.0%}",
         f"{recall.mean():.0%}",
-        f"{recall.min():.0%}, {recall.max():.0%}",
+        f"{recall.min():.0%} to {recall.max():.0%}",
     ]
 
 
