@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time of the fine stage's kernels on a Hopper GPU, next to cuDNN's dense attention.
 
-usage: python bench/fine.py [--out results.json]
+usage: python bench/fine.py [--lists captured.pt] [--out results.json]
 
-Forward and backward, on uniformly random lists and on lists that neighbours share. TFLOP/s count
-products between real tokens of selected tiles: two forward, five backward. The backward's time is
-that of the whole operator: the transpose of the selection, the pass over tokens and both kernels.
+Forward and backward, on uniformly random lists, on lists that neighbours share, and on captured
+ones where bench/captured.py wrote a file that holds the layer. TFLOP/s count products between real
+tokens of selected tiles: two forward, five backward. The backward's time is that of the whole
+operator: the transpose of the selection, the pass over tokens and both kernels.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +23,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import lists
 import vsa
+from facts import facts
 from vsa.measure import seconds, spread
 
 SHAPES = (((32, 32, 32), 12), ((21, 30, 52), 12), ((20, 48, 80), 8))
 """Grids and heads."""
 PRODUCTS = {"forward": 2, "backward": 5}
-
-
-def selections(grid: vsa.Grid, heads: int, topk: int) -> dict[str, vsa.Selection]:
-    """Uniformly random lists, and lists of neighbours share most tiles, as trained models' do."""
-    n = grid.num_tiles
-    noise = torch.rand(1, heads, n, n, device="cuda")
-    random = noise.topk(topk).indices
-    t, h, w = (
-        torch.stack(torch.unravel_index(torch.arange(n, device="cuda"), grid.tiles))
-        .float()
-        .unbind()
-    )
-    place = torch.stack((t, h, w), 1)
-    distance = torch.cdist(place, place)
-    smooth = functional.interpolate(noise[:, :, ::8], size=(n, n), mode="bilinear")
-    correlated = (smooth * 6 - distance / 4).topk(topk).indices
-    return {
-        name: vsa.Selection.from_mask(
-            torch.zeros_like(noise, dtype=torch.bool).scatter_(-1, index, True), grid
-        )
-        for name, index in (("random", random), ("correlated", correlated))
-    }
-
-
-def shared_by_neighbours(mask: Tensor) -> float:
-    """Share of a tile's list that the next tile along w has too; mask (B, heads, n_q, n_k)."""
-    first, second = mask[:, :, :-1:2], mask[:, :, 1::2]
-    return ((first & second).sum() / second.sum()).item()
 
 
 def dense_seconds(q: Tensor, k: Tensor, v: Tensor, upstream: Tensor) -> dict[str, list[float]]:
@@ -90,7 +65,9 @@ def our_seconds(
     }
 
 
-def measure(head_dim: int, shape: tuple[int, int, int], heads: int) -> Iterator[dict[str, Any]]:
+def measure(
+    head_dim: int, shape: tuple[int, int, int], heads: int, kinds: Sequence[str], file: Path | None
+) -> Iterator[dict[str, Any]]:
     """A row for each kind of lists and each direction."""
     grid = vsa.Grid(shape)
     size = 1, grid.tokens, heads, head_dim
@@ -98,9 +75,9 @@ def measure(head_dim: int, shape: tuple[int, int, int], heads: int) -> Iterator[
     dense = dense_seconds(*tensors)
     topk = -(-grid.num_tiles // 8)
     sizes = grid.sizes.cuda().double()
-    for name, selection in selections(grid, heads, topk).items():
-        mask = selection.mask()
-        pairs = (sizes[:, None] * sizes * mask).sum().item()
+    for name in kinds:
+        selection = lists.selection(name, grid, heads, topk, sizes.device, file)
+        pairs = (sizes[:, None] * sizes * selection.mask()).sum().item()
         for direction, times in our_seconds(*tensors, selection).items():
             flops = 2 * PRODUCTS[direction] * head_dim
             time, dense_time = statistics.median(times), statistics.median(dense[direction])
@@ -114,7 +91,7 @@ def measure(head_dim: int, shape: tuple[int, int, int], heads: int) -> Iterator[
                 "topk": topk,
                 "tiles": grid.num_tiles,
                 "lists": name,
-                "shared": shared_by_neighbours(mask),
+                "shared": lists.shared_along_w(selection),
                 "ms": time * 1e3,
                 "spread": spread(times),
                 "tflops": tflops,
@@ -127,12 +104,18 @@ def measure(head_dim: int, shape: tuple[int, int, int], heads: int) -> Iterator[
 def main() -> None:
     """Measure, print a line each, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lists", type=Path, metavar="FILE", help="made by bench/captured.py")
+    parser.add_argument("--commit", help="of the sources, where they are no clone")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    about = facts(torch.device("cuda", 0), arguments.commit)
+    kept = lists.layers(arguments.lists) if arguments.lists else ()
     rows = []
     for head_dim in (128, 64):
         for shape, heads in SHAPES:
-            for row in measure(head_dim, shape, heads):
+            is_captured = lists.layer_name(vsa.Grid(shape)) in kept
+            kinds = lists.KINDS if is_captured else lists.KINDS[:2]
+            for row in measure(head_dim, shape, heads, kinds, arguments.lists):
                 rows.append(row)
                 print(
                     f"{row['direction']:8s} d{head_dim} {shape} {row['lists']:10s} shared "
@@ -141,8 +124,7 @@ def main() -> None:
                     flush=True,
                 )
     if arguments.out:
-        facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-        arguments.out.write_text(json.dumps(facts | {"rows": rows}, indent=1))
+        arguments.out.write_text(json.dumps(about | {"rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

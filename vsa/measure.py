@@ -21,28 +21,33 @@ Result = TypeVar("Result")
 CALLS_IN_A_ROW = 10
 
 
-def seconds(function: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
+def seconds(
+    function: Callable[[], object],
+    device: torch.device,
+    repeats: int,
+    calls: int = CALLS_IN_A_ROW,
+) -> list[float]:
     """Duration of a call in seconds, ``repeats`` times, after one to warm up.
 
-    On a GPU each is the mean of several calls in a row: what Python does before a launch then runs
+    On a GPU each is the mean of ``calls`` in a row: what Python does before a launch then runs
     beside the kernel before it, as it does in a model.
     """
     function()
-    return [_timed(function, device) for _ in range(repeats)]
+    return [_timed(function, device, calls) for _ in range(repeats)]
 
 
-def _timed(function: Callable[[], object], device: torch.device) -> float:
+def _timed(function: Callable[[], object], device: torch.device, calls: int) -> float:
     if device.type != "cuda":
         start = time.perf_counter()
         function()
         return time.perf_counter() - start
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
-    for _ in range(CALLS_IN_A_ROW):
+    for _ in range(calls):
         function()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / CALLS_IN_A_ROW
+    return begin.elapsed_time(end) / 1e3 / calls
 
 
 def spread(values: list[float]) -> float:

@@ -78,7 +78,7 @@ def read(path: Path, frames: int) -> Clip:
     Raises:
         ValueError: a file that is not a video, or one that has fewer than 8 frames.
     """
-    images = _decode(path)
+    images = decode(path)
     count = min(frames, len(images)) // TOKEN_FRAMES
     if count < 2:
         raise ValueError(
@@ -137,7 +137,7 @@ def to_pixels(clip: Clip, out: Tensor, time: int) -> Tensor:
     return (image + _mean_colour(clip)).clamp(0, 1)
 
 
-def _decode(path: Path) -> list[Tensor]:
+def decode(path: Path) -> list[Tensor]:
     """The first ``MOST_FRAMES`` frames, (h, w, 3) uint8 each, upright and reduced in size."""
     import av
     import numpy

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every kernel of the comparison offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from comparison.archives import Unavailable
+from comparison.problem import Inputs, Order, Problem
+
+
+class Kernel(ABC):
+    """One implementation of attention, forward and backward.
+
+    Nothing but ``forward`` and ``backward`` is timed.
+
+    Attributes:
+        title: how tables call it.
+        dense: whether it attends everything.
+        own_lists: whether it chooses lists itself.
+        order: the order of tokens that it wants.
+    """
+
+    title: ClassVar[str]
+    dense: ClassVar[bool] = False
+    own_lists: ClassVar[bool] = False
+    order: ClassVar[Order] = "raster"
+
+    def __init__(self, device: torch.device, folders: Sequence[Path]):
+        """Load it.
+
+        Raises:
+            Unavailable: it cannot run here.
+        """
+        self.device = device
+        self.load(folders)
+
+    @abstractmethod
+    def load(self, folders: Sequence[Path]) -> None:
+        """Find libraries, in these folders if they come as archives."""
+
+    @abstractmethod
+    def plan(self, problem: Problem) -> None:
+        """Bring the lists into the kernel's own form."""
+
+    @abstractmethod
+    def forward(self, x: Inputs) -> tuple[Tensor, Tensor | None, Any]:
+        """Out like q; log-sum-exp (1, heads, tokens) if it returns one; what backward needs."""
+
+    @abstractmethod
+    def backward(self, x: Inputs, saved: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients like q, k and v."""
+
+
+def needs_gpu(device: torch.device) -> None:
+    """Refuse a CPU.
+
+    Raises:
+        Unavailable: on anything but a CUDA GPU.
+    """
+    if device.type != "cuda":
+        raise Unavailable(f"it needs a CUDA GPU, but this run is on {device.type}")

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One kernel on all cases, in a process of its own; every row goes to a file at once."""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lists
+from comparison import parity
+from comparison.archives import Unavailable
+from comparison.dense import CudnnDense, FlashAttention3
+from comparison.flexible import FlexAttention
+from comparison.kernel import Kernel
+from comparison.problem import Case, Problem
+from comparison.sparse import CudnnBsa, Ours, ThunderKittensVsa, WholeAttention
+from comparison.timing import Monitor, rotated
+from vsa.measure import spread
+
+Row = dict[str, Any]
+KERNELS: dict[str, type[Kernel]] = {
+    "vsa": Ours,
+    "whole": WholeAttention,
+    "fa3": FlashAttention3,
+    "cudnn": CudnnDense,
+    "cudnn_bsa": CudnnBsa,
+    "tk_vsa": ThunderKittensVsa,
+    "flex": FlexAttention,
+}
+"""By the names that options take; the archives of those that need one have the same name."""
+
+
+def cases_of(name: str, cases: Sequence[Case]) -> list[Case]:
+    """The cases that a kernel runs: one per layer where it does not take lists."""
+    if not (KERNELS[name].dense or KERNELS[name].own_lists):
+        return list(cases)
+    return list({case.layer: case for case in cases}.values())
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong; the kind of the error only where its author did not mean it to be read."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, Unavailable) else f"{type(error).__name__}: {text}"
+
+
+def run(
+    name: str,
+    cases: Sequence[Case],
+    directions: Sequence[str],
+    device: torch.device,
+    folders: Sequence[Path],
+    lists_file: Path | None,
+    budget: float,
+    to: Path,
+) -> None:
+    """Append a row for each case and direction, or one that says why the kernel cannot run."""
+
+    def write(row: Row) -> None:
+        with to.open("a") as file:
+            file.write(json.dumps({"kernel": name} | row) + "\n")
+
+    try:
+        kernel = KERNELS[name](device, folders)
+    except Exception as error:
+        write({"skipped": one_line(error)})
+        return
+    monitor = Monitor(device)
+
+    def run_case(case: Case) -> None:
+        try:
+            problem = Problem(case, device, lists_file)
+            kernel.plan(problem)
+            for row in measure(kernel, problem, directions, budget, monitor):
+                write(row)
+        except Exception as error:
+            write(described(case, kernel) | {"failed": one_line(error)})
+
+    for case in cases_of(name, cases):
+        run_case(case)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    monitor.close()
+
+
+def described(case: Case, kernel: Kernel) -> Row:
+    """What a row is about."""
+    return {
+        "dense": kernel.dense,
+        "grid": list(case.grid),
+        "heads": case.heads,
+        "head_dim": case.head_dim,
+        "lists": None if kernel.dense else "its own" if kernel.own_lists else case.lists,
+    }
+
+
+def measure(
+    kernel: Kernel,
+    problem: Problem,
+    directions: Sequence[str],
+    budget: float,
+    monitor: Monitor,
+) -> Iterator[Row]:
+    """A row for each direction: parity first, and times if it holds."""
+    about = described(problem.case, kernel) | {"inputs": problem.fingerprint()}
+    if not kernel.dense:
+        shared = lists.shared_along_w(problem.selection)
+        about |= {"topk": problem.topk, "tiles": problem.grid.num_tiles, "shared": shared}
+        about["reuse"] = {str(n): lists.reuse(problem.selection, n) for n in (2, 3)}
+    sample = parity.Sample(problem, kernel.dense)
+    items = problem.arranged(kernel.order)
+    begin = time.monotonic()
+    out, lse, saved = kernel.forward(items[0])
+    lse = None if lse is None else problem.restored(lse, kernel.order)
+    errors = sample.forward_errors(problem.restored(out, kernel.order), lse)
+    for direction in directions:
+        row = about | {"direction": direction}
+        try:
+            if direction == "backward":
+                grads = (
+                    problem.restored(x, kernel.order) for x in kernel.backward(items[0], saved)
+                )
+                errors = sample.backward_errors(*grads)
+            row["errors"] = errors
+            if wrong := parity.verdict(errors):
+                yield row | {"failed": wrong}
+                continue
+            if direction == "forward":
+                with torch.no_grad():
+                    timed = measured_times(kernel.forward, items, problem, budget, monitor)
+            else:
+                pairs = [(x, kernel.forward(x)[2]) for x in items]
+                timed = measured_times(
+                    lambda pair: kernel.backward(*pair), pairs, problem, budget, monitor
+                )
+            tflops = problem.flops(direction, kernel.dense) / timed["ms"] / 1e9
+            yield row | timed | {"tflops": tflops, "wall": time.monotonic() - begin}
+        except Unavailable as reason:
+            yield row | {"skipped": one_line(reason)}
+        except Exception as error:
+            yield row | {"failed": one_line(error)}
+        begin = time.monotonic()
+
+
+def measured_times(
+    call: Any, items: Sequence[Any], problem: Problem, budget: float, monitor: Monitor
+) -> Row:
+    """Median in ms, spread, number of repeats, and what nvidia-smi said meanwhile."""
+    start = time.monotonic()
+    times = rotated(call, items, problem.device, budget)
+    found = monitor.during(start, time.monotonic())
+    ms = statistics.median(times) * 1e3
+    return {"ms": ms, "spread": spread(times), "repeats": len(times), "gpu": found}

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of measurements: a roofline, and what each stage takes.
+
+usage: python bench/draw.py roofline --ceilings ceilings.json --peers peers.json --out roofline.png
+       python bench/draw.py stages --routing routing.json --out stages.png
+
+Roofline: forward TFLOP/s against the products per byte that come from L2. Both ceilings were
+measured by bench/ceilings.py: the fastest wgmma, and tiles of 4x4x4 tokens by TMA at the smallest
+footprint. The intensity is derived, not measured: a pair of tiles makes 64 FLOP per byte of its K
+and V, times the reuse among the query tiles that share loads, ``--consumers`` of them for our
+kernels and one for the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from comparison.worker import KERNELS
+
+Row = dict[str, Any]
+FLOP_PER_BYTE = 64
+COLOURS = {"vsa": "#0b5cad", "cudnn_bsa": "#e8590c", "tk_vsa": "#2f9e44", "flex": "#9c36b5"}
+MARKERS = {"random": "o", "correlated": "s", "captured": "^"}
+STAGES = "#0b5cad", "#e8590c", "#8fb8de", "#2f9e44", "#9c36b5", "#868e96"
+COMPOSITE = "attention"
+"""Rows of bench/routing.py that are the whole operation."""
+
+
+def ceilings(rows: Sequence[Row]) -> tuple[float, dict[int, float]]:
+    """Tensor cores in TFLOP/s, and L2 by head_dim in TB/s.
+
+    Raises:
+        ValueError: a file without these groups.
+    """
+    tensor = [row["TFLOP/s"] for row in rows if row.get("probe") == "wgmma"]
+    loads = [row for row in rows if row.get("probe") == "loads"]
+    loads = [row for row in loads if row["by"] == "TMA" and row["users"] == 0]
+    if not tensor or not loads:
+        raise ValueError("the ceilings must have rows of the groups wgmma and loads, but lack some")
+    smallest = min(row["footprint"] for row in loads)
+    return max(tensor), {row["d"]: row["TB/s"] for row in loads if row["footprint"] == smallest}
+
+
+def intensity(row: Row, consumers: int) -> float:
+    """FLOP per byte from L2 of a forward row."""
+    shared = row["reuse"].get(str(consumers), 1.0) if row["kernel"] == "vsa" else 1.0
+    return FLOP_PER_BYTE * shared
+
+
+def roofline(measured: Row, machine: Row, consumers: int, path: Path) -> None:
+    """One panel per head_dim, written to a PNG."""
+    tensor, bandwidth = ceilings(machine["rows"])
+    rows = [row for row in measured["rows"] if "tflops" in row and row["direction"] == "forward"]
+    rows = [row for row in rows if row["kernel"] in COLOURS and row["head_dim"] in bandwidth]
+    if not rows:
+        raise ValueError("the peers must have forward rows of a block-sparse kernel, but have none")
+    head_dims = sorted({row["head_dim"] for row in rows}, reverse=True)
+    figure = Figure(figsize=(5.4 * len(head_dims) + 0.6, 4.8), layout="constrained")
+    panels = figure.subplots(1, len(head_dims), squeeze=False, sharey=True)[0]
+    for axes, head_dim in zip(panels, head_dims, strict=True):
+        mine = [row for row in rows if row["head_dim"] == head_dim]
+        _panel(axes, mine, tensor, bandwidth[head_dim], consumers)
+        axes.set_title(f"head_dim {head_dim}", loc="left", fontweight="bold")
+    panels[0].set_ylabel("forward, TFLOP/s on selected tokens")
+    _legend(figure, rows)
+    figure.suptitle(fill(f"{measured['device']}; commit {measured['commit']}", 90), fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def _panel(axes: Axes, rows: Sequence[Row], tensor: float, tera: float, consumers: int) -> None:
+    low, high = FLOP_PER_BYTE / 2, FLOP_PER_BYTE * max(4, consumers + 1)
+    ridge = tensor / tera
+    axes.plot([low, ridge, high], [low * tera, tensor, tensor], color="0.25", linewidth=1.8)
+    axes.annotate(f"tensor cores {tensor:.0f}", (high, tensor), (-4, 5), ha="right", **_SMALL)
+    axes.annotate(f"L2 {tera:.1f} TB/s", (low * 1.1, low * 1.1 * tera), (8, -4), **_SMALL)
+    for row in rows:
+        style: dict[str, Any] = {"color": COLOURS[row["kernel"]], "marker": MARKERS[row["lists"]]}
+        axes.plot(intensity(row, consumers), row["tflops"], linestyle="", markersize=8, **style)
+    axes.set_xscale("log", base=2)
+    ticks = [FLOP_PER_BYTE * factor for factor in (0.5, 1, 2, 4)]
+    axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    axes.set(xlim=(low, high), ylim=(0, tensor * 1.12), xlabel="FLOP per byte from L2 (derived)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+
+
+_SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": "0.25"}
+
+
+def _legend(figure: Figure, rows: Sequence[Row]) -> None:
+    point: dict[str, Any] = {"linestyle": "", "markersize": 8}
+    names = [name for name in COLOURS if any(row["kernel"] == name for row in rows)]
+    kinds = [kind for kind in MARKERS if any(row["lists"] == kind for row in rows)]
+    handles = [
+        Line2D([], [], marker="D", color=COLOURS[x], label=KERNELS[x].title, **point) for x in names
+    ]
+    handles += [
+        Line2D([], [], marker=MARKERS[x], color="0.4", label=f"{x} lists", **point) for x in kinds
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+
+
+def parts(rows: Sequence[Row]) -> dict[str, float]:
+    """Stages of one video by name: the fastest way of each in ms, no part counted twice."""
+    found: dict[str, float] = {}
+    for row in rows:
+        if row["stage"] != COMPOSITE:
+            found[row["stage"]] = min(row["ms"], found.get(row["stage"], row["ms"]))
+    joint = {part for name in found for part in name.split(" + ") if " + " in name}
+    return {name: ms for name, ms in found.items() if name not in joint}
+
+
+def stages(measured: Row, path: Path) -> None:
+    """A panel per video: its stages stacked, the whole operation below; written to a PNG."""
+    videos = list(dict.fromkeys(row["shape"] for row in measured["rows"]))
+    figure = Figure(figsize=(8.4, 1.0 + 1.7 * len(videos)), layout="constrained")
+    colours: dict[str, str] = {}
+    for axes, video in zip(figure.subplots(len(videos), squeeze=False)[:, 0], videos, strict=True):
+        rows, left = [row for row in measured["rows"] if row["shape"] == video], 0.0
+        for name, ms in parts(rows).items():
+            colour = colours.setdefault(name, STAGES[len(colours) % len(STAGES)])
+            axes.barh(0, ms, 0.7, left, color=colour)
+            left += ms
+        whole = {row["what"]: row["ms"] for row in rows if row["stage"] == COMPOSITE}
+        bars = {"stage after stage": left, **{f"whole, {x}": ms for x, ms in whole.items()}}
+        for place, ms in enumerate(bars.values()):
+            if place:
+                axes.barh(place, ms, 0.7, color="0.75")
+            axes.annotate(f"{ms:.2f} ms", (ms, place), (5, 0), va="center", **_SMALL)
+        axes.set_yticks(range(len(bars)), list(bars))
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.12 * max(bars.values()))
+        axes.set_title(video, loc="left", fontweight="bold")
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("ms")
+    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    figure.suptitle(measured["device"], fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Read JSON, write a PNG."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    roof = kinds.add_parser("roofline", help="TFLOP/s below the ceilings")
+    roof.add_argument("--ceilings", type=Path, required=True, metavar="FILE")
+    roof.add_argument("--peers", type=Path, required=True, metavar="FILE")
+    roof.add_argument("--consumers", type=int, default=3, help="query tiles that share loads")
+    bars = kinds.add_parser("stages", help="stacked bars of bench/routing.py")
+    bars.add_argument("--routing", type=Path, required=True, metavar="FILE")
+    for each in (roof, bars):
+        each.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .png file")
+    options = parser.parse_args()
+    try:
+        if options.kind == "roofline":
+            machine, peers = (json.loads(x.read_text()) for x in (options.ceilings, options.peers))
+            roofline(peers, machine, options.consumers, options.out)
+        else:
+            stages(json.loads(options.routing.read_text()), options.out)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

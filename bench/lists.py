@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which key tiles each query tile attends: the lists that kernels are measured on.
+
+random      drawn uniformly: neighbours share as little as chance has it, the worst case
+correlated  smooth noise that falls with distance: neighbours share most of their lists
+captured    what a video transformer chose, from the file that bench/captured.py writes
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from torch.nn import functional
+
+import vsa
+from vsa.cli.options import parse_extent
+from vsa.grid import Extent
+
+KINDS = ("random", "correlated", "captured")
+LAYERS = ("32x32x32:12", "20x48x80:8")
+"""Grids and heads that are measured unless others are asked for."""
+
+
+def selection(
+    kind: str,
+    grid: vsa.Grid,
+    heads: int,
+    topk: int,
+    device: torch.device,
+    file: Path | None = None,
+) -> vsa.Selection:
+    """Lists of a kind, the same for the same arguments on the same device.
+
+    Args:
+        kind: one of ``KINDS``.
+        grid: queries and keys.
+        heads: how many heads choose, each for itself.
+        topk: key tiles of every query tile.
+        device: where the lists are made and stay.
+        file: from bench/captured.py, for captured lists.
+
+    Raises:
+        ValueError: captured lists without a file, or for a layer that the file does not hold.
+    """
+    if kind == "captured":
+        if file is None:
+            raise ValueError("captured lists need the file that bench/captured.py writes: --lists")
+        return captured(file, grid, heads, topk).to(device)
+    n = grid.num_tiles
+    noise = torch.rand(1, heads, n, n, device=device, generator=_seeded(device))
+    if kind == "correlated":
+        axes = torch.unravel_index(torch.arange(n, device=device), grid.tiles)
+        place = torch.stack(axes, 1).float()
+        smooth = functional.interpolate(noise[:, :, ::8], size=(n, n), mode="bilinear")
+        noise = smooth * 6 - torch.cdist(place, place) / 4
+    kept = torch.zeros_like(noise, dtype=torch.bool)
+    return vsa.Selection.from_mask(kept.scatter_(-1, noise.topk(topk).indices, True), grid)
+
+
+def _seeded(device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(0)
+
+
+def parse_layer(text: str) -> tuple[Extent, int]:
+    """A grid and its heads as options write them, such as 32x32x32:12."""
+    grid, _, heads = text.partition(":")
+    try:
+        return parse_extent(grid), int(heads)
+    except (ValueError, typer.BadParameter):
+        raise argparse.ArgumentTypeError(
+            f"a grid and its heads are written as 32x32x32:12, but this is {text!r}"
+        ) from None
+
+
+def layer_name(grid: vsa.Grid) -> str:
+    """A grid as files and options write it, such as 20x48x80."""
+    return "x".join(map(str, grid.shape))
+
+
+def save(path: Path, about: dict[str, Any], layers: dict[str, vsa.Selection]) -> None:
+    """Write selections by the name of their grid, with what made them."""
+    bitmaps = {name: (x.bitmap.cpu(), x.num_key_tiles) for name, x in layers.items()}
+    torch.save({"about": about, "layers": bitmaps}, path)
+
+
+def layers(path: Path) -> list[str]:
+    """The grids that a file holds lists for."""
+    return list(torch.load(path, weights_only=True)["layers"])
+
+
+def captured(path: Path, grid: vsa.Grid, heads: int, topk: int) -> vsa.Selection:
+    """The first ``heads`` heads of the lists for a grid.
+
+    Raises:
+        ValueError: a file without that grid, with fewer heads, or with lists of another length.
+    """
+    layers = torch.load(path, weights_only=True)["layers"]
+    name = layer_name(grid)
+    if name not in layers:
+        raise ValueError(f"{path} holds lists for {', '.join(layers)}, but {name} is wanted")
+    words, num_key_tiles = layers[name]
+    found = vsa.Selection(words[:, :heads].contiguous(), num_key_tiles, grid, grid)
+    if found.shape != (1, heads, grid.num_tiles, grid.num_tiles):
+        raise ValueError(
+            f"{path} holds lists of {found.shape[1]} heads and {num_key_tiles} tiles for {name}, "
+            f"but {heads} heads and {grid.num_tiles} tiles are wanted"
+        )
+    lengths = vsa.bitmap.count(found.bitmap)
+    if not bool((lengths == topk).all()):
+        raise ValueError(
+            f"{path} holds lists of {int(lengths.min())} to {int(lengths.max())} tiles for {name}, "
+            f"but {topk} are wanted"
+        )
+    return found
+
+
+def shared_along_w(selection: vsa.Selection) -> float:
+    """Share of a tile's list that the next tile along w has too, mean of the heads."""
+    return vsa.diagnostics.neighbour_overlap(selection).w.mean().item()
+
+
+def reuse(selection: vsa.Selection, tiles: int) -> float:
+    """How many of ``tiles`` consecutive query tiles want a key tile that any of them wants.
+
+    It is what loads are divided by when a block of that many consumers shares them.
+    """
+    mask = selection.mask()
+    whole = mask[:, :, : mask.shape[2] // tiles * tiles].unflatten(2, (-1, tiles))
+    return (whole.sum() / whole.any(3).sum()).item()

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our kernels beside those of others on one Hopper GPU, on identical inputs in the same run.
+
+usage: python bench/peers.py --peers DIR --lists captured.pt --out peers.json
+
+DIR (one or several) holds the archives that bench/fetch_peers.py makes; what is not there, or
+cannot run here, is skipped with a reason. Every kernel runs in a process of its own, so that one
+that crashes or hangs costs only its own rows. Its results are held to fp64 on sampled tiles before
+it is timed. Times are medians of CUDA events, inputs are random and rotated so that none is in the
+L2 cache, and nvidia-smi tells clock and power meanwhile. TFLOP/s count products between real tokens
+of selected tiles, 4 x head_dim forward and 10 backward for each pair, of all tokens for a dense
+kernel. Shares are of FlashAttention-3's dense rate at that layer, or of cuDNN's where it was not
+measured; which one, the head of the table says.
+
+Kernels that want contiguous tiles of 64 tokens get copies in that order, and lists in their own
+form, before the clock starts; ours reads raster order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+import lists
+from comparison import report, worker
+from comparison.problem import Case
+from facts import facts
+
+Row = dict[str, Any]
+DIRECTIONS = ("forward", "backward")
+TINY_LAYERS = ("4x8x12:2", "5x6x9:2")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--peers", type=Path, nargs="+", default=[], metavar="DIR")
+    found.add_argument("--kernels", nargs="+", choices=worker.KERNELS, default=list(worker.KERNELS))
+    found.add_argument("--layers", nargs="+", type=lists.parse_layer, metavar="TxHxW:HEADS")
+    found.add_argument("--head-dims", nargs="+", type=int, choices=(64, 128), default=[128, 64])
+    found.add_argument("--kinds", nargs="+", choices=lists.KINDS, help="of lists; default: all")
+    found.add_argument("--lists", type=Path, metavar="FILE", help="made by bench/captured.py")
+    found.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=list(DIRECTIONS))
+    found.add_argument("--topk", type=float, default=0.125, help="share of the key tiles kept")
+    found.add_argument("--seconds", type=float, default=0.6, help="on the clock for each row")
+    found.add_argument("--patience", type=float, default=120.0, help="seconds without a new row")
+    found.add_argument("--commit", help="of the sources, where they are no clone")
+    found.add_argument(
+        "--tiny", action="store_true", help="small layers on a CPU; times say nothing"
+    )
+    found.add_argument("--out", type=Path, metavar="FILE", help="write all rows to this .json file")
+    found.add_argument("--worker", nargs=2, metavar=("KERNEL", "FILE"), help=argparse.SUPPRESS)
+    return found
+
+
+def cases(options: argparse.Namespace) -> list[Case]:
+    """All layers and kinds of lists, captured ones only where there is a file."""
+    layers = options.layers or map(lists.parse_layer, TINY_LAYERS if options.tiny else lists.LAYERS)
+    kinds = options.kinds or [kind for kind in lists.KINDS if kind != "captured" or options.lists]
+    return [
+        Case(grid, heads, head_dim, kind, options.topk)
+        for (grid, heads), head_dim, kind in product(layers, options.head_dims, kinds)
+    ]
+
+
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse what cannot work before anything is started."""
+    if not options.tiny and not torch.cuda.is_available():
+        parser.error("no CUDA GPU is visible: --tiny runs small layers on the CPU")
+    if "captured" in (options.kinds or []) and options.lists is None:
+        parser.error("captured lists come from the file that bench/captured.py writes: --lists")
+    if options.lists is not None and not options.lists.is_file():
+        parser.error(f"--lists must be a file that exists, but it is {options.lists}")
+    if options.out is not None and not options.out.absolute().parent.is_dir():
+        parser.error(f"--out must be in a folder that exists, but it is {options.out}")
+    for folder in options.peers:
+        if not folder.is_dir():
+            parser.error(f"--peers must name folders that exist, but one is {folder}")
+
+
+def watched(
+    command: Sequence[str], to: Path, patience: float, note: Callable[[Row], None]
+) -> str | None:
+    """Run a worker, pass on the rows that it appends to a file; why it ended early, if it did."""
+    with tempfile.TemporaryFile("w+") as said, to.open() as file:
+        process = subprocess.Popen(
+            command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        heard = time.monotonic()
+        partial, over = "", False
+        while not over:
+            over = process.poll() is not None
+            while line := file.readline():
+                partial += line
+                if partial.endswith("\n"):
+                    note(json.loads(partial))
+                    partial, heard = "", time.monotonic()
+            if not over and time.monotonic() - heard > patience:
+                os.killpg(process.pid, signal.SIGKILL)  # and the compilers that it started
+                process.wait()
+                return f"it gave no row for {patience:.0f} s and was stopped"
+            time.sleep(0.0 if over else 0.1)
+        if process.returncode == 0:
+            return None
+        said.seek(0)
+        last = ([line.strip() for line in said if line.strip()] or ["nothing"])[-1][:300]
+        end = f"ended with exit status {process.returncode}"
+        if process.returncode < 0:
+            end = f"was killed by {signal.Signals(-process.returncode).name}"
+        return f"its process {end}; it last said: {last}"
+
+
+def compare(options: argparse.Namespace, arguments: Sequence[str]) -> list[Row]:
+    """Every kernel in a process of its own, one after the other."""
+    rows: list[Row] = []
+    console = wide_console()
+    columns = "{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        each = {x: len(worker.cases_of(x, cases(options))) for x in options.kernels}
+        total = sum(each.values()) * len(options.directions)
+        task = progress.add_task("", total=total)
+
+        def note(row: Row) -> None:
+            rows.append(row)
+            progress.advance(task)
+            console.print(report.line(row), markup=False, highlight=False, soft_wrap=True)
+            save(options, rows)
+
+        for name in options.kernels:
+            progress.update(task, description=worker.KERNELS[name].title)
+            with tempfile.TemporaryDirectory() as folder:
+                to = Path(folder, "rows")
+                to.touch()
+                command = [sys.executable, __file__, *arguments, "--worker", name, str(to)]
+                if reason := watched(command, to, options.patience, note):
+                    note({"kernel": name, "failed": reason})
+    return report.with_shares(rows)
+
+
+def wide_console() -> Console:
+    """A terminal, or a log that is wide enough for the tables."""
+    found = Console()
+    return found if found.is_terminal else Console(width=120)
+
+
+def save(options: argparse.Namespace, rows: Sequence[Row]) -> None:
+    """Write what there is so far."""
+    if options.out:
+        head = options.facts | {"rows": report.with_shares(rows)}
+        options.out.write_text(json.dumps(head, indent=1))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare, print a line as each row comes and tables at the end, write JSON."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    found = parser()
+    options = found.parse_args(arguments)
+    check(found, options)
+    device = torch.device("cpu") if options.tiny else torch.device("cuda", 0)
+    if options.worker:
+        name, to = options.worker
+        worker.run(
+            name,
+            cases(options),
+            options.directions,
+            device,
+            options.peers,
+            options.lists,
+            options.seconds,
+            Path(to),
+        )
+        return
+    options.facts = facts(device, options.commit) | {
+        "command": f"bench/peers.py {' '.join(arguments)}"
+    }
+    console = wide_console()
+    console.print(
+        ", ".join(f"{name} {value}" for name, value in options.facts.items()), markup=False
+    )
+    if options.kinds is None and options.lists is None:
+        print(
+            "captured lists: skipped, for no --lists FILE was given (bench/captured.py makes one)"
+        )
+    rows = compare(options, arguments)
+    for table in report.tables(rows):
+        console.print(table)
+    baselines = {row["baseline"] for row in rows if "baseline" in row}
+    for name in sorted(baselines):
+        console.print(f"Shares are of {worker.KERNELS[name].title}, in the same run.")
+    if different := report.inconsistent(rows):
+        sys.exit(f"kernels did not have the same inputs in {', '.join(different)}")
+    if (
+        not any(row["kernel"] == "vsa" and "tflops" in row for row in rows)
+        and "vsa" in options.kernels
+    ):
+        sys.exit("our own kernels were not measured: the lines above say why")
+
+
+if __name__ == "__main__":
+    main()
