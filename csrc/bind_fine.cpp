@@ -148,7 +148,7 @@ launch::FineBackward backward_call(const Views& q,
   call.scale = scale;
   call.selected = pointer<const uint32_t>(selected);
   call.transposed = pointer<const uint32_t>(transposed);
-  call.order = pointer<const int64_t>(order);
+  call.order = pointer<const int>(order);
   call.query_text_rows = pointer<const uint64_t>(query_text_rows);
   call.key_text_rows = pointer<const uint64_t>(key_text_rows);
   call.grad_q_means = pointer<const float>(grad_means[0]);
@@ -173,6 +173,17 @@ launch::BitmapTranspose transpose_call(uintptr_t from,
           bitmaps,
           rows,
           columns};
+}
+
+launch::ColumnOrder order_call(uintptr_t counts,
+                               uintptr_t order,
+                               int batch,
+                               int heads,
+                               int kv_heads,
+                               int columns,
+                               int text_tiles) {
+  return {
+      pointer<const int>(counts), pointer<int>(order), batch, heads, kv_heads, columns, text_tiles};
 }
 
 }  // namespace
@@ -266,6 +277,24 @@ void bind_fine(py::module_& m) {
           [](const launch::BitmapTranspose& call) {
             raise_if(launch::transpose_bitmaps_on_host(call));
           },
+          py::call_guard<py::gil_scoped_release>());
+
+  py::class_<launch::ColumnOrder>(
+      m, "ColumnOrder",
+      "Groups of neighbouring key tiles by their longest column: int32 [batch, kv_heads, groups] "
+      "from counts, int32 [batch, heads, columns].")
+      .def(py::init(&order_call), py::kw_only(), py::arg("counts"), py::arg("order"),
+           py::arg("batch"), py::arg("heads"), py::arg("kv_heads"), py::arg("columns"),
+           py::arg("text_tiles"))
+      .def(
+          "launch",
+          [](const launch::ColumnOrder& call, int, uintptr_t stream) {
+            raise_if(launch::order_columns(call, pointer<void>(stream)));
+          },
+          py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "run",
+          [](const launch::ColumnOrder& call) { raise_if(launch::order_columns_on_host(call)); },
           py::call_guard<py::gil_scoped_release>());
 }
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -227,6 +228,29 @@ def test_bitmaps_are_transposed_and_counted(rows: int, columns: int, machine: Ma
     words, counts = kernels_backward.transpose(selection.bitmap, columns)
     assert torch.equal(words, selection.transpose().bitmap)
     assert torch.equal(counts.cpu(), mask.sum(2).int())
+
+
+@pytest.mark.parametrize(("columns", "text_tiles"), [(1, 0), (7, 0), (96, 3), (1201, 2)])
+def test_groups_of_key_tiles_are_ordered_by_their_longest_column(
+    columns: int, text_tiles: int, machine: Machine
+) -> None:
+    batch, kv_heads, sharing = 2, 3, 2
+    counts = torch.randint(9, (batch, kv_heads * sharing, columns), dtype=torch.int32)
+    order = kernels_backward.longest_first(counts.to(machine[1]), kv_heads, text_tiles)
+    lengths = [[[0] * order.shape[-1] for _ in range(kv_heads)] for _ in range(batch)]
+    for b, head, place in itertools.product(
+        range(batch), range(kv_heads), range(text_tiles + columns)
+    ):
+        column = place - text_tiles
+        heads = slice(head * sharing, (head + 1) * sharing)
+        length = 10**6 if column < 0 else int(counts[b, heads, column].sum())
+        row = lengths[b][head]
+        row[place // 2] = max(row[place // 2], length)
+    expected = [
+        [sorted(range(len(row)), key=lambda i, row=row: (-row[i], i)) for row in of_batch]
+        for of_batch in lengths
+    ]
+    assert order.tolist() == expected
 
 
 @pytest.mark.parametrize("gates", [None, "both"])

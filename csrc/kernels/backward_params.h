@@ -14,7 +14,7 @@ struct FineBackwardParams {
   const uint32_t* selected;    // [batch, heads, n_q, words(n_k)] key tiles of each query tile
   const uint32_t* transposed;  // [batch, heads, n_k, words(n_q)] query tiles of each key tile
   const RowStats* row_stats;   // [batch, heads, tiles of the queries, the text's last]
-  const int64_t* order;        // [batch, kv_heads, groups of key tiles] the longest first
+  const int* order;            // [batch, kv_heads, groups of key tiles] the longest first
   int* tickets;                // how many items of the first pass have been taken: 0 at its start
   int batch, heads, kv_heads;
   float scale;       // of the scores

@@ -118,7 +118,7 @@ struct FineBackwardKeys {
     VSA_DEVICE Work work_of(const WorkList& list, int item) const {
       const int head = item / list.groups;
       return {head / p_.kv_heads, head % p_.kv_heads,
-              uniform(static_cast<int>(load_global(p_.order + item))) * kConsumers};
+              uniform(load_global(p_.order + item)) * kConsumers};
     }
 
     // The tiles of all query heads that share a key head, one head after the other.

@@ -37,15 +37,47 @@ __global__ void __launch_bounds__(kWarps* kWordBits) transpose_kernel(BitmapTran
   if (column < p.columns) p.counts[bitmap * p.columns + column] = count;
 }
 
+constexpr int kSortThreads = 256;
+
+// Each thread finds the place of one group: how many of its head's groups come before it.
+__global__ void __launch_bounds__(kSortThreads) order_kernel(ColumnOrder p) {
+  __shared__ int lengths[kSortThreads];
+  const int head = static_cast<int>(blockIdx.y), groups = p.groups();
+  const int mine = static_cast<int>(blockIdx.x) * kSortThreads + static_cast<int>(threadIdx.x);
+  const int length = mine < groups ? p.length(head, mine) : 0;
+  int place = 0;
+  for (int first = 0; first < groups; first += kSortThreads) {
+    const int left = groups - first < kSortThreads ? groups - first : kSortThreads;
+    const int other = static_cast<int>(threadIdx.x);
+    if (other < left) lengths[other] = p.length(head, first + other);
+    __syncthreads();
+    for (int i = 0; i < left; ++i)
+      place += lengths[i] > length || (lengths[i] == length && first + i < mine);
+    __syncthreads();
+  }
+  if (mine < groups) p.order[int64_t{head} * groups + place] = mine;
+}
+
+std::string not_launched(const char* what) {
+  const cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) return "";
+  return std::string(what) + " was not launched: " + cudaGetErrorString(error);
+}
+
 }  // namespace
 
 std::string transpose_bitmaps(const BitmapTranspose& call, void* stream) {
   if (call.bitmaps == 0) return "";
   const dim3 blocks(ceil_div(bitmap::words(call.columns), kWarps), call.bitmaps);
   transpose_kernel<<<blocks, kWarps * kWordBits, 0, static_cast<cudaStream_t>(stream)>>>(call);
-  const cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess) return "";
-  return std::string("the transpose of bitmaps was not launched: ") + cudaGetErrorString(error);
+  return not_launched("the transpose of bitmaps");
+}
+
+std::string order_columns(const ColumnOrder& call, void* stream) {
+  if (call.batch * call.kv_heads * call.groups() == 0) return "";
+  const dim3 blocks(ceil_div(call.groups(), kSortThreads), call.batch * call.kv_heads);
+  order_kernel<<<blocks, kSortThreads, 0, static_cast<cudaStream_t>(stream)>>>(call);
+  return not_launched("the order of key tiles");
 }
 
 }  // namespace vsa::launch

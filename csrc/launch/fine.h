@@ -2,6 +2,7 @@
 // The fine stage as plain functions: what Python passes, in; an error sentence, out. One function
 // launches the kernels on a GPU, the other runs the very same kernels on the emulator.
 #pragma once
+#include <climits>
 #include <cstdint>
 #include <string>
 
@@ -70,7 +71,7 @@ struct FineBackward {
   float scale;
   const uint32_t* selected;         // [batch, heads, n_q, words]
   const uint32_t* transposed;       // [batch, heads, n_k, words]
-  const int64_t* order;             // [batch, kv_heads, groups of key tiles]
+  const int* order;                 // [batch, kv_heads, groups of key tiles]
   const uint64_t* query_text_rows;  // as above
   const uint64_t* key_text_rows;
   // [batch, heads, tiles, head_dim] gradients of tile means, which their tokens share; null without
@@ -92,6 +93,30 @@ struct BitmapTranspose {
   int bitmaps, rows, columns;
 };
 
+// In which order the groups of neighbouring key tiles are worked on within each key head: by their
+// longest column, equal ones as they come. Text is attended by everyone, so its groups stay first.
+struct ColumnOrder {
+  const int* counts;  // [batch, heads, columns] queries of each video tile of keys
+  int* order;         // [batch, kv_heads, groups]
+  int batch, heads, kv_heads, columns, text_tiles;
+
+  VSA_HD int groups() const { return ceil_div(text_tiles + columns, kKeyTilesPerGroup); }
+  // The longest column of a group. head: of the keys, those of all batch elements in one row
+  VSA_HD int length(int head, int group) const {
+    const int sharing = heads / kv_heads;  // query heads
+    int longest = 0;
+    for (int i = 0; i < kKeyTilesPerGroup; ++i) {
+      const int column = group * kKeyTilesPerGroup + i - text_tiles;
+      if (column < 0) return INT_MAX;
+      int queries = 0;
+      for (int h = head * sharing; column < columns && h < (head + 1) * sharing; ++h)
+        queries += counts[int64_t{h} * columns + column];
+      longest = queries > longest ? queries : longest;
+    }
+    return longest;
+  }
+};
+
 // Empty when all went well.
 std::string fine_forward(const FineForward& call, int device, void* stream);
 std::string fine_forward_emulated(const FineForward& call, int blocks, unsigned seed);
@@ -104,5 +129,7 @@ std::string fine_backward(const FineBackward& call, int device, void* stream);
 std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigned seed);
 std::string transpose_bitmaps(const BitmapTranspose& call, void* stream);
 std::string transpose_bitmaps_on_host(const BitmapTranspose& call);
+std::string order_columns(const ColumnOrder& call, void* stream);
+std::string order_columns_on_host(const ColumnOrder& call);
 
 }  // namespace vsa::launch

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of the fine stage on the emulator: the blocks of a persistent grid, one after the
 // other.
+#include <algorithm>
 #include <exception>
+#include <numeric>
 
 #include "launch/fine_params.h"
 #include "prim/host_block.h"
@@ -121,6 +123,17 @@ std::string transpose_bitmaps_on_host(const BitmapTranspose& call) {
                       call.columns, to);
     for (int column = 0; column < call.columns; ++column)
       call.counts[i * call.columns + column] = bitmap::count(to + column * to_words, call.rows);
+  }
+  return "";
+}
+
+std::string order_columns_on_host(const ColumnOrder& call) {
+  const int groups = call.groups();
+  for (int head = 0; head < call.batch * call.kv_heads; ++head) {
+    int* order = call.order + int64_t{head} * groups;
+    std::iota(order, order + groups, 0);
+    std::stable_sort(order, order + groups,
+                     [&](int a, int b) { return call.length(head, a) > call.length(head, b); });
   }
   return "";
 }

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vsa import bitmap
 from vsa.backends import kernels
@@ -86,7 +85,7 @@ def gated_backward(
     grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
     words = words.contiguous()
     transposed, counts = transpose(words, plan.kv_grid.num_tiles)
-    order = _longest_first(counts, k.shape[2], plan)
+    order = longest_first(counts, k.shape[2], kernels.text_tiles(plan.kv_grid))
     grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
     # What a fine gate makes of the gradient lies where dq will: the pass over query tiles, the last
     # that reads it, loads a tile of it before it stores that tile of dq.
@@ -181,33 +180,42 @@ def transpose(words: Tensor, columns: int) -> tuple[Tensor, Tensor]:
         rows=rows,
         columns=columns,
     )
-    if words.device.type == "cpu":
-        call.run()
-    else:
-        kernels.launch(call.launch, words.device)
+    _run_on(words.device, call)
     return target, counts
 
 
-def _longest_first(counts: Tensor, kv_heads: int, plan: Plan) -> Tensor:
+def longest_first(counts: Tensor, kv_heads: int, text_tiles: int) -> Tensor:
     """In which order the groups of neighbouring key tiles are worked on, within each key head.
 
     Args:
-        counts: (B, heads, n_k) query tiles that attend each key tile.
+        counts: (B, heads, n_k) int32, query tiles that attend each key tile; contiguous.
         kv_heads: of the keys.
-        plan: of the call.
+        text_tiles: tiles of the keys' text, which come first in the numbering of groups.
 
     Returns:
-        (B, kv_heads, groups) int64, by their longest column. The text's tiles come first in the
-        numbering of groups: everyone attends them.
+        (B, kv_heads, groups) int32, by their longest column, equal ones as they come; first those
+        that begin with text, which everyone attends.
     """
     from vsa import _C
 
-    group = _C.KEY_TILES_PER_GROUP
-    if counts.shape[1] != kv_heads:
-        counts = counts.unflatten(1, (kv_heads, -1)).sum(2, dtype=torch.int32)
-    text = kernels.text_tiles(plan.kv_grid)
-    if text:
-        counts = functional.pad(counts, (text, 0), value=torch.iinfo(torch.int32).max)
-    if odd := counts.shape[-1] % group:
-        counts = functional.pad(counts, (0, group - odd))
-    return counts.unflatten(-1, (-1, group)).amax(-1).argsort(dim=-1, descending=True, stable=True)
+    batch, heads, columns = counts.shape
+    groups = -(-(text_tiles + columns) // _C.KEY_TILES_PER_GROUP)
+    order = counts.new_empty(batch, kv_heads, groups)
+    call = _C.ColumnOrder(
+        counts=counts.data_ptr(),
+        order=order.data_ptr(),
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        columns=columns,
+        text_tiles=text_tiles,
+    )
+    _run_on(counts.device, call)
+    return order
+
+
+def _run_on(device: torch.device, call: Any) -> None:
+    if device.type == "cpu":
+        call.run()
+    else:
+        kernels.launch(call.launch, device)
