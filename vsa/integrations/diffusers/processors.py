@@ -7,14 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_ltx import apply_rotary_emb as apply_ltx_rotary_emb
 from torch import Tensor, nn
 
 from vsa.attention import attention
 from vsa.grid import Grid
+from vsa.integrations.diffusers.rotary import Rotary, of_pairs, turn_pairs
 from vsa.integrations.diffusers.work import Work
-
-Rotary = tuple[Tensor, Tensor]
 
 
 class Given(NamedTuple):
@@ -160,13 +158,6 @@ def project_out(attn: Any, x: Tensor) -> Tensor:
     return attn.to_out[1](attn.to_out[0](x))
 
 
-def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the channel pairs (2i, 2i + 1) of (B, S, heads, head_dim); angles end in pairs."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return turned.flatten(-2).to(x.dtype)
-
-
 class WanSparseProcessor(SparseProcessor):
     """Wan: video tokens only, norms over all heads, rotation per head."""
 
@@ -179,9 +170,7 @@ class WanSparseProcessor(SparseProcessor):
             q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
         q, k, v = (heads_of(each, attn) for each in (attn.norm_q(q), attn.norm_k(k), v))
         if given.rotary is not None:
-            # Every angle stands twice in diffusers' tables, once for each channel of its pair.
-            cos, sin = given.rotary[0][..., 0::2], given.rotary[1][..., 1::2]
-            q, k = turn_pairs(q, cos, sin), turn_pairs(k, cos, sin)
+            q, k = turn_pairs((q, k), *of_pairs(given.rotary))
         return project_out(attn, sparse(work, (q, k, v), gate_of(attn, x)))
 
 
@@ -193,7 +182,7 @@ class LTXSparseProcessor(SparseProcessor):
         x = given.video
         q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x)
         if given.rotary is not None:
-            q, k = (apply_ltx_rotary_emb(each, given.rotary) for each in (q, k))
+            q, k = turn_pairs((q, k), *of_pairs(given.rotary))
         q, k, v = (heads_of(each, attn) for each in (q, k, v))
         return project_out(attn, sparse(work, (q, k, v), gate_of(attn, x)))
 
@@ -203,9 +192,10 @@ class JointSparseProcessor(SparseProcessor):
 
     text_first = False
 
-    def turn(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """Rotate the video's queries or keys, (B, S, heads, head_dim)."""
-        return apply_rotary_emb(x, rotary, sequence_dim=1)
+    def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
+        """Rotate the video's queries and keys, (B, S, heads, head_dim) each."""
+        cos, sin = (table.unsqueeze(1) for table in of_pairs(rotary))
+        return turn_pairs((q, k), cos, sin)
 
     def text_valid(self, mask: Tensor | None, length: int) -> Tensor | None:
         """(B, length) bool, which text tokens are real; None for all."""
@@ -220,8 +210,8 @@ class JointSparseProcessor(SparseProcessor):
             )
         video_qkv = self._project(attn, x, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
         if given.rotary is not None:
-            q, k = (self.turn(each, given.rotary) for each in video_qkv[:2])
-            video_qkv = [q, k, video_qkv[2]]
+            q, k, v = video_qkv
+            video_qkv = [*self.turn(q, k, given.rotary), v]
         if getattr(attn, "add_q_proj", None) is None:
             text_qkv = self._project(attn, text, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
         else:
@@ -276,6 +266,10 @@ class CogVideoXSparseProcessor(JointSparseProcessor):
 
     text_first = True
 
+    def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
+        """Rotate as diffusers does: the caller gives the tables, with angles of any kind."""
+        return tuple(apply_rotary_emb(x, rotary, sequence_dim=1) for x in (q, k))
+
     def text_valid(self, mask: Tensor | None, length: int) -> None:
         """All text is real; a mask of another kind has no meaning here."""
         if mask is not None:
@@ -289,6 +283,7 @@ class CogVideoXSparseProcessor(JointSparseProcessor):
 class MochiSparseProcessor(JointSparseProcessor):
     """Mochi: text last, masked as (B, text), rotation with angles per head."""
 
-    def turn(self, x: Tensor, rotary: Rotary) -> Tensor:
+    def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
         """Rotate in fp32."""
-        return turn_pairs(x.float(), *rotary).to(x.dtype)
+        turned = turn_pairs((q.float(), k.float()), *rotary)
+        return tuple(x.to(q.dtype) for x in turned)
