@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from diffusers import UniPCMultistepScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from vsa.cli.wan_attention import in_ranges
+from vsa.integrations.diffusers.collect import uncompiled
 from vsa.measure import peak_memory
 from vsa.ranges import record
 
@@ -33,7 +33,7 @@ class Denoiser:
         guidance: its scale, None for one pass per step.
     """
 
-    transformer: nn.Module
+    transformer: Any
     noise: Tensor
     text: Tensor
     steps: int
@@ -132,7 +132,7 @@ def run(denoiser: Denoiser, warm_up_steps: int, each: Callable[[], object]) -> R
 
     # To where the warm-up ended: the loop's end may be another kind of step.
     denoiser.denoise(lambda: None, limit=warm_up_steps)
-    with _eager(denoiser.transformer):
+    with uncompiled(denoiser.transformer):
         stages = record(
             lambda open_range: in_ranges(
                 denoiser.transformer, lambda: denoiser.flow(denoiser.noise, last), open_range
@@ -169,16 +169,3 @@ class _Clock:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-@contextmanager
-def _eager(transformer: nn.Module) -> Iterator[None]:
-    """Compiled blocks as they were before, since ranges cannot be opened inside of them."""
-    compiled = {module: module._compiled_call_impl for module in transformer.modules()}
-    try:
-        for module in compiled:
-            module._compiled_call_impl = None
-        yield
-    finally:
-        for module, call in compiled.items():
-            module._compiled_call_impl = call

@@ -20,6 +20,7 @@ from vsa.inputs import Tile
 from vsa.integrations.diffusers.families import Family
 from vsa.integrations.diffusers.processors import SparseProcessor
 from vsa.integrations.diffusers.work import Store, Work
+from vsa.record import Record
 
 Schedule = Callable[[int, int], TopK | None]
 """topk(layer, step) -> as in ``vsa.attention``, or None for dense attention."""
@@ -72,6 +73,8 @@ class Plan:
         settings: what was asked for.
         layers: all self-attention modules by the path of their block.
         processors: ours by layer number; dense layers have none.
+        record: what is filled in while the transformer runs, by ``collect``.
+        noted: whether this pass goes into the record.
     """
 
     family: Family
@@ -80,6 +83,8 @@ class Plan:
     processors: dict[int, SparseProcessor]
     steps: Steps = field(default_factory=Steps)
     stores: dict[tuple[int, int], Store] = field(default_factory=dict)
+    record: Record | None = None
+    noted: bool = False
     checkpointing: Any = None
     handles: list[RemovableHandle] = field(default_factory=list)
 
@@ -111,8 +116,12 @@ class Plan:
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         self._check_processors()
         shape = self.family.grid(transformer.config, call)
-        if self.settings.need_steps:
+        if self.settings.need_steps or self.record is not None:
             self.steps.advance(call["timestep"])
+        # The first call of a step is noted; what guidance adds would take its place.
+        self.noted = (
+            self.record is not None and not self.steps.call and self.record.begin(self.steps.step)
+        )
         works = {layer: self._work(layer, shape) for layer in self.processors}
         self._set(works)
         if torch.is_grad_enabled() and getattr(transformer, "gradient_checkpointing", False):
@@ -132,11 +141,17 @@ class Plan:
             topk = None
         elif topk is not None:
             resolve(topk, 1, self._heads(layer))
+        note = self._note(layer, step)
         if settings.refresh_every == 1 or topk is None:
-            return Work(shape, tile, topk)
+            return Work(shape, tile, topk, note=note)
         store = self.stores.setdefault((layer, self.steps.call), Store())
         reuse = (step - settings.dense_steps) % settings.refresh_every != 0
-        return Work(shape, tile, topk, store, reuse)
+        return Work(shape, tile, topk, store, reuse, note)
+
+    def _note(self, layer: int, step: int) -> Callable[..., None] | None:
+        if self.record is None or not self.noted:
+            return None
+        return partial(self.record.note, layer, step)
 
     def _heads(self, layer: int) -> int:
         return list(self.layers.values())[layer].heads  # type: ignore[return-value]

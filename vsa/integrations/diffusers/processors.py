@@ -135,10 +135,14 @@ def sparse(
         gate_coarse=gate,
         selection=known,
         text_valid=text_valid,
-        return_selection=work.store is not None,
+        return_selection=work.store is not None or work.note is not None,
     )
-    if work.store is not None:
-        out, work.store.selection = out
+    if isinstance(out, tuple):
+        out, chosen = out
+        if work.store is not None:
+            work.store.selection = chosen
+        if work.note is not None:
+            work.note(q, k, chosen)
     return out.flatten(2)
 
 

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from vsa.budget import TopK
 from vsa.grid import Extent, Grid
@@ -23,6 +26,7 @@ class Work:
         topk: as in ``vsa.attention``; None leaves this pass to diffusers' own attention.
         store: where this pass's selection is kept, None to keep none.
         reuse: whether to take the selection that lies in ``store``.
+        note: is told the queries, keys and selection of this pass, if somebody looks.
     """
 
     shape: Extent
@@ -30,6 +34,7 @@ class Work:
     topk: TopK | None
     store: Store | None = None
     reuse: bool = False
+    note: Callable[[Tensor, Tensor, Selection], None] | None = None
 
 
 @dataclass(eq=False)
