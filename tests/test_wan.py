@@ -68,6 +68,14 @@ def test_settings_reach_the_transformer_and_guidance_doubles_the_passes() -> Non
     assert result.exit_code == 0 and "differ by 0.0%" not in result.output
 
 
+def test_a_report_is_written_of_the_first_video(tmp_path: Path) -> None:
+    page = tmp_path / "wan.html"
+    result = invoke("--report", str(page), "--size", "5x64x64", "--guidance", "2")
+    assert result.exit_code == 0, result.output
+    text = page.read_text()
+    assert "3x4x6 tokens" in text and "2 layers" in text and "2 steps noted" in text
+
+
 def test_guidance_leads_away_from_the_second_text() -> None:
     model = tiny()
     guided = denoiser(model, guidance=3.0)
@@ -91,6 +99,8 @@ def test_guidance_leads_away_from_the_second_text() -> None:
         (["--dense-layers", "first"], "whole numbers such as"),
         (["--weights", "."], "leave --tiny"),
         (["--json", "wan.txt"], ".json"),
+        (["--report", "wan.txt"], ".html"),
+        (["--report", "/nowhere/at/all.png"], "folder that exists"),
         (["--topk", "0"], "topk"),
         (["--text", __file__], "holds no tensor"),
     ],

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from vsa.cli import options
-from vsa.cli.extras import require_diffusers_extra
+from vsa.cli.extras import require_demo_extra, require_diffusers_extra
 from vsa.cli.provenance import provenance
 
 if TYPE_CHECKING:
@@ -80,6 +81,13 @@ def wan(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all figures to this .json file.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Denoise the first video once more and write what its layers and steps kept, a "
+            ".html page or a .png picture."
+        ),
+    ] = None,
 ) -> None:
     """Denoise with Wan2.1, dense against sparse in the same run, and print what each took.
 
@@ -91,6 +99,9 @@ def wan(
     from vsa.cli import wan_compare, wan_loop, wan_model  # these need the extra
 
     options.check_folder(json_file, ".json", "--json")
+    if report is not None:
+        options.check_folder(report, ".png" if report.suffix == ".png" else ".html", "--report")
+        require_demo_extra("matplotlib", purpose="the report is drawn by matplotlib")
     if device.type == "cpu" and weights is None and not tiny:
         _refuse("--device", "a step of Wan takes hours on a CPU: add --tiny, or use a GPU")
     if weights is not None and (tiny or layers):
@@ -126,7 +137,8 @@ def wan(
     comparisons = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("warming up", total=2 * steps * len(sizes))
+        total = steps * (2 * len(sizes) + (report is not None))
+        task = progress.add_task("warming up", total=total)
         for each in sizes:
 
             def told(kind: str, each: Size = each) -> None:
@@ -135,6 +147,8 @@ def wan(
             noise = torch.randn(1, wan_model.LATENT_CHANNELS, *each.latents, device=device)
             denoiser = wan_loop.Denoiser(transformer, noise, prompt, steps, guidance)
             comparisons.append(wan_compare.compare(denoiser, each, settings, told))
+            if report is not None and each == sizes[0]:
+                wan_compare.observe(denoiser, settings, partial(told, "report"), report)
 
     for found in comparisons:
         console.print(wan_compare.table(found, transformer))

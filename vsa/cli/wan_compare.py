@@ -6,8 +6,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 from torch import nn
 
@@ -16,8 +18,11 @@ from vsa.cli.wan_attention import ATTENTION, dense_kernels, preferring
 from vsa.cli.wan_loop import Denoiser, Run, run
 from vsa.cli.wan_model import Size
 from vsa.grid import Grid
-from vsa.integrations.diffusers import apply_vsa, remove_vsa
+from vsa.integrations.diffusers import apply_vsa, collect, remove_vsa
 from vsa.measure import spread
+
+REPORTED_STEPS = 10
+"""About how many steps go into a report."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +84,26 @@ def compare(
     return Comparison(
         size, grid, checks.top_k(settings["topk"], grid.num_tiles), dense, sparse, kernels
     )
+
+
+@torch.no_grad()
+def observe(
+    denoiser: Denoiser, settings: dict[str, Any], each: Callable[[], object], path: Path
+) -> None:
+    """Run the sparse loop once more, untimed, and write what it kept.
+
+    Args:
+        denoiser: as above.
+        settings: arguments of ``apply_vsa``.
+        each: is called after every step.
+        path: of the report, .html or .png.
+    """
+    transformer = denoiser.transformer
+    apply_vsa(transformer, **settings)
+    with collect(transformer, every=max(1, denoiser.steps // REPORTED_STEPS)) as record:
+        denoiser.denoise(each)
+    remove_vsa(transformer)
+    record.report(path)
 
 
 def table(found: Comparison, transformer: nn.Module) -> Table:
