@@ -18,6 +18,7 @@ from vsa.budget import TopK, resolve
 from vsa.grid import Extent, best_tile
 from vsa.inputs import Tile
 from vsa.integrations.diffusers.families import Family
+from vsa.integrations.diffusers.parallel import sharding_group
 from vsa.integrations.diffusers.processors import SparseProcessor
 from vsa.integrations.diffusers.work import Store, Work
 from vsa.record import Record
@@ -114,7 +115,7 @@ class Plan:
         """Give every layer its work, before the transformer runs."""
         names = _parameters(transformer)
         call = {**dict(zip(names, args, strict=False)), **kwargs}
-        self._check_processors()
+        group = self._check_processors()
         shape = self.family.grid(transformer.config, call)
         if self.settings.need_steps or self.record is not None:
             self.steps.advance(call["timestep"])
@@ -122,7 +123,7 @@ class Plan:
         self.noted = (
             self.record is not None and not self.steps.call and self.record.begin(self.steps.step)
         )
-        works = {layer: self._work(layer, shape) for layer in self.processors}
+        works = {layer: self._work(layer, shape, group) for layer in self.processors}
         self._set(works)
         if torch.is_grad_enabled() and getattr(transformer, "gradient_checkpointing", False):
             self._bind_checkpointing(transformer, works)
@@ -133,7 +134,7 @@ class Plan:
             transformer._gradient_checkpointing_func = self.checkpointing
             self.checkpointing = None
 
-    def _work(self, layer: int, shape: Extent) -> Work:
+    def _work(self, layer: int, shape: Extent, group: Any) -> Work:
         settings, step = self.settings, max(self.steps.step, 0)
         tile = _tile_for(shape) if settings.tile == "auto" else settings.tile
         topk = settings.topk(layer, step) if callable(settings.topk) else settings.topk
@@ -143,10 +144,10 @@ class Plan:
             resolve(topk, 1, self._heads(layer))
         note = self._note(layer, step)
         if settings.refresh_every == 1 or topk is None:
-            return Work(shape, tile, topk, note=note)
+            return Work(shape, tile, topk, group=group, note=note)
         store = self.stores.setdefault((layer, self.steps.call), Store())
         reuse = (step - settings.dense_steps) % settings.refresh_every != 0
-        return Work(shape, tile, topk, store, reuse, note)
+        return Work(shape, tile, topk, store, reuse, group, note)
 
     def _note(self, layer: int, step: int) -> Callable[..., None] | None:
         if self.record is None or not self.noted:
@@ -160,8 +161,9 @@ class Plan:
         for layer, work in works.items():
             self.processors[layer].work = work
 
-    def _check_processors(self) -> None:
-        """Never dense in silence, and never wrong in silence."""
+    def _check_processors(self) -> Any:
+        """Never dense in silence, and never wrong in silence; -> the group that shards tokens."""
+        group = None
         for (path, attn), layer in zip(self.layers.items(), range(len(self.layers)), strict=True):
             processor = self.processors.get(layer)
             if processor is None:
@@ -173,11 +175,14 @@ class Plan:
                     "remove_vsa(transformer)"
                 )
             if processor._parallel_config is not None:
-                raise NotImplementedError(
-                    f"{path} is set up for enable_parallelism, which apply_vsa does not support: "
-                    "a rank sees only its shard of the tiles, so run on one device"
-                )
+                group = sharding_group(path, processor)
             processor.hand_settings_on()
+        if group is not None and self.record is not None:
+            raise NotImplementedError(
+                "collect cannot look at a transformer under enable_parallelism, where no rank has "
+                "whole queries and keys: record it on one device"
+            )
+        return group
 
     def _bind_checkpointing(self, transformer: Any, works: Mapping[int, Work]) -> None:
         """Make recomputation in the backward pass see this pass's work, whatever ran since."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
 from vsa.attention import attention
+from vsa.distributed import ulysses_attention
 from vsa.grid import Grid
 from vsa.integrations.diffusers.rotary import Rotary, of_pairs, turn_pairs
 from vsa.integrations.diffusers.work import Work
@@ -28,10 +30,12 @@ class SparseProcessor:
     """What all families share: the call of diffusers' attention modules, and the sparse core.
 
     Attributes:
+        can_shard: whether the sequence may lie on several ranks (enable_parallelism).
         original: the processor that was there before, which computes dense passes.
         work: what the current pass asks for; the transformer's pre-hook sets it.
     """
 
+    can_shard = True
     # diffusers sets these on every processor that has them: set_attention_backend, whose choice
     # dense passes follow, and enable_parallelism.
     _attention_backend: Any = None
@@ -61,7 +65,8 @@ class SparseProcessor:
 
         Args:
             attn: the attention module, whose projections are used.
-            hidden_states: (B, T * H * W, channels), video tokens in raster order.
+            hidden_states: (B, T * H * W, channels), video tokens in raster order; under
+                enable_parallelism this rank's share of them.
             encoder_hidden_states: (B, text, channels) in families with joint attention.
             attention_mask: which text tokens are real, in the family's own form.
             image_rotary_emb: cosines and sines, in the family's own form.
@@ -83,7 +88,7 @@ class SparseProcessor:
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
         T, H, W = work.shape
-        if hidden_states.shape[1] != T * H * W:
+        if work.group is None and hidden_states.shape[1] != T * H * W:
             raise ValueError(
                 f"the grid of the transformer's input is {work.shape}, {T * H * W} tokens, but "
                 f"this layer got {hidden_states.shape[1]}: VSA needs the whole video in raster "
@@ -110,7 +115,7 @@ def sparse(
 
     Args:
         work: what this pass asks for.
-        qkv: (B, S, heads, head_dim) each, S = prefix + T * H * W + suffix.
+        qkv: (B, S, heads, head_dim) each, S = prefix + T * H * W + suffix, or a shard of it.
         gate: (B, T * H * W, heads, head_dim) for the coarse branch, or None.
         prefix: text tokens before the video.
         suffix: text tokens after it.
@@ -126,7 +131,8 @@ def sparse(
     if gate is not None and grid.text:
         gate = nn.functional.pad(gate, (0, 0, 0, 0, prefix, suffix))
     known = work.store.fitting(grid, q.shape[0]) if work.store and work.reuse else None
-    out = attention(
+    attend = attention if work.group is None else partial(ulysses_attention, group=work.group)
+    out = attend(
         q,
         k,
         v,
@@ -194,6 +200,7 @@ class LTXSparseProcessor(SparseProcessor):
 class JointSparseProcessor(SparseProcessor):
     """Video and text in one sequence; what follows is what the families differ in."""
 
+    can_shard = False  # diffusers has no plan for sharding video and text together
     text_first = False
 
     def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
