@@ -134,7 +134,7 @@ class Plan:
             transformer._gradient_checkpointing_func = self.checkpointing
             self.checkpointing = None
 
-    def _work(self, layer: int, shape: Extent, group: Any) -> Work:
+    def _work(self, layer: int, shape: Extent, group: Any = None) -> Work:
         settings, step = self.settings, max(self.steps.step, 0)
         tile = _tile_for(shape) if settings.tile == "auto" else settings.tile
         topk = settings.topk(layer, step) if callable(settings.topk) else settings.topk
