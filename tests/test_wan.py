@@ -117,6 +117,13 @@ def test_a_cpu_is_refused_for_the_real_model() -> None:
     assert result.exit_code == 2 and "add --tiny" in result.output
 
 
+def test_without_diffusers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vsa.cli.extras.find_spec", lambda name: None)
+    result = invoke()
+    assert result.exit_code == 1
+    assert "pip install 'video-sparse-attention[diffusers]' with Python 3.11" in result.output
+
+
 def test_text_is_checked_and_used(tmp_path: Path) -> None:
     file = tmp_path / "text.pt"
     torch.save(torch.randn(1, 7, 32), file)
