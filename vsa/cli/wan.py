@@ -26,6 +26,8 @@ RANDOM = (
     "tiles choose less alike in noise than in a video, which costs the kernels speed."
 )
 
+COMPILED = ", compiled (self-attention timed uncompiled)"
+
 
 def wan(
     model: Annotated[
@@ -156,8 +158,8 @@ def wan(
     origin = provenance(device, "torch", "diffusers")
     called = "tiny" if tiny else model if weights is None else str(weights)
     console.print(
-        f"{called}, {str(dtype).removeprefix('torch.')}{', compiled (self-attention timed uncompiled)' * compiled}, backend "
-        f"{backend}, weights {wan_compare.in_bytes(wan_model.bytes_of(transformer))}"
+        f"{called}, {str(dtype).removeprefix('torch.')}{COMPILED * compiled}, backend {backend}, "
+        f"weights {wan_compare.in_bytes(wan_model.bytes_of(transformer))}"
     )
     console.print(
         f"{origin['machine']}, diffusers {origin['diffusers']}, vsa {origin['vsa']}, commit "
