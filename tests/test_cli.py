@@ -24,7 +24,8 @@ def test_help_names_every_command_and_the_module_runs() -> None:
     text = subprocess.run(
         [sys.executable, "-m", "vsa", "--help"], capture_output=True, text=True, check=True, cwd="/"
     ).stdout
-    assert all(command in text for command in ("info", "demo", "check", "bench", "profile"))
+    commands = "info", "demo", "check", "bench", "profile", "wan"
+    assert all(command in text for command in commands)
 
 
 def test_info_says_what_runs_and_why_not() -> None:

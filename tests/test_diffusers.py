@@ -275,9 +275,6 @@ def test_what_is_not_supported_is_refused_in_one_sentence() -> None:
     assert not hasattr(model, "_vsa_plan")
 
     apply_vsa(model, topk=2)
-    model.blocks[1].attn1.processor._parallel_config = object()
-    with pytest.raises(NotImplementedError, match="enable_parallelism"):
-        run(model, inputs)
     model.blocks[1].attn1.processor = type("Custom", (), {})()
     with pytest.raises(RuntimeError, match=r"blocks\.1 has been replaced by a Custom"):
         run(model, inputs)
@@ -288,6 +285,17 @@ def test_what_is_not_supported_is_refused_in_one_sentence() -> None:
     apply_vsa(model, topk=2, refresh_every=2).enable_gradient_checkpointing()
     with pytest.raises(ValueError, match="refresh_every is 2, but gradient checkpointing"):
         run(model, inputs)
+
+
+def test_the_example_of_fine_tuning_learns_while_tiles_go(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "finetune.py"))
+    losses, densities = script["main"](["--steps", "12", "--end", "0.25"])
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert densities[0] == 1.0 and densities[-1] == 0.25 and len(set(densities)) == 4
+    told = capsys.readouterr().out
+    assert "tiles kept 100% -> 25%" in told and "gate 0 -> 0.0000" not in told
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:

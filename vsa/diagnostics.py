@@ -11,7 +11,8 @@ disjoint ones, about the density for unrelated ones, and NaN where nothing is ke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -106,6 +107,47 @@ def _overlap(a: Tensor, b: Tensor) -> Tensor:
     """Of bitmaps (B, heads, rows, words), heads broadcast: -> (B, heads)."""
     shared, *kept = (bitmap.count(words).sum(-1) for words in (a & b, a, b))
     return (2 * shared / sum(kept)).float()
+
+
+def sampled_recall(selection: Selection, q: Tensor, k: Tensor, *, tiles: int) -> Tensor:
+    """Recall of the video's attention to itself, measured for a few query tiles.
+
+    Args:
+        selection: one that knows the grid that q and k have in common.
+        q: (B, S, heads, head_dim), text included where the grid has some.
+        k: likewise; its heads divide those of q.
+        tiles: how many query tiles, spread evenly over those that are whole.
+
+    Returns:
+        (B, heads) in [0, 1], of dense attention to video tokens; fp32 (fp64 for fp64 inputs).
+
+    Raises:
+        ValueError, TypeError: a selection without a grid, or tensors that do not fit it.
+    """
+    if selection.grid is None or selection.grid != selection.kv_grid:
+        raise ValueError(
+            "selection must know one grid for queries and keys for tiles to be sampled: pass "
+            "grid= to Selection.from_mask"
+        )
+    grid = replace(selection.grid, prefix=0, suffix=0)
+    for name, x in (("q", q), ("k", k)):
+        checks.sequence_length(name, x.shape[1], selection.grid)
+    chosen, tokens = _whole_tiles(grid, checks.integer("tiles", tiles, at_least=1), q.device)
+    count, size = tokens.shape
+    rows = selection.bitmap[:, :, chosen].contiguous()
+    queries = Grid((count, 1, size), tile=(1, 1, size))
+    sample = Selection(rows, selection.num_key_tiles, queries, grid, selection.most)
+    first = selection.grid.prefix
+    return sample.recall(q[:, first + tokens.flatten()], k[:, first : first + grid.tokens])
+
+
+@lru_cache(maxsize=16)
+def _whole_tiles(grid: Grid, most: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Numbers of tiles that are not clipped, (n,), and their tokens, (n, volume of ``box``)."""
+    tokens = grid.tokens_of_tiles()
+    whole = (tokens >= 0).all(1).nonzero()[:, 0]
+    places = torch.linspace(0, len(whole) - 1, min(most, len(whole))).round().long()
+    return whole[places].to(device), tokens[whole[places]].to(device)
 
 
 def recall_curve(

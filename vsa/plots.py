@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
     from vsa.diagnostics import RecallCurve
 
@@ -35,7 +35,7 @@ MOST_WRITTEN_HEADS = 16
 
 
 @contextmanager
-def _figure(width: float, height: float, path: Path | str) -> Iterator[Figure]:
+def new_figure(width: float, height: float, path: Path | str) -> Iterator[Figure]:
     """An empty figure in the project's style; it is written to ``path`` in the end."""
     if find_spec("matplotlib") is None:
         raise ImportError(
@@ -74,7 +74,7 @@ def recall(curve: RecallCurve, path: Path | str) -> None:
     density, kept = curve.density.mean(1).cpu(), curve.recall.float().mean(1).cpu()  # (n, heads)
     order = density.mean(1).argsort()
     density, kept = density[order], kept[order]
-    with _figure(7.5, 4.6, path) as figure:
+    with new_figure(7.5, 4.6, path) as figure:
         axes = figure.subplots()
         low = float(density.min())
         random = torch.logspace(math.log10(low), 0, 50).tolist()
@@ -121,9 +121,9 @@ def head_overlap(selection: Selection, path: Path | str) -> None:
     density = diagnostics.density(selection).mean(0).cpu()
     heads = len(shares)
     side = min(9.0, max(4.0, 0.36 * heads + 1.4))
-    with _figure(side + 2.6, side, path) as figure:
+    with new_figure(side + 2.6, side, path) as figure:
         matrix, bars = figure.subplots(1, 2, width_ratios=(side, 1.6))
-        image = matrix.imshow(shares.numpy(), cmap=_shades(), vmin=0, vmax=1)
+        image = matrix.imshow(shares.numpy(), cmap=shades(), vmin=0, vmax=1)
         matrix.set_title("Tiles that two heads have in common")
         matrix.set(xlabel="head", ylabel="head")
         ticks = range(0, heads, math.ceil(heads / 20))
@@ -133,7 +133,7 @@ def head_overlap(selection: Selection, path: Path | str) -> None:
         matrix.tick_params(length=0)
         if heads <= MOST_WRITTEN_HEADS:
             _write_shares(matrix, shares)
-        _add_scale(figure, image, matrix, ("0", "50%", "100%"))
+        add_scale(figure, image, matrix, ("0", "50%", "100%"))
         bars.barh(range(heads), density.tolist(), color=BLUE, height=0.7)
         bars.set_ylim(heads - 0.5, -0.5)
         bars.set_yticks([])
@@ -191,18 +191,18 @@ def tile_map(
     down = math.ceil(layers / across)
     cell = min(0.26, 11 / (across * columns))
     width, height = across * (columns * cell + 0.15), down * (rows * cell + 0.3)
-    with _figure(max(6.5, width + 1.2 * (head is None)), height + 0.5, path) as figure:
+    with new_figure(max(6.5, width + 1.2 * (head is None)), height + 0.5, path) as figure:
         panels = list(figure.subplots(down, across, squeeze=False).flat)
         for axes in panels:
             axes.axis("off")
         for layer, axes in enumerate(panels[:layers]):
             image = axes.pcolormesh(
-                shares[layer].numpy(), cmap=_shades(), vmin=0, vmax=1, edgecolor="w"
+                shares[layer].numpy(), cmap=shades(), vmin=0, vmax=1, edgecolor="w"
             )
             axes.set(aspect="equal", xlim=(0, columns), ylim=(rows, 0))
             axes.set_title(f"t = {layer}", fontsize=9, fontweight="normal", color=MUTED, pad=3)
         if selection.grid.tiles == selection.kv_grid.tiles:
-            _outline(panels[at[0]], at)
+            outline(panels[at[0]], at)
         who = f"mean of {len(kept)} heads" if head is None else f"head {head}"
         figure.suptitle(
             f"Query tile {at} keeps {float(kept.sum(1).mean()):.3g} of {selection.num_key_tiles} "
@@ -213,7 +213,7 @@ def tile_map(
             fontweight="bold",
         )
         if head is None:
-            _add_scale(figure, image, panels, ("no head", "half", "all heads"))
+            add_scale(figure, image, panels, ("no head", "half", "all heads"))
 
 
 def _panels_across(layers: int, rows: int, columns: int) -> int:
@@ -225,7 +225,7 @@ def _panels_across(layers: int, rows: int, columns: int) -> int:
     return min(range(1, layers + 1), key=strangeness)
 
 
-def _outline(axes: Axes, at: tuple[int, int, int]) -> None:
+def outline(axes: Axes, at: tuple[int, int, int]) -> None:
     """The query tile itself."""
     from matplotlib.patches import Rectangle
 
@@ -234,14 +234,17 @@ def _outline(axes: Axes, at: tuple[int, int, int]) -> None:
     )
 
 
-def _shades() -> Any:
+def shades() -> Any:
     """From nothing in grey to everything in blue."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("tiles", ["#ececec", LIGHT_BLUE, BLUE, "#06325f"])
 
 
-def _add_scale(figure: Figure, image: Any, beside: Any, names: tuple[str, str, str]) -> None:
+def add_scale(
+    figure: Figure | SubFigure, image: Any, beside: Any, names: tuple[str, str, str]
+) -> None:
+    """A scale beside some axes, with names for 0, one half and 1."""
     bar = figure.colorbar(image, ax=beside, fraction=0.04, pad=0.02, shrink=0.9)
     bar.set_ticks([0, 0.5, 1], labels=names)
     cast("Any", bar.outline).set_visible(False)

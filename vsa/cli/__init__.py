@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``vsa info | demo | check | bench | profile``, or ``python -m vsa``."""
+"""The command line: ``vsa info | demo | check | bench | profile | wan``, or ``python -m vsa``."""
 
 from __future__ import annotations
 
 import typer
 
-from vsa.cli import bench, check, demo, info, profile
+from vsa.cli import bench, check, demo, info, profile, wan
 
 app = typer.Typer(
     name="vsa",
@@ -20,6 +20,7 @@ app.command("demo")(demo.demo)
 app.command("check")(check.check)
 app.command("bench")(bench.bench)
 app.command("profile")(profile.profile)
+app.command("wan")(wan.wan)
 
 
 def main() -> None:

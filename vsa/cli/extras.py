@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import typer
@@ -20,11 +21,28 @@ def require_demo_extra(*modules: str, purpose: str) -> None:
     Raises:
         typer.Exit: with code 1, after the sentence has been printed.
     """
+    _require("demo", modules, purpose)
+
+
+def require_diffusers_extra(purpose: str) -> None:
+    """Give up with one sentence if diffusers is missing.
+
+    Args:
+        purpose: as above.
+
+    Raises:
+        typer.Exit: as above.
+    """
+    _require("diffusers", ("diffusers",), purpose)
+
+
+def _require(extra: str, modules: Sequence[str], purpose: str) -> None:
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
+        newer = " with Python 3.11 or newer" * (extra == "diffusers")
         typer.echo(
             f"{purpose}, but {', '.join(missing)} cannot be imported: "
-            f"run pip install '{DISTRIBUTION}[demo]'",
+            f"run pip install '{DISTRIBUTION}[{extra}]'{newer}",
             err=True,
         )
         raise typer.Exit(code=1)

@@ -18,8 +18,10 @@ from vsa.budget import TopK, resolve
 from vsa.grid import Extent, best_tile
 from vsa.inputs import Tile
 from vsa.integrations.diffusers.families import Family
+from vsa.integrations.diffusers.parallel import sharding_group
 from vsa.integrations.diffusers.processors import SparseProcessor
 from vsa.integrations.diffusers.work import Store, Work
+from vsa.record import Record
 
 Schedule = Callable[[int, int], TopK | None]
 """topk(layer, step) -> as in ``vsa.attention``, or None for dense attention."""
@@ -72,6 +74,8 @@ class Plan:
         settings: what was asked for.
         layers: all self-attention modules by the path of their block.
         processors: ours by layer number; dense layers have none.
+        record: what is filled in while the transformer runs, by ``collect``.
+        noted: whether this pass goes into the record.
     """
 
     family: Family
@@ -80,6 +84,8 @@ class Plan:
     processors: dict[int, SparseProcessor]
     steps: Steps = field(default_factory=Steps)
     stores: dict[tuple[int, int], Store] = field(default_factory=dict)
+    record: Record | None = None
+    noted: bool = False
     checkpointing: Any = None
     handles: list[RemovableHandle] = field(default_factory=list)
 
@@ -109,11 +115,15 @@ class Plan:
         """Give every layer its work, before the transformer runs."""
         names = _parameters(transformer)
         call = {**dict(zip(names, args, strict=False)), **kwargs}
-        self._check_processors()
+        group = self._check_processors()
         shape = self.family.grid(transformer.config, call)
-        if self.settings.need_steps:
+        if self.settings.need_steps or self.record is not None:
             self.steps.advance(call["timestep"])
-        works = {layer: self._work(layer, shape) for layer in self.processors}
+        # The first call of a step is noted; what guidance adds would take its place.
+        self.noted = (
+            self.record is not None and not self.steps.call and self.record.begin(self.steps.step)
+        )
+        works = {layer: self._work(layer, shape, group) for layer in self.processors}
         self._set(works)
         if torch.is_grad_enabled() and getattr(transformer, "gradient_checkpointing", False):
             self._bind_checkpointing(transformer, works)
@@ -124,7 +134,7 @@ class Plan:
             transformer._gradient_checkpointing_func = self.checkpointing
             self.checkpointing = None
 
-    def _work(self, layer: int, shape: Extent) -> Work:
+    def _work(self, layer: int, shape: Extent, group: Any = None) -> Work:
         settings, step = self.settings, max(self.steps.step, 0)
         tile = _tile_for(shape) if settings.tile == "auto" else settings.tile
         topk = settings.topk(layer, step) if callable(settings.topk) else settings.topk
@@ -132,11 +142,17 @@ class Plan:
             topk = None
         elif topk is not None:
             resolve(topk, 1, self._heads(layer))
+        note = self._note(layer, step)
         if settings.refresh_every == 1 or topk is None:
-            return Work(shape, tile, topk)
+            return Work(shape, tile, topk, group=group, note=note)
         store = self.stores.setdefault((layer, self.steps.call), Store())
         reuse = (step - settings.dense_steps) % settings.refresh_every != 0
-        return Work(shape, tile, topk, store, reuse)
+        return Work(shape, tile, topk, store, reuse, group, note)
+
+    def _note(self, layer: int, step: int) -> Callable[..., None] | None:
+        if self.record is None or not self.noted:
+            return None
+        return partial(self.record.note, layer, step)
 
     def _heads(self, layer: int) -> int:
         return list(self.layers.values())[layer].heads  # type: ignore[return-value]
@@ -145,8 +161,9 @@ class Plan:
         for layer, work in works.items():
             self.processors[layer].work = work
 
-    def _check_processors(self) -> None:
-        """Never dense in silence, and never wrong in silence."""
+    def _check_processors(self) -> Any:
+        """Never dense in silence, and never wrong in silence; -> the group that shards tokens."""
+        group = None
         for (path, attn), layer in zip(self.layers.items(), range(len(self.layers)), strict=True):
             processor = self.processors.get(layer)
             if processor is None:
@@ -158,11 +175,14 @@ class Plan:
                     "remove_vsa(transformer)"
                 )
             if processor._parallel_config is not None:
-                raise NotImplementedError(
-                    f"{path} is set up for enable_parallelism, which apply_vsa does not support: "
-                    "a rank sees only its shard of the tiles, so run on one device"
-                )
+                group = sharding_group(path, processor)
             processor.hand_settings_on()
+        if group is not None and self.record is not None:
+            raise NotImplementedError(
+                "collect cannot look at a transformer under enable_parallelism, where no rank has "
+                "whole queries and keys: record it on one device"
+            )
+        return group
 
     def _bind_checkpointing(self, transformer: Any, works: Mapping[int, Work]) -> None:
         """Make recomputation in the backward pass see this pass's work, whatever ran since."""

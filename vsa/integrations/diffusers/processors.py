@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_ltx import apply_rotary_emb as apply_ltx_rotary_emb
 from torch import Tensor, nn
 
 from vsa.attention import attention
+from vsa.distributed import ulysses_attention
 from vsa.grid import Grid
+from vsa.integrations.diffusers.rotary import Rotary, of_pairs, turn_pairs
 from vsa.integrations.diffusers.work import Work
-
-Rotary = tuple[Tensor, Tensor]
 
 
 class Given(NamedTuple):
@@ -30,10 +30,12 @@ class SparseProcessor:
     """What all families share: the call of diffusers' attention modules, and the sparse core.
 
     Attributes:
+        can_shard: whether the sequence may lie on several ranks (enable_parallelism).
         original: the processor that was there before, which computes dense passes.
         work: what the current pass asks for; the transformer's pre-hook sets it.
     """
 
+    can_shard = True
     # diffusers sets these on every processor that has them: set_attention_backend, whose choice
     # dense passes follow, and enable_parallelism.
     _attention_backend: Any = None
@@ -63,7 +65,8 @@ class SparseProcessor:
 
         Args:
             attn: the attention module, whose projections are used.
-            hidden_states: (B, T * H * W, channels), video tokens in raster order.
+            hidden_states: (B, T * H * W, channels), video tokens in raster order; under
+                enable_parallelism this rank's share of them.
             encoder_hidden_states: (B, text, channels) in families with joint attention.
             attention_mask: which text tokens are real, in the family's own form.
             image_rotary_emb: cosines and sines, in the family's own form.
@@ -85,7 +88,7 @@ class SparseProcessor:
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
         T, H, W = work.shape
-        if hidden_states.shape[1] != T * H * W:
+        if work.group is None and hidden_states.shape[1] != T * H * W:
             raise ValueError(
                 f"the grid of the transformer's input is {work.shape}, {T * H * W} tokens, but "
                 f"this layer got {hidden_states.shape[1]}: VSA needs the whole video in raster "
@@ -112,7 +115,7 @@ def sparse(
 
     Args:
         work: what this pass asks for.
-        qkv: (B, S, heads, head_dim) each, S = prefix + T * H * W + suffix.
+        qkv: (B, S, heads, head_dim) each, S = prefix + T * H * W + suffix, or a shard of it.
         gate: (B, T * H * W, heads, head_dim) for the coarse branch, or None.
         prefix: text tokens before the video.
         suffix: text tokens after it.
@@ -128,7 +131,8 @@ def sparse(
     if gate is not None and grid.text:
         gate = nn.functional.pad(gate, (0, 0, 0, 0, prefix, suffix))
     known = work.store.fitting(grid, q.shape[0]) if work.store and work.reuse else None
-    out = attention(
+    attend = attention if work.group is None else partial(ulysses_attention, group=work.group)
+    out = attend(
         q,
         k,
         v,
@@ -137,10 +141,14 @@ def sparse(
         gate_coarse=gate,
         selection=known,
         text_valid=text_valid,
-        return_selection=work.store is not None,
+        return_selection=work.store is not None or work.note is not None,
     )
-    if work.store is not None:
-        out, work.store.selection = out
+    if isinstance(out, tuple):
+        out, chosen = out
+        if work.store is not None:
+            work.store.selection = chosen
+        if work.note is not None:
+            work.note(q, k, chosen)
     return out.flatten(2)
 
 
@@ -160,13 +168,6 @@ def project_out(attn: Any, x: Tensor) -> Tensor:
     return attn.to_out[1](attn.to_out[0](x))
 
 
-def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the channel pairs (2i, 2i + 1) of (B, S, heads, head_dim); angles end in pairs."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return turned.flatten(-2).to(x.dtype)
-
-
 class WanSparseProcessor(SparseProcessor):
     """Wan: video tokens only, norms over all heads, rotation per head."""
 
@@ -179,9 +180,7 @@ class WanSparseProcessor(SparseProcessor):
             q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
         q, k, v = (heads_of(each, attn) for each in (attn.norm_q(q), attn.norm_k(k), v))
         if given.rotary is not None:
-            # Every angle stands twice in diffusers' tables, once for each channel of its pair.
-            cos, sin = given.rotary[0][..., 0::2], given.rotary[1][..., 1::2]
-            q, k = turn_pairs(q, cos, sin), turn_pairs(k, cos, sin)
+            q, k = turn_pairs((q, k), *of_pairs(given.rotary))
         return project_out(attn, sparse(work, (q, k, v), gate_of(attn, x)))
 
 
@@ -193,7 +192,7 @@ class LTXSparseProcessor(SparseProcessor):
         x = given.video
         q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x)
         if given.rotary is not None:
-            q, k = (apply_ltx_rotary_emb(each, given.rotary) for each in (q, k))
+            q, k = turn_pairs((q, k), *of_pairs(given.rotary))
         q, k, v = (heads_of(each, attn) for each in (q, k, v))
         return project_out(attn, sparse(work, (q, k, v), gate_of(attn, x)))
 
@@ -201,11 +200,13 @@ class LTXSparseProcessor(SparseProcessor):
 class JointSparseProcessor(SparseProcessor):
     """Video and text in one sequence; what follows is what the families differ in."""
 
+    can_shard = False  # diffusers has no plan for sharding video and text together
     text_first = False
 
-    def turn(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """Rotate the video's queries or keys, (B, S, heads, head_dim)."""
-        return apply_rotary_emb(x, rotary, sequence_dim=1)
+    def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
+        """Rotate the video's queries and keys, (B, S, heads, head_dim) each."""
+        cos, sin = (table.unsqueeze(1) for table in of_pairs(rotary))
+        return turn_pairs((q, k), cos, sin)
 
     def text_valid(self, mask: Tensor | None, length: int) -> Tensor | None:
         """(B, length) bool, which text tokens are real; None for all."""
@@ -220,8 +221,8 @@ class JointSparseProcessor(SparseProcessor):
             )
         video_qkv = self._project(attn, x, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
         if given.rotary is not None:
-            q, k = (self.turn(each, given.rotary) for each in video_qkv[:2])
-            video_qkv = [q, k, video_qkv[2]]
+            q, k, v = video_qkv
+            video_qkv = [*self.turn(q, k, given.rotary), v]
         if getattr(attn, "add_q_proj", None) is None:
             text_qkv = self._project(attn, text, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
         else:
@@ -276,6 +277,10 @@ class CogVideoXSparseProcessor(JointSparseProcessor):
 
     text_first = True
 
+    def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
+        """Rotate as diffusers does: the caller gives the tables, with angles of any kind."""
+        return tuple(apply_rotary_emb(x, rotary, sequence_dim=1) for x in (q, k))
+
     def text_valid(self, mask: Tensor | None, length: int) -> None:
         """All text is real; a mask of another kind has no meaning here."""
         if mask is not None:
@@ -289,6 +294,7 @@ class CogVideoXSparseProcessor(JointSparseProcessor):
 class MochiSparseProcessor(JointSparseProcessor):
     """Mochi: text last, masked as (B, text), rotation with angles per head."""
 
-    def turn(self, x: Tensor, rotary: Rotary) -> Tensor:
+    def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
         """Rotate in fp32."""
-        return turn_pairs(x.float(), *rotary).to(x.dtype)
+        turned = turn_pairs((q.float(), k.float()), *rotary)
+        return tuple(x.to(q.dtype) for x in turned)

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
 
 from vsa.budget import TopK
 from vsa.grid import Extent, Grid
@@ -23,6 +27,8 @@ class Work:
         topk: as in ``vsa.attention``; None leaves this pass to diffusers' own attention.
         store: where this pass's selection is kept, None to keep none.
         reuse: whether to take the selection that lies in ``store``.
+        group: process group whose ranks hold the sequence in shards; None for one process.
+        note: is told the queries, keys and selection of this pass, if somebody looks.
     """
 
     shape: Extent
@@ -30,6 +36,8 @@ class Work:
     topk: TopK | None
     store: Store | None = None
     reuse: bool = False
+    group: Any = None
+    note: Callable[[Tensor, Tensor, Selection], None] | None = None
 
 
 @dataclass(eq=False)

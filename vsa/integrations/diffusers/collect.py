@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``collect``: a record of what a sparse transformer keeps while a pipeline runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from vsa.integrations.diffusers.plan import PLAN, Plan
+from vsa.record import SAMPLED_TILES, Record
+
+
+@contextmanager
+def collect(
+    transformer: nn.Module,
+    *,
+    every: int = 1,
+    tiles: int = SAMPLED_TILES,
+    maps: Sequence[int] | None = None,
+) -> Iterator[Record]:
+    """Note recall, density and tile maps of every sparse layer while the transformer runs.
+
+    In a step that is noted, every layer computes dense attention for a few query tiles. The first
+    call of a step counts (with guidance there are several), and of several videos the last.
+    Compiled blocks run uncompiled meanwhile.
+
+    Args:
+        transformer: one on which ``apply_vsa`` has been called.
+        every: steps between two that are noted.
+        tiles: query tiles, spread over the video, that recall is measured for.
+        maps: layers whose tile maps are kept; None for the first, the middle and the last.
+
+    Yields:
+        The record, which fills while the transformer runs.
+
+    Raises:
+        ValueError: a transformer without ``apply_vsa``, one that is being recorded already, or a
+            number that is not allowed.
+    """
+    module: Any = getattr(transformer, "_orig_mod", transformer)
+    plan: Plan | None = getattr(module, PLAN, None)
+    if plan is None:
+        raise ValueError(
+            "transformer has no sparse layers to record: call apply_vsa(transformer, topk=...) "
+            "first"
+        )
+    if plan.record is not None:
+        raise ValueError(
+            "transformer is being recorded already: leave the other collect(...) block first"
+        )
+    count = len(plan.layers)
+    chosen = sorted({0, count // 2, count - 1}) if maps is None else maps
+    plan.record = record = Record(count, every, tiles, chosen)
+    try:
+        with uncompiled(module):
+            yield record
+    finally:
+        plan.record = None
+
+
+@contextmanager
+def uncompiled(module: nn.Module) -> Iterator[None]:
+    """Without what ``compile`` has done to this module's parts, until it ends."""
+    compiled = {part: part._compiled_call_impl for part in module.modules()}
+    try:
+        for part in compiled:
+            part._compiled_call_impl = None
+        yield
+    finally:
+        for part, call in compiled.items():
+            part._compiled_call_impl = call
