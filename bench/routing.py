@@ -30,6 +30,8 @@ from vsa.measure import peak_memory, seconds
 SHAPES = {"480p": ((21, 30, 52), 12, 128), "720p": ((21, 45, 80), 40, 128)}
 TINY = {"smoke": ((4, 8, 13), 2, 64)}
 SHARE = 0.125
+LONG = 0.01
+"""Seconds from which on a call is repeated less often."""
 TOP_P = vsa.TopP(0.9, floor=0.05)
 
 
@@ -81,7 +83,9 @@ class Layer:
 
     def row(self, stage: str, what: str, function: Callable[[], Any], moved: int = 0) -> Row:
         """Measure a call."""
-        times = seconds(function, self.q.device, self.repeats)
+        once = seconds(function, self.q.device, 1, calls=1)[0]
+        repeats, calls = (self.repeats, 10) if once < LONG else (3, 3)
+        times = seconds(function, self.q.device, repeats, calls=calls)
         result, peak = peak_memory(function, self.q.device)
         ms = statistics.median(times) * 1e3
         return Row(self.name, stage, what, ms, moved, nbytes(result), peak)
@@ -244,7 +248,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a tiny case on the emulator")
     arguments = parser.parse_args()
     device = torch.device("cpu") if arguments.smoke else torch.device("cuda", 0)
-    every = []
+    every: list[dict[str, Any]] = []
     for name, (extent, heads, head_dim) in (TINY if arguments.smoke else SHAPES).items():
         layer = Layer.random(name, vsa.Grid(extent), heads, head_dim, device)
         means = routing.tile_means([layer.q, layer.k, layer.v], [layer.grid] * 3)
@@ -256,12 +260,12 @@ def main() -> None:
                 rows.append(row)
                 print(line_of(row), flush=True)
         print(f"\n{summary(rows, layer)}\n", flush=True)
-        every += rows
+        every += [asdict(row) for row in rows]
+        if arguments.out:
+            machine = "CPU" if arguments.smoke else torch.cuda.get_device_name(device)
+            facts = {"device": machine, "torch": torch.__version__, "rows": every}
+            arguments.out.write_text(json.dumps(facts, indent=1))
         del layer, means
-    if arguments.out:
-        machine = "CPU" if arguments.smoke else torch.cuda.get_device_name(device)
-        facts = {"device": machine, "torch": torch.__version__}
-        arguments.out.write_text(json.dumps(facts | {"rows": [asdict(r) for r in every]}, indent=1))
 
 
 def line_of(row: Row) -> str:
