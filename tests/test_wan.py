@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from vsa.cli import app
 from vsa.cli.wan_attention import preferring
+from vsa.cli.wan_compare import compare
 from vsa.cli.wan_loop import Denoiser, run
 from vsa.cli.wan_model import CONFIGURATIONS, SIZES, Size, loaded_model, random_model
 from vsa.cli.wan_parts import ATTENTION, CROSS, LINEAR, NORMS, PARTS, in_ranges
@@ -240,6 +241,17 @@ def test_compiled_blocks_are_compiled_again_after_the_ranges() -> None:
     done = run(denoiser(model), 1, lambda: None)
     assert [block._compiled_call_impl for block in model.blocks] == calls and all(calls)
     assert len(done.steps) == 3 and done.stages["attention"] > 0
+
+
+def test_any_number_of_sizes_is_compiled() -> None:
+    model = tiny()
+    model.compile_repeated_blocks(backend="aot_eager", fullgraph=True, dynamic=False)
+    settings = {"topk": 0.5, "tile": "auto", "dense_steps": 0, "refresh_every": 1}
+    with torch._dynamo.config.patch(recompile_limit=2):  # dense and sparse of one size
+        for frames in (5, 9):
+            size = Size(frames, 32, 64)
+            start = Denoiser(model, torch.randn(1, 16, *size.latents), torch.randn(1, 6, 32), 1)
+            compare(start, size, settings, lambda _: None)
 
 
 def test_a_preferred_kernel_is_the_one_that_runs() -> None:

@@ -66,6 +66,8 @@ def compare(
         told: is told "dense" or "sparse" after every step.
     """
     transformer: Any = denoiser.transformer
+    # PyTorch compiles a block a limited number of times, twice for every size.
+    torch.compiler.reset()
     grid = Grid(size.grid, tile=settings["tile"])
     config = transformer.config
     kernels = dense_kernels(
