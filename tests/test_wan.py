@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from diffusers import WanTransformer3DModel
 from torch.nn import functional
 
 from vsa.cli import app
-from vsa.cli.wan_attention import in_ranges, preferring
+from vsa.cli.wan_attention import preferring
+from vsa.cli.wan_compare import compare
 from vsa.cli.wan_loop import Denoiser, run
 from vsa.cli.wan_model import CONFIGURATIONS, SIZES, Size, loaded_model, random_model
+from vsa.cli.wan_parts import ATTENTION, CROSS, LINEAR, NORMS, PARTS, in_ranges
 from vsa.integrations.diffusers import apply_vsa
 from vsa.shapes import SHAPES
 
@@ -55,7 +59,8 @@ def test_both_runs_are_timed_and_written(tmp_path: Path) -> None:
         for one in (each["dense"], each["sparse"]):
             assert len(one["steps"]) == 2 and one["memory"] > 0
             assert sum(one["steps"]) <= one["total"] * 1.01
-            assert 0 < one["stages"]["attention"] < one["stages"]["step"]
+            parts = [one["stages"][part] for part in (ATTENTION, *PARTS)]
+            assert all(part > 0 for part in parts) and sum(parts) < one["stages"]["step"]
         assert set(each["sparse"]["stages"]) > {"fine"} and "fine" not in each["dense"]["stages"]
 
 
@@ -191,22 +196,41 @@ def test_configurations_are_those_of_the_published_models() -> None:
     assert SIZES["448p"].grid == (16, 28, 52) and Size(5, 16, 32).latents == (2, 2, 4)
 
 
-def test_only_self_attention_is_in_the_range() -> None:
-    from contextlib import contextmanager
-
-    model, seen = tiny(), []
+def test_parts_of_a_step_are_told_apart_without_overlap() -> None:
+    model, seen, open_now = tiny(), [], []
 
     @contextmanager
-    def open_range(name: str) -> Any:
+    def open_range(name: str) -> Iterator[None]:
+        assert open_now in ([], ["step"])  # no part inside another
         seen.append(name)
+        open_now.append(name)
         yield
+        open_now.pop()
 
     start = denoiser(model)
+    # q and k are normalised, as is what goes into attention, cross-attention and feed-forward
+    block = [NORMS, *[LINEAR] * 3, *[NORMS] * 2, ATTENTION, LINEAR, NORMS, CROSS, NORMS]
+    block += [LINEAR] * 2
     for _ in range(2):
         in_ranges(model, lambda: start.flow(start.noise, torch.tensor(500)), open_range)
+        assert seen == ["step", *block * 2] and not open_now
+        seen.clear()
         apply_vsa(model, topk=1, dense_layers=[0])
-    assert seen == ["step", "attention", "attention"] * 2
+    start.flow(start.noise, torch.tensor(500))
+    assert not seen and not any("forward" in vars(module) for module in model.modules())
     assert not any(block.attn1._forward_hooks for block in model.blocks)
+
+
+def test_a_forward_that_others_replaced_is_put_back() -> None:
+    model = tiny()
+    layer = model.blocks[0].ffn.net[2]
+    replaced = layer.forward
+    layer.forward = replaced
+    start = denoiser(model)
+    with pytest.raises(ZeroDivisionError):
+        in_ranges(model, lambda: 1 / 0, lambda name: nullcontext())
+    in_ranges(model, lambda: start.flow(start.noise, torch.tensor(5)), lambda name: nullcontext())
+    assert vars(layer)["forward"] is replaced
 
 
 def test_compiled_blocks_are_compiled_again_after_the_ranges() -> None:
@@ -217,6 +241,17 @@ def test_compiled_blocks_are_compiled_again_after_the_ranges() -> None:
     done = run(denoiser(model), 1, lambda: None)
     assert [block._compiled_call_impl for block in model.blocks] == calls and all(calls)
     assert len(done.steps) == 3 and done.stages["attention"] > 0
+
+
+def test_any_number_of_sizes_is_compiled() -> None:
+    model = tiny()
+    model.compile_repeated_blocks(backend="aot_eager", fullgraph=True, dynamic=False)
+    settings = {"topk": 0.5, "tile": "auto", "dense_steps": 0, "refresh_every": 1}
+    with torch._dynamo.config.patch(recompile_limit=2):  # dense and sparse of one size
+        for frames in (5, 9):
+            size = Size(frames, 32, 64)
+            start = Denoiser(model, torch.randn(1, 16, *size.latents), torch.randn(1, 6, 32), 1)
+            compare(start, size, settings, lambda _: None)
 
 
 def test_a_preferred_kernel_is_the_one_that_runs() -> None:

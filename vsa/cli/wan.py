@@ -26,7 +26,7 @@ RANDOM = (
     "tiles choose less alike in noise than in a video, which costs the kernels speed."
 )
 
-COMPILED = ", compiled (self-attention timed uncompiled)"
+COMPILED = ", compiled (self-attention and other parts timed uncompiled)"
 
 
 def wan(
@@ -154,7 +154,7 @@ def wan(
                 wan_compare.observe(denoiser, settings, partial(told, "report"), report)
 
     for found in comparisons:
-        console.print(wan_compare.table(found, transformer))
+        console.print(wan_compare.table(found, transformer, compiled))
     origin = provenance(device, "torch", "diffusers")
     called = "tiny" if tiny else model if weights is None else str(weights)
     console.print(

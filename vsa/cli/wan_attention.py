@@ -1,25 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Self-attention inside a Wan transformer: its time, and the fastest dense kernel for it."""
+"""The fastest dense kernel for the self-attention of a Wan transformer."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from diffusers.models.transformers import transformer_wan
-from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vsa import stages
-from vsa.integrations.diffusers import processors
 from vsa.measure import seconds
-
-ATTENTION = "attention"
-"""The range of self-attention proper: after projections, norms and rotation."""
 
 _KERNELS = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -62,44 +54,3 @@ def preferring(kernels: dict[str, float]) -> Iterator[None]:
         return
     with sdpa_kernel([*(_KERNELS[name] for name in kernels), SDPBackend.MATH], set_priority=True):
         yield
-
-
-def in_ranges(transformer: Any, call: Callable[[], object], open_range: stages.Range) -> None:
-    """Run ``call`` in the range "step", and each self-attention inside of it in "attention".
-
-    Args:
-        transformer: a WanTransformer3DModel, dense or sparse.
-        call: what runs it.
-        open_range: opens a range by name.
-    """
-    inside = [False]
-
-    def enter(*_: object) -> None:
-        inside[0] = True
-
-    def leave(*_: object) -> None:
-        inside[0] = False
-
-    def ranged(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call_in_range(*args: Any, **kwargs: Any) -> Any:
-            if not inside[0]:  # cross-attention goes through the same function
-                return function(*args, **kwargs)
-            with open_range(ATTENTION):
-                return function(*args, **kwargs)
-
-        return call_in_range
-
-    handles = []
-    for block in transformer.blocks:
-        layer: nn.Module = block.attn1
-        handles += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
-    dense, sparse = transformer_wan.dispatch_attention_fn, processors.attention
-    transformer_wan.dispatch_attention_fn = ranged(dense)
-    processors.attention = ranged(sparse)
-    try:
-        with open_range("step"):
-            call()
-    finally:
-        transformer_wan.dispatch_attention_fn, processors.attention = dense, sparse
-        for handle in handles:
-            handle.remove()

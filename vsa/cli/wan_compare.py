@@ -14,9 +14,10 @@ from rich.table import Table
 from torch import nn
 
 from vsa import checks, stages
-from vsa.cli.wan_attention import ATTENTION, dense_kernels, preferring
+from vsa.cli.wan_attention import dense_kernels, preferring
 from vsa.cli.wan_loop import Denoiser, Run, run
 from vsa.cli.wan_model import Size
+from vsa.cli.wan_parts import ATTENTION, PARTS, STEP
 from vsa.grid import Grid
 from vsa.integrations.diffusers import apply_vsa, collect, remove_vsa
 from vsa.measure import spread
@@ -65,6 +66,8 @@ def compare(
         told: is told "dense" or "sparse" after every step.
     """
     transformer: Any = denoiser.transformer
+    # PyTorch compiles a block a limited number of times, twice for every size.
+    torch.compiler.reset()
     grid = Grid(size.grid, tile=settings["tile"])
     config = transformer.config
     kernels = dense_kernels(
@@ -106,8 +109,14 @@ def observe(
     record.report(path)
 
 
-def table(found: Comparison, transformer: nn.Module) -> Table:
-    """Times, shares and memory of one comparison."""
+def table(found: Comparison, transformer: nn.Module, compiled: bool) -> Table:
+    """Times, shares and memory of one comparison.
+
+    Args:
+        found: the comparison.
+        transformer: what ran.
+        compiled: whether its steps ran compiled, whose parts then say nothing about them.
+    """
     config: Any = transformer.config
     result = Table(
         f"{found.size}",
@@ -140,12 +149,23 @@ def table(found: Comparison, transformer: nn.Module) -> Table:
             result.add_row(f"    {stage}", "", _time(found.sparse.stages[stage]), "")
     rest = [m - a for a, m in zip(attention, medians, strict=True)]
     result.add_row("  everything else", *map(_time, rest), "")
+    if not compiled:
+        for part in PARTS:
+            result.add_row(f"    {part}", *(_time(one.stages[part]) for one in pair), "")
+        result.add_row(
+            "    rotation, modulation, sums", *(_time(remainder(one)) for one in pair), ""
+        )
     totals = [one.total for one in pair]
     count = len(found.dense.steps)
     result.add_row(f"[bold]{count} steps[/bold], end to end", *map(_time, totals), _gain(*totals))
     result.add_row("warm-up before", *(_time(one.warm_up) for one in pair), "")
     result.add_row("peak memory beyond the weights", *(in_bytes(one.memory) for one in pair), "")
     return result
+
+
+def remainder(one: Run) -> float:
+    """Seconds of a step taken apart that are in none of its parts."""
+    return one.stages[STEP] - one.stages[ATTENTION] - sum(one.stages[part] for part in PARTS)
 
 
 def figures(found: Comparison) -> dict[str, Any]:

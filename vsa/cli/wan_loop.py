@@ -12,7 +12,7 @@ import torch
 from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
-from vsa.cli.wan_attention import in_ranges
+from vsa.cli.wan_parts import in_ranges
 from vsa.integrations.diffusers.collect import uncompiled
 from vsa.measure import peak_memory
 from vsa.ranges import record
@@ -87,8 +87,8 @@ class Run:
         steps: seconds of every step.
         total: seconds from noise to video.
         memory: the most bytes held in a step beyond weights and latents.
-        stages: seconds of one more step by range: "step", "attention", and the stages of
-            ``vsa.stages``; of a step without torch.compile.
+        stages: seconds of one more step by range: those of ``vsa.cli.wan_parts`` and the stages
+            of ``vsa.stages``; of a step without torch.compile.
         video: (B, 16, T, H, W) fp32, the result.
     """
 
