@@ -3,10 +3,10 @@
 
 usage: python bench/results_table.py peers.json fine.json ceilings.json [--into bench/RESULTS.md]
 
-Knows what bench/peers.py, fine.py, routing.py, grids.py and ceilings.py write, by its rows. Above
-each table stand device, driver, versions, commit and date, as far as the file names them. With
-``--into`` the tables replace those of the run before, between two marks; everything else in that
-file stays as it is.
+Knows what bench/peers.py, fine.py, routing.py, grids.py, ceilings.py and ``vsa wan --json`` write,
+by its rows. Above each table stand device, driver, versions, commit and date, as far as the file
+names them. With ``--into`` the tables replace those of the run before, between two marks;
+everything else in that file stays as it is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,19 @@ from comparison.worker import KERNELS
 Row = dict[str, Any]
 BEGIN, END = "<!-- tables: bench/results_table.py -->", "<!-- end of tables -->"
 NUMBER = r"([\d.]+%?( ±[\d.]+%)?)?"
-FACTS = "device", "driver", "limits", "torch", "cuda", "cudnn", "vsa", "commit", "date"
+FACTS = (
+    "device",
+    "machine",
+    "driver",
+    "limits",
+    "torch",
+    "diffusers",
+    "cuda",
+    "cudnn",
+    "vsa",
+    "commit",
+    "date",
+)
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -109,10 +121,20 @@ def fine(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def routing(rows: Sequence[Row]) -> Iterator[str]:
-    """One table."""
+    """One table: time, bytes to be moved at least, bytes of results, and the most held at once."""
     yield markdown(
-        ("video", "stage", "computed by", "ms"),
-        ([row["shape"], row["stage"], row["what"], f"{row['ms']:.3f}"] for row in rows),
+        ("video", "stage", "computed by", "ms", "GB moved", "results, MiB", "peak, MiB"),
+        (
+            [
+                row["shape"],
+                row["stage"],
+                row["what"],
+                f"{row['ms']:.3f}",
+                f"{row['moved'] / 1e9:.2f}" if row["moved"] else "",
+                *(f"{row[name] / 2**20:,.1f}" for name in ("results", "peak")),
+            ]
+            for row in rows
+        ),
     )
 
 
@@ -151,7 +173,39 @@ def ceilings(rows: Sequence[Row]) -> Iterator[str]:
             yield f"- Not measured: {row['group']}: {row['error']}"
 
 
+def wan(sizes: Sequence[Row]) -> Iterator[str]:
+    """What a step of Wan takes, dense and sparse, and what of it is what; one table."""
+    parts = "linear layers", "norms", "cross-attention"
+    yield markdown(
+        (
+            *("video", "tiles kept", "run", "a step, ms", "self-attention, ms"),
+            *(f"{part}, ms" for part in parts),
+            *("steps, s", "speed-up", "beyond weights, GiB"),
+        ),
+        (
+            [
+                size["size"],
+                f"{size['kept']} of {size['tiles']}",
+                run,
+                *(
+                    f"{seconds * 1e3:.1f}"
+                    for seconds in (
+                        size[run]["median"],
+                        *(size[run]["stages"][part] for part in ("attention", *parts)),
+                    )
+                ),
+                f"{len(size[run]['steps'])} in {size[run]['total']:.2f}",
+                f"{size['dense']['total'] / size[run]['total']:.2f}",
+                f"{size[run]['memory'] / 2**30:.2f}",
+            ]
+            for size in sizes
+            for run in ("dense", "sparse")
+        ),
+    )
+
+
 KINDS = {
+    "dense_kernels": ("Wan2.1, dense against sparse", wan),
     "kernel": ("Our kernels beside those of others", peers),
     "dense_tflops": ("Fine stage beside cuDNN", fine),
     "stage": ("Stages", routing),
@@ -168,12 +222,13 @@ def section(path: Path) -> str:
         ValueError: rows that no benchmark here writes.
     """
     found = json.loads(path.read_text())
-    fields = {field for row in found.get("rows", []) for field in row}
+    rows = found.get("rows") or found.get("sizes") or []
+    fields = {field for row in rows for field in row}
     for field, (title, tables) in KINDS.items():
         if field in fields:
             about = ", ".join(f"{name} {found[name]}" for name in FACTS if name in found)
             command = f" `{found['command']}`" if "command" in found else ""
-            parts = [f"### {title}", f"{about}.{command} Raw: {path.name}.", *tables(found["rows"])]
+            parts = [f"### {title}", f"{about}.{command} Raw: {path.name}.", *tables(rows)]
             return "\n\n".join(parts).replace("\n\n- ", "\n- ")
     have = ", ".join(sorted(fields)) or "no fields"
     raise ValueError(f"{path} must be a benchmark's JSON, but its rows have {have}")

@@ -53,12 +53,13 @@ CEILINGS = {
         {"group": "exp2", "error": "a trap"},
     ],
 }
+BYTES = {"moved": 2e9, "results": 1 << 20, "peak": 3 << 20}
 STAGES = [("means", "PyTorch", 3.0), ("means", "one kernel", 1.0), ("scores", "cuBLAS", 0.5)]
 STAGES += [("select", "kernel", 0.2), ("scores + select", "both", 0.6), ("fine", "hopper", 9.0)]
 STAGES += [("attention", "no gate", 11.0)]
 ROUTING = {
     "device": "a made-up GPU",
-    "rows": [{"shape": "480p", "stage": s, "what": w, "ms": ms, "moved": 0} for s, w, ms in STAGES],
+    "rows": [{"shape": "480p", "stage": s, "what": w, "ms": ms, **BYTES} for s, w, ms in STAGES],
 }
 
 
