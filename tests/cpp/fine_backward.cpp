@@ -97,7 +97,7 @@ struct Problem {
   Tensor grad_q{kHeads}, grad_k{kKvHeads}, grad_v{kKvHeads};
   Sums wanted_q{kHeads}, wanted_k{kKvHeads}, wanted_v{kKvHeads};
   uint32_t selected[kHeads][kTiles] = {}, transposed[kHeads][kTiles] = {};
-  int64_t order[kGroups];
+  int order[kGroups];
   int tickets = 0;
   std::vector<RowStats> stats = std::vector<RowStats>(kHeads * kTiles);
 
