@@ -103,7 +103,7 @@ def test_bench_takes_the_heads_and_text_of_a_shape(monkeypatch: pytest.MonkeyPat
     arguments = ["--shape", "cogvideox-2b", "--repeats", "1", "--device", "cpu", "--forward-only"]
     result = RUNNER.invoke(app, ["bench", *arguments])
     assert result.exit_code == 0, result.output
-    assert "128 + 3 = cogvideox-2b" in result.output and "2 x 16" in result.output
+    assert "128 + 3 tokens = cogvideox-2b, 2 heads of 16" in result.output
 
 
 @pytest.mark.parametrize(("sweep", "rows"), [("length", 2), ("density", 6)])

@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,7 +131,7 @@ def bench(
                     what = case.grid, share, direction, name, repeats
                     measurements.append(_measure(inputs, called, *what))
                     progress.advance(task)
-    console.print(_table(measurements))
+    console.print(*_tables(measurements), sep="\n")
     kind = str(dtype).removeprefix("torch.")
     head = f"{options.machine(device)}, backend {name}, {kind}, vsa {vsa.__version__}"
     console.print(f"{head}, {date.today()}; median of {repeats}, ± half the quartile distance")
@@ -200,30 +202,32 @@ def _measure(
     )
 
 
-def _table(measurements: list[Measurement]) -> Table:
-    table = Table("tokens", "heads x dim", "tiles kept", "direction")
-    for column in (
-        "dense",
-        "sparse",
-        "speed-up",
-        "TFLOP/s dense",
-        "sparse",
-        "share",
-        "extra memory / inputs",
-    ):
-        table.add_column(column, justify="right")
-    for row in measurements:
-        table.add_row(
-            f"{math.prod(row.grid):,}{f' + {row.text}' if row.text else ''} = {row.shape}",
-            f"{row.heads} x {row.head_dim}",
-            f"{row.kept} of {row.tiles} ({row.kept / row.tiles:.1%})",
-            row.direction,
-            f"{row.dense * 1e3:,.1f} ms ±{row.dense_spread:.0%}",
-            f"{row.sparse * 1e3:,.1f} ms ±{row.sparse_spread:.0%}",
-            f"[bold]{row.dense / row.sparse:.2f}x[/bold]",
-            f"{row.dense_tflops:.3g}",
-            f"{row.sparse_tflops:.3g}",
-            f"{row.sparse_tflops / row.dense_tflops:.0%}",
-            f"{row.memory / row.inputs:.2f}x",
-        )
-    return table
+def _tables(measurements: list[Measurement]) -> Iterator[Table]:
+    """One for each layer, narrow enough for 80 columns."""
+    for layer, rows in groupby(measurements, _layer):
+        table = Table(title=layer, title_justify="left")
+        table.add_column("direction", no_wrap=True)
+        for column in ("dense", "sparse", "speed-up", "memory"):
+            table.add_column(column, justify="right")
+        for row in rows:
+            table.add_row(
+                row.direction,
+                _time(row.dense, row.dense_spread, row.dense_tflops),
+                _time(row.sparse, row.sparse_spread, row.sparse_tflops),
+                f"[bold]{row.dense / row.sparse:.2f}x[/bold]\n"
+                f"{row.sparse_tflops / row.dense_tflops:.0%} rate",
+                f"{row.memory / row.inputs:.2f}x\ninputs",
+            )
+        yield table
+
+
+def _time(seconds: float, spread: float, tflops: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms ±{spread:.0%}\n{tflops:.3g} TFLOP/s"
+
+
+def _layer(row: Measurement) -> str:
+    text = f" + {row.text}" if row.text else ""
+    return (
+        f"{math.prod(row.grid):,}{text} tokens = {row.shape}, {row.heads} heads of "
+        f"{row.head_dim}, {row.kept} of {row.tiles} tiles kept ({row.kept / row.tiles:.1%})"
+    )
