@@ -35,6 +35,7 @@ FACTS = (
     "cuda",
     "cudnn",
     "vsa",
+    "compiled",
     "commit",
     "date",
 )
