@@ -23,7 +23,7 @@
 //   slots     see kernels/slots.h
 #pragma once
 #include "kernels/backward_params.h"
-#include "kernels/selection.h"
+#include "kernels/plan.h"
 #include "kernels/slots.h"
 
 namespace vsa {
@@ -34,6 +34,7 @@ struct FineBackwardKeysConfig {
   static constexpr int D = D_;
   static constexpr int kConsumers = 2;
   static constexpr int kStages = D == 128 ? 5 : 11;
+  static constexpr int kPlanWords = D == 128 ? 1 : 8, kPlanSteps = D == 128 ? 12 : 256;
   static constexpr bool kKeysInRegisters = D == 64;  // K and V, where registers allow
   static constexpr int kProducerRegisters = 24;
   static constexpr int kConsumerRegisters = 240;
@@ -51,6 +52,7 @@ struct FineBackwardKeys {
   static constexpr int kConsumerRegisters = Config::kConsumerRegisters;
   using QuerySlots = Slots<kStages, kConsumers>;
   using Slot = typename QuerySlots::Slot;
+  using QueryPlan = Plan<Config::kPlanSteps>;
 
   struct SharedMemory {
     Tile<D> k[kConsumers];  // also where the gradients leave from
@@ -59,6 +61,7 @@ struct FineBackwardKeys {
     Tile<D> grad_out[kStages];
     alignas(16) RowStats stats[kStages];
     QuerySlots slots;
+    QueryPlan plan;
     Shared<Assignment> assignment[kConsumers];  // travels with K and V
     Mbarrier kv_full[kConsumers];
     Mbarrier kv_empty[kConsumers];
@@ -66,6 +69,7 @@ struct FineBackwardKeys {
 
   VSA_DEVICE static void init_barriers(SharedMemory& s) {
     s.slots.init();
+    s.plan.init();
     for (int w = 0; w < kConsumers; ++w) {
       s.kv_full[w].init(1, "kv_full", w);
       s.kv_empty[w].init(kWarpgroupThreads, "kv_empty", w);
@@ -92,6 +96,24 @@ struct FineBackwardKeys {
     fence_async_proxy();
   }
 
+  // Columns differ in length, so blocks take items as they get done, the longest first within each
+  // key head. The query heads that share it come one after the other.
+  VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
+    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.keys, p.queries);
+    const WorkList list(p.keys, kConsumers, p.batch, p.kv_heads);
+    const int tiles = p.keys.grid.num_tiles(), words = bitmap::words(p.queries.grid.num_tiles());
+    const int sharing = p.heads / p.kv_heads;
+    const auto take = [&] { return first_lane([&] { return take_ticket(p.tickets); }); };
+    for (int item = take(); item < list.items; item = take()) {
+      Work work = list.work(item, kConsumers);
+      work.first_place = load_global(p.order + item) * kConsumers;
+      const int head = work.head * sharing;
+      planner.add(work, bitmap_of(p.transposed, work.batch, p.heads, head, tiles, words), head,
+                  sharing);
+    }
+    planner.stop();
+  }
+
   class Producer {
    public:
     VSA_DEVICE Producer(const Params& p, SharedMemory& s) : p_(p), s_(s) {}
@@ -101,55 +123,26 @@ struct FineBackwardKeys {
       prefetch_map(p_.v.video.map);
       prefetch_map(p_.q.video.map);
       prefetch_map(p_.grad_out.video.map);
-      const WorkList list(p_.keys, kConsumers, p_.batch, p_.kv_heads);
       int round = 0;
-      for (int item = take_ticket(p_.tickets); item < list.items;
-           item = take_ticket(p_.tickets), ++round) {
-        const Work work = work_of(list, item);
-        for (int w = 0; w < kConsumers; ++w) load_keys(work, w, round);
-        walk(work);
+      for (int n = 0;; ++n) {
+        const auto chunk = s_.plan.take(n);
+        if (chunk.stop()) break;
+        if (chunk.first()) {
+          for (int w = 0; w < kConsumers; ++w) load_keys(chunk.work, w, round);
+          ++round;
+        }
+        if (chunk.steps == 0) s_.slots.post_nothing(slot_++);
+        const HeadTokens q(p_.q, chunk.head, chunk.work.batch);
+        const HeadTokens grad_out(p_.grad_out, chunk.head, chunk.work.batch);
+        const RowStats* stats = &p_.stats(chunk.work.batch, chunk.head, 0);
+        for (int i = 0; i < chunk.steps; ++i)
+          load_queries(q, grad_out, stats, s_.plan.step(n, i));
+        s_.plan.give_back(n);
       }
       for (int w = 0; w < kConsumers; ++w) assign(w, {0, 0, Assignment::kStop}, round).arrive_one();
     }
 
    private:
-    // Columns differ in length, so blocks take items as they get done, the longest first within
-    // each key head.
-    VSA_DEVICE Work work_of(const WorkList& list, int item) const {
-      const int head = item / list.groups;
-      return {head / p_.kv_heads, head % p_.kv_heads,
-              uniform(load_global(p_.order + item)) * kConsumers};
-    }
-
-    // The tiles of all query heads that share a key head, one head after the other.
-    VSA_DEVICE void walk(const Work& work) {
-      const int group = p_.heads / p_.kv_heads;
-      const int rows = p_.keys.grid.num_tiles();
-      const int words = bitmap::words(p_.queries.grid.num_tiles());
-      int head = work.head * group;
-      const int last_head = head + group - 1;
-      UnionWalk<kConsumers> tiles(p_.keys, p_.queries,
-                                  bitmap_of(p_.transposed, work.batch, p_.heads, head, rows, words),
-                                  work);
-      const auto find = [&] {
-        auto step = tiles.next();
-        while (step.tile < 0 && head < last_head) {
-          ++head;
-          tiles.restart(int64_t{rows} * words);
-          step = tiles.next();
-        }
-        return step;
-      };
-      auto step = find();
-      if (step.tile < 0) s_.slots.post_nothing(slot_++);
-      while (step.tile >= 0) {
-        const int head_of_step = head;
-        const auto following = find();
-        load_queries(work, head_of_step, step.tile, step.owners, following.tile < 0);
-        step = following;
-      }
-    }
-
     // The barrier that what comes with it must arrive at.
     VSA_DEVICE Mbarrier& assign(int w, Assignment assignment, int round) {
       s_.kv_empty[w].wait(round - 1);
@@ -169,17 +162,20 @@ struct FineBackwardKeys {
       load_tile(s_.v[w], v.map, v.at, full, CacheHint::EvictFirst);
     }
 
-    VSA_DEVICE void load_queries(const Work& work, int head, int tile, uint32_t owners, bool last) {
+    // stats: of the head's first tile
+    VSA_DEVICE void load_queries(const HeadTokens& q,
+                                 const HeadTokens& grad_out,
+                                 const RowStats* stats,
+                                 const PlanStep& step) {
       const int stage = s_.slots.ring.stage(slot_);
-      const TilePlace at = p_.queries.place(tile);
-      const TileBox q = box_of(p_.q, at, head, work.batch);
-      const TileBox grad_out = box_of(p_.grad_out, at, head, work.batch);
+      const TilePlace at = step.place(p_.queries);
+      const RowStats* from = stats + step.tile(p_.queries);
       const int bytes = 2 * p_.queries.box_rows(at) * D * 2 + static_cast<int>(sizeof(RowStats));
       // Rows that are no tokens need no mask: their statistics make them weigh nothing.
-      Mbarrier& full = s_.slots.post(slot_++, owners, last, ~uint64_t{0}, bytes);
-      load_tile(s_.q[stage], q.map, q.at, full, CacheHint::EvictLast);
-      bulk_load(&s_.stats[stage], &p_.stats(work.batch, head, tile), sizeof(RowStats), full);
-      load_tile(s_.grad_out[stage], grad_out.map, grad_out.at, full, CacheHint::EvictLast);
+      Mbarrier& full = s_.slots.post(slot_++, step.flags(), ~uint64_t{0}, bytes);
+      q.load(s_.q[stage], p_.q, at, full);
+      bulk_load(&s_.stats[stage], from, sizeof(RowStats), full);
+      grad_out.load(s_.grad_out[stage], p_.grad_out, at, full);
     }
 
     const Params& p_;
@@ -233,7 +229,7 @@ struct FineBackwardKeys {
           slots_.release(held);
           differentiate(next);
           held = next;
-          next = after;
+          next = after.number == QuerySlots::View::kFar ? slots_.take_after(held) : after;
         }
         issue_grad_k(held);
         wgmma_wait<0>(grad_k_);

@@ -17,7 +17,7 @@
 //   slots     see kernels/slots.h
 #pragma once
 #include "kernels/backward_params.h"
-#include "kernels/selection.h"
+#include "kernels/plan.h"
 #include "kernels/slots.h"
 #include "kernels/softmax.h"
 
@@ -29,6 +29,7 @@ struct FineBackwardQueriesConfig {
   static constexpr int D = D_;
   static constexpr int kConsumers = D == 128 ? 2 : 3;
   static constexpr int kStages = D == 128 ? 5 : 10;
+  static constexpr int kPlanWords = 8, kPlanSteps = D == 128 ? 128 : 256;
   static constexpr bool kQueriesInRegisters = D == 128;  // Q and dO, where registers allow
   static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
   static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
@@ -46,6 +47,7 @@ struct FineBackwardQueries {
   static constexpr int kConsumerRegisters = Config::kConsumerRegisters;
   using KeySlots = Slots<kStages, kConsumers>;
   using Slot = typename KeySlots::Slot;
+  using KeyPlan = Plan<Config::kPlanSteps>;
 
   struct SharedMemory {
     Tile<D> q[kConsumers];  // also where the gradient leaves from
@@ -53,6 +55,7 @@ struct FineBackwardQueries {
     Tile<D> k[kStages];
     Tile<D> v[kStages];
     KeySlots slots;
+    KeyPlan plan;
     Shared<Assignment> assignment[kConsumers];  // travels with Q and dO
     Mbarrier q_full[kConsumers];
     Mbarrier q_empty[kConsumers];
@@ -60,6 +63,7 @@ struct FineBackwardQueries {
 
   VSA_DEVICE static void init_barriers(SharedMemory& s) {
     s.slots.init();
+    s.plan.init();
     for (int w = 0; w < kConsumers; ++w) {
       s.q_full[w].init(1, "q_full", w);
       s.q_empty[w].init(kWarpgroupThreads, "q_empty", w);
@@ -85,6 +89,19 @@ struct FineBackwardQueries {
     fence_async_proxy();
   }
 
+  VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
+    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.queries, p.keys);
+    const WorkList list(p.queries, kConsumers, p.batch, p.heads);
+    const int tiles = p.queries.grid.num_tiles(), words = bitmap::words(p.keys.grid.num_tiles());
+    const int sharing = p.heads / p.kv_heads;
+    for (int item = block_index(); item < list.items; item += block_count()) {
+      const Work work = list.work(item, kConsumers);
+      planner.add(work, bitmap_of(p.selected, work.batch, p.heads, work.head, tiles, words),
+                  work.head / sharing);
+    }
+    planner.stop();
+  }
+
   class Producer {
    public:
     VSA_DEVICE Producer(const Params& p, SharedMemory& s) : p_(p), s_(s) {}
@@ -94,23 +111,20 @@ struct FineBackwardQueries {
       prefetch_map(p_.grad_out.video.map);
       prefetch_map(p_.k.video.map);
       prefetch_map(p_.v.video.map);
-      const int rows = p_.queries.grid.num_tiles();
-      const int words = bitmap::words(p_.keys.grid.num_tiles());
-      const WorkList list(p_.queries, kConsumers, p_.batch, p_.heads);
       int round = 0;
-      for (int item = block_index(); item < list.items; item += block_count(), ++round) {
-        const Work work = list.work(item, kConsumers);
-        for (int w = 0; w < kConsumers; ++w) load_queries(work, w, round);
-        UnionWalk<kConsumers> walk(
-            p_.queries, p_.keys,
-            bitmap_of(p_.selected, work.batch, p_.heads, work.head, rows, words), work);
-        auto step = walk.next();
-        if (step.tile < 0) s_.slots.post_nothing(slot_++);
-        while (step.tile >= 0) {
-          const auto following = walk.next();
-          load_keys(work, step.tile, step.owners, following.tile < 0);
-          step = following;
+      for (int n = 0;; ++n) {
+        const auto chunk = s_.plan.take(n);
+        if (chunk.stop()) break;
+        if (chunk.first()) {
+          for (int w = 0; w < kConsumers; ++w) load_queries(chunk.work, w, round);
+          ++round;
         }
+        if (chunk.steps == 0) s_.slots.post_nothing(slot_++);
+        const HeadTokens k(p_.k, chunk.head, chunk.work.batch);
+        const HeadTokens v(p_.v, chunk.head, chunk.work.batch);
+        for (int i = 0; i < chunk.steps; ++i)
+          load_keys(k, v, chunk.work.batch, s_.plan.step(n, i));
+        s_.plan.give_back(n);
       }
       for (int w = 0; w < kConsumers; ++w) assign(w, {0, 0, Assignment::kStop}, round).arrive_one();
     }
@@ -135,16 +149,17 @@ struct FineBackwardQueries {
       load_tile(s_.grad_out[w], grad_out.map, grad_out.at, full, CacheHint::EvictFirst);
     }
 
-    VSA_DEVICE void load_keys(const Work& work, int tile, uint32_t owners, bool last) {
-      const int stage = s_.slots.ring.stage(slot_), head = work.head / (p_.heads / p_.kv_heads);
-      const TilePlace at = p_.keys.place(tile);
-      const uint64_t rows = p_.keys.rows(at, work.batch);
-      const TileBox k = box_of(p_.k, at, head, work.batch);
-      const TileBox v = box_of(p_.v, at, head, work.batch);
+    VSA_DEVICE void load_keys(const HeadTokens& k,
+                              const HeadTokens& v,
+                              int batch,
+                              const PlanStep& step) {
+      const int stage = s_.slots.ring.stage(slot_);
+      const TilePlace at = step.place(p_.keys);
+      const uint64_t rows = p_.keys.rows(at, batch);
       const int bytes = 2 * p_.keys.box_rows(at) * D * 2;
-      Mbarrier& full = s_.slots.post(slot_++, owners, last, rows, bytes);
-      load_tile(s_.k[stage], k.map, k.at, full, CacheHint::EvictLast);
-      load_tile(s_.v[stage], v.map, v.at, full, CacheHint::EvictLast);
+      Mbarrier& full = s_.slots.post(slot_++, step.flags(), rows, bytes);
+      k.load(s_.k[stage], p_.k, at, full);
+      v.load(s_.v[stage], p_.v, at, full);
     }
 
     const Params& p_;
@@ -200,7 +215,7 @@ struct FineBackwardQueries {
           slots_.release(held);
           round_to<Element>(rounded_, grad_scores_);
           held = next;
-          next = after;
+          next = after.number == KeySlots::View::kFar ? slots_.take_after(held) : after;
         }
         issue_gradient(held);
         wgmma_wait<0>(grad_q_);

@@ -18,7 +18,7 @@
 //   slots     see kernels/slots.h
 #pragma once
 #include "kernels/epilogue.h"
-#include "kernels/selection.h"
+#include "kernels/plan.h"
 #include "kernels/slots.h"
 #include "kernels/softmax.h"
 
@@ -32,6 +32,7 @@ struct FineForwardConfig {
   // registers (bench/NOTES.md); three with Q in registers would not fit.
   static constexpr int kConsumers = 3;
   static constexpr int kStages = D == 128 ? 5 : 12;
+  static constexpr int kPlanWords = 8, kPlanSteps = 256;
   static constexpr bool kQueriesInRegisters = D == 64;
   static constexpr int kProducerRegisters = 32;
   static constexpr int kConsumerRegisters = 160;
@@ -50,12 +51,14 @@ struct FineForward {
   static constexpr int kConsumerRegisters = Config::kConsumerRegisters;
   using KeySlots = Slots<kStages, kConsumers>;
   using Slot = typename KeySlots::Slot;
+  using KeyPlan = Plan<Config::kPlanSteps>;
 
   struct SharedMemory {
     Tile<D> q[kConsumers];  // also where the output leaves from
     Tile<D> k[kStages];
     Tile<D> v[kStages];
     KeySlots slots;
+    KeyPlan plan;
     Shared<Assignment> assignment[kConsumers];  // travels with Q
     Mbarrier q_full[kConsumers];
     Mbarrier q_empty[kConsumers];
@@ -63,6 +66,7 @@ struct FineForward {
 
   VSA_DEVICE static void init_barriers(SharedMemory& s) {
     s.slots.init();
+    s.plan.init();
     for (int w = 0; w < kConsumers; ++w) {
       s.q_full[w].init(1, "q_full", w);
       s.q_empty[w].init(kWarpgroupThreads, "q_empty", w);
@@ -85,70 +89,80 @@ struct FineForward {
     fence_async_proxy();
   }
 
-  VSA_DEVICE static void produce(const Params& p, SharedMemory& s) {
-    if (!elect_one()) return;
-    prefetch_map(p.q.video.map);
-    prefetch_map(p.k.video.map);
-    prefetch_map(p.v.video.map);
+  VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
+    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.queries, p.keys);
     const WorkList list(p.queries, kConsumers, p.batch, p.heads);
-    int slot = 0, round = 0;
-    for (int item = block_index(); item < list.items; item += block_count(), ++round) {
+    const int tiles = p.queries.grid.num_tiles(), words = bitmap::words(p.keys.grid.num_tiles());
+    const int sharing = p.heads / p.kv_heads;
+    for (int item = block_index(); item < list.items; item += block_count()) {
       const Work work = list.work(item, kConsumers);
-      for (int w = 0; w < kConsumers; ++w) load_queries(p, s, work, w, round);
-      const int tiles = p.queries.grid.num_tiles();
-      const int words = bitmap::words(p.keys.grid.num_tiles());
-      UnionWalk<kConsumers> walk(
-          p.queries, p.keys, bitmap_of(p.selected, work.batch, p.heads, work.head, tiles, words),
-          work);
-      auto step = walk.next();
-      if (step.tile < 0) s.slots.post_nothing(slot++);
-      while (step.tile >= 0) {
-        const auto following = walk.next();
-        load_keys(p, s, work, step.tile, step.owners, following.tile < 0, slot++);
-        step = following;
-      }
+      planner.add(work, bitmap_of(p.selected, work.batch, p.heads, work.head, tiles, words),
+                  work.head / sharing);
     }
-    for (int w = 0; w < kConsumers; ++w)
-      assign(s, w, {0, 0, Assignment::kStop}, round).arrive_one();
+    planner.stop();
   }
 
-  // The barrier that what comes with it must arrive at.
-  VSA_DEVICE static Mbarrier& assign(SharedMemory& s, int w, Assignment assignment, int round) {
-    s.q_empty[w].wait(round - 1);
-    s.assignment[w].set(assignment);
-    return s.q_full[w];
-  }
+  class Producer {
+   public:
+    VSA_DEVICE Producer(const Params& p, SharedMemory& s) : p_(p), s_(s) {}
 
-  VSA_DEVICE static void load_queries(const Params& p,
-                                      SharedMemory& s,
-                                      const Work& work,
-                                      int w,
-                                      int round) {
-    const int tile = tile_at(p.queries, work.first_place + w);
-    Mbarrier& full = assign(s, w, {work.batch, work.head, tile}, round);
-    if (tile < 0) return full.arrive_one();
-    const TilePlace at = p.queries.place(tile);
-    const TileBox box = box_of(p.q, at, work.head, work.batch);
-    full.arrive_expect_tx(p.queries.box_rows(at) * D * 2);
-    load_tile(s.q[w], box.map, box.at, full, CacheHint::EvictFirst);
-  }
+    VSA_DEVICE void run() {
+      prefetch_map(p_.q.video.map);
+      prefetch_map(p_.k.video.map);
+      prefetch_map(p_.v.video.map);
+      int round = 0;
+      for (int n = 0;; ++n) {
+        const auto chunk = s_.plan.take(n);
+        if (chunk.stop()) break;
+        if (chunk.first()) {
+          for (int w = 0; w < kConsumers; ++w) load_queries(chunk.work, w, round);
+          ++round;
+        }
+        if (chunk.steps == 0) s_.slots.post_nothing(slot_++);
+        const HeadTokens k(p_.k, chunk.head, chunk.work.batch);
+        const HeadTokens v(p_.v, chunk.head, chunk.work.batch);
+        for (int i = 0; i < chunk.steps; ++i)
+          load_keys(k, v, chunk.work.batch, s_.plan.step(n, i));
+        s_.plan.give_back(n);
+      }
+      for (int w = 0; w < kConsumers; ++w) assign(w, {0, 0, Assignment::kStop}, round).arrive_one();
+    }
 
-  VSA_DEVICE static void load_keys(const Params& p,
-                                   SharedMemory& s,
-                                   const Work& work,
-                                   int tile,
-                                   uint32_t owners,
-                                   bool last,
-                                   int slot) {
-    const int stage = s.slots.ring.stage(slot), head = work.head / (p.heads / p.kv_heads);
-    const TilePlace at = p.keys.place(tile);
-    const uint64_t rows = p.keys.rows(at, work.batch);
-    const TileBox k = box_of(p.k, at, head, work.batch);
-    const TileBox v = box_of(p.v, at, head, work.batch);
-    Mbarrier& full = s.slots.post(slot, owners, last, rows, 2 * p.keys.box_rows(at) * D * 2);
-    load_tile(s.k[stage], k.map, k.at, full, CacheHint::EvictLast);
-    load_tile(s.v[stage], v.map, v.at, full, CacheHint::EvictLast);
-  }
+   private:
+    // The barrier that what comes with it must arrive at.
+    VSA_DEVICE Mbarrier& assign(int w, Assignment assignment, int round) {
+      s_.q_empty[w].wait(round - 1);
+      s_.assignment[w].set(assignment);
+      return s_.q_full[w];
+    }
+
+    VSA_DEVICE void load_queries(const Work& work, int w, int round) {
+      const int tile = tile_at(p_.queries, work.first_place + w);
+      Mbarrier& full = assign(w, {work.batch, work.head, tile}, round);
+      if (tile < 0) return full.arrive_one();
+      const TilePlace at = p_.queries.place(tile);
+      const TileBox box = box_of(p_.q, at, work.head, work.batch);
+      full.arrive_expect_tx(p_.queries.box_rows(at) * D * 2);
+      load_tile(s_.q[w], box.map, box.at, full, CacheHint::EvictFirst);
+    }
+
+    VSA_DEVICE void load_keys(const HeadTokens& k,
+                              const HeadTokens& v,
+                              int batch,
+                              const PlanStep& step) {
+      const int stage = s_.slots.ring.stage(slot_);
+      const TilePlace at = step.place(p_.keys);
+      const uint64_t rows = p_.keys.rows(at, batch);
+      const int bytes = 2 * p_.keys.box_rows(at) * D * 2;
+      Mbarrier& full = s_.slots.post(slot_++, step.flags(), rows, bytes);
+      k.load(s_.k[stage], p_.k, at, full);
+      v.load(s_.v[stage], p_.v, at, full);
+    }
+
+    const Params& p_;
+    SharedMemory& s_;
+    int slot_ = 0;
+  };
 
   class Consumer {
    public:
@@ -190,7 +204,7 @@ struct FineForward {
           softmax_.rescale(out_);
           round_to<Element>(weights_, scores_);
           held = next;
-          next = after;
+          next = after.number == KeySlots::View::kFar ? slots_.take_after(held) : after;
         }
         issue_output(held);
         wgmma_wait<0>(out_);
@@ -261,6 +275,9 @@ struct FineForward {
     Fragment<D> out_;
   };
 
+  VSA_DEVICE static void produce(const Params& p, SharedMemory& s) {
+    if (elect_one()) Producer(p, s).run();
+  }
   VSA_DEVICE static void consume(const Params& p, SharedMemory& s, int w) {
     Consumer(p, s, w).run();
   }

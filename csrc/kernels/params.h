@@ -2,7 +2,7 @@
 // What the fine kernels are told: where the tensors lie, how tokens are cut into tiles, and which
 // work is whose. Plain values that travel as kernel parameters.
 #pragma once
-#include "prim/prim.h"
+#include "tile/tile.h"
 
 namespace vsa {
 
@@ -83,6 +83,34 @@ VSA_DEVICE TileBox box_of(const TokenTensor& x, const TilePlace& place, int head
           {head * part.channels_per_head, place.first.w, place.first.h, place.first.t,
            head * part.outer_per_head + batch * part.outer_per_batch}};
 }
+
+// One head of a tensor whose tiles are loaded one after the other. Where it begins in the map of its
+// video is worked out once; text is rare.
+class HeadTokens {
+ public:
+  VSA_DEVICE HeadTokens(const TokenTensor& tokens, int head, int batch)
+      : head_(head),
+        batch_(batch),
+        channel_(head * tokens.video.channels_per_head),
+        outer_(head * tokens.video.outer_per_head + batch * tokens.video.outer_per_batch) {}
+
+  template <int D>
+  VSA_DEVICE void load(Tile<D>& tile,
+                       const TokenTensor& tokens,
+                       const TilePlace& at,
+                       Mbarrier& barrier) const {
+    if (at.region == Region::Video) {
+      load_tile(tile, tokens.video.map, {channel_, at.first.w, at.first.h, at.first.t, outer_},
+                barrier, CacheHint::EvictLast);
+    } else {
+      const TileBox box = box_of(tokens, at, head_, batch_);
+      load_tile(tile, box.map, box.at, barrier, CacheHint::EvictLast);
+    }
+  }
+
+ private:
+  int head_, batch_, channel_, outer_;
+};
 
 struct FineForwardParams {
   TokenTensor q, k, v, out;

@@ -29,11 +29,11 @@ struct Slots {
   // ---- producer, one thread ----
 
   // Waits until slot n is free, says what it is, and returns the barrier that `bytes` of copies
-  // into its stage must count on.
-  VSA_DEVICE Mbarrier& post(int n, uint32_t owners, bool last, uint64_t tokens, int bytes) {
+  // into its stage must count on. what: owners and kLast
+  VSA_DEVICE Mbarrier& post(int n, uint32_t what, uint64_t tokens, int bytes) {
     ring.wait_empty(n);
     rows[ring.stage(n)].set(tokens);
-    flags[ring.stage(n)].set(owners | (last ? kLast : 0));
+    flags[ring.stage(n)].set(what);
     return ring.expect(n, bytes);
   }
   // An item without any has one slot that is nobody's.

@@ -94,11 +94,15 @@ struct Grid {
   VSA_HD int num_tokens() const { return prefix + video.volume() + suffix; }
   VSA_HD int suffix_begin() const { return prefix + video.volume(); }
 
-  // Tiles are ordered like tokens: t slowest, w fastest.
-  VSA_HD Place place(int index) const {
+  // Tiles are ordered like tokens: t slowest, w fastest. A tile's coordinates, in tiles.
+  VSA_HD Axes in_tiles(int index) const {
     const int t = layer.quotient(index), in_layer = index - t * layer.by;
     const int h = line.quotient(in_layer), w = in_layer - h * line.by;
-    const Axes first = {t * tile.t, h * tile.h, w * tile.w};
+    return {t, h, w};
+  }
+  VSA_HD Place place(int index) const {
+    const Axes at = in_tiles(index);
+    const Axes first = {at.t * tile.t, at.h * tile.h, at.w * tile.w};
     return {first, (first.t + tile.t > video.t ? kClipT : 0u) |
                        (first.h + tile.h > video.h ? kClipH : 0u) |
                        (first.w + tile.w > video.w ? kClipW : 0u)};

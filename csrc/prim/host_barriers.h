@@ -77,14 +77,8 @@ struct Mbarrier {
     const int clock = host::kMaxAgents * host::kClocksPerAgent + static_cast<int>(word);
     m.barriers.emplace_back(std::string(name) + "[" + std::to_string(index) + "]", clock, arrivals);
   }
-  void arrive_all() {
-    host::Agent& agent = host::whole_warpgroup("arrive_all");
-    // Every thread answers for its own part.
-    host::Knowledge told = agent.known;
-    told.upto[agent.clock(host::kTouchesMet)] = agent.time(host::kTouches);
-    told.upto[agent.clock(host::kProductsMet)] = agent.time(host::kProducts);
-    arrive(kWarpgroupThreads, 0, told);
-  }
+  void arrive_all() { arrive_together(kWarpgroupThreads, "arrive_all"); }
+  void arrive_warp() { arrive_together(kWarpThreads, "arrive_warp"); }
   void arrive_one() { arrive(1, 0, host::one_thread("arrive_one").known); }
   void arrive_expect_tx(int bytes) { arrive(1, bytes, host::one_thread("arrive_expect_tx").known); }
 
@@ -126,6 +120,14 @@ struct Mbarrier {
   }
 
  private:
+  // Every thread answers for its own part.
+  void arrive_together(int threads, const char* primitive) {
+    host::Agent& agent = host::whole_warpgroup(primitive);
+    host::Knowledge told = agent.known;
+    told.upto[agent.clock(host::kTouchesMet)] = agent.time(host::kTouches);
+    told.upto[agent.clock(host::kProductsMet)] = agent.time(host::kProducts);
+    arrive(threads, 0, told);
+  }
   void arrive(int arrivals, int bytes, const host::Knowledge& told) {
     host::BarrierState& barrier = state();
     barrier.collected.merge(told);

@@ -28,6 +28,8 @@ void run_block(const typename Kernel::Params& params, int block, int blocks, uns
   Kernel::init_barriers(smem);
   Kernel::prologue(params, smem, 0, 1);
   machine->add_agent("producer", [&] { Kernel::produce(params, smem); });
+  if constexpr (requires { Kernel::plan(params, smem); })
+    machine->add_agent("planner", [&] { Kernel::plan(params, smem); });
   for (int w = 0; w < Kernel::kConsumers; ++w)
     machine->add_agent("consumer" + std::to_string(w),
                        [&, w] { Kernel::consume(params, smem, w); });

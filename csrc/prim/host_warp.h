@@ -69,5 +69,16 @@ int greatest(Value value) {
   each_lane([&](int lane) { found = std::max(found, value(lane)); });
   return found;
 }
+template <class T>
+T broadcast(PerLane<T>& values, int lane) {
+  return values[lane];
+}
+template <class Fn>
+auto first_lane(Fn fn) {
+  host::machine->current->elected = true;
+  const auto found = fn();
+  host::machine->current->elected = false;
+  return found;
+}
 
 }  // namespace vsa

@@ -46,6 +46,7 @@
 // Barriers
 //   Mbarrier::init(arrivals, name, index)
 //   Mbarrier::arrive_all()          by all threads of a warpgroup: nobody is ever lapped
+//   Mbarrier::arrive_warp()         by all lanes of a warp that is an agent of its own
 //   Mbarrier::arrive_one()          by one thread
 //   Mbarrier::arrive_expect_tx(n)   by one thread; the phase waits for n bytes of copies as well
 //   Mbarrier::wait(use)             until phase `use` (0, 1, ...) has completed; -1 always has

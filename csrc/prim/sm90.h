@@ -168,6 +168,7 @@ struct Mbarrier {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address()), "r"(arrivals));
   }
   VSA_DEVICE void arrive_all() { arrive_one(); }
+  VSA_DEVICE void arrive_warp() { arrive_one(); }
   VSA_DEVICE void arrive_one() {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address()) : "memory");
   }

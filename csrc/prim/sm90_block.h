@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a block does on the GPU: a prologue by all threads, then the producer's warpgroup and the
-// consumers' part ways. The twin of host_block.h.
+// consumers' part ways. A kernel with a planner has it in the producer's warpgroup, a warp of its
+// own. The twin of host_block.h.
 #pragma once
 #include "prim/sm90.h"
 
@@ -30,10 +31,13 @@ VSA_DEVICE void run_kernel(const typename Kernel::Params& params) {
   Kernel::prologue(params, smem, static_cast<int>(threadIdx.x), Kernel::kThreads);
   __syncthreads();
   // Through a shuffle, so that the compiler knows it to be the same for the whole warp.
-  const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpgroupThreads, 0);
+  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpThreads, 0);
+  const int warpgroup = warp / (kWarpgroupThreads / kWarpThreads);
   if (warpgroup == 0) {
     give_registers<Kernel::kProducerRegisters>();
-    Kernel::produce(params, smem);
+    if (warp == 0) Kernel::produce(params, smem);
+    if constexpr (requires { Kernel::plan(params, smem); })
+      if (warp == 1) Kernel::plan(params, smem);
   } else {
     take_registers<Kernel::kConsumerRegisters>();
     Kernel::consume(params, smem, warpgroup - 1);

@@ -103,5 +103,15 @@ template <class Value>
 VSA_DEVICE int greatest(Value value) {
   return __reduce_max_sync(~0u, value(own_lane()));
 }
+template <class T>
+VSA_DEVICE T broadcast(PerLane<T>& values, int lane) {
+  return __shfl_sync(~0u, values[lane], lane);
+}
+template <class Fn>
+VSA_DEVICE auto first_lane(Fn fn) {
+  decltype(fn()) found{};
+  if (own_lane() == 0) found = fn();
+  return __shfl_sync(~0u, found, 0);
+}
 
 }  // namespace vsa

@@ -17,6 +17,8 @@
 //   ballot(test)                    bit l is test(l), the same word in all lanes
 //   sum(value)                      of value(lane), an int or uint64_t, over all lanes
 //   greatest(value)                 likewise of an int
+//   broadcast(values, lane)         that lane's part of a PerLane
+//   first_lane(fn)                  fn() by one lane alone, its result in all
 //
 // What stands outside each_lane is the same in all lanes. fn, test and value see no other lane.
 #pragma once
