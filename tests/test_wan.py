@@ -144,7 +144,8 @@ def test_weights_come_from_a_folder_of_diffusers(
         loaded_model(tmp_path, CPU, torch.float32)
     model = tiny()
     model.save_pretrained(tmp_path / "transformer")
-    loaded = loaded_model(tmp_path, CPU, torch.bfloat16)
+    loaded, gates = loaded_model(tmp_path, CPU, torch.bfloat16)
+    assert not gates
     for name, value in loaded.state_dict().items():
         torch.testing.assert_close(value.float(), model.state_dict()[name], rtol=1e-2, atol=1e-2)
     assert {name: p.dtype for name, p in loaded.named_parameters()} == {
@@ -156,7 +157,7 @@ def test_weights_come_from_a_folder_of_diffusers(
 
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     (tmp_path / "transformer").rename(tmp_path / "elsewhere")
-    sharded = loaded_model(tmp_path, CPU, torch.float32)
+    sharded, _ = loaded_model(tmp_path, CPU, torch.float32)
     for name, value in sharded.state_dict().items():
         assert torch.equal(value, model.state_dict()[name])
 
@@ -251,7 +252,7 @@ def test_any_number_of_sizes_is_compiled() -> None:
         for frames in (5, 9):
             size = Size(frames, 32, 64)
             start = Denoiser(model, torch.randn(1, 16, *size.latents), torch.randn(1, 6, 32), 1)
-            compare(start, size, settings, lambda _: None)
+            compare(start, size, settings, {}, lambda _: None)
 
 
 def test_a_preferred_kernel_is_the_one_that_runs() -> None:

@@ -76,11 +76,7 @@ def load_gates(transformer: nn.Module, state_dict: Mapping[str, Tensor]) -> None
             shape; nothing has been loaded then.
     """
     gates = _gates(transformer)
-    found = {
-        f"{match[1]}.{NAME}.{match[2]}": value
-        for key, value in state_dict.items()
-        if (match := _KEY.fullmatch(key))
-    }
+    found = gates_in(state_dict)
     wanted = gates_state_dict(transformer)
     for kind, names in (
         ("lacks", wanted.keys() - found.keys()),
@@ -100,6 +96,20 @@ def load_gates(transformer: nn.Module, state_dict: Mapping[str, Tensor]) -> None
             )
     for path, gate in gates.items():
         gate.load_state_dict({name: found[f"{path}.{NAME}.{name}"] for name in gate.state_dict()})
+
+
+def gates_in(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gates among the weights of a checkpoint, by ``blocks.N.to_gate_compress.*``."""
+    return {
+        f"{match[1]}.{NAME}.{match[2]}": value
+        for key, value in state_dict.items()
+        if (match := _KEY.fullmatch(key))
+    }
+
+
+def is_gate(key: str) -> bool:
+    """Whether a checkpoint's weight of this name belongs to a gate."""
+    return _KEY.fullmatch(key) is not None
 
 
 def _gates(transformer: nn.Module) -> dict[str, nn.Module]:
