@@ -120,6 +120,13 @@ def _gates(transformer: nn.Module) -> dict[str, nn.Module]:
             "transformer has no coarse gates: call apply_vsa(transformer, topk=..., "
             'gates="coarse") first'
         )
+    for path, gate in gates.items():
+        if not isinstance(gate, nn.Linear):
+            kind, package = type(gate).__name__, type(gate).__module__.split(".")[0]
+            raise ValueError(
+                f"the gate of {path} is wrapped by a {kind} of {package}, so that its own weights "
+                "are not what it computes: call transformer.fuse_lora() and unload_lora() first"
+            )
     return gates  # type: ignore[return-value]
 
 
