@@ -77,6 +77,7 @@ def test_a_report_is_written_of_the_first_video(tmp_path: Path) -> None:
     page = tmp_path / "wan.html"
     result = invoke("--report", str(page), "--size", "5x64x64", "--guidance", "2")
     assert result.exit_code == 0, result.output
+    assert "kept, by layer and step" in result.output and page.name in result.output
     text = page.read_text()
     assert "3x4x6 tokens" in text and "2 layers" in text and "2 steps noted" in text
 
@@ -120,6 +121,11 @@ def test_bad_options_are_named_before_the_run(arguments: list[str], words: str) 
 def test_a_cpu_is_refused_for_the_real_model() -> None:
     result = RUNNER.invoke(app, ["wan", "--device", "cpu"])
     assert result.exit_code == 2 and "add --tiny" in result.output
+
+
+def test_help_fills_the_terminal_whatever_the_lines_of_the_source() -> None:
+    result = RUNNER.invoke(app, ["wan", "--help"])
+    assert "with random weights unless --weights gives real ones" in result.output
 
 
 def test_without_diffusers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,8 @@ def wan(
     for found in comparisons:
         console.print(wan_compare.kernel_line(found))
         console.print(f"the results at {found.size} differ by {found.difference:.1%}")
+    if report is not None:
+        console.print(f"what the sparse run kept, by layer and step: {report}")
     if weights is None:
         console.print(RANDOM, style="bold")
     if json_file is not None:
