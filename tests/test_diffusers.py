@@ -32,7 +32,7 @@ from tiny_transformers import (
     wan_image_to_video,
 )
 
-from vsa.integrations.diffusers import apply_vsa, processors, remove_vsa
+from vsa.integrations.diffusers import apply_vsa, collect, processors, remove_vsa
 from vsa.integrations.diffusers.processors import SparseProcessor
 
 JOINT_OR_NOT = [wan, hunyuan]
@@ -259,6 +259,18 @@ def test_dense_layers_steps_and_schedules() -> None:
     assert torch.equal(at(900.0), exact[900.0])
     assert all(at(timestep).isfinite().all() for timestep in (800.0, 700.0, 600.0))
     assert seen == [(layer, step) for step in range(4) for layer in range(2)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_and_heads_have_budgets_of_their_own(family: Any) -> None:
+    model, inputs = family()
+    apply_vsa(model, tile=(2, 3, 4), topk=lambda layer, step: [(3, 6), 12][layer])
+    with collect(model) as record:
+        run(model, inputs)
+    tiles = 12  # 3x2x2
+    wanted = torch.tensor([[3 / tiles, 6 / tiles], [1.0, 1.0]])
+    torch.testing.assert_close(record.density[:, 0].float(), wanted)
 
 
 @torch.no_grad()
