@@ -13,6 +13,7 @@ from parallel_jobs import agree, parallel
 from tiny_transformers import BATCH, cogvideox, hunyuan, hunyuan15, ltx, mochi, run, wan
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from vsa.integrations.diffusers import apply_vsa, collect, remove_vsa
 
@@ -50,6 +51,8 @@ def two(rank: int) -> None:
         agree(model, twin, inputs)
     steps_and_removal()
     copies_and_compilation()
+    for family in FAMILIES:
+        sharded_weights(family)
     refused()
 
 
@@ -67,6 +70,22 @@ def steps_and_removal() -> None:
     remove_vsa(twin)
     assert torch.equal(run(twin, inputs), dense)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in twin.modules())
+
+
+def sharded_weights(family: Any) -> None:
+    """FSDP2 over the same ranks: its means of gradients in parts are half their sums."""
+    model, twin, inputs = pair(family, UNEVEN, topk=3, gates="coarse")
+    mesh = init_device_mesh("cpu", (2,))
+    for path in twin._vsa_plan.layers:
+        fully_shard(twin.get_submodule(path), mesh=mesh)
+    fully_shard(twin, mesh=mesh)
+    for one in (model, twin):
+        run(one, inputs).square().sum().backward()
+    sharded = dict(twin.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            grad = 2 * sharded[name].grad.full_tensor()
+            torch.testing.assert_close(grad, parameter.grad, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @torch.no_grad()
