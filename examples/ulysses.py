@@ -24,5 +24,10 @@ out.square().sum().backward()
 
 alone = vsa.attention(q, k, v, 4, grid=grid).tensor_split(ranks, dim=1)[rank]
 error = (out - alone).abs().max().item()
-print(f"rank {rank} of {ranks}: {out.shape[1]} of {grid.length} tokens, error {error:.1e}")
+lines = [""] * ranks
+dist.all_gather_object(
+    lines, f"rank {rank}: {out.shape[1]} of {grid.length} tokens, error {error:.1e}"
+)
+if rank == 0:  # lines of several processes would run into each other
+    print(*lines, sep="\n")
 dist.destroy_process_group()

@@ -188,6 +188,7 @@ def four(rank):
     agree("gates", mesh, rank, 4, default=[84, 84, 21, 21])
     agree("keys", mesh, rank, 4, [42, 42, 60, 66])
     agree("text", mesh, rank, 4, [80, 93, 21, 30])
+    more_ranks_than_heads(mesh, rank)
     column = init_device_mesh("cpu", (4, 1))
     refused("group has 4 rows, but grid has only 3 layers", group=column)
     refused("whole layers of tiles", group=mesh, lengths=[50, 50, 50, 60])
@@ -199,6 +200,17 @@ def four(rank):
         text_valid=torch.ones(1, 14).bool(),
         **{n: torch.zeros(1, [80, 93, 21, 30][rank], 4, 8) for n in "qkv"},
     )
+
+
+def more_ranks_than_heads(mesh, rank):
+    lengths = [84, 84, 21, 21]
+    shared = torch.randn(3, 1, GRID.length, 2, 8, dtype=torch.float64)
+    dist.broadcast(shared, 0)
+    q, k, v = (x.split(lengths, dim=1)[rank] for x in shared)
+    out = ulysses_attention(q, k, v, 3, grid=GRID, group=mesh)
+    alone = vsa.attention(*shared, 3, grid=GRID).split(lengths, dim=1)[rank]
+    torch.testing.assert_close(out, alone, rtol=0, atol=1e-12)
+    refused("2 heads, which 4 ranks of group cannot", q=q, k=k, v=v, lengths=lengths)
 
 
 def start(rank, job, ranks, path):

@@ -21,14 +21,19 @@ from tiny_transformers import (
     GRID,
     HEAD_DIM,
     HEADS,
+    TEXT,
+    cogvideox,
     hunyuan,
+    hunyuan15,
     ltx,
+    mochi,
     run,
     wan,
     wan_image_to_video,
 )
 
-from vsa.integrations.diffusers import apply_vsa, remove_vsa
+from vsa.integrations.diffusers import apply_vsa, collect, processors, remove_vsa
+from vsa.integrations.diffusers.processors import SparseProcessor
 
 JOINT_OR_NOT = [wan, hunyuan]
 
@@ -68,6 +73,62 @@ def _processors(model: nn.Module) -> dict[str, Any]:
     return {n: m.processor for n, m in model.named_modules() if hasattr(m, "processor")}
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f is not mochi])  # which has no list
+def test_diffusers_lists_and_sets_our_processors_as_its_own(family: Any) -> None:
+    model, inputs = family()
+    apply_vsa(model, topk=2)
+    sparse = run(model, inputs)
+    listed = model.attn_processors
+    ours = [name for name, each in listed.items() if isinstance(each, SparseProcessor)]
+    paths = [name.rsplit(".", 2)[0] for name in ours]  # blocks.0.attn1.processor
+    assert paths == list(model._vsa_plan.layers)
+    model.set_attn_processor(dict(listed))
+    assert torch.equal(run(model, inputs), sparse)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("family", "prefix", "suffix"),
+    # HunyuanVideo 1.5 adds text of a second encoder and an image's tokens.
+    [(hunyuan, 0, TEXT), (hunyuan15, 0, TEXT + 3 + 2), (cogvideox, TEXT, 0), (mochi, 0, TEXT)],
+)
+def test_text_of_joint_attention_is_outside_of_the_grid_and_so_dense(
+    family: Any, prefix: int, suffix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = family()
+    seen: list[Any] = []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        seen.append((kwargs["grid"], kwargs["text_valid"]))
+        return vsa.attention(*args, **kwargs)
+
+    monkeypatch.setattr(processors, "attention", spy)
+    apply_vsa(model, topk=1)
+    run(model, inputs)
+    assert len(seen) == 2
+    for grid, valid in seen:
+        assert (grid.shape, grid.prefix, grid.suffix) == (GRID, prefix, suffix)
+        assert (valid is None) == (family is cogvideox)
+        if family is not cogvideox:
+            assert valid.shape == (BATCH, suffix) and valid.sum(1).tolist() != [suffix] * 2
+
+
+@torch.no_grad()
+def test_steps_are_told_apart_by_timesteps_per_token() -> None:
+    model, inputs = wan()
+    T, H, W = GRID
+    # Wan 2.2 TI2V: the tokens of the first frame are clean.
+    noisy = (torch.arange(T * H * W) >= H * W).float().expand(BATCH, -1)
+
+    def at(timestep: float) -> Tensor:
+        return run(model, {**inputs, "timestep": timestep * noisy})
+
+    exact = {timestep: at(timestep) for timestep in (900.0, 800.0)}
+    apply_vsa(model, topk=1, dense_steps=1)
+    assert torch.equal(at(900.0), exact[900.0]) and not torch.equal(at(800.0), exact[800.0])
+
+
 def another_video(inputs: dict[str, Any]) -> dict[str, Any]:
     """The same inputs, another video of the same size."""
     return {**inputs, "hidden_states": torch.randn_like(inputs["hidden_states"])}
@@ -100,14 +161,30 @@ def test_gradient_checkpointing_recomputes_with_the_grid_of_its_own_forward(fami
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", JOINT_OR_NOT)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_compile_as_one_graph(family: Any) -> None:
     model, inputs = family()
-    apply_vsa(model, topk=0.3)
+    apply_vsa(model, topk=0.3, gates="coarse")
     eager = run(model, inputs)
     torch._dynamo.reset()
-    model.compile_repeated_blocks(backend="aot_eager", fullgraph=True)
+    # compile_repeated_blocks does this, but diffusers names no blocks of CogVideoX and Mochi.
+    for path in model._vsa_plan.layers:
+        model.get_submodule(path).compile(backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(run(model, inputs), eager, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", JOINT_OR_NOT)
+def test_a_compiled_transformer_is_made_sparse_and_dense_again(family: Any) -> None:
+    model, inputs = family()
+    dense = run(model, inputs)
+    compiled = torch.compile(model, backend="aot_eager")
+    apply_vsa(compiled, topk=0.3)
+    sparse = run(compiled, inputs)
+    torch.testing.assert_close(sparse, run(model, inputs), rtol=1e-4, atol=1e-5)
+    assert (sparse - dense).abs().max() > 1e-4
+    remove_vsa(compiled)
+    torch.testing.assert_close(run(compiled, inputs), dense, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -185,9 +262,19 @@ def test_dense_layers_steps_and_schedules() -> None:
 
 
 @torch.no_grad()
-def test_selections_are_taken_again_between_refreshes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vsa.integrations.diffusers import processors
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_and_heads_have_budgets_of_their_own(family: Any) -> None:
+    model, inputs = family()
+    apply_vsa(model, tile=(2, 3, 4), topk=lambda layer, step: [(3, 6), 12][layer])
+    with collect(model) as record:
+        run(model, inputs)
+    tiles = 12  # 3x2x2
+    wanted = torch.tensor([[3 / tiles, 6 / tiles], [1.0, 1.0]])
+    torch.testing.assert_close(record.density[:, 0].float(), wanted)
 
+
+@torch.no_grad()
+def test_selections_are_taken_again_between_refreshes(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = wan()
     reused: list[bool] = []
 

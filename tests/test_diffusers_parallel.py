@@ -1,17 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""enable_parallelism of diffusers with apply_vsa: two gloo processes against one."""
+"""Transformers whose video is sharded, by diffusers or by hooks of ours: gloo against one."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.multiprocessing import spawn
 
 pytest.importorskip("diffusers")
 import distributed_jobs
+import joint_jobs
 import parallel_jobs
+from tiny_transformers import hunyuan
+
+from vsa.integrations.diffusers import apply_vsa
 
 
-def test_two_processes_compute_what_one_would(tmp_path: Path) -> None:
-    spawn(distributed_jobs.start, (parallel_jobs.two, 2, tmp_path / "store"), nprocs=2)
+@pytest.mark.parametrize(
+    ("job", "ranks"), [(parallel_jobs.two, 2), (joint_jobs.two, 2), (joint_jobs.four, 4)]
+)
+def test_processes_compute_what_one_would(job: Any, ranks: int, tmp_path: Path) -> None:
+    spawn(distributed_jobs.start, (job, ranks, tmp_path / "store"), nprocs=ranks)
+
+
+def test_a_group_needs_processes() -> None:
+    with pytest.raises(RuntimeError, match=r"group needs torch\.distributed, which is not"):
+        apply_vsa(hunyuan()[0], topk=3, group=object())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import distributed_jobs
 import pytest
+import text_jobs
 import torch
 from torch.multiprocessing import spawn
 
@@ -19,7 +20,15 @@ from vsa.distributed import ring_attention, ulysses_attention
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize(("job", "ranks"), [(distributed_jobs.two, 2), (distributed_jobs.four, 4)])
+@pytest.mark.parametrize(
+    ("job", "ranks"),
+    [
+        (distributed_jobs.two, 2),
+        (distributed_jobs.four, 4),
+        (text_jobs.replicated, 2),
+        (text_jobs.replicated, 4),
+    ],
+)
 def test_processes_compute_what_one_would(job, ranks, tmp_path) -> None:
     spawn(distributed_jobs.start, (job, ranks, tmp_path / "store"), nprocs=ranks)
 

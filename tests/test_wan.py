@@ -77,6 +77,7 @@ def test_a_report_is_written_of_the_first_video(tmp_path: Path) -> None:
     page = tmp_path / "wan.html"
     result = invoke("--report", str(page), "--size", "5x64x64", "--guidance", "2")
     assert result.exit_code == 0, result.output
+    assert "kept, by layer and step" in result.output and page.name in result.output
     text = page.read_text()
     assert "3x4x6 tokens" in text and "2 layers" in text and "2 steps noted" in text
 
@@ -122,6 +123,11 @@ def test_a_cpu_is_refused_for_the_real_model() -> None:
     assert result.exit_code == 2 and "add --tiny" in result.output
 
 
+def test_help_fills_the_terminal_whatever_the_lines_of_the_source() -> None:
+    result = RUNNER.invoke(app, ["wan", "--help"])
+    assert "with random weights unless --weights gives real ones" in result.output
+
+
 def test_without_diffusers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vsa.cli.extras.find_spec", lambda name: None)
     result = invoke()
@@ -144,7 +150,8 @@ def test_weights_come_from_a_folder_of_diffusers(
         loaded_model(tmp_path, CPU, torch.float32)
     model = tiny()
     model.save_pretrained(tmp_path / "transformer")
-    loaded = loaded_model(tmp_path, CPU, torch.bfloat16)
+    loaded, gates = loaded_model(tmp_path, CPU, torch.bfloat16)
+    assert not gates
     for name, value in loaded.state_dict().items():
         torch.testing.assert_close(value.float(), model.state_dict()[name], rtol=1e-2, atol=1e-2)
     assert {name: p.dtype for name, p in loaded.named_parameters()} == {
@@ -156,7 +163,7 @@ def test_weights_come_from_a_folder_of_diffusers(
 
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     (tmp_path / "transformer").rename(tmp_path / "elsewhere")
-    sharded = loaded_model(tmp_path, CPU, torch.float32)
+    sharded, _ = loaded_model(tmp_path, CPU, torch.float32)
     for name, value in sharded.state_dict().items():
         assert torch.equal(value, model.state_dict()[name])
 
@@ -251,7 +258,7 @@ def test_any_number_of_sizes_is_compiled() -> None:
         for frames in (5, 9):
             size = Size(frames, 32, 64)
             start = Denoiser(model, torch.randn(1, 16, *size.latents), torch.randn(1, 6, 32), 1)
-            compare(start, size, settings, lambda _: None)
+            compare(start, size, settings, {}, lambda _: None)
 
 
 def test_a_preferred_kernel_is_the_one_that_runs() -> None:

@@ -245,7 +245,7 @@ def add_scale(
     figure: Figure | SubFigure, image: Any, beside: Any, names: tuple[str, str, str]
 ) -> None:
     """A scale beside some axes, with names for 0, one half and 1."""
-    bar = figure.colorbar(image, ax=beside, fraction=0.04, pad=0.02, shrink=0.9)
+    bar = figure.colorbar(image, ax=beside, fraction=0.04, pad=0.02, shrink=0.9, panchor=False)
     bar.set_ticks([0, 0.5, 1], labels=names)
     cast("Any", bar.outline).set_visible(False)
 

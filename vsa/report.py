@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
 MOST_MAP_STEPS = 3
 """Steps whose tile maps are drawn, spread over those noted."""
-WIDTH, MOST_CELL = 12.0, 0.26
-"""Inches: of the picture, and of a tile at most."""
+WIDTH, MAPS_WIDTH = 12.0, 10.4
+"""Inches: of the picture, and of tile maps, with room for their scale."""
+LEAST_CELL, MOST_CELL = 0.15, 0.26
+"""Inches that a tile takes: where tile maps stand side by side at least, and at most."""
+
+APART = 0.12
+"""Between tile maps that stand side by side, as a share of their width."""
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 75rem; margin: 2rem auto;
@@ -70,8 +75,12 @@ def _draw(record: Record, density: Tensor, recall: Tensor, path: Path) -> None:
     """Heat maps of layer against step above, tile maps of some layers and steps below."""
     maps = _maps(record)
     nt, nh, nw = record.grid.tiles if record.grid else (1, 1, 1)
-    cell = min(MOST_CELL, (WIDTH - 1.6) / (nt * (nw + 1)))
-    heights = [min(7.0, max(2.4, 0.16 * record.layers + 1.0)), len(maps) * (nh * cell + 0.4) + 0.6]
+    across = nt * (nw + 1) * (1 + APART)
+    steps = len({step for _, step in maps})
+    columns = steps if steps * across * LEAST_CELL <= MAPS_WIDTH else 1
+    cell = min(MOST_CELL, MAPS_WIDTH / max(1, columns * across))
+    lines = math.ceil(len(maps) / max(1, columns))
+    heights = [min(7.0, max(2.4, 0.16 * record.layers + 1.0)), lines * (nh * cell + 0.4) + 0.6]
     with new_figure(WIDTH, sum(heights) if maps else heights[0], path) as figure:
         rows = 1 + bool(maps)
         parts = figure.subfigures(rows, 1, height_ratios=heights[:rows], squeeze=False)
@@ -81,12 +90,17 @@ def _draw(record: Record, density: Tensor, recall: Tensor, path: Path) -> None:
         most = float(density.nan_to_num(0).mean(-1).max())
         _heat_map(right, record, density, "Share of key tiles kept (density)", most)
         for part in below:
-            _draw_maps(part, record, maps)
+            _draw_maps(part, record, maps, lines, columns)
 
 
-def _draw_maps(part: Any, record: Record, maps: dict[tuple[int, int], Tensor]) -> None:
-    panels = part.subplots(len(maps), 1, squeeze=False)[:, 0]
-    for axes, ((layer, step), shares) in zip(panels, maps.items(), strict=True):
+def _draw_maps(
+    part: Any, record: Record, maps: dict[tuple[int, int], Tensor], lines: int, columns: int
+) -> None:
+    apart = {"wspace": APART}
+    panels = part.subplots(lines, columns, squeeze=False, gridspec_kw=apart).flatten()
+    for unused in panels[len(maps) :]:
+        unused.set_axis_off()
+    for axes, ((layer, step), shares) in zip(panels, maps.items(), strict=False):
         image = _strip(axes, record, shares)
         name = f"layer {layer}, step {step}"
         axes.set_title(name, fontsize=9, fontweight="normal", color=MUTED, pad=3)

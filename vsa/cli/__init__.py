@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import typer
 
 from vsa.cli import bench, check, demo, info, profile, wan
@@ -15,12 +17,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("info")(info.info)
-app.command("demo")(demo.demo)
-app.command("check")(check.check)
-app.command("bench")(bench.bench)
-app.command("profile")(profile.profile)
-app.command("wan")(wan.wan)
+for command in (info.info, demo.demo, check.check, bench.bench, profile.profile, wan.wan):
+    # Rich breaks paragraphs for the terminal; it would keep the breaks of the source as well.
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    text = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+    app.command(command.__name__, help=text)(command)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from vsa.cli import options
 from vsa.cli.extras import require_demo_extra, require_diffusers_extra
 from vsa.cli.provenance import provenance
+from vsa.inputs import DEFAULT_TILE
 
 if TYPE_CHECKING:
     from vsa.cli.wan_model import Size
@@ -37,6 +38,16 @@ def wan(
         Path | None,
         typer.Option(
             exists=True, file_okay=False, help="A local folder in diffusers' format; else random."
+        ),
+    ] = None,
+    gates: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="A safetensors file with blocks.N.to_gate_compress.weight and .bias of every "
+            "layer: run with the coarse branch behind these gates. Gates in the folder of "
+            "--weights, as FastVideo's checkpoints have them, are taken by themselves.",
         ),
     ] = None,
     text: Annotated[
@@ -115,17 +126,13 @@ def wan(
 
     console = Console()
     with console.status("building the model"):
-        try:
-            transformer: Any = (
-                wan_model.random_model("tiny" if tiny else model, layers, device, dtype)
-                if weights is None
-                else wan_model.loaded_model(weights, device, dtype)
-            )
-        except (ValueError, OSError) as error:
-            _refuse("--weights", str(error))
+        transformer, trained, source = _loaded(
+            weights, gates, "tiny" if tiny else model, layers, device, dtype
+        )
     settings = {
         "topk": topk,
-        "tile": tile,
+        "tile": DEFAULT_TILE if trained and tile == "auto" else tile,  # that of their training
+        "gates": "coarse" if trained else None,
         "dense_layers": _parse_layers(dense_layers, len(transformer.blocks)),
         "dense_steps": dense_steps,
         "refresh_every": refresh_every,
@@ -149,9 +156,10 @@ def wan(
 
             noise = torch.randn(1, wan_model.LATENT_CHANNELS, *each.latents, device=device)
             denoiser = wan_loop.Denoiser(transformer, noise, prompt, steps, guidance)
-            comparisons.append(wan_compare.compare(denoiser, each, settings, told))
+            comparisons.append(wan_compare.compare(denoiser, each, settings, trained, told))
             if report is not None and each == sizes[0]:
-                wan_compare.observe(denoiser, settings, partial(told, "report"), report)
+                noted = partial(told, "report")
+                wan_compare.observe(denoiser, settings, trained, noted, report)
 
     for found in comparisons:
         console.print(wan_compare.table(found, transformer, compiled))
@@ -161,6 +169,8 @@ def wan(
         f"{called}, {str(dtype).removeprefix('torch.')}{COMPILED * compiled}, backend {backend}, "
         f"weights {wan_compare.in_bytes(wan_model.bytes_of(transformer))}"
     )
+    if trained:
+        console.print(f"sparse runs add the coarse branch behind the gates of {source}")
     console.print(
         f"{origin['machine']}, diffusers {origin['diffusers']}, vsa {origin['vsa']}, commit "
         f"{(origin['commit'] or 'unknown')[:12]}, {origin['date']}"
@@ -168,6 +178,8 @@ def wan(
     for found in comparisons:
         console.print(wan_compare.kernel_line(found))
         console.print(f"the results at {found.size} differ by {found.difference:.1%}")
+    if report is not None:
+        console.print(f"what the sparse run kept, by layer and step: {report}")
     if weights is None:
         console.print(RANDOM, style="bold")
     if json_file is not None:
@@ -180,10 +192,47 @@ def wan(
             "compiled": compiled,
             "guidance": guidance,
             **settings,
+            "gates_from": None if source is None else str(source),
             "weights": wan_model.bytes_of(transformer),
             "sizes": [wan_compare.figures(found) for found in comparisons],
         }
         json_file.write_text(json.dumps(written, indent=1))
+
+
+def _loaded(
+    weights: Path | None,
+    gates: Path | None,
+    name: str,
+    layers: int | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Any, dict[str, Tensor], Path | None]:
+    """The model, its coarse gates if there are any, and where these come from."""
+    from vsa.cli.wan_model import loaded_gates, loaded_model, random_model
+    from vsa.integrations.diffusers import apply_vsa, load_gates, remove_vsa
+
+    option = "--weights"
+    found: dict[str, Tensor] = {}
+    try:
+        if weights is None:
+            transformer = random_model(name, layers, device, dtype)
+        else:
+            transformer, found = loaded_model(weights, device, dtype)
+        source = weights if found else gates
+        if gates is not None:
+            option = "--gates"
+            if found:
+                raise ValueError(f"{weights} holds gates of its own: leave --gates out")
+            found = loaded_gates(gates, device)
+    except (ValueError, OSError) as error:
+        _refuse(option, str(error))
+    if found:  # those that do not fit are found out before the first run
+        try:
+            load_gates(apply_vsa(transformer, gates="coarse"), found)
+        except ValueError as error:
+            _refuse(option, f"the gates of {source} do not fit: {error}")
+        remove_vsa(transformer)
+    return transformer, found, source
 
 
 def _refuse(option: str, sentence: str) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from vsa import checks, stages
 from vsa.cli.wan_attention import dense_kernels, preferring
@@ -19,9 +19,11 @@ from vsa.cli.wan_loop import Denoiser, Run, run
 from vsa.cli.wan_model import Size
 from vsa.cli.wan_parts import ATTENTION, PARTS, STEP
 from vsa.grid import Grid
-from vsa.integrations.diffusers import apply_vsa, collect, remove_vsa
+from vsa.integrations.diffusers import apply_vsa, collect, load_gates, remove_vsa
 from vsa.measure import spread
 
+Gates = dict[str, Tensor]
+"""Weights of coarse gates, by ``blocks.N.to_gate_compress.weight`` and ``.bias``."""
 REPORTED_STEPS = 10
 """About how many steps go into a report."""
 
@@ -55,7 +57,11 @@ class Comparison:
 
 
 def compare(
-    denoiser: Denoiser, size: Size, settings: dict[str, Any], told: Callable[[str], None]
+    denoiser: Denoiser,
+    size: Size,
+    settings: dict[str, Any],
+    gates: Gates,
+    told: Callable[[str], None],
 ) -> Comparison:
     """Run both.
 
@@ -63,6 +69,7 @@ def compare(
         denoiser: of this size; its transformer is dense before and after.
         size: of the video.
         settings: arguments of ``apply_vsa``.
+        gates: what its gates are, where the settings have any.
         told: is told "dense" or "sparse" after every step.
     """
     transformer: Any = denoiser.transformer
@@ -81,7 +88,7 @@ def compare(
     kinds = settings["dense_steps"] + 1 + (settings["refresh_every"] > 1)
     with preferring(kernels):
         dense = run(denoiser, 1, lambda: told("dense"))
-        apply_vsa(transformer, **settings)
+        make_sparse(transformer, settings, gates)
         sparse = run(denoiser, min(kinds, denoiser.steps), lambda: told("sparse"))
         remove_vsa(transformer)
     return Comparison(
@@ -91,22 +98,38 @@ def compare(
 
 @torch.no_grad()
 def observe(
-    denoiser: Denoiser, settings: dict[str, Any], each: Callable[[], object], path: Path
+    denoiser: Denoiser,
+    settings: dict[str, Any],
+    gates: Gates,
+    each: Callable[[], object],
+    path: Path,
 ) -> None:
     """Run the sparse loop once more, untimed, and write what it kept.
 
     Args:
         denoiser: as above.
         settings: arguments of ``apply_vsa``.
+        gates: likewise.
         each: is called after every step.
         path: of the report, .html or .png.
     """
     transformer = denoiser.transformer
-    apply_vsa(transformer, **settings)
+    make_sparse(transformer, settings, gates)
     with collect(transformer, every=max(1, denoiser.steps // REPORTED_STEPS)) as record:
         denoiser.denoise(each)
     remove_vsa(transformer)
     record.report(path)
+
+
+def make_sparse(transformer: nn.Module, settings: dict[str, Any], gates: Gates) -> None:
+    """Apply the settings, and load the gates if there are any.
+
+    Raises:
+        ValueError: gates that are not those of this transformer's layers.
+    """
+    apply_vsa(transformer, **settings)
+    if gates:
+        load_gates(transformer, gates)
 
 
 def table(found: Comparison, transformer: nn.Module, compiled: bool) -> Table:

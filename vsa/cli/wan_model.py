@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from vsa.grid import Extent
+from vsa.integrations.diffusers.gates import gates_in, is_gate
 
 FRAMES_PER_LATENT, PIXELS_PER_LATENT = 4, 8
 """What one latent of Wan's VAE stands for, along t and along each of h and w."""
@@ -117,15 +119,21 @@ def _model(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) 
     return model.eval().requires_grad_(False)
 
 
-def loaded_model(folder: Path, device: torch.device, dtype: torch.dtype) -> WanTransformer3DModel:
+def loaded_model(
+    folder: Path, device: torch.device, dtype: torch.dtype
+) -> tuple[WanTransformer3DModel, dict[str, Tensor]]:
     """A text-to-video model from a folder in diffusers' format, straight onto the device.
 
-    (from_pretrained would need accelerate for Wan.)
+    (from_pretrained would need accelerate for Wan, and drops gates.)
 
     Args:
         folder: of a pipeline or of its transformer.
         device: where it goes.
         dtype: as in ``random_model``.
+
+    Returns:
+        The model, and the coarse gates that lie beside its weights in FastVideo's checkpoints, by
+        ``blocks.N.to_gate_compress.weight`` and ``.bias``; none in most.
 
     Raises:
         ValueError: a folder that does not hold such a model.
@@ -147,15 +155,42 @@ def loaded_model(folder: Path, device: torch.device, dtype: torch.dtype) -> WanT
         )
     model = _model(described, device, dtype)
     missing = set(model.state_dict())
+    gates: dict[str, Tensor] = {}
     for file in _weight_files(folder):
-        tensors = load_file(file, device=str(device))
+        held = _tensors(file, device)
+        gates |= gates_in(held)
+        tensors = {name: value for name, value in held.items() if not is_gate(name)}
         unknown = model.load_state_dict(tensors, strict=False).unexpected_keys
         if unknown:
             raise ValueError(f"{file} holds {unknown[0]}, which {config} has no place for")
         missing -= set(tensors)
     if missing:
         raise ValueError(f"weights must be complete, but {folder} lacks {min(missing)}")
-    return model
+    return model, gates
+
+
+def loaded_gates(file: Path, device: torch.device) -> dict[str, Tensor]:
+    """The coarse gates in a safetensors file, named as those of ``loaded_model``.
+
+    Raises:
+        ValueError: a file without any, or none of that format.
+    """
+    gates = gates_in(_tensors(file, device))
+    if not gates:
+        raise ValueError(
+            f"{file} must hold blocks.N.to_gate_compress.weight and .bias of every layer, but it "
+            "has no gates"
+        )
+    return gates
+
+
+def _tensors(file: Path, device: torch.device) -> dict[str, Tensor]:
+    try:
+        return load_file(file, device=str(device))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} must be a safetensors file, but reading it fails: {error}"
+        ) from None
 
 
 def _weight_files(folder: Path) -> list[Path]:

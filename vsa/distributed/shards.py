@@ -87,7 +87,7 @@ def lengths_of(name: str, lengths: object, length: int, ranks: Ranks) -> list[in
         TypeError, ValueError: naming ``name``.
     """
     if lengths is None:
-        return _even(length, ranks.columns * ranks.rows)
+        return even_shares(length, ranks.columns * ranks.rows)
     if not isinstance(lengths, (tuple, list)):
         raise TypeError(
             f"{name} must be a tuple or list of token counts, but it is {lengths!r:.60}"
@@ -104,13 +104,15 @@ def lengths_of(name: str, lengths: object, length: int, ranks: Ranks) -> list[in
 def rows_by_layers(grid: Grid, ranks: Ranks) -> list[int]:
     """Tokens of every rank where rows take whole layers of tiles along t, as even as can be."""
     layer = grid.box[0] * grid.shape[1] * grid.shape[2]
-    ends = [min(end * layer, grid.tokens) for end in accumulate(_even(grid.tiles[0], ranks.rows))]
+    ends = [
+        min(end * layer, grid.tokens) for end in accumulate(even_shares(grid.tiles[0], ranks.rows))
+    ]
     ends = [end + grid.prefix for end in ends[:-1]] + [grid.length]
     starts = [0, *ends[:-1]]
     return [
         n
         for start, end in zip(starts, ends, strict=True)
-        for n in _even(end - start, ranks.columns)
+        for n in even_shares(end - start, ranks.columns)
     ]
 
 
@@ -145,6 +147,6 @@ def grid_of_row(grid: Grid, lengths: Sequence[int], ranks: Ranks) -> Grid:
     )
 
 
-def _even(count: int, parts: int) -> list[int]:
+def even_shares(count: int, parts: int) -> list[int]:
     """As torch.tensor_split."""
     return [count // parts + (part < count % parts) for part in range(parts)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from vsa.budget import TopK
 from vsa.budget import resolve as resolve_budget
 from vsa.distributed.exchange import to_heads, to_tokens
 from vsa.distributed.shards import Ranks, grid_of_row, lengths_of, ranks_of, rows_by_layers
+from vsa.distributed.text import around, for_every_rank, parted
 from vsa.grid import Extent, Grid
 from vsa.select import Selection
 
@@ -35,6 +36,7 @@ def ulysses_attention(
     gate_fine: Tensor | None = None,
     scale: float | None = None,
     selection: Selection | None = None,
+    text: Literal["sharded", "replicated"] = "sharded",
     text_valid: Tensor | None = None,
     return_selection: bool = False,
     return_lse: bool = False,
@@ -61,8 +63,9 @@ def ulysses_attention(
         grid: (T, H, W) or ``vsa.Grid`` of the whole sequence.
         group: process group, or ``DeviceMesh`` of one or two dimensions; None for all ranks. The
             ranks that share out heads must divide their number.
-        lengths: tokens of every rank; None splits as ``torch.tensor_split``, on a 2-D mesh layers
-            of tiles over rows, then tokens inside each.
+        lengths: tokens of every rank, of the video alone where text is replicated; None splits as
+            ``torch.tensor_split``, on a 2-D mesh layers of tiles over rows, then tokens inside
+            each.
         kv_grid: the keys' grid where it differs.
         kv_lengths: tokens of every rank's k; None is ``lengths``, or splits ``kv_grid`` as
             ``torch.tensor_split``.
@@ -71,6 +74,9 @@ def ulysses_attention(
         gate_fine: likewise.
         scale: as in ``vsa.attention``.
         selection: of this rank's heads and its row's queries, from an earlier call.
+        text: "sharded" where text tokens are part of the sequence that ranks share; "replicated"
+            where every rank holds all of them around its part of the video, in q, k, v, gates and
+            out, as models do that carry text beside the video; not on a 2-D mesh.
         text_valid: (B, prefix + suffix) bool, the same on all ranks; not on a 2-D mesh.
         return_selection: also return the selection of heads / P heads that this rank computed.
         return_lse: also return the log-sum-exp of this rank's tokens.
@@ -90,6 +96,7 @@ def ulysses_attention(
     q, k, v = inputs.under_autocast(q, k, v)
     whole = _grid("grid", grid, tile)
     keys = whole if kv_grid is None else _grid("kv_grid", kv_grid, tile)
+    replicated = _is_replicated(text, ranks)
     if lengths is None and ranks.rows > 1:
         if whole.tiles[0] < ranks.rows:
             raise ValueError(
@@ -97,13 +104,18 @@ def ulysses_attention(
                 "along t to give them: use fewer rows or a tile that is shorter along t"
             )
         lengths = rows_by_layers(whole, ranks)
-    lengths = lengths_of("lengths", lengths, whole.length, ranks)
+    lengths = lengths_of("lengths", lengths, whole.tokens if replicated else whole.length, ranks)
     if kv_lengths is None and kv_grid is None:
         kv_lengths = lengths
-    kv_lengths = lengths_of("kv_lengths", kv_lengths, keys.length, ranks)
+    kv_total = keys.tokens if replicated else keys.length
+    kv_lengths = lengths_of("kv_lengths", kv_lengths, kv_total, ranks)
     mine = grid_of_row(whole, lengths, ranks)
-    for name, x, counts in (("q", q, lengths), ("k", k, kv_lengths), ("v", v, kv_lengths)):
-        _own_length(name, x, counts[ranks.rank], ranks)
+    for name, x, counts, of in (
+        ("q", q, lengths, whole),
+        ("k", k, kv_lengths, keys),
+        ("v", v, kv_lengths, keys),
+    ):
+        _own_length(name, x, counts[ranks.rank] + of.text * replicated, ranks)
     heads = _heads_per_rank(q.shape[2], ranks)
     first = ranks.rank % ranks.columns * heads
     if text_valid is not None and ranks.rows > 1:
@@ -155,7 +167,13 @@ def ulysses_attention(
         travelling.append(name)
         sent.append(gate if gate.shape[2] > 1 else gate.expand(-1, -1, ranks.columns, -1))
         shares.append(ranks.of_row(lengths))
-    q, k, v, *moved = to_heads(sent, shares, ranks.heads)
+    held, grids = sent, [whole, keys, keys, *[whole] * len(travelling)]
+    if replicated:
+        sent = [parted(x, of)[1] for x, of in zip(sent, grids, strict=True)]
+    sent = to_heads(sent, shares, ranks.heads)
+    if replicated:
+        sent = [around(*each, ranks) for each in zip(sent, held, grids, strict=True)]
+    q, k, v, *moved = sent
     gates.update(zip(travelling, moved, strict=True))
     if ranks.rows > 1:  # every row gets the keys and values of all rows
         of_rows = ranks.per_row(kv_lengths)
@@ -180,6 +198,9 @@ def ulysses_attention(
         gate_fine=gates["gate_fine"],
     )
     back = [out, *[lse.transpose(1, 2).unsqueeze(-1)] * return_lse]
+    if replicated:
+        back = [for_every_rank(x, whole, lengths) for x in back]
+        lengths = [length + whole.text for length in lengths]
     out, *rest = to_tokens(back, ranks.of_row(lengths), ranks.heads)
     extras = [chosen] * return_selection + [x.squeeze(-1).transpose(1, 2) for x in rest]
     return (out, *extras) if extras else out
@@ -203,6 +224,17 @@ def _grid(name: str, grid: Extent | Grid, tile: inputs.Tile) -> Grid:
             "of them"
         )
     return grid
+
+
+def _is_replicated(text: str, ranks: Ranks) -> bool:
+    if text not in ("sharded", "replicated"):
+        raise ValueError(f'text must be "sharded" or "replicated", but it is {text!r}')
+    if text == "replicated" and ranks.rows > 1:
+        raise ValueError(
+            'text must be "sharded" on a 2-D group, whose rows hold different queries, but it is '
+            '"replicated": use a group of one dimension'
+        )
+    return text == "replicated"
 
 
 def _own_length(name: str, x: Tensor, wanted: int, ranks: Ranks) -> None:

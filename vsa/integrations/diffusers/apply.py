@@ -16,6 +16,7 @@ from vsa.integrations.diffusers.families import Family, family_of
 from vsa.integrations.diffusers.gates import create_gates, delete_gates
 from vsa.integrations.diffusers.plan import PLAN, Plan, Schedule, Settings
 from vsa.integrations.diffusers.processors import SparseProcessor
+from vsa.integrations.diffusers.sharding import sharding_over
 
 Transformer = TypeVar("Transformer", bound=nn.Module)
 
@@ -29,6 +30,7 @@ def apply_vsa(
     dense_steps: int = 0,
     gates: Literal["coarse"] | None = None,
     refresh_every: int = 1,
+    group: Any = None,
 ) -> Transformer:
     """Make the self-attention of a diffusers video transformer sparse, in place.
 
@@ -53,13 +55,20 @@ def apply_vsa(
         dense_steps: denoising steps at the beginning that do so.
         gates: "coarse" adds a coarse branch behind gates that are zero until trained or loaded.
         refresh_every: tiles are chosen every so many steps and taken again in between.
+        group: process group, or ``DeviceMesh`` of one dimension, whose ranks share out the video
+            of HunyuanVideo, HunyuanVideo 1.5, CogVideoX or Mochi; they must divide the heads.
+            Every rank calls the transformer with the same input and gets the whole result;
+            gradients of weights are parts that add up over the group. Dense layers and steps
+            then run as sparse ones that keep everything. Wan and LTX take diffusers'
+            ``enable_parallelism`` with a ulysses_degree instead.
 
     Returns:
         The transformer.
 
     Raises:
-        TypeError, ValueError: in one sentence that names the argument; the transformer is
-            unchanged then.
+        TypeError, ValueError, NotImplementedError: in one sentence that names the argument; the
+            transformer is unchanged then.
+        RuntimeError: a group without torch.distributed initialised.
     """
     module: Any = getattr(transformer, "_orig_mod", transformer)
     family = family_of(module)
@@ -73,6 +82,8 @@ def apply_vsa(
     dense = _checked_layers(dense_layers, len(layers))
     if gates not in (None, "coarse"):
         raise ValueError(f'gates must be None or "coarse", but it is {gates!r}')
+    heads: Any = next(iter(layers.values())).heads
+    sharding = None if group is None else sharding_over(group, module, family, heads)
     earlier: Plan | None = getattr(module, PLAN, None)
     originals = {path: _original(attn, earlier) for path, attn in layers.items()}
     _check_replaceable(family, originals)
@@ -83,9 +94,9 @@ def apply_vsa(
     processors = {
         layer: family.processor(original)
         for layer, original in enumerate(originals.values())
-        if layer not in dense
+        if layer not in dense or sharding is not None
     }
-    Plan(family, settings, layers, processors).install(module)
+    Plan(family, settings, layers, processors, dense, sharding).install(module)
     return transformer
 
 
@@ -125,7 +136,7 @@ def _checked_tile(tile: Tile, gates: str | None) -> Tile:
     return checks.tile("tile", tile, SLOTS)
 
 
-def _checked_layers(dense_layers: Sequence[int], count: int) -> set[int]:
+def _checked_layers(dense_layers: Sequence[int], count: int) -> frozenset[int]:
     numbers = list(dense_layers)
     for number in numbers:
         if not isinstance(number, int) or not -count <= number < count:
@@ -133,7 +144,7 @@ def _checked_layers(dense_layers: Sequence[int], count: int) -> set[int]:
                 f"dense_layers must be numbers from {-count} to {count - 1}, as this transformer "
                 f"has {count} layers, but one is {number!r}"
             )
-    return {number % count for number in numbers}
+    return frozenset(number % count for number in numbers)
 
 
 def _original(attn: Any, earlier: Plan | None) -> Any:

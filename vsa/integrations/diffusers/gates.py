@@ -76,11 +76,7 @@ def load_gates(transformer: nn.Module, state_dict: Mapping[str, Tensor]) -> None
             shape; nothing has been loaded then.
     """
     gates = _gates(transformer)
-    found = {
-        f"{match[1]}.{NAME}.{match[2]}": value
-        for key, value in state_dict.items()
-        if (match := _KEY.fullmatch(key))
-    }
+    found = gates_in(state_dict)
     wanted = gates_state_dict(transformer)
     for kind, names in (
         ("lacks", wanted.keys() - found.keys()),
@@ -102,6 +98,20 @@ def load_gates(transformer: nn.Module, state_dict: Mapping[str, Tensor]) -> None
         gate.load_state_dict({name: found[f"{path}.{NAME}.{name}"] for name in gate.state_dict()})
 
 
+def gates_in(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gates among the weights of a checkpoint, by ``blocks.N.to_gate_compress.*``."""
+    return {
+        f"{match[1]}.{NAME}.{match[2]}": value
+        for key, value in state_dict.items()
+        if (match := _KEY.fullmatch(key))
+    }
+
+
+def is_gate(key: str) -> bool:
+    """Whether a checkpoint's weight of this name belongs to a gate."""
+    return _KEY.fullmatch(key) is not None
+
+
 def _gates(transformer: nn.Module) -> dict[str, nn.Module]:
     plan: Plan | None = getattr(getattr(transformer, "_orig_mod", transformer), PLAN, None)
     gates = {path: getattr(attn, NAME, None) for path, attn in plan.layers.items()} if plan else {}
@@ -110,6 +120,13 @@ def _gates(transformer: nn.Module) -> dict[str, nn.Module]:
             "transformer has no coarse gates: call apply_vsa(transformer, topk=..., "
             'gates="coarse") first'
         )
+    for path, gate in gates.items():
+        if not isinstance(gate, nn.Linear):
+            kind, package = type(gate).__name__, type(gate).__module__.split(".")[0]
+            raise ValueError(
+                f"the gate of {path} is wrapped by a {kind} of {package}, so that its own weights "
+                "are not what it computes: call transformer.fuse_lora() and unload_lora() first"
+            )
     return gates  # type: ignore[return-value]
 
 

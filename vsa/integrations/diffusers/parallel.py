@@ -30,9 +30,10 @@ def sharding_group(path: str, processor: SparseProcessor) -> Any:
             f"{parallel.ring_degree}), which cannot be exact: the top-k is over all key tiles, and "
             "a ring step sees one shard of them; use ulysses_degree instead"
         )
-    if not processor.can_shard:
+    if not processor.plan_of_diffusers:
         raise NotImplementedError(
             f"enable_parallelism shards the sequence of {path}, which holds video and text "
-            "together: apply_vsa supports that for Wan and LTX only, so run on one device"
+            "together and for which diffusers has no plan: leave it out and call "
+            "apply_vsa(transformer, topk=..., group=...) instead"
         )
     return parallel._ulysses_mesh.get_group()

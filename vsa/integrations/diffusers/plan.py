@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from vsa.inputs import Tile
 from vsa.integrations.diffusers.families import Family
 from vsa.integrations.diffusers.parallel import sharding_group
 from vsa.integrations.diffusers.processors import SparseProcessor
+from vsa.integrations.diffusers.sharding import Sharding
 from vsa.integrations.diffusers.work import Store, Work
 from vsa.record import Record
 
@@ -73,7 +75,9 @@ class Plan:
         family: what kind of transformer it is.
         settings: what was asked for.
         layers: all self-attention modules by the path of their block.
-        processors: ours by layer number; dense layers have none.
+        processors: ours by layer number; dense layers have none, unless the video is sharded.
+        dense_layers: those that stay dense.
+        sharding: of the video by hooks of ours, if any.
         record: what is filled in while the transformer runs, by ``collect``.
         noted: whether this pass goes into the record.
     """
@@ -82,6 +86,8 @@ class Plan:
     settings: Settings
     layers: dict[str, nn.Module]
     processors: dict[int, SparseProcessor]
+    dense_layers: frozenset[int] = frozenset()
+    sharding: Sharding | None = None
     steps: Steps = field(default_factory=Steps)
     stores: dict[tuple[int, int], Store] = field(default_factory=dict)
     record: Record | None = None
@@ -98,6 +104,8 @@ class Plan:
             transformer.register_forward_pre_hook(_before, with_kwargs=True),
             transformer.register_forward_hook(_after, always_call=True),
         ]
+        if self.sharding is not None:
+            self.handles += self.sharding.install(transformer, self.family)
         setattr(transformer, PLAN, self)
 
     def remove(self, transformer: nn.Module) -> None:
@@ -117,6 +125,8 @@ class Plan:
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         group = self._check_processors()
         shape = self.family.grid(transformer.config, call)
+        if self.sharding is not None:
+            self.sharding.tokens = math.prod(shape)
         if self.settings.need_steps or self.record is not None:
             self.steps.advance(call["timestep"])
         # The first call of a step is noted; what guidance adds would take its place.
@@ -138,16 +148,16 @@ class Plan:
         settings, step = self.settings, max(self.steps.step, 0)
         tile = _tile_for(shape) if settings.tile == "auto" else settings.tile
         topk = settings.topk(layer, step) if callable(settings.topk) else settings.topk
-        if step < settings.dense_steps:
+        if step < settings.dense_steps or layer in self.dense_layers:
             topk = None
-        elif topk is not None:
+        if topk is not None:
             resolve(topk, 1, self._heads(layer))
         note = self._note(layer, step)
         if settings.refresh_every == 1 or topk is None:
-            return Work(shape, tile, topk, group=group, note=note)
+            return Work(shape, tile, topk, group=group, sharding=self.sharding, note=note)
         store = self.stores.setdefault((layer, self.steps.call), Store())
         reuse = (step - settings.dense_steps) % settings.refresh_every != 0
-        return Work(shape, tile, topk, store, reuse, group, note)
+        return Work(shape, tile, topk, store, reuse, group, self.sharding, note)
 
     def _note(self, layer: int, step: int) -> Callable[..., None] | None:
         if self.record is None or not self.noted:
@@ -163,7 +173,7 @@ class Plan:
 
     def _check_processors(self) -> Any:
         """Never dense in silence, and never wrong in silence; -> the group that shards tokens."""
-        group = None
+        group = None if self.sharding is None else self.sharding.group
         for (path, attn), layer in zip(self.layers.items(), range(len(self.layers)), strict=True):
             processor = self.processors.get(layer)
             if processor is None:
@@ -179,7 +189,7 @@ class Plan:
             processor.hand_settings_on()
         if group is not None and self.record is not None:
             raise NotImplementedError(
-                "collect cannot look at a transformer under enable_parallelism, where no rank has "
+                "collect cannot look at a transformer whose sequence is sharded, where no rank has "
                 "whole queries and keys: record it on one device"
             )
         return group

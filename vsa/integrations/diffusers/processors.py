@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,12 +31,12 @@ class SparseProcessor:
     """What all families share: the call of diffusers' attention modules, and the sparse core.
 
     Attributes:
-        can_shard: whether the sequence may lie on several ranks (enable_parallelism).
+        plan_of_diffusers: whether diffusers can shard the sequence (enable_parallelism).
         original: the processor that was there before, which computes dense passes.
         work: what the current pass asks for; the transformer's pre-hook sets it.
     """
 
-    can_shard = True
+    plan_of_diffusers = True
     # diffusers sets these on every processor that has them: set_attention_backend, whose choice
     # dense passes follow, and enable_parallelism.
     _attention_backend: Any = None
@@ -66,8 +67,9 @@ class SparseProcessor:
         Args:
             attn: the attention module, whose projections are used.
             hidden_states: (B, T * H * W, channels), video tokens in raster order; under
-                enable_parallelism this rank's share of them.
-            encoder_hidden_states: (B, text, channels) in families with joint attention.
+                enable_parallelism, or with a group, this rank's share of them.
+            encoder_hidden_states: (B, text, channels) in families with joint attention, all of
+                it on every rank.
             attention_mask: which text tokens are real, in the family's own form.
             image_rotary_emb: cosines and sines, in the family's own form.
 
@@ -83,7 +85,7 @@ class SparseProcessor:
                 "the grid is unknown, because this layer ran outside of its transformer: "
                 "call the transformer itself, or remove_vsa(transformer) first"
             )
-        if work.topk is None:
+        if work.topk is None and work.sharding is None:
             return self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
@@ -116,7 +118,7 @@ def sparse(
     Args:
         work: what this pass asks for.
         qkv: (B, S, heads, head_dim) each, S = prefix + T * H * W + suffix, or a shard of it.
-        gate: (B, T * H * W, heads, head_dim) for the coarse branch, or None.
+        gate: (B, T * H * W, heads, head_dim) for the coarse branch, or None; a shard likewise.
         prefix: text tokens before the video.
         suffix: text tokens after it.
         text_valid: (B, prefix + suffix) bool.
@@ -131,12 +133,19 @@ def sparse(
     if gate is not None and grid.text:
         gate = nn.functional.pad(gate, (0, 0, 0, 0, prefix, suffix))
     known = work.store.fitting(grid, q.shape[0]) if work.store and work.reuse else None
-    attend = attention if work.group is None else partial(ulysses_attention, group=work.group)
+    topk = None if known is not None else work.topk
+    attend: Callable[..., Any] = attention
+    if work.group is not None:
+        attend = partial(ulysses_attention, group=work.group)
+    if work.sharding is not None:
+        attend = partial(attend, text="replicated")
+        if work.topk is None:  # a dense pass, which diffusers' attention cannot do on shards
+            topk, gate = 1.0, None
     out = attend(
         q,
         k,
         v,
-        work.topk if known is None else None,
+        topk,
         grid=grid,
         gate_coarse=gate,
         selection=known,
@@ -200,7 +209,7 @@ class LTXSparseProcessor(SparseProcessor):
 class JointSparseProcessor(SparseProcessor):
     """Video and text in one sequence; what follows is what the families differ in."""
 
-    can_shard = False  # diffusers has no plan for sharding video and text together
+    plan_of_diffusers = False
     text_first = False
 
     def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
@@ -222,7 +231,10 @@ class JointSparseProcessor(SparseProcessor):
         video_qkv = self._project(attn, x, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
         if given.rotary is not None:
             q, k, v = video_qkv
-            video_qkv = [*self.turn(q, k, given.rotary), v]
+            cos, sin = given.rotary
+            if work.sharding is not None:
+                cos, sin = (work.sharding.part(table, 0) for table in (cos, sin))
+            video_qkv = [*self.turn(q, k, (cos, sin)), v]
         if getattr(attn, "add_q_proj", None) is None:
             text_qkv = self._project(attn, text, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
         else:

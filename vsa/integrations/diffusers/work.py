@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from vsa.budget import TopK
 from vsa.grid import Extent, Grid
 from vsa.select import Selection
+
+if TYPE_CHECKING:
+    from vsa.integrations.diffusers.sharding import Sharding
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,12 @@ class Work:
     Attributes:
         shape: (T, H, W), the video tokens of this pass.
         tile: tokens per tile along (t, h, w).
-        topk: as in ``vsa.attention``; None leaves this pass to diffusers' own attention.
+        topk: as in ``vsa.attention``; None leaves this pass to diffusers' own attention, or keeps
+            everything where the video is sharded by hooks of ours.
         store: where this pass's selection is kept, None to keep none.
         reuse: whether to take the selection that lies in ``store``.
         group: process group whose ranks hold the sequence in shards; None for one process.
+        sharding: of video tokens by hooks of ours, which the group is then that of.
         note: is told the queries, keys and selection of this pass, if somebody looks.
     """
 
@@ -37,6 +42,7 @@ class Work:
     store: Store | None = None
     reuse: bool = False
     group: Any = None
+    sharding: Sharding | None = None
     note: Callable[[Tensor, Tensor, Selection], None] | None = None
 
 

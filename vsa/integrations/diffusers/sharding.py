@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The video of a transformer with joint attention in shards over ranks, its text on all of them.
+
+diffusers has no context-parallel plan for these families, and its own attention would count the
+text once for every rank. So hooks of our own hand each rank its part of the video before the first
+block and gather the result behind the last projection; between them all attention is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vsa.distributed.shards import even_shares, ranks_of
+from vsa.integrations.diffusers.families import Family
+
+
+@dataclass(eq=False)
+class Sharding:
+    """Who holds which part of the video: contiguous parts in the order of ranks.
+
+    Attributes:
+        group: the process group.
+        ranks: their number.
+        rank: this one.
+        tokens: of the whole video in the pass that runs; the transformer's pre-hook sets it.
+    """
+
+    group: Any
+    ranks: int
+    rank: int
+    tokens: int = 0
+
+    def __deepcopy__(self, memo: object) -> Sharding:
+        return replace(self)  # a process group cannot be copied, and need not be
+
+    def install(self, transformer: Any, family: Family) -> list[RemovableHandle]:
+        """Put the hooks in place."""
+        blocks = [block for name in family.blocks for block in getattr(transformer, name)]
+        return [
+            blocks[0].register_forward_pre_hook(self._part, with_kwargs=True),
+            transformer.proj_out.register_forward_hook(self._gather),
+        ]
+
+    def part(self, x: Tensor, dim: int) -> Tensor:
+        """This rank's part of a tensor."""
+        return x.tensor_split(self.ranks, dim=dim)[self.rank]
+
+    def _part(self, block: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """Part ``hidden_states``, the first argument of every block."""
+        if args:
+            return (self.part(args[0], 1), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": self.part(kwargs["hidden_states"], 1)}
+
+    def _gather(self, projection: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return _GatherTokens.apply(output, self, even_shares(self.tokens, self.ranks))
+
+
+class _GatherTokens(torch.autograd.Function):
+    """(B, S_r, channels) of every rank -> (B, sum of S_r, channels) on every rank.
+
+    All ranks compute the same loss of what they gathered, so that each hands back its own part of
+    the gradient alone: the gradients of weights then are parts that add up over ranks, as they are
+    where diffusers shards a model.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sharding: Sharding, lengths: list[int]) -> Tensor:
+        ctx.sharding = sharding
+        # Gloo gathers equal shards only.
+        padded = nn.functional.pad(x, (0, 0, 0, max(lengths) - x.shape[1])).contiguous()
+        shards = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(shards, padded, group=sharding.group)
+        return torch.cat([s[:, :n] for s, n in zip(shards, lengths, strict=True)], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.sharding.part(grad, 1), None, None
+
+
+def sharding_over(group: Any, transformer: Any, family: Family, heads: int) -> Sharding:
+    """Check that a group can share out this transformer's video.
+
+    Args:
+        group: a process group or a DeviceMesh of one dimension.
+        transformer: of the family.
+        family: which families can.
+        heads: of its attention.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: a group that does not fit.
+        NotImplementedError: a transformer that is sharded by other means, or not at all.
+    """
+    if family.processor.plan_of_diffusers:
+        raise NotImplementedError(
+            f"group must be None for a {family.transformer}, whose sequence diffusers shards "
+            "itself: call enable_parallelism(config=ContextParallelConfig(ulysses_degree=...))"
+        )
+    if getattr(transformer.config, "image_condition_type", None) == "token_replace":
+        raise NotImplementedError(
+            'group must be None where image_condition_type is "token_replace", since the first '
+            "frame's tokens are modulated apart: run this transformer on one device"
+        )
+    ranks = ranks_of(group)
+    if ranks.rows > 1:
+        raise ValueError(
+            f"group must have one dimension, as text is on all ranks, but it is a mesh of "
+            f"{ranks.rows}x{ranks.columns}: pass a slice of it"
+        )
+    if heads % ranks.columns:
+        allowed = [str(n) for n in range(1, heads + 1) if heads % n == 0]
+        raise ValueError(
+            f"group has {ranks.columns} ranks, which cannot share out {heads} heads evenly: use "
+            f"{', '.join(allowed)}"
+        )
+    return Sharding(ranks.heads, ranks.columns, ranks.rank)
