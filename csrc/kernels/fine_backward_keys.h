@@ -34,7 +34,7 @@ struct FineBackwardKeysConfig {
   static constexpr int D = D_;
   static constexpr int kConsumers = 2;
   static constexpr int kStages = D == 128 ? 5 : 11;
-  static constexpr int kPlanWords = D == 128 ? 1 : 8, kPlanSteps = D == 128 ? 12 : 256;
+  static constexpr int kPlanWords = D == 128 ? 1 : 8, kPlanSteps = D == 128 ? 10 : 256;
   static constexpr bool kKeysInRegisters = D == 64;  // K and V, where registers allow
   static constexpr int kProducerRegisters = 24;
   static constexpr int kConsumerRegisters = 240;
@@ -99,7 +99,7 @@ struct FineBackwardKeys {
   // Columns differ in length, so blocks take items as they get done, the longest first within each
   // key head. The query heads that share it come one after the other.
   VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
-    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.keys, p.queries);
+    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.keys, p.queries, p.q, p.grad_out);
     const WorkList list(p.keys, kConsumers, p.batch, p.kv_heads);
     const int tiles = p.keys.grid.num_tiles(), words = bitmap::words(p.queries.grid.num_tiles());
     const int sharing = p.heads / p.kv_heads;
@@ -132,11 +132,7 @@ struct FineBackwardKeys {
           ++round;
         }
         if (chunk.steps == 0) s_.slots.post_nothing(slot_++);
-        const HeadTokens q(p_.q, chunk.head, chunk.work.batch);
-        const HeadTokens grad_out(p_.grad_out, chunk.head, chunk.work.batch);
-        const RowStats* stats = &p_.stats(chunk.work.batch, chunk.head, 0);
-        for (int i = 0; i < chunk.steps; ++i)
-          load_queries(q, grad_out, stats, s_.plan.step(n, i));
+        for (int i = 0; i < chunk.steps; ++i) load_queries(n, i);
         s_.plan.give_back(n);
       }
       for (int w = 0; w < kConsumers; ++w) assign(w, {0, 0, Assignment::kStop}, round).arrive_one();
@@ -162,20 +158,17 @@ struct FineBackwardKeys {
       load_tile(s_.v[w], v.map, v.at, full, CacheHint::EvictFirst);
     }
 
-    // stats: of the head's first tile
-    VSA_DEVICE void load_queries(const HeadTokens& q,
-                                 const HeadTokens& grad_out,
-                                 const RowStats* stats,
-                                 const PlanStep& step) {
+    VSA_DEVICE void load_queries(int n, int i) {
       const int stage = s_.slots.ring.stage(slot_);
+      const PlanStep step = s_.plan.step(n, i);
+      const auto chunk = s_.plan.chunk(n);
+      const RowStats& stats = p_.stats(chunk.work.batch, chunk.head, step.tile(p_.queries));
       const TilePlace at = step.place(p_.queries);
-      const RowStats* from = stats + step.tile(p_.queries);
       const int bytes = 2 * p_.queries.box_rows(at) * D * 2 + static_cast<int>(sizeof(RowStats));
       // Rows that are no tokens need no mask: their statistics make them weigh nothing.
       Mbarrier& full = s_.slots.post(slot_++, step.flags(), ~uint64_t{0}, bytes);
-      q.load(s_.q[stage], p_.q, at, full);
-      bulk_load(&s_.stats[stage], from, sizeof(RowStats), full);
-      grad_out.load(s_.grad_out[stage], p_.grad_out, at, full);
+      bulk_load(&s_.stats[stage], &stats, sizeof(RowStats), full);
+      s_.plan.load(n, at, s_.q[stage], p_.q, s_.grad_out[stage], p_.grad_out, full);
     }
 
     const Params& p_;
@@ -229,7 +222,7 @@ struct FineBackwardKeys {
           slots_.release(held);
           differentiate(next);
           held = next;
-          next = after.number == QuerySlots::View::kFar ? slots_.take_after(held) : after;
+          next = after;
         }
         issue_grad_k(held);
         wgmma_wait<0>(grad_k_);

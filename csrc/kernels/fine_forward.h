@@ -90,7 +90,7 @@ struct FineForward {
   }
 
   VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
-    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.queries, p.keys);
+    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.queries, p.keys, p.k, p.v);
     const WorkList list(p.queries, kConsumers, p.batch, p.heads);
     const int tiles = p.queries.grid.num_tiles(), words = bitmap::words(p.keys.grid.num_tiles());
     const int sharing = p.heads / p.kv_heads;
@@ -119,10 +119,7 @@ struct FineForward {
           ++round;
         }
         if (chunk.steps == 0) s_.slots.post_nothing(slot_++);
-        const HeadTokens k(p_.k, chunk.head, chunk.work.batch);
-        const HeadTokens v(p_.v, chunk.head, chunk.work.batch);
-        for (int i = 0; i < chunk.steps; ++i)
-          load_keys(k, v, chunk.work.batch, s_.plan.step(n, i));
+        for (int i = 0; i < chunk.steps; ++i) load_keys(n, i);
         s_.plan.give_back(n);
       }
       for (int w = 0; w < kConsumers; ++w) assign(w, {0, 0, Assignment::kStop}, round).arrive_one();
@@ -146,17 +143,14 @@ struct FineForward {
       load_tile(s_.q[w], box.map, box.at, full, CacheHint::EvictFirst);
     }
 
-    VSA_DEVICE void load_keys(const HeadTokens& k,
-                              const HeadTokens& v,
-                              int batch,
-                              const PlanStep& step) {
+    VSA_DEVICE void load_keys(int n, int i) {
       const int stage = s_.slots.ring.stage(slot_);
+      const PlanStep step = s_.plan.step(n, i);
       const TilePlace at = step.place(p_.keys);
-      const uint64_t rows = p_.keys.rows(at, batch);
+      const uint64_t rows = s_.plan.rows(n, p_.keys, at);
       const int bytes = 2 * p_.keys.box_rows(at) * D * 2;
       Mbarrier& full = s_.slots.post(slot_++, step.flags(), rows, bytes);
-      k.load(s_.k[stage], p_.k, at, full);
-      v.load(s_.v[stage], p_.v, at, full);
+      s_.plan.load(n, at, s_.k[stage], p_.k, s_.v[stage], p_.v, full);
     }
 
     const Params& p_;
@@ -204,7 +198,7 @@ struct FineForward {
           softmax_.rescale(out_);
           round_to<Element>(weights_, scores_);
           held = next;
-          next = after.number == KeySlots::View::kFar ? slots_.take_after(held) : after;
+          next = after;
         }
         issue_output(held);
         wgmma_wait<0>(out_);

@@ -84,33 +84,18 @@ VSA_DEVICE TileBox box_of(const TokenTensor& x, const TilePlace& place, int head
            head * part.outer_per_head + batch * part.outer_per_batch}};
 }
 
-// One head of a tensor whose tiles are loaded one after the other. Where it begins in the map of its
-// video is worked out once; text is rare.
-class HeadTokens {
- public:
-  VSA_DEVICE HeadTokens(const TokenTensor& tokens, int head, int batch)
-      : head_(head),
-        batch_(batch),
-        channel_(head * tokens.video.channels_per_head),
-        outer_(head * tokens.video.outer_per_head + batch * tokens.video.outer_per_batch) {}
+// Where one head of a tensor begins in the map of its video, and a tile of it.
+struct HeadOrigin {
+  int channel, outer;
 
-  template <int D>
-  VSA_DEVICE void load(Tile<D>& tile,
-                       const TokenTensor& tokens,
-                       const TilePlace& at,
-                       Mbarrier& barrier) const {
-    if (at.region == Region::Video) {
-      load_tile(tile, tokens.video.map, {channel_, at.first.w, at.first.h, at.first.t, outer_},
-                barrier, CacheHint::EvictLast);
-    } else {
-      const TileBox box = box_of(tokens, at, head_, batch_);
-      load_tile(tile, box.map, box.at, barrier, CacheHint::EvictLast);
-    }
+  VSA_DEVICE BoxCoordinates box(const TilePlace& place) const {
+    return {channel, place.first.w, place.first.h, place.first.t, outer};
   }
-
- private:
-  int head_, batch_, channel_, outer_;
 };
+VSA_DEVICE HeadOrigin origin_of(const TokenTensor& x, int head, int batch) {
+  const MappedTokens& video = x.video;
+  return {head * video.channels_per_head, head * video.outer_per_head + batch * video.outer_per_batch};
+}
 
 struct FineForwardParams {
   TokenTensor q, k, v, out;

@@ -58,7 +58,8 @@ struct PlanStep {
   }
 };
 
-// Steps of a chunk, in two buffers.
+// Steps of a chunk, in two buffers. What the producer reads again for every step is not in its
+// registers, of which it has few.
 template <int Steps>
 struct Plan {
   static constexpr int kBuffers = 2;
@@ -74,6 +75,12 @@ struct Plan {
   };
   enum Flags : uint32_t { kFirst = 1, kStop = 2 };  // of the item; there are no more items
 
+  // Of the two tensors whose tiles travel together.
+  struct alignas(16) Origins {
+    HeadOrigin first, second;
+  };
+
+  Shared<Origins> origins[kBuffers];
   Shared<PlanStep> steps[kBuffers][Steps];
   Shared<Chunk> chunks[kBuffers];
   Mbarrier full[kBuffers];
@@ -83,6 +90,7 @@ struct Plan {
     for (int i = 0; i < kBuffers; ++i) {
       full[i].init(kWarpThreads, "plan_full", i);
       empty[i].init(1, "plan_empty", i);
+      label(origins[i], "origins", i);
       label(steps[i], "steps", i);
       label(chunks[i], "chunks", i);
     }
@@ -92,15 +100,39 @@ struct Plan {
 
   VSA_DEVICE Chunk take(int n) {
     full[n % kBuffers].wait(n / kBuffers);
-    const Chunk chunk = chunks[n % kBuffers].get();
-    const Work& work = chunk.work;
-    return {{uniform(work.batch), uniform(work.head), uniform(work.first_place)},
-            uniform(chunk.head),
-            uniform(chunk.steps),
-            uniform(chunk.flags)};
+    return chunk(n);
   }
+  VSA_DEVICE Chunk chunk(int n) const { return chunks[n % kBuffers].get(); }
   VSA_DEVICE PlanStep step(int n, int i) const { return steps[n % kBuffers][i].get(); }
   VSA_DEVICE void give_back(int n) { empty[n % kBuffers].arrive_one(); }
+
+  // Rows that are tokens.
+  VSA_DEVICE uint64_t rows(int n, const TiledSequence& columns, const TilePlace& at) const {
+    if (at.region == Region::Video) return columns.grid.rows[at.clip];
+    return columns.rows(at, chunk(n).work.batch);
+  }
+  // A tile of both tensors.
+  template <int D>
+  VSA_DEVICE void load(int n,
+                       const TilePlace& at,
+                       Tile<D>& first,
+                       const TokenTensor& first_tokens,
+                       Tile<D>& second,
+                       const TokenTensor& second_tokens,
+                       Mbarrier& barrier) const {
+    if (at.region == Region::Video) {
+      const Origins from = origins[n % kBuffers].get();
+      load_tile(first, first_tokens.video.map, from.first.box(at), barrier, CacheHint::EvictLast);
+      load_tile(second, second_tokens.video.map, from.second.box(at), barrier,
+                CacheHint::EvictLast);
+    } else {
+      const Chunk of = chunk(n);
+      const TileBox a = box_of(first_tokens, at, of.head, of.work.batch);
+      const TileBox b = box_of(second_tokens, at, of.head, of.work.batch);
+      load_tile(first, a.map, a.at, barrier, CacheHint::EvictLast);
+      load_tile(second, b.map, b.at, barrier, CacheHint::EvictLast);
+    }
+  }
 };
 
 // Words: of the bitmap, whose tiles are put in order together
@@ -112,8 +144,13 @@ class Planner {
   using Chunk = typename Plan<Steps>::Chunk;
   using Flags = typename Plan<Steps>::Flags;
 
-  VSA_DEVICE Planner(Plan<Steps>& plan, const TiledSequence& rows, const TiledSequence& columns)
-      : plan_(plan), rows_(rows), columns_(columns) {}
+  // first, second: the tensors whose tiles the columns are
+  VSA_DEVICE Planner(Plan<Steps>& plan,
+                     const TiledSequence& rows,
+                     const TiledSequence& columns,
+                     const TokenTensor& first,
+                     const TokenTensor& second)
+      : plan_(plan), rows_(rows), columns_(columns), first_(first), second_(second) {}
 
   // An item. bitmaps: [heads, tiles of the rows' video, words]; the columns of the first are those
   // of `head`, of the next those of the head after it
@@ -203,9 +240,13 @@ class Planner {
   }
 
   VSA_DEVICE void open(const Chunk& chunk) {
-    plan_.empty[next_ % plan_.kBuffers].wait(next_ / plan_.kBuffers - 1);
+    const int buffer = next_ % plan_.kBuffers;
+    plan_.empty[buffer].wait(next_ / plan_.kBuffers - 1);
     each_lane([&](int lane) {
-      if (lane == 0) plan_.chunks[next_ % plan_.kBuffers].set(chunk);
+      if (lane != 0) return;
+      plan_.chunks[buffer].set(chunk);
+      plan_.origins[buffer].set({origin_of(first_, chunk.head, chunk.work.batch),
+                                 origin_of(second_, chunk.head, chunk.work.batch)});
     });
   }
   VSA_DEVICE void close() { plan_.full[next_++ % plan_.kBuffers].arrive_warp(); }
@@ -283,6 +324,8 @@ class Planner {
   Plan<Steps>& plan_;
   const TiledSequence& rows_;
   const TiledSequence& columns_;
+  const TokenTensor& first_;
+  const TokenTensor& second_;
   PerLane<uint32_t> own_[Rows], turns_[Rows];  // a word in each lane
   int next_ = 0;
 };
