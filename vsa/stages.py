@@ -29,6 +29,7 @@ _CALLED = (
     ("vsa.combine", "coarse_attention", COARSE),
     ("vsa.gated_ops", "coarse_attention", COARSE),
     ("vsa.attention", "select_tiles", SELECT),
+    ("vsa.attention", "select_and_attend", SELECT),
     ("vsa.combine", "fine", FINE),
     ("vsa.combine", "combine", COMBINE),
     ("vsa.backends.kernels", "forward", FINE),

@@ -19,6 +19,7 @@ struct SelectTilesParams {
   const float* scores;   // [rows, columns]
   const uint32_t* must;  // [n_q, words] tiles that are forced, null without
   uint32_t* selected;    // [rows, words]
+  float* weights;        // [rows, columns] softmax of the scores, null without; may be `scores`
   int first_row;         // number of the first row among all, [batch, heads, n_q]
   int rows, columns, n_q;
   double mass;              // least share of the softmax, 0 for none
@@ -190,7 +191,8 @@ class ScoreRow {
       VSA_UNROLL
       for (int i = 0; i < Held; ++i) {
         float score = -INFINITY;
-        if (i < kSureWords || i * kWarpThreads < left) score = load_global(from + i * kWarpThreads);
+        // No load_global: weights may be written over the scores.
+        if (i < kSureWords || i * kWarpThreads < left) score = from[i * kWarpThreads];
         part_[lane].score[i] = max2(score, -INFINITY);
       }
     });

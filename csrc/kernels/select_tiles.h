@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Select stage: the key tiles that each row of scores keeps, as a bitmap. One warp per row.
+// Select stage: the key tiles that each row of scores keeps, as a bitmap, and where the coarse
+// attention wants it the row's softmax. One warp per row.
 //
 // Tiles are taken in order: forced ones, then by falling score, equal scores by rising index. A row
 // stops as soon as it has `count` tiles and their share of the row's softmax reaches `mass`.
@@ -10,6 +11,7 @@
 #include <climits>
 
 #include "kernels/score_row.h"
+#include "kernels/softmax_row.h"
 
 namespace vsa {
 
@@ -18,7 +20,13 @@ class SelectTiles {
  public:
   using Row = ScoreRow<Held, Longer, ByMass>;
 
-  VSA_DEVICE static void run(const SelectTilesParams& p, int row) { SelectTiles(p, row).run(); }
+  VSA_DEVICE static void run(const SelectTilesParams& p, int row) {
+    SelectTiles select(p, row);
+    select.run();
+    if (p.weights == nullptr) return;
+    const int64_t first = int64_t{row} * p.columns;
+    SoftmaxRow::run(p.scores + first, p.weights + first, p.columns, select.row_.greatest());
+  }
 
  private:
   struct Cut {  // all tiles above a score, and the first `room` of those equal to it
