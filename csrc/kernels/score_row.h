@@ -155,8 +155,9 @@ class ScoreRow {
           const float score = part_[lane].score[i];
           top[lane] = max2(top[lane], score);
           const bool complete = i < kSureWords || first + (i + 1) * kWarpThreads <= columns_;
-          total[lane] += complete ? score : 0;
-          squares[lane] = fma(complete ? score : 0, score, squares[lane]);
+          const float counted = complete ? score : 0;
+          total[lane] += counted;
+          squares[lane] = fma(counted, counted, squares[lane]);
         }
       });
     }
