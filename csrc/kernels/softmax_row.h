@@ -25,7 +25,7 @@ class SoftmaxRow {
  private:
   static constexpr float kLog2e = 1.44269504f;
   static constexpr float kOne = 4294967296.f;  // 2^32
-  static constexpr int kTogether = 8;  // scores of a lane whose loads are in flight together
+  static constexpr int kTogether = 4;  // scores of a lane whose loads are in flight together
 
   // fn(lane, column, score)
   template <class Fn>
