@@ -110,9 +110,13 @@ def means_and_selection(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
 
     scale, score_bytes = head_dim**-0.5, heads * n * n * 4
     for size in (16, 32, 64):
-        slices = partial(pytorch_routing.score_slices, *means[:2], scale, size << 20)
-        what = f"cuBLAS fp32, slices of {size} MiB"
-        yield layer.row("scores", what, lambda s=slices: [None for _ in s()], score_bytes)
+        for name, multiply in (
+            ("one fp32 product", pytorch_routing.product),
+            ("six bf16 products", routing.split_product),
+        ):
+            slices = partial(pytorch_routing.score_slices, *means[:2], scale, size << 20, multiply)
+            what = f"{name}, slices of {size} MiB"
+            yield layer.row("scores", what, lambda s=slices: [None for _ in s()], score_bytes)
 
     words = torch.empty(heads * n, bitmap.num_words(n), dtype=torch.int32, device=layer.q.device)
     count = list(budget.resolve(SHARE, n, heads).counts)
@@ -127,13 +131,19 @@ def means_and_selection(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
         ):
             select = partial(routing.select_rows, scores, must, counts, mass, n, 0, words)
             yield layer.row("select", f"kernel, {what}, {kind} scores", select, score_bytes)
-        del scores
+        weights = torch.empty_like(scores)
+        select = partial(routing.select_rows, scores, None, count, 0.0, n, 0, words, weights)
+        what = f"kernel, top {SHARE:.1%} and softmax, {kind} scores"
+        yield layer.row("select", what, select, 2 * score_bytes)
+        del scores, weights
     for what, select in (
         ("PyTorch", pytorch_routing.select),
-        ("cuBLAS and kernel", routing.select),
+        ("product and kernel", routing.select),
     ):
         choose = partial(select, *means[:2], None, count, scale, 0.0)
         yield layer.row("scores + select", what, choose, score_bytes)
+        attend = partial(choose, means[2])
+        yield layer.row("scores + select + coarse", what, attend, score_bytes)
 
 
 def score_kinds(heads: int, n: int, means: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -142,7 +152,7 @@ def score_kinds(heads: int, n: int, means: list[Tensor]) -> Iterator[tuple[str, 
     yield "heavy-tailed", torch.randn(shape, device=device) / torch.randn(shape, device=device)
     yield "half equal", torch.randn(shape, device=device).clamp_(max=0.2)
     slices = pytorch_routing.score_slices(*means[:2], 1.0, 1 << 28)
-    yield "random", torch.cat([scores for _, scores in slices])
+    yield "random", torch.cat([part.scores.flatten(0, 1) for part in slices])
 
 
 def coarse_and_combine(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
@@ -188,19 +198,20 @@ def fine_and_whole(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
     plan = layer.grid.as_ints(), layer.grid.as_ints(), n, layer.q.shape[-1] ** -0.5, layer.backend
     qkv = layer.q, layer.k, layer.v
     plain = *qkv, selection.bitmap, None, *plan
-    coarse_gate = *qkv, selection.bitmap, None, *means, None, layer.gate, *plan
-    both_gates = *qkv, selection.bitmap, None, *means, layer.gate, layer.gate, *plan
+    coarse = torch.ops.vsa.coarse_attention(*means, plan[3])
+    start = *qkv, selection.bitmap, None
+    coarse_gate = *start, coarse, None, layer.gate, *plan
+    both_gates = *start, coarse, layer.gate, layer.gate, *plan
+    saving = *start, *means, coarse, None, layer.gate, *plan
     fused = torch.ops.vsa.gated_attention_inference
     with torch.no_grad():
         fine = partial(torch.ops.vsa.block_sparse_attention, *plain)
         yield layer.row("fine", "kernel", fine, 4 * size)
         for what, arguments, gates in (("coarse gate", coarse_gate, 1), ("both", both_gates, 2)):
             name = f"kernel with its epilogue, {what}"
-            yield layer.row(
-                "coarse + fine + combine", name, partial(fused, *arguments), (4 + gates) * size
-            )
-        apart = partial(torch.ops.vsa.gated_attention, *coarse_gate)
-        yield layer.row("coarse + fine + combine", "kernels apart, coarse gate", apart, 7 * size)
+            yield layer.row("fine + combine", name, partial(fused, *arguments), (4 + gates) * size)
+        apart = partial(torch.ops.vsa.gated_attention, *saving)
+        yield layer.row("fine + combine", "kernels apart, coarse gate", apart, 7 * size)
 
         attend = partial(vsa.attention, *qkv, SHARE, grid=layer.grid, backend=layer.backend)
         for what, own in gate_kinds(layer.gate):

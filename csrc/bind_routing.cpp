@@ -51,6 +51,7 @@ launch::TileMeans means_call(const std::vector<Tensor>& tensors,
 launch::SelectTiles select_call(uintptr_t scores,
                                 uintptr_t must,
                                 uintptr_t selected,
+                                uintptr_t weights,
                                 int first_row,
                                 int rows,
                                 int columns,
@@ -64,12 +65,33 @@ launch::SelectTiles select_call(uintptr_t scores,
   return {pointer<const float>(scores),
           pointer<const uint32_t>(must),
           pointer<uint32_t>(selected),
+          pointer<float>(weights),
           first_row,
           rows,
           columns,
           query_tiles,
           counts,
           mass};
+}
+
+// Address of the values, of the pieces, and rows.
+using Operand = std::tuple<uintptr_t, uintptr_t, int64_t>;
+
+launch::SplitOperands split_call(const Operand& left,
+                                 const Operand& right,
+                                 int depth,
+                                 float scale) {
+  const auto [left_values, left_pieces, left_rows] = left;
+  const auto [right_values, right_pieces, right_rows] = right;
+  require(left_rows > 0 && right_rows > 0 && depth > 0, "rows and depth: must be positive");
+  return {pointer<const float>(left_values),
+          pointer<const float>(right_values),
+          pointer<uint16_t>(left_pieces),
+          pointer<uint16_t>(right_pieces),
+          left_rows,
+          right_rows,
+          depth,
+          scale};
 }
 
 // A class of calls with `launch(stream)` for a GPU and `on_cpu()` for the same source on a CPU.
@@ -96,8 +118,12 @@ void bind_routing(py::module_& m) {
       py::arg("batch"), py::arg("head_dim"), py::arg("element"));
   bind_call<launch::SelectTiles, launch::select_tiles, launch::select_tiles_on_cpu>(
       m, "SelectTiles", "The tiles that rows of scores keep.", &select_call, py::arg("scores"),
-      py::arg("must"), py::arg("selected"), py::arg("first_row"), py::arg("rows"),
-      py::arg("columns"), py::arg("query_tiles"), py::arg("counts"), py::arg("mass"));
+      py::arg("must"), py::arg("selected"), py::arg("weights"), py::arg("first_row"),
+      py::arg("rows"), py::arg("columns"), py::arg("query_tiles"), py::arg("counts"),
+      py::arg("mass"));
+  bind_call<launch::SplitOperands, launch::split_operands, launch::split_operands_on_cpu>(
+      m, "SplitOperands", "Operands of a product of fp32 matrices as deeper ones in bf16.",
+      &split_call, py::arg("left"), py::arg("right"), py::arg("depth"), py::arg("scale"));
   m.def("softmax_weight", &softmax_weight, py::arg("gap"),
         "-> weight of a score that lies so far below the largest of its row, 2^31 for 0");
   m.attr("MOST_HEAD_BUDGETS") = launch::kMostHeadBudgets;

@@ -81,8 +81,9 @@ def test_the_output_is_combine_of_the_fine_output(machine: Machine) -> None:
         means = list(torch.randn(3, 1, 2, grid.num_tiles, 64, device=device))
         flat = [x.flatten(1, 3) for x in (q, k, v)]
         gates = [x.flatten(1, 3) for x in (gate_fine, gate_coarse)]
-        found, _, again, coarse = torch.ops.vsa.gated_attention(
-            *flat, selection.bitmap, None, *means, *gates,
+        coarse = torch.ops.vsa.coarse_attention(*means, 64**-0.5)
+        found, _, again = torch.ops.vsa.gated_attention(
+            *flat, selection.bitmap, None, *means, coarse, *gates,
             grid.as_ints(), grid.as_ints(), 3, 64**-0.5, backend,
         )  # fmt: skip
         expected = combine(fine, coarse, gate_fine, gate_coarse, grid)
@@ -121,17 +122,17 @@ def test_opcheck(machine: Machine) -> None:
     grid = problem.query_grid
     words = vsa.select(tensors["q"], tensors["k"], 2, grid=grid).bitmap
     q, k, v = (tensors[name].requires_grad_() for name in "qkv")
-    means = list(torch.randn(3, 3, 2, grid.num_tiles, 64, device=device))
+    *means, coarse = torch.randn(4, 3, 2, grid.num_tiles, 64, device=device)
     plan = grid.as_ints(), grid.as_ints(), 2, 0.1, backend
     for gates in ((None, None), (tensors["gate_fine"], tensors["gate_coarse"])):
-        own_means = means if gates[1] is not None else [None] * 3
-        arguments = words, problem.valid().to(device), *own_means
+        own_means, rows = (means, coarse) if gates[1] is not None else ([None] * 3, None)
+        arguments = words, problem.valid().to(device)
         torch.library.opcheck(
             torch.ops.vsa.gated_attention,
-            (q, k, v, *arguments, *gates, *plan),
+            (q, k, v, *arguments, *own_means, rows, *gates, *plan),
             test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
         )
         plain = (x.detach() for x in (q, k, v))
         torch.library.opcheck(
-            torch.ops.vsa.gated_attention_inference, (*plain, *arguments, *gates, *plan)
+            torch.ops.vsa.gated_attention_inference, (*plain, *arguments, rows, *gates, *plan)
         )

@@ -13,7 +13,7 @@ from vsa.budget import TopK, resolve
 from vsa.coarse import tile_means
 from vsa.combine import gated_attention, is_one_operator
 from vsa.grid import Extent, Grid
-from vsa.select import Selection, everything, select_tiles
+from vsa.select import Selection, everything, select_and_attend, select_tiles
 
 
 def attention(
@@ -95,13 +95,16 @@ def attention(
             means = tile_means(_for_means(call), (call.grid, call.kv_grid, call.kv_grid))
         elif choose:
             means = tile_means((call.q.detach(), call.k.detach()), (call.grid, call.kv_grid))
-        if choose:
+        coarse: Tensor | None = None
+        if choose and gate_coarse is not None and is_one_operator(call.backend):
+            selection, coarse = select_and_attend(means, budget, call)
+        elif choose:
             selection = select_tiles(means[0], means[1], budget, call)
         elif selection is None:
             selection = everything(call)
         if gate_coarse is None:
             means = []  # nobody needs their memory any more
-        out, lse = gated_attention(call, selection, means, gate_fine, gate_coarse)
+        out, lse = gated_attention(call, selection, means, coarse, gate_fine, gate_coarse)
 
     extras = [selection] * return_selection + [lse] * return_lse
     return (out, *extras) if extras else out

@@ -27,6 +27,7 @@ def gated_attention(
     call: inputs.Inputs,
     selection: Selection,
     means: Sequence[Tensor],
+    coarse: Tensor | None,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -40,6 +41,7 @@ def gated_attention(
         selection: the key tiles of every query tile.
         means: of the tiles of q, k and v, (B, heads, num_tiles, head_dim) fp32, exactly when there
             is a ``gate_coarse``; without gradient where ``is_one_operator``.
+        coarse: where ``is_one_operator``, the coarse attention's output if it is there already.
         gate_fine: broadcastable to q as the user gave it, or None for 1.
         gate_coarse: likewise, or None to leave the coarse branch out.
 
@@ -51,14 +53,12 @@ def gated_attention(
         coarse = coarse_attention(means[0], means[1], means[2], call.scale) if means else None
         out, lse = fine(call, selection)
         return combine(out.view(call.shape), coarse, gate_fine, gate_coarse, call.grid), lse
+    if means and coarse is None:
+        coarse = gated_ops.coarse_output(means[0], means[1], means[2], call.scale)
     gates = _for_kernels(gate_fine, call), _for_kernels(gate_coarse, call)
-    arguments = (
-        call.q,
-        call.k,
-        call.v,
-        selection.bitmap,
-        call.text_valid,
-        *(means or (None, None, None)),
+    tensors = call.q, call.k, call.v, selection.bitmap, call.text_valid
+    rest = (
+        coarse,
         *gates,
         call.grid.as_ints(),
         call.kv_grid.as_ints(),
@@ -67,9 +67,9 @@ def gated_attention(
         call.backend,
     )
     if inputs.wants_gradients(call.q, call.k, call.v, *(x for x in gates if x is not None)):
-        out, lse, *_ = gated_ops.gated_attention(*arguments)
+        out, lse, _ = gated_ops.gated_attention(*tensors, *(means or (None, None, None)), *rest)
     else:
-        out, lse = gated_ops.gated_attention_inference(*arguments)
+        out, lse = gated_ops.gated_attention_inference(*tensors, *rest)
     return out.view(call.shape), lse
 
 

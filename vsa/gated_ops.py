@@ -20,6 +20,28 @@ from vsa.coarse import coarse_attention
 from vsa.grid import Grid
 
 
+@torch.library.custom_op("vsa::coarse_attention", mutates_args=())
+def coarse_output(q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float) -> Tensor:
+    """``vsa.coarse.coarse_attention`` in full precision whatever the process allows elsewhere.
+
+    Args:
+        q_means: (B, heads, n_q, head_dim) fp32.
+        k_means: (B, kv_heads, n_k, head_dim).
+        v_means: like k_means.
+        scale: factor of the scores.
+
+    Returns:
+        Like q_means, contiguous; without gradient.
+    """
+    with full_precision(q_means.device):
+        return coarse_attention(q_means, k_means, v_means, scale).contiguous()
+
+
+@coarse_output.register_fake
+def _(q_means, k_means, v_means, scale):
+    return q_means.new_empty(q_means.shape)
+
+
 @torch.library.custom_op("vsa::gated_attention", mutates_args=())
 def gated_attention(
     q: Tensor,
@@ -30,6 +52,7 @@ def gated_attention(
     q_means: Tensor | None,
     k_means: Tensor | None,
     v_means: Tensor | None,
+    coarse: Tensor | None,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
     grid: Sequence[int],
@@ -37,7 +60,7 @@ def gated_attention(
     most: int,
     scale: float,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """gate_fine * fine + gate_coarse * coarse[tile of the token].
 
     Args:
@@ -50,6 +73,8 @@ def gated_attention(
             of means is not theirs: it is part of those of q, k and v.
         k_means: likewise of k.
         v_means: likewise of v.
+        coarse: the coarse attention's output, (B, heads, n_q, head_dim) fp32, contiguous, exactly
+            when there are means. Its gradient is not its own either.
         gate_fine: of q's shape, and of its type or fp32; any strides; None for 1.
         gate_coarse: likewise; None leaves the coarse branch out.
         grid: the queries' grid.
@@ -62,23 +87,19 @@ def gated_attention(
         out: (B, S_q, heads, head_dim), contiguous.
         lse: (B, heads, S_q) fp32, natural logarithm.
         fine: like out, the fine stage's part before its gate; without gradient.
-        coarse: (B, heads, n_q, head_dim) fp32, or empty; without gradient.
     """
     plan = Plan(Grid.from_ints(grid), Grid.from_ints(kv_grid), most, scale)
-    gates = _gates(q_means, k_means, v_means, gate_fine, gate_coarse, scale)
     fine, lse = kernels.forward(q, k, v, words, text_valid, plan)
-    out = kernels.combine(fine, gates, plan.grid)
-    coarse = gates.coarse_rows
-    return out, lse, fine, lse.new_empty(0) if coarse is None else coarse
+    out = kernels.combine(fine, kernels.Gates(gate_fine, gate_coarse, coarse), plan.grid)
+    return out, lse, fine
 
 
 @gated_attention.register_fake
 def _(
-    q, k, v, words, text_valid, q_means, k_means, v_means, gate_fine, gate_coarse,
+    q, k, v, words, text_valid, q_means, k_means, v_means, coarse, gate_fine, gate_coarse,
     grid, kv_grid, most, scale, backend,
 ):  # fmt: skip
-    coarse = q.new_empty(0 if q_means is None else q_means.shape, dtype=torch.float32)
-    return q.new_empty(q.shape), _empty_lse(q), q.new_empty(q.shape), coarse
+    return q.new_empty(q.shape), _empty_lse(q), q.new_empty(q.shape)
 
 
 @torch.library.custom_op("vsa::gated_attention_inference", mutates_args=())
@@ -88,9 +109,7 @@ def gated_attention_inference(
     v: Tensor,
     words: Tensor,
     text_valid: Tensor | None,
-    q_means: Tensor | None,
-    k_means: Tensor | None,
-    v_means: Tensor | None,
+    coarse: Tensor | None,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
     grid: Sequence[int],
@@ -108,32 +127,16 @@ def gated_attention_inference(
         out, lse: as there, without gradients.
     """
     plan = Plan(Grid.from_ints(grid), Grid.from_ints(kv_grid), most, scale)
-    gates = _gates(q_means, k_means, v_means, gate_fine, gate_coarse, scale)
+    gates = kernels.Gates(gate_fine, gate_coarse, coarse)
     return kernels.forward(q, k, v, words, text_valid, plan, gates)
 
 
 @gated_attention_inference.register_fake
 def _(
-    q, k, v, words, text_valid, q_means, k_means, v_means, gate_fine, gate_coarse,
+    q, k, v, words, text_valid, coarse, gate_fine, gate_coarse,
     grid, kv_grid, most, scale, backend,
 ):  # fmt: skip
     return q.new_empty(q.shape), _empty_lse(q)
-
-
-def _gates(
-    q_means: Tensor | None,
-    k_means: Tensor | None,
-    v_means: Tensor | None,
-    gate_fine: Tensor | None,
-    gate_coarse: Tensor | None,
-    scale: float,
-) -> kernels.Gates:
-    """The gates, and the coarse output beside its own."""
-    if q_means is None or k_means is None or v_means is None:
-        return kernels.Gates(gate_fine)
-    with full_precision(q_means.device):
-        coarse = coarse_attention(q_means, k_means, v_means, scale)
-    return kernels.Gates(gate_fine, gate_coarse, coarse.contiguous())
 
 
 def _empty_lse(q: Tensor) -> Tensor:
@@ -150,7 +153,7 @@ def gated_attention_backward(
     v: Tensor,
     lse: Tensor,
     fine: Tensor,
-    coarse: Tensor,
+    coarse: Tensor | None,
     words: Tensor,
     text_valid: Tensor | None,
     gate_fine: Tensor | None,
@@ -172,7 +175,7 @@ def gated_attention_backward(
     """
     plan = Plan(Grid.from_ints(grid), Grid.from_ints(kv_grid), most, scale)
     means = [mean for mean in (q_means, k_means, v_means) if mean is not None]
-    gates = kernels.Gates(gate_fine, gate_coarse, coarse if means else None)
+    gates = kernels.Gates(gate_fine, gate_coarse, coarse)
     dq, dk, dv, *of_gates = kernels_backward.gated_backward(
         grad_out, grad_lse, q, k, v, fine, lse, words, text_valid, plan, gates, means
     )
@@ -192,11 +195,11 @@ def _(
 
 
 def _save(ctx, inputs, output):
-    q, k, v, words, text_valid, *means, gate_fine, gate_coarse = inputs[:10]
-    ctx.plan = inputs[10:]
-    _, lse, fine, coarse = output
+    q, k, v, words, text_valid, *means, coarse, gate_fine, gate_coarse = inputs[:11]
+    ctx.plan = inputs[11:]
+    _, lse, fine = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(fine, coarse)
+    ctx.mark_non_differentiable(fine)
     ctx.save_for_backward(
         q, k, v, lse, fine, coarse, words, text_valid, gate_fine, gate_coarse, *means
     )
@@ -213,7 +216,7 @@ def _differentiate(ctx, grad_out, grad_lse, *_):
         None if gate is None else grad
         for gate, grad in ((gate_fine, dgate_fine), (gate_coarse, dgate_coarse))
     )
-    return *grads, *[None] * 5, *of_gates, *[None] * 5
+    return *grads, *[None] * 6, *of_gates, *[None] * 5
 
 
 gated_attention.register_autograd(_differentiate, setup_context=_save)

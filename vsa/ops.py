@@ -9,6 +9,7 @@ Grids travel as eight ints, see ``Grid.as_ints``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,10 +100,13 @@ def select_tiles(
     Returns:
         (B, heads, n_q, words) int32.
     """
-    device = q_means.device
-    by_kernel = routing.run_on(device) and routing.can_select(q_means, topk)
-    implementation = routing if by_kernel else pytorch_routing
-    return implementation.select(q_means, k_means, must, topk, scale, mass)
+    words, _ = _routing_of(q_means, topk).select(q_means, k_means, must, topk, scale, mass)
+    return words
+
+
+def _routing_of(means: Tensor, topk: Sequence[int]) -> Any:
+    by_kernel = routing.run_on(means.device) and routing.can_select(means, topk)
+    return routing if by_kernel else pytorch_routing
 
 
 @select_tiles.register_fake
@@ -110,6 +114,42 @@ def _(q_means, k_means, must, topk, scale, mass=0.0):
     return q_means.new_empty(
         *q_means.shape[:3], bitmap.num_words(k_means.shape[2]), dtype=torch.int32
     )
+
+
+@torch.library.custom_op("vsa::select_and_attend", mutates_args=())
+def select_and_attend(
+    q_means: Tensor,
+    k_means: Tensor,
+    v_means: Tensor,
+    must: Tensor | None,
+    topk: Sequence[int],
+    scale: float,
+    mass: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """``select_tiles``, and the coarse attention out of the same scores.
+
+    Args:
+        q_means: as in ``select_tiles``, and so on.
+        k_means: likewise.
+        v_means: like k_means.
+        must: likewise.
+        topk: likewise.
+        scale: likewise.
+        mass: likewise.
+
+    Returns:
+        words: (B, heads, n_q, words) int32, the selection.
+        coarse: (B, heads, n_q, head_dim), the type of the means, contiguous; without gradient.
+    """
+    return _routing_of(q_means, topk).select(q_means, k_means, must, topk, scale, mass, v_means)
+
+
+@select_and_attend.register_fake
+def _(q_means, k_means, v_means, must, topk, scale, mass=0.0):
+    words = q_means.new_empty(
+        *q_means.shape[:3], bitmap.num_words(k_means.shape[2]), dtype=torch.int32
+    )
+    return words, q_means.new_empty(q_means.shape)
 
 
 @torch.library.custom_op("vsa::block_sparse_attention", mutates_args=())

@@ -7,6 +7,7 @@ the lowest score.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -192,6 +193,27 @@ def select_tiles(
         q_means.detach(), k_means.detach(), must, budget.counts, call.scale, budget.mass
     )
     return Selection(words, call.kv_grid.num_tiles, call.grid, call.kv_grid, most)
+
+
+def select_and_attend(
+    means: Sequence[Tensor], budget: Budget, call: inputs.Inputs
+) -> tuple[Selection, Tensor]:
+    """``select_tiles``, and the coarse attention out of the same scores.
+
+    Args:
+        means: of q (B, heads, n_q, head_dim), of k and of v (B, kv_heads, n_k, head_dim).
+        budget: tiles of a row.
+        call: checked inputs.
+
+    Returns:
+        The selection, and the coarse output (B, heads, n_q, head_dim), without gradient.
+    """
+    q_means, k_means, v_means = means
+    words, coarse = ops.select_and_attend(
+        q_means, k_means, v_means, None, budget.counts, call.scale, budget.mass
+    )
+    selection = Selection(words, call.kv_grid.num_tiles, call.grid, call.kv_grid, budget.most)
+    return selection, coarse
 
 
 def everything(call: inputs.Inputs) -> Selection:

@@ -24,11 +24,13 @@ Range = Callable[[str], AbstractContextManager[Any]]
 # (module, function, stage), as it is named where it is called. With gates our own kernels run as
 # one operator, which calls the functions of vsa.backends.kernels; without, it is vsa.fine's. That
 # operator has no combine of its own without gradients, and its backward includes coarse and means.
+# Where tiles are chosen for it, the coarse attention is part of the choice.
 _CALLED = (
     ("vsa.attention", "tile_means", COARSE),
     ("vsa.combine", "coarse_attention", COARSE),
     ("vsa.gated_ops", "coarse_attention", COARSE),
     ("vsa.attention", "select_tiles", SELECT),
+    ("vsa.attention", "select_and_attend", SELECT),
     ("vsa.combine", "fine", FINE),
     ("vsa.combine", "combine", COMBINE),
     ("vsa.backends.kernels", "forward", FINE),

@@ -19,6 +19,7 @@ struct SelectTilesParams {
   const float* scores;   // [rows, columns]
   const uint32_t* must;  // [n_q, words] tiles that are forced, null without
   uint32_t* selected;    // [rows, words]
+  float* weights;        // [rows, columns] softmax of the scores, null without; may be `scores`
   int first_row;         // number of the first row among all, [batch, heads, n_q]
   int rows, columns, n_q;
   double mass;              // least share of the softmax, 0 for none
@@ -58,15 +59,16 @@ class ScoreRow {
         scores_(p.scores + int64_t{row} * p.columns),
         must_(p.must ? p.must + int64_t{p.query_tile(row)} * p.words() : nullptr) {
     if constexpr (!Longer) read(0);
-    find_extremes();
+    survey();
     if constexpr (!Longer) mark(0);
   }
 
   VSA_DEVICE int columns() const { return columns_; }
   VSA_DEVICE bool has_forced() const { return must_ != nullptr; }
   VSA_DEVICE float greatest() const { return greatest_; }
-  // Some score from which to start: the least, but for the last, incomplete word of the row.
-  VSA_DEVICE float least() const { return least_; }
+  // Of the row's complete words; NaN without any.
+  VSA_DEVICE float mean() const { return mean_; }
+  VSA_DEVICE float deviation() const { return deviation_; }
 
   // Of tiles with test(score).
   template <class Test>
@@ -126,36 +128,44 @@ class ScoreRow {
     VSA_DEVICE void reset() {
       each_lane([&](int lane) { top_[lane] = below_[lane] = -INFINITY; });
     }
-    VSA_DEVICE void include(int lane, float score, bool at_both_ends = true) {
+    VSA_DEVICE void include(int lane, float score) {
       top_[lane] = max2(top_[lane], score);
-      if (at_both_ends) below_[lane] = max2(below_[lane], -score);
+      below_[lane] = max2(below_[lane], -score);
     }
     VSA_DEVICE float high() { return of(top_); }
     VSA_DEVICE float low() { return -of(below_); }
 
-   private:
     VSA_DEVICE static float of(PerLane<float>& most) {
       return of_order(vsa::greatest([&](int lane) { return order_of(most[lane]); }));
     }
+
+   private:
     PerLane<float> top_, below_;  // greatest score, greatest negated one
   };
 
   // Before tiles are marked as forced.
-  VSA_DEVICE void find_extremes() {
-    Extremes found;
-    found.reset();
+  VSA_DEVICE void survey() {
+    PerLane<float> top, total, squares;
+    each_lane([&](int lane) { top[lane] = -INFINITY, total[lane] = squares[lane] = 0; });
     for (int first = 0; first < (Longer ? columns_ : 1); first += kColumns) {
       if constexpr (Longer) read(first);
       each_lane([&](int lane) {
         VSA_UNROLL
         for (int i = 0; i < Held; ++i) {
+          const float score = part_[lane].score[i];
+          top[lane] = max2(top[lane], score);
           const bool complete = i < kSureWords || first + (i + 1) * kWarpThreads <= columns_;
-          found.include(lane, part_[lane].score[i], complete);
+          const float counted = complete ? score : 0;
+          total[lane] += counted;
+          squares[lane] = fma(counted, counted, squares[lane]);
         }
       });
     }
-    least_ = found.low();
-    greatest_ = found.high();
+    greatest_ = Extremes::of(top);
+    const float whole = static_cast<float>(columns_ / kWarpThreads * kWarpThreads);
+    mean_ = sum([&](int lane) { return total[lane]; }) / whole;
+    const float square = sum([&](int lane) { return squares[lane]; }) / whole;
+    deviation_ = sqrtf(max2(fma(-mean_, mean_, square), 0));
   }
 
   // fn(first column) for each part of the row, while it is held.
@@ -190,7 +200,8 @@ class ScoreRow {
       VSA_UNROLL
       for (int i = 0; i < Held; ++i) {
         float score = -INFINITY;
-        if (i < kSureWords || i * kWarpThreads < left) score = load_global(from + i * kWarpThreads);
+        // No load_global: weights may be written over the scores.
+        if (i < kSureWords || i * kWarpThreads < left) score = from[i * kWarpThreads];
         part_[lane].score[i] = max2(score, -INFINITY);
       }
     });
@@ -222,7 +233,7 @@ class ScoreRow {
   int columns_, words_;
   const float* scores_;
   const uint32_t* must_;
-  float least_, greatest_;
+  float greatest_, mean_, deviation_;
   PerLane<Part> part_;
 };
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Select stage: the key tiles that each row of scores keeps, as a bitmap. One warp per row.
+// Select stage: the key tiles that each row of scores keeps, as a bitmap, and where the coarse
+// attention wants it the row's softmax. One warp per row.
 //
 // Tiles are taken in order: forced ones, then by falling score, equal scores by rising index. A row
 // stops as soon as it has `count` tiles and their share of the row's softmax reaches `mass`.
@@ -10,6 +11,7 @@
 #include <climits>
 
 #include "kernels/score_row.h"
+#include "kernels/softmax_row.h"
 
 namespace vsa {
 
@@ -17,8 +19,17 @@ template <int Held, bool Longer, bool ByMass>
 class SelectTiles {
  public:
   using Row = ScoreRow<Held, Longer, ByMass>;
+  // What a search needs besides the scores fits into 24 registers; more rows at a time hide the
+  // latency of memory. Blocks of 128 threads; 0 leaves it to the compiler.
+  static constexpr int kBlocksPerSm = Longer || ByMass ? 0 : 65536 / (128 * (Held + 24));
 
-  VSA_DEVICE static void run(const SelectTilesParams& p, int row) { SelectTiles(p, row).run(); }
+  VSA_DEVICE static void run(const SelectTilesParams& p, int row) {
+    SelectTiles select(p, row);
+    select.run();
+    if (p.weights == nullptr) return;
+    const int64_t first = int64_t{row} * p.columns;
+    SoftmaxRow::run(p.scores + first, p.weights + first, p.columns, select.row_.greatest());
+  }
 
  private:
   struct Cut {  // all tiles above a score, and the first `room` of those equal to it
@@ -61,7 +72,9 @@ class SelectTiles {
         row_.shrink(low, high);
         continue;
       }
-      const float pivot = choose(low, high, from_low, above_high.count, futile);
+      const float guess =
+          !ByMass && pass == 0 ? likely_cut() : between(low, high, from_low, above_high.count);
+      const float pivot = choose(low, high, guess, futile);
       const Tally found = row_.tally([=](float score) { return !(score < pivot); });
       if (enough(found)) {
         low = pivot;
@@ -74,21 +87,39 @@ class SelectTiles {
     }
   }
 
-  // A score above low and not above high. First where the count should be right. If that was
-  // futile, the middle of the scores, and then the middle of the floats between them.
-  VSA_DEVICE float choose(float low, float high, int from_low, int above_high, int futile) const {
-    const float left = low == -INFINITY ? row_.least() : low;
-    float share = 0.5f;
-    if (!ByMass && futile == 0) {
-      const bool few = 8 * (from_low - above_high) < row_.columns();
-      const auto scale = [&](int count) { return few ? static_cast<float>(count) : odds(count); };
-      share = quotient_approx(scale(from_low) - scale(count_), scale(from_low) - scale(above_high));
-    }
-    const float pivot = left + (high - left) * share;
+  // A score above low and not above high: the guess. If guesses were futile, the middle of the
+  // scores, and then the middle of the floats between them.
+  VSA_DEVICE float choose(float low, float high, float guess, int futile) const {
+    const float left = low == -INFINITY ? lowest_likely(high) : low;
+    const float middle = left + (high - left) * 0.5f;
+    const float pivot = futile == 0 ? guess : middle;
     if (futile < 2 && pivot > low && pivot <= high) return pivot;
     const uint32_t bottom = static_cast<uint32_t>(order_of(low));
     const uint32_t span = static_cast<uint32_t>(order_of(high)) - bottom;
     return of_order(static_cast<int>(bottom + span - span / 2));
+  }
+
+  // Where `count` tiles would be above if scores were spread normally, whose quantiles are nearly
+  // in proportion to the logarithm of the odds.
+  VSA_DEVICE float likely_cut() const {
+    constexpr float kDeviations = 0.4073f;  // for twice the odds
+    const float cut = row_.mean() - kDeviations * odds(count_) * row_.deviation();
+    return row_.greatest() < cut ? row_.greatest() : cut;
+  }
+
+  // Where the count should be right.
+  VSA_DEVICE float between(float low, float high, int from_low, int above_high) const {
+    const bool few = 8 * (from_low - above_high) < row_.columns();
+    const auto scale = [&](int count) { return few ? static_cast<float>(count) : odds(count); };
+    const float left = low == -INFINITY ? lowest_likely(high) : low;
+    const float share = ByMass ? 0.5f
+                               : quotient_approx(scale(from_low) - scale(count_),
+                                                 scale(from_low) - scale(above_high));
+    return left + (high - left) * share;
+  }
+
+  VSA_DEVICE float lowest_likely(float high) const {
+    return (high < row_.mean() ? high : row_.mean()) - 3 * row_.deviation();
   }
 
   // Logarithm of the odds that a tile is among the first `count`: nearly linear in the score where

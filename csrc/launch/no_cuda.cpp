@@ -33,4 +33,6 @@ std::string tile_means(const TileMeans&, void*) { return kMissing; }
 
 std::string select_tiles(const SelectTiles&, void*) { return kMissing; }
 
+std::string split_operands(const SplitOperands&, void*) { return kMissing; }
+
 }  // namespace vsa::launch

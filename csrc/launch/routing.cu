@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The routing kernels on a GPU: one lane per vector of means, one warp per row of scores.
+// The routing kernels on a GPU: one lane per vector of means and per value that is split, one warp
+// per row of scores.
 #include <cuda_runtime.h>
 
 #include "launch/routing_params.h"
@@ -12,6 +13,7 @@ namespace vsa::launch {
 namespace {
 
 constexpr int kMeansThreads = 256;
+constexpr int kSplitThreads = 256;
 constexpr int kSelectThreads = 128;
 constexpr int kSelectWarps = kSelectThreads / kWarpThreads;
 
@@ -24,12 +26,20 @@ __global__ void __launch_bounds__(kMeansThreads)
 }
 
 template <class Kernel>
-__global__ void __launch_bounds__(kSelectThreads)
+__global__ void __launch_bounds__(kSelectThreads, Kernel::kBlocksPerSm)
     select_tiles_kernel(const __grid_constant__ SelectTilesParams params) {
   // Through a shuffle, so that the compiler knows it to be the same for the whole warp.
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpThreads, 0);
   const int row = static_cast<int>(blockIdx.x) * kSelectWarps + warp;
   if (row < params.rows) Kernel::run(params, row);
+}
+
+__global__ void __launch_bounds__(kSplitThreads)
+    split_operands_kernel(const __grid_constant__ SplitOperandsParams params) {
+  const int operand = static_cast<int>(blockIdx.y);
+  const int64_t i = int64_t{blockIdx.x} * kSplitThreads + threadIdx.x;
+  if (i < params.operands[operand].count)
+    vsa::SplitOperands::run(params, operand, static_cast<int>(i));
 }
 
 std::string launched(const char* what) {
@@ -66,6 +76,15 @@ std::string select_tiles(const SelectTiles& call, void* stream) {
                                   static_cast<cudaStream_t>(stream)>>>(params);
   });
   return launched("the kernel that selects tiles");
+}
+
+std::string split_operands(const SplitOperands& call, void* stream) {
+  SplitOperandsParams params;
+  if (const std::string error = make_params(params, call); !error.empty()) return error;
+  const int most = std::max(params.operands[0].count, params.operands[1].count);
+  split_operands_kernel<<<dim3(blocks(most, kSplitThreads), 2), kSplitThreads, 0,
+                          static_cast<cudaStream_t>(stream)>>>(params);
+  return launched("the kernel that splits operands");
 }
 
 }  // namespace vsa::launch

@@ -28,10 +28,20 @@ struct SelectTiles {
   const float* scores;   // [rows, columns]
   const uint32_t* must;  // [n_q, words] tiles that are always kept, null without
   uint32_t* selected;    // [rows, words]
+  float* weights;        // [rows, columns] softmax of the scores, null without; may be `scores`
   int first_row;         // number of the first row among all, [batch, heads, n_q]
   int rows, columns, n_q;
   std::vector<int> counts;  // least tiles of a row, one for all or one per head
   double mass;              // least share of the softmax, 0 for none
+};
+
+// Operands of left * right^T, bf16 and six times as deep: kernels/split_operands.h.
+struct SplitOperands {
+  const float *left, *right;             // [rows, depth]
+  uint16_t *left_pieces, *right_pieces;  // [rows, 6, depth]
+  int64_t left_rows, right_rows;
+  int depth;
+  float scale;  // of the product
 };
 
 constexpr int kMostHeadBudgets = 256;  // heads that may have counts of their own
@@ -41,5 +51,7 @@ std::string tile_means(const TileMeans& call, void* stream);
 std::string tile_means_on_cpu(const TileMeans& call);
 std::string select_tiles(const SelectTiles& call, void* stream);
 std::string select_tiles_on_cpu(const SelectTiles& call);
+std::string split_operands(const SplitOperands& call, void* stream);
+std::string split_operands_on_cpu(const SplitOperands& call);
 
 }  // namespace vsa::launch

@@ -24,4 +24,13 @@ std::string select_tiles_on_cpu(const SelectTiles& call) {
   return "";
 }
 
+std::string split_operands_on_cpu(const SplitOperands& call) {
+  SplitOperandsParams params;
+  if (const std::string error = make_params(params, call); !error.empty()) return error;
+  for (int operand = 0; operand < 2; ++operand)
+    for (int i = 0; i < params.operands[operand].count; ++i)
+      vsa::SplitOperands::run(params, operand, i);
+  return "";
+}
+
 }  // namespace vsa::launch

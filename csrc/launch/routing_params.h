@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/select_tiles.h"
+#include "kernels/split_operands.h"
 #include "kernels/tile_means.h"
 #include "launch/routing.h"
 
@@ -79,6 +80,7 @@ inline std::string make_params(SelectTilesParams& p, const SelectTiles& call) {
   p.scores = call.scores;
   p.must = call.must;
   p.selected = call.selected;
+  p.weights = call.weights;
   p.first_row = call.first_row;
   p.rows = call.rows;
   p.columns = call.columns;
@@ -87,6 +89,16 @@ inline std::string make_params(SelectTilesParams& p, const SelectTiles& call) {
   p.num_counts = static_cast<int>(call.counts.size());
   std::transform(call.counts.begin(), call.counts.end(), p.counts,
                  [&](int count) { return std::min(count, call.columns); });
+  return "";
+}
+
+inline std::string make_params(SplitOperandsParams& p, const SplitOperands& call) {
+  const int64_t most = std::max(call.left_rows, call.right_rows) * call.depth;
+  if (most > INT_MAX) return "an operand has more values than 31 bits can number";
+  p.operands[0] = {call.left, call.left_pieces, static_cast<int>(call.left_rows * call.depth)};
+  p.operands[1] = {call.right, call.right_pieces, static_cast<int>(call.right_rows * call.depth)};
+  p.depth = call.depth;
+  p.scale = call.scale;
   return "";
 }
 

@@ -92,6 +92,12 @@ VSA_DEVICE auto sum(Value value) {
   const auto own = value(own_lane());
   if constexpr (std::is_same_v<decltype(value(0)), int>) {
     return __reduce_add_sync(~0u, own);
+  } else if constexpr (std::is_same_v<decltype(value(0)), float>) {
+    float total = own;
+    VSA_UNROLL
+    for (int other = kWarpThreads / 2; other > 0; other /= 2)
+      total += __shfl_xor_sync(~0u, total, other);
+    return __int_as_float(__reduce_max_sync(~0u, __float_as_int(total)));
   } else {
     const uint64_t low = __reduce_add_sync(~0u, static_cast<uint32_t>(own) & 0xffffff);
     const uint64_t middle = __reduce_add_sync(~0u, static_cast<uint32_t>(own >> 24) & 0xffffff);

@@ -6,8 +6,9 @@ It is also the yardstick of the kernels: on identical scores the bitmaps are ide
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,27 +81,67 @@ def spread_means(grad: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
     return rows.index_select(1, tile)
 
 
-def score_slices(
-    q_means: Tensor, k_means: Tensor, scale: float, most_bytes: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Scores of tile means, some rows at a time.
+@dataclass(frozen=True)
+class ScoreSlice:
+    """Scores of some rows.
 
-    Products are in full precision whatever the process allows elsewhere (TF32, bf16 pieces).
+    Query heads that share a key head are rows of one matrix, of B * kv_heads matrices.
+
+    Attributes:
+        first: number of the first row among those of (B, heads, n_q).
+        matrices: whose rows these are.
+        rows: which ones of each.
+        scores: (matrices, rows, n_k), contiguous.
+    """
+
+    first: int
+    matrices: slice
+    rows: slice
+    scores: Tensor
+
+
+Product = Callable[[Tensor, Tensor, float], Tensor]
+
+
+def product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """Of matrices, in full precision whatever the process allows elsewhere (TF32, bf16).
+
+    Args:
+        left: (matrices, rows, depth).
+        right: (matrices, columns, depth).
+        scale: a factor.
+
+    Returns:
+        (matrices, rows, columns).
+    """
+    unused = left.new_empty(1, 1, 1)
+    with full_precision(left.device):
+        return torch.baddbmm(unused, left, right.mT, beta=0, alpha=scale)
+
+
+def score_slices(
+    q_means: Tensor,
+    k_means: Tensor,
+    scale: float,
+    most_bytes: int,
+    multiply: Product = product,
+) -> Iterator[ScoreSlice]:
+    """Scores of tile means, some rows at a time.
 
     Args:
         q_means: (B, heads, n_q, head_dim).
         k_means: (B, kv_heads, n_k, head_dim).
         scale: factor of the scores.
         most_bytes: of a slice, unless a single row takes more.
+        multiply: what makes the products.
 
     Yields:
-        The number of the first row among those of (B, heads, n_q), and scores (rows, n_k).
+        Slice after slice; whoever lets go of its scores before the next holds one at a time.
     """
     batch, heads, tiles, _ = q_means.shape
     columns, group = k_means.shape[2], heads // k_means.shape[1]
     queries = q_means.reshape(batch * heads // group, group * tiles, -1)
-    keys = k_means.flatten(0, 1).mT
-    unused = queries.new_empty(1, 1, 1)
+    keys = k_means.flatten(0, 1)
     row_bytes = columns * q_means.element_size()
     # Several heads at a time where they fit, else one in several slices of rows.
     at_once = max(1, most_bytes // (group * tiles * row_bytes))
@@ -108,11 +149,13 @@ def score_slices(
     for head in range(0, len(queries), at_once):
         some = slice(head, head + at_once)
         for row in range(0, group * tiles, rows_at_once):
-            part = queries[some, row : row + rows_at_once]
-            with full_precision(part.device):
-                scores = torch.baddbmm(unused, part, keys[some], beta=0, alpha=scale)
-            yield head * group * tiles + row, scores.flatten(0, 1)
-            del scores  # before the next slice takes its place, as callers should
+            rows = slice(row, row + rows_at_once)
+            yield ScoreSlice(
+                head * group * tiles + row,
+                some,
+                rows,
+                multiply(queries[some, rows], keys[some], scale),
+            )
 
 
 @contextmanager
@@ -136,8 +179,9 @@ def select(
     counts: Sequence[int],
     scale: float,
     mass: float,
-) -> Tensor:
-    """Arguments and result as in ``vsa.ops.select_tiles``."""
+    v_means: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Arguments and results as in ``vsa.ops.select_and_attend``; without v_means no second one."""
     batch, heads, tiles, _ = q_means.shape
     words = torch.empty(
         batch * heads * tiles,
@@ -147,14 +191,40 @@ def select(
     )
     count_of_head = _small_tensor(counts, q_means.device)
     most_bytes = SORT_BYTES if mass else SCORE_BYTES
-    for first, scores in score_slices(q_means, k_means, scale, most_bytes):
-        row = torch.arange(first, first + len(scores), device=scores.device)
+    coarse = CoarseOutput(q_means, v_means)
+    for part in score_slices(q_means, k_means, scale, most_bytes):
+        scores = part.scores.flatten(0, 1)
+        row = torch.arange(part.first, part.first + len(scores), device=scores.device)
         forced = None if must is None else must[row % tiles]
         least = count_of_head[row // tiles % len(counts)][:, None]
         kept = kept_tiles(scores, forced, least, max(counts), mass)
-        words[first : first + len(scores)] = bitmap.pack(kept)
-        del scores, kept
-    return words.view(batch, heads, tiles, -1)
+        words[part.first : part.first + len(scores)] = bitmap.pack(kept)
+        if v_means is not None:
+            coarse.add(part, part.scores.softmax(-1))
+        del part, scores, kept
+    return words.view(batch, heads, tiles, -1), coarse.rows
+
+
+class CoarseOutput:
+    """The coarse attention's output, filled slice by slice.
+
+    Attributes:
+        rows: (B, heads, n_q, head_dim), or None without values.
+    """
+
+    def __init__(self, q_means: Tensor, v_means: Tensor | None) -> None:
+        """For queries (B, heads, n_q, head_dim) and values (B, kv_heads, n_k, head_dim)."""
+        self.rows: Tensor | None = None
+        if v_means is not None:
+            self.rows = torch.empty_like(q_means, memory_format=torch.contiguous_format)
+            self._values = v_means.flatten(0, 1)
+            self._matrices = self.rows.view(len(self._values), -1, q_means.shape[-1])
+
+    def add(self, part: ScoreSlice, weights: Tensor) -> None:
+        """The rows of a slice: the softmax of its scores, times the values."""
+        to = self._matrices[part.matrices, part.rows]
+        with full_precision(to.device):
+            torch.bmm(weights, self._values[part.matrices], out=to)
 
 
 def _small_tensor(values: Sequence[int], device: torch.device) -> Tensor:

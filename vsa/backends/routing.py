@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vsa import bitmap
 from vsa.backends import BACKENDS, Request
-from vsa.backends.pytorch_routing import SCORE_BYTES, score_slices
+from vsa.backends.pytorch_routing import SCORE_BYTES, CoarseOutput, score_slices
 from vsa.grid import Grid
 
 ELEMENTS = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
@@ -87,10 +87,12 @@ def select(
     counts: Sequence[int],
     scale: float,
     mass: float,
-) -> Tensor:
-    """Arguments and result as in ``vsa.ops.select_tiles``, fp32 means.
+    v_means: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Arguments and results as in ``vsa.ops.select_and_attend``, fp32 means.
 
-    Scores come from PyTorch's matrix product, slice by slice; each slice is read once.
+    Without v_means there is no second result. With them, scores become the coarse attention's
+    weights where they lie.
     """
     batch, heads, tiles, _ = q_means.shape
     words = torch.empty(
@@ -100,10 +102,43 @@ def select(
         device=q_means.device,
     )
     forced = None if must is None else bitmap.pack(must)
-    for first, scores in score_slices(q_means, k_means, scale, SCORE_BYTES):
-        select_rows(scores, forced, counts, mass, tiles, first, words[first : first + len(scores)])
-        del scores
-    return words.view(batch, heads, tiles, -1)
+    coarse = CoarseOutput(q_means, v_means)
+    for part in score_slices(q_means, k_means, scale, SCORE_BYTES, split_product):
+        rows = part.scores.flatten(0, 1)
+        weights = None if v_means is None else rows
+        select_rows(rows, forced, counts, mass, tiles, part.first, words[part.first :], weights)
+        if v_means is not None:
+            coarse.add(part, part.scores)
+        del part, rows, weights
+    return words.view(batch, heads, tiles, -1), coarse.rows
+
+
+PIECES = 6
+"""Products of bf16 matrices that make one of fp32 matrices: csrc/kernels/split_operands.h."""
+
+
+def split_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """``pytorch_routing.product`` of fp32 matrices on tensor cores, as exact as in fp32.
+
+    Where a value is infinite the result is NaN, infinite products included.
+    """
+    from vsa import _C
+
+    left, right = left.contiguous(), right.contiguous()
+    pieces = [
+        torch.empty(*x.shape[:2], PIECES * x.shape[2], dtype=torch.bfloat16, device=x.device)
+        for x in (left, right)
+    ]
+    call = _C.SplitOperands(
+        left=(left.data_ptr(), pieces[0].data_ptr(), left.shape[0] * left.shape[1]),
+        right=(right.data_ptr(), pieces[1].data_ptr(), right.shape[0] * right.shape[1]),
+        depth=left.shape[2],
+        scale=scale,
+    )
+    _run(call, left.device)
+    if left.device.type == "cpu":  # which has no product of bf16 matrices in fp32
+        return torch.bmm(pieces[0].float(), pieces[1].float().mT)
+    return torch.bmm(pieces[0], pieces[1].mT, out_dtype=torch.float32)
 
 
 def select_rows(
@@ -114,8 +149,9 @@ def select_rows(
     tiles: int,
     first: int,
     words: Tensor,
+    weights: Tensor | None = None,
 ) -> None:
-    """The tiles that rows of scores keep.
+    """The tiles that rows of scores keep, and the softmax of each row.
 
     Args:
         scores: (rows, n_k) fp32, contiguous.
@@ -124,7 +160,8 @@ def select_rows(
         mass: least share of a row's softmax.
         tiles: n_q.
         first: number of the first row among those of (B, heads, n_q).
-        words: (rows, words) int32, contiguous; the bitmap is written here.
+        words: (rows or more, words) int32, contiguous; the bitmap is written here.
+        weights: like scores, and maybe the same; the softmax is written here. None for none.
     """
     from vsa import _C
 
@@ -132,6 +169,7 @@ def select_rows(
         scores=scores.data_ptr(),
         must=0 if forced is None else forced.data_ptr(),
         selected=words.data_ptr(),
+        weights=0 if weights is None else weights.data_ptr(),
         first_row=first,
         rows=len(scores),
         columns=scores.shape[1],
