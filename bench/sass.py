@@ -32,7 +32,8 @@ class Kernel:
         name: mangled.
         registers: per thread at launch; roles take or give some later.
         stack: bytes of local memory per thread.
-        spills: bytes stored and loaded.
+        spills: bytes stored and loaded. The planner's, a warp that has time (csrc/kernels/plan.h).
+        local: accesses to local memory in the main loop and between two copies of the producer.
         loop: instructions of a warp per tile in the main loop, everything included.
         mask: of these, skipped on a tile that needs no mask.
         rescale: of these, skipped when no maximum of the warp moved far.
@@ -44,6 +45,7 @@ class Kernel:
     registers: int
     stack: int
     spills: int
+    local: int
     loop: int
     mask: int
     rescale: int
@@ -121,11 +123,13 @@ def kernels(cubins: list[Path], said: str, nvdisasm: str) -> Iterator[Kernel]:
             code, labels = parse(part)
             loop = main_loop(code, labels)
             body = code[loop]
+            copying = code[copy_loop(code, labels)]
             yield Kernel(
                 name,
                 registers,
                 stack,
                 stores + loads,
+                sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in body + copying),
                 len(body),
                 skipped(code, labels, loop, "FSEL"),
                 skipped(code, labels, loop, "FMUL"),
@@ -166,16 +170,36 @@ def parse(text: str) -> tuple[list[str], dict[str, int]]:
     return code, labels
 
 
-def main_loop(code: list[str], labels: dict[str, int]) -> slice:
-    """The smallest loop around products and a tile of exponentials."""
-    loops = []
+def loops(code: list[str], labels: dict[str, int]) -> Iterator[slice]:
+    """Everything between a label and a branch back to it."""
     for end, line in enumerate(code):
         jump = re.search(r"BRA.*?(\.L_x_\d+)", line)
         begin = labels.get(jump[1], len(code)) if jump else len(code)
-        body = code[begin : end + 1]
-        if begin <= end and sum("MUFU.EX2" in x for x in body) >= 32 and "HGMMA" in " ".join(body):
-            loops.append((end - begin, slice(begin, end + 1)))
-    return min(loops, key=lambda loop: loop[0])[1]
+        if begin <= end:
+            yield slice(begin, end + 1)
+
+
+def smallest(found: Iterator[slice]) -> slice:
+    """The shortest loop."""
+    return min(found, key=lambda loop: loop.stop - loop.start)
+
+
+def main_loop(code: list[str], labels: dict[str, int]) -> slice:
+    """The smallest loop around products and a tile of exponentials."""
+
+    def is_main(body: list[str]) -> bool:
+        return sum("MUFU.EX2" in x for x in body) >= 32 and any("HGMMA" in x for x in body)
+
+    return smallest(loop for loop in loops(code, labels) if is_main(code[loop]))
+
+
+def copy_loop(code: list[str], labels: dict[str, int]) -> slice:
+    """The smallest loop around copies of tiles by TMA: the producer's."""
+
+    def is_copying(body: list[str]) -> bool:
+        return sum("UTMALDG" in x for x in body) >= 2 and not any("HGMMA" in x for x in body)
+
+    return smallest(loop for loop in loops(code, labels) if is_copying(code[loop]))
 
 
 def skipped(code: list[str], labels: dict[str, int], loop: slice, kind: str) -> int:
@@ -209,11 +233,11 @@ def overlapped(body: list[str]) -> int:
 
 def table(found: list[Kernel]) -> str:
     """Markdown."""
-    head = ("kernel", "registers", "stack, spills", "loop", "mask", "rescale", "executed", "HGMMA")
-    lines = [f"| {' | '.join(head)} | exp overlapped |", "|" + " --- |" * 9]
+    head = ("kernel", "registers", "stack, spills", "in loops", "loop", "mask", "rescale", "executed", "HGMMA")
+    lines = [f"| {' | '.join(head)} | exp overlapped |", "|" + " --- |" * 10]
     for k in found:
         lines.append(
-            f"| {k.label} | {k.registers} | {k.stack}, {k.spills} B | {k.loop} | "
+            f"| {k.label} | {k.registers} | {k.stack}, {k.spills} B | {k.local} | {k.loop} | "
             f"{k.mask} | {k.rescale} | **{k.executed}** | {k.products} | {k.overlapped} |"
         )
     return "\n".join(lines)

@@ -208,6 +208,11 @@ def test_what_the_kernels_cannot_do_is_said(machine: Machine) -> None:
     ):
         with pytest.raises(RuntimeError, match=reason):
             vsa.attention(q, q, q, 1, backend=backend)
+    q = torch.randn(1, 1, 1, 64, device=device).bfloat16()
+    k = torch.randn(1, 65537, 1, 64, device=device).bfloat16()
+    one, many = vsa.Grid((1, 1, 1), (1, 1, 1)), vsa.Grid((1, 1, 65537), (1, 1, 1))
+    with pytest.raises(RuntimeError, match="k has more than 65536 tiles along an axis"):
+        vsa.attention(q, k, k, 1, grid=one, kv_grid=many, backend=backend)
 
 
 def test_captured_in_a_cuda_graph_without_waiting_for_the_device(machine: Machine) -> None:

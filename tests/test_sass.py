@@ -41,10 +41,10 @@ def compiled(sass, tmp_path_factory: pytest.TempPathFactory):
     return list(sass.kernels(cubins, said, nvdisasm)), said
 
 
-def test_nothing_spills_and_no_product_is_serialised(compiled) -> None:
+def test_no_loop_spills_and_no_product_is_serialised(compiled) -> None:
     found, said = compiled
     assert len(found) == 16
-    assert all(kernel.stack == kernel.spills == 0 for kernel in found), found
+    assert all(kernel.local == 0 for kernel in found), found
     assert not re.search(r"C75\d\d", said), said
 
 
@@ -68,6 +68,11 @@ def test_the_main_loop_stays_within_its_instruction_budget(compiled) -> None:
         assert kernel.executed <= MOST_EXECUTED[kernel.kind][kernel.head_dim], kernel
         assert (kernel.mask > 100) == (kernel.kind != "dK dV")
         assert (kernel.rescale >= 32) == (kernel.kind == "forward")
+
+
+def test_spills_in_a_loop_would_be_seen(sass) -> None:
+    code = ["NOP", "UTMALDG.5D", "STL [R1], R2", "UTMALDG.5D", "@P0 BRA `(.L_x_1)", "LDL R2, [R1]"]
+    assert code[sass.copy_loop(code, {".L_x_1": 1})] == code[1:5]
 
 
 def test_a_hoisted_wait_would_be_seen(sass) -> None:

@@ -5,10 +5,10 @@
 //   dS^T = P^T (V dO^T - delta)      dK = scale dS^T Q
 //
 // The forward kernel with the roles changed: consumers own neighbouring key tiles, whose gradients
-// stay in registers, and the producer walks the union of the transposed selection's rows, loading
-// Q, dO and the row statistics of each query tile. Queries of all heads that share a key head come
-// one head after the other. Scores are computed transposed, so that P^T and dS^T come out as the
-// operands of the next products and never leave the registers.
+// stay in registers; the planner walks the transposed selection, and the producer loads Q, dO and
+// the row statistics of each query tile. Queries of all heads that share a key head come one head
+// after the other. Scores are computed transposed, so that P^T and dS^T come out as the operands of
+// the next products and never leave the registers.
 //
 //     scores(next)    dK += dS^T Q of the slot held    in flight together
 //     wait for scores -> weights -> look for the slot after next
@@ -21,6 +21,7 @@
 //   kv_full   producer, and the bytes of K and V          its consumer
 //   kv_empty  all of its consumer, once dK, dV have left  producer
 //   slots     see kernels/slots.h
+//   plan      see kernels/plan.h
 #pragma once
 #include "kernels/backward_params.h"
 #include "kernels/plan.h"
@@ -36,8 +37,8 @@ struct FineBackwardKeysConfig {
   static constexpr int kStages = D == 128 ? 5 : 11;
   static constexpr int kPlanWords = D == 128 ? 1 : 8, kPlanSteps = D == 128 ? 10 : 256;
   static constexpr bool kKeysInRegisters = D == 64;  // K and V, where registers allow
-  static constexpr int kProducerRegisters = 24;
-  static constexpr int kConsumerRegisters = 240;
+  static constexpr int kProducerRegisters = D == 128 ? 24 : 40;
+  static constexpr int kConsumerRegisters = D == 128 ? 240 : 232;
 };
 
 template <class Config>
@@ -99,7 +100,8 @@ struct FineBackwardKeys {
   // Columns differ in length, so blocks take items as they get done, the longest first within each
   // key head. The query heads that share it come one after the other.
   VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
-    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.keys, p.queries, p.q, p.grad_out);
+    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.keys, p.queries,
+                                                                        p.q, p.grad_out);
     const WorkList list(p.keys, kConsumers, p.batch, p.kv_heads);
     const int tiles = p.keys.grid.num_tiles(), words = bitmap::words(p.queries.grid.num_tiles());
     const int sharing = p.heads / p.kv_heads;
@@ -161,14 +163,14 @@ struct FineBackwardKeys {
     VSA_DEVICE void load_queries(int n, int i) {
       const int stage = s_.slots.ring.stage(slot_);
       const PlanStep step = s_.plan.step(n, i);
-      const auto chunk = s_.plan.chunk(n);
-      const RowStats& stats = p_.stats(chunk.work.batch, chunk.head, step.tile(p_.queries));
       const TilePlace at = step.place(p_.queries);
       const int bytes = 2 * p_.queries.box_rows(at) * D * 2 + static_cast<int>(sizeof(RowStats));
       // Rows that are no tokens need no mask: their statistics make them weigh nothing.
       Mbarrier& full = s_.slots.post(slot_++, step.flags(), ~uint64_t{0}, bytes);
-      bulk_load(&s_.stats[stage], &stats, sizeof(RowStats), full);
       s_.plan.load(n, at, s_.q[stage], p_.q, s_.grad_out[stage], p_.grad_out, full);
+      const auto chunk = s_.plan.chunk(n);
+      bulk_load(&s_.stats[stage], &p_.stats(chunk.work.batch, chunk.head, step.tile(p_.queries)),
+                sizeof(RowStats), full);
     }
 
     const Params& p_;

@@ -15,6 +15,7 @@
 //   q_full    producer, and the bytes of Q and dO     its consumer
 //   q_empty   all of its consumer, once dQ has left   producer
 //   slots     see kernels/slots.h
+//   plan      see kernels/plan.h
 #pragma once
 #include "kernels/backward_params.h"
 #include "kernels/plan.h"
@@ -90,15 +91,9 @@ struct FineBackwardQueries {
   }
 
   VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
-    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.queries, p.keys, p.k, p.v);
-    const WorkList list(p.queries, kConsumers, p.batch, p.heads);
-    const int tiles = p.queries.grid.num_tiles(), words = bitmap::words(p.keys.grid.num_tiles());
-    const int sharing = p.heads / p.kv_heads;
-    for (int item = block_index(); item < list.items; item += block_count()) {
-      const Work work = list.work(item, kConsumers);
-      planner.add(work, bitmap_of(p.selected, work.batch, p.heads, work.head, tiles, words),
-                  work.head / sharing);
-    }
+    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.queries, p.keys,
+                                                                        p.k, p.v);
+    planner.add_query_tiles(p);
     planner.stop();
   }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Fine stage, forward: out = softmax(scale Q K^T) V over the selected tiles, and its log-sum-exp.
 //
-// A block is one producer and several consumers, which own neighbouring query tiles of one head.
-// The producer walks the union of their selections and loads K and V of each tile once into a slot
-// that belongs to those who selected it.
+// A block is a planner, a producer and several consumers, which own neighbouring query tiles of one
+// head. The planner works out the union of their selections, and the producer loads K and V of each
+// tile once into a slot that belongs to those who selected it.
 //
 // Within a consumer the scores of the next tile are issued before the output of this one, and
 // softmax runs while the tensor cores work on the latter:
@@ -16,6 +16,7 @@
 //   q_full    producer, and the bytes of Q            its consumer
 //   q_empty   all of its consumer, once out has left  producer
 //   slots     see kernels/slots.h
+//   plan      see kernels/plan.h
 #pragma once
 #include "kernels/epilogue.h"
 #include "kernels/plan.h"
@@ -90,15 +91,9 @@ struct FineForward {
   }
 
   VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
-    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.queries, p.keys, p.k, p.v);
-    const WorkList list(p.queries, kConsumers, p.batch, p.heads);
-    const int tiles = p.queries.grid.num_tiles(), words = bitmap::words(p.keys.grid.num_tiles());
-    const int sharing = p.heads / p.kv_heads;
-    for (int item = block_index(); item < list.items; item += block_count()) {
-      const Work work = list.work(item, kConsumers);
-      planner.add(work, bitmap_of(p.selected, work.batch, p.heads, work.head, tiles, words),
-                  work.head / sharing);
-    }
+    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.queries, p.keys,
+                                                                        p.k, p.v);
+    planner.add_query_tiles(p);
     planner.stop();
   }
 

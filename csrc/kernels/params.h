@@ -94,7 +94,8 @@ struct HeadOrigin {
 };
 VSA_DEVICE HeadOrigin origin_of(const TokenTensor& x, int head, int batch) {
   const MappedTokens& video = x.video;
-  return {head * video.channels_per_head, head * video.outer_per_head + batch * video.outer_per_batch};
+  return {head * video.channels_per_head,
+          head * video.outer_per_head + batch * video.outer_per_batch};
 }
 
 struct FineForwardParams {

@@ -43,10 +43,14 @@ struct PlanStep {
     const Axes& tile = sequence.grid.tile;
     const auto region = static_cast<Region>(bits >> kRegion & 3);
     if (region == Region::Video)
-      return {region, -1, {t * tile.t, h * tile.h, w * tile.w},
+      return {region,
+              -1,
+              {t * tile.t, h * tile.h, w * tile.w},
               static_cast<unsigned>(bits >> kClip & 7)};
-    return {region, region == Region::Prefix ? w : sequence.prefix_tiles() + w,
-            {0, 0, w * kTileRows}, kWhole};
+    return {region,
+            region == Region::Prefix ? w : sequence.prefix_tiles() + w,
+            {0, 0, w * kTileRows},
+            kWhole};
   }
   // The tile's number.
   VSA_DEVICE int tile(const TiledSequence& sequence) const {
@@ -151,6 +155,18 @@ class Planner {
                      const TokenTensor& first,
                      const TokenTensor& second)
       : plan_(plan), rows_(rows), columns_(columns), first_(first), second_(second) {}
+
+  // What a block is dealt of a pass over query tiles.
+  template <class Params>
+  VSA_DEVICE void add_query_tiles(const Params& p) {
+    const WorkList list(p.queries, Rows, p.batch, p.heads);
+    const int tiles = p.queries.grid.num_tiles(), sharing = p.heads / p.kv_heads;
+    for (int item = block_index(); item < list.items; item += block_count()) {
+      const Work work = list.work(item, Rows);
+      add(work, bitmap_of(p.selected, work.batch, p.heads, work.head, tiles, words()),
+          work.head / sharing);
+    }
+  }
 
   // An item. bitmaps: [heads, tiles of the rows' video, words]; the columns of the first are those
   // of `head`, of the next those of the head after it
@@ -292,9 +308,8 @@ class Planner {
             place = place_of(r, done[r] + popcount(turn[r] & ((1u << lane) - 1)), total);
         }
         if (place < begin || place >= begin + Steps) return;
-        plan_.steps[next_ % plan_.kBuffers][place - begin].set(
-            PlanStep::of(columns_, (word + j) * kWordBits + lane,
-                         owners | (place == last ? kLast : 0)));
+        plan_.steps[next_ % plan_.kBuffers][place - begin].set(PlanStep::of(
+            columns_, (word + j) * kWordBits + lane, owners | (place == last ? kLast : 0)));
       });
       VSA_UNROLL
       for (int r = 0; r < Rows; ++r) done[r] += popcount(turn[r]);

@@ -25,12 +25,22 @@ struct MappedTensor {
   int heads;
 };
 
+// Steps of a plan hold 16 bits for each axis.
+inline bool fits_a_plan(const Grid& grid) {
+  const int text = grid.prefix > grid.suffix ? grid.prefix : grid.suffix;
+  return grid.tiles.t <= PlanStep::kMostTiles && grid.tiles.h <= PlanStep::kMostTiles &&
+         grid.tiles.w <= PlanStep::kMostTiles && ceil_div(text, kTileRows) <= PlanStep::kMostTiles;
+}
+
 template <class Encode>
 std::string make_tensors(std::initializer_list<MappedTensor> tensors,
                          int batch,
                          int head_dim,
                          Encode encode) {
   for (const MappedTensor& x : tensors) {
+    if (!fits_a_plan(x.grid))
+      return std::string(x.name) + " has more than " + std::to_string(PlanStep::kMostTiles) +
+             " tiles along an axis of its grid or in its text, which is what the kernels take";
     const std::string error = make_tensor(x.to, x.from, x.grid, batch, x.heads, head_dim, encode);
     if (!error.empty()) return std::string(x.name) + " cannot be addressed by TMA: " + error;
   }
