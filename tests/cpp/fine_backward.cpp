@@ -31,14 +31,14 @@ static_assert(kTiles <= kWordBits, "a bitmap row is one word");
 
 using KeysConfig = FineBackwardKeysConfig<Element, D>;
 using QueriesConfig = FineBackwardQueriesConfig<Element, D>;
-// So few stages that every slot is waited for, and an item's own tiles where they are not by
-// default: in registers or in shared memory.
+// So few stages that every slot is waited for, so few steps that an item has several chunks, and an
+// item's own tiles where they are not by default: in registers or in shared memory.
 struct TightKeysConfig : KeysConfig {
-  static constexpr int kStages = 3;
+  static constexpr int kStages = 3, kPlanSteps = 2;
   static constexpr bool kKeysInRegisters = !KeysConfig::kKeysInRegisters;
 };
 struct TightQueriesConfig : QueriesConfig {
-  static constexpr int kStages = 3;
+  static constexpr int kStages = 3, kPlanSteps = 2;
   static constexpr bool kQueriesInRegisters = !QueriesConfig::kQueriesInRegisters;
 };
 
