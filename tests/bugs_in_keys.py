@@ -8,7 +8,7 @@ first.
 
 from __future__ import annotations
 
-Bugs = dict[str, tuple[str, str, str]]
+from planted_bugs import Bugs
 
 IN_KEYS: Bugs = {
     # K and V, and what the consumer is told with them

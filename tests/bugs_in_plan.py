@@ -8,7 +8,7 @@ first.
 
 from __future__ import annotations
 
-Bugs = dict[str, tuple[str, str, str]]
+from planted_bugs import Bugs
 
 # Found in both passes of the backward.
 IN_PLAN: Bugs = {
@@ -21,7 +21,7 @@ IN_PLAN: Bugs = {
     "PlanFullAwaitedForAnEarlierUse": (
         "full[n % kBuffers].wait(n / kBuffers);",
         "full[n % kBuffers].wait(n / kBuffers - 1);",
-        r"(NEVER WRITTEN|RACE|PHASE ALIAS): .*(chunks|plan_full)\[\d\]",
+        r"(NEVER WRITTEN|RACE|PHASE ALIAS|DEADLOCK): .*(chunks|producer waits for plan_full)\[\d\]",
     ),
     "ReadBeforePlanFull": (
         "full[n % kBuffers].wait(n / kBuffers); return chunk(n);",
@@ -58,7 +58,7 @@ IN_PLAN: Bugs = {
         "plan_.full[next_++ % plan_.kBuffers].arrive_warp();",
         "plan_.full[next_ % plan_.kBuffers].arrive_warp();"
         " plan_.full[next_++ % plan_.kBuffers].arrive_warp();",
-        r"PHASE ALIAS: producer waits for plan_full\[\d\]",
+        r"(PHASE ALIAS|DEADLOCK): .*producer waits for plan_full\[\d\]",
     ),
     "ToldBeforeWritten": (
         "write(word, done, left == 0 ? done + here - 1 : -1); close();",
@@ -84,7 +84,7 @@ IN_PLAN: Bugs = {
     "PlanEmptyTwice": (
         "empty[n % kBuffers].arrive_one();",
         "empty[n % kBuffers].arrive_one(); empty[n % kBuffers].arrive_one();",
-        r"DEADLOCK: .*planner waits for plan_empty\[\d\] use 0",
+        r"(PHASE ALIAS|DEADLOCK|RACE): .*(planner waits for plan_empty|chunks)\[\d\]",
     ),
     "PlanEmptyOfAWarp": (
         'empty[i].init(1, "plan_empty", i);',
@@ -197,5 +197,140 @@ IN_HEADS: Bugs = {
         "open({work, head + h, here, flags});",
         "open({work, head, here, flags});",
         "WRONG NUMBERS",
+    ),
+}
+
+# Where nothing is written, the buffer still holds another step, or nothing yet.
+ANOTHER_STEP = r"WRONG (TILE|OWNERS|LAST FLAG)|NEVER WRITTEN: .*load from steps\[\d\]"
+
+# Found by what the plan is, in tests/cpp/plan.cpp.
+IN_ORDER: Bugs = {
+    # where a step lies
+    "OneStepTooFar": (
+        "[place - begin].set(",
+        "[place - begin + 1].set(",
+        r"RACE: .*(steps|chunks)\[\d\]|" + ANOTHER_STEP,
+    ),
+    "TurnsOfARowInOnePlace": (
+        "place_of(r, done[r] + popcount(turn[r] & ((1u << lane) - 1)), total)",
+        "place_of(r, done[r], total)",
+        ANOTHER_STEP,
+    ),
+    "TurnsOfRowsInOnePlace": (
+        "place += static_cast<int>((limit / static_cast<unsigned>(total[row]) + 1) / 2);",
+        "",
+        ANOTHER_STEP,
+    ),
+    "TurnsOfTwoRows": (
+        "turns_[r][lane] |= own_[r][lane] & open; open &= ~own_[r][lane];",
+        "turns_[r][lane] |= own_[r][lane] & open;",
+        ANOTHER_STEP,
+    ),
+    "TurnsOfEarlierWordsForgotten": (
+        "done[r] += popcount(turn[r]);",
+        ";",
+        ANOTHER_STEP,
+    ),
+    "TiesInOnePlace": (
+        "- (other < row ? 0 : 1);",
+        ";",
+        ANOTHER_STEP,
+    ),
+    "TurnsAtTheirEnds": (
+        "(2 * rank + 1) * total[other]",
+        "(2 * rank + 2) * total[other]",
+        ANOTHER_STEP,
+    ),
+    "RowsOneAfterTheOther": (
+        "place += static_cast<int>((limit / static_cast<unsigned>(total[row]) + 1) / 2);",
+        "place += other < row ? total[other] : 0;",
+        "UNEVEN TURNS",
+    ),
+    "TurnsOfTheFirstRowThatWants": (
+        "turns_[r][lane] = own_[r][lane] & every(r);",
+        "turns_[r][lane] = 0;",
+        "UNEVEN TURNS",
+    ),
+    # which tile it is, and whose
+    "FirstWordsTiles": (
+        "PlanStep::of(columns_, (word + j) * kWordBits + lane,",
+        "PlanStep::of(columns_, j * kWordBits + lane,",
+        "WRONG TILE",
+    ),
+    "FirstWordsFoundAgain": (
+        "const int at = word + lane, left",
+        "const int at = lane, left",
+        "WRONG (CHUNK|OWNERS|TILE)",
+    ),
+    "OneWordForEachLaneCounted": (
+        "steps += count();",
+        "steps = count();",
+        "WRONG LAST FLAG",
+    ),
+    "TextForgotten": (
+        "there && lane == j ? text : 0;",
+        "0;",
+        "WRONG (CHUNK|TILE)",
+    ),
+    "TextForIdleRows": (
+        "there && lane == j ? text : 0;",
+        "lane == j ? text : 0;",
+        "WRONG OWNERS",
+    ),
+    "TextWithoutTokens": (
+        "columns_.is_text(tile) && columns_.rows(columns_.place(tile), work.batch) != 0;",
+        "columns_.is_text(tile);",
+        "WRONG (CHUNK|TILE)",
+    ),
+    "TextOfTheFirstVideo": (
+        "columns_.rows(columns_.place(tile), work.batch) != 0;",
+        "columns_.rows(columns_.place(tile), 0) != 0;",
+        "WRONG (CHUNK|TILE)",
+    ),
+    "TextWantsPastTheVideo": (
+        "left < kWordBits ? (1u << left) - 1 : ~0u",
+        "~0u",
+        "WRONG (CHUNK|TILE)",
+    ),
+    "TextWantsNoPartOfAWord": (
+        "left < kWordBits ? (1u << left) - 1 : ~0u",
+        "left < kWordBits ? 0 : ~0u",
+        "WRONG (CHUNK|TILE)",
+    ),
+    "ClipForgotten": (
+        "uint64_t{at.clip} << kClip |",
+        "",
+        "WRONG PLACE",
+    ),
+    "LayerForgotten": (
+        "static_cast<uint64_t>(in_tiles.t) << 32 |",
+        "",
+        "WRONG TILE",
+    ),
+    "SuffixPlacedInThePrefix": (
+        "return {region, region == Region::Prefix ? w : sequence.prefix_tiles() + w,",
+        "return {region, w,",
+        "WRONG PLACE",
+    ),
+    "SuffixNumberedAsThePrefix": (
+        "return grid.num_tiles() + (region == Region::Prefix ? w : sequence.prefix_tiles() + w);",
+        "return grid.num_tiles() + w;",
+        "WRONG TILE",
+    ),
+    # whose rows and where from
+    "OriginOfTheItemsHead": (
+        "origin_of(second_, chunk.head, chunk.work.batch)",
+        "origin_of(second_, chunk.work.head, chunk.work.batch)",
+        "WRONG ORIGIN",
+    ),
+    "OriginOfTheFirstVideo": (
+        "origin_of(second_, chunk.head, chunk.work.batch)",
+        "origin_of(second_, chunk.head, 0)",
+        "WRONG ORIGIN",
+    ),
+    "RowsOfTheFirstVideo": (
+        "columns.rows(at, chunk(n).work.batch)",
+        "columns.rows(at, 0)",
+        "WRONG ROWS",
     ),
 }

@@ -14,37 +14,38 @@ from planted_bugs import ROOT, build, in_namespaces, substitute
 PROGRAM = ROOT / "tests" / "cpp" / "fine_backward.cpp"
 SEEDS = 18  # the nine schedules of test_emulator.py, with many stages and with few
 
-# What a pass is made of. A bug has a namespace of its own, with copies of all of these.
-HEADERS = (
-    "tile/ring.h",
-    "kernels/slots.h",
-    "kernels/plan.h",
-    "kernels/fine_backward_keys.h",
-    "kernels/fine_backward_queries.h",
-)
+IN_BOTH = ("kernels/fine_backward_keys.h", "kernels/fine_backward_queries.h")
+# A bug has a namespace of its own, with copies of its header and of all that is built upon it.
+COPIED = {
+    "kernels/fine_backward_keys.h": ("kernels/fine_backward_keys.h",),
+    "kernels/fine_backward_queries.h": ("kernels/fine_backward_queries.h",),
+    "kernels/plan.h": ("kernels/plan.h", *IN_BOTH),
+    "kernels/slots.h": ("kernels/slots.h", *IN_BOTH),
+    "tile/ring.h": ("tile/ring.h", "kernels/slots.h", *IN_BOTH),
+}
 
-# By header: its bugs, and the passes that each is found in.
+# By header: its bugs, and the passes that each is found in. Those of the plan are looked for where
+# an item has several chunks.
 BUGS = {
-    "kernels/fine_backward_keys.h": {("Keys",): IN_KEYS},
-    "kernels/fine_backward_queries.h": {("Queries",): IN_QUERIES},
-    "kernels/plan.h": {("Keys", "Queries"): IN_PLAN, ("Keys",): IN_HEADS},
-    "kernels/slots.h": {("Keys", "Queries"): IN_SLOTS},
-    "tile/ring.h": {("Keys", "Queries"): IN_RING},
+    "kernels/fine_backward_keys.h": {("keys",): IN_KEYS},
+    "kernels/fine_backward_queries.h": {("queries",): IN_QUERIES},
+    "kernels/plan.h": {("tight_keys", "tight_queries"): IN_PLAN, ("tight_keys",): IN_HEADS},
+    "kernels/slots.h": {("keys", "queries"): IN_SLOTS},
+    "tile/ring.h": {("keys", "queries"): IN_RING},
 }
 
 
 @pytest.mark.parametrize("header", BUGS)
 def test_bugs_are_reported_by_name(compiler, tmp_path, header):
-    bugs = {name: bug for table in BUGS[header].values() for name, bug in table.items()}
-    places = [
-        (name, where) for passes, table in BUGS[header].items() for name in table for where in passes
-    ]
+    tables = BUGS[header].items()
+    bugs = {name: bug for _, table in tables for name, bug in table.items()}
+    places = [(name, where) for passes, table in tables for name in table for where in passes]
     each = " ".join(f"{where.upper()}({name})" for name, where in places)
     copies = tmp_path / "bugs.h"
     copies.write_text(
         '#include "launch/fine_params.h"\n'
-        f"{in_namespaces(HEADERS, header, bugs)}\n"
-        f"#define VSA_EACH_BUG(KEYS, QUERIES) {each}\n"
+        f"{in_namespaces(COPIED[header], header, bugs)}\n"
+        f"#define VSA_EACH_BUG(KEYS, QUERIES, TIGHT_KEYS, TIGHT_QUERIES) {each}\n"
     )
     program = build(compiler, PROGRAM, tmp_path / "bugs", "-Og", "-w", "-include", copies)
     reports = {(name, where): program(name, where, SEEDS) for name, where in places}
@@ -59,7 +60,7 @@ def test_bugs_are_reported_by_name(compiler, tmp_path, header):
 def test_kernels_without_a_bug_are_not_reported(compiler, tmp_path):
     flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
     program = build(compiler, PROGRAM, tmp_path / "kernels", *flags)
-    for name in ("Keys", "Queries"):
+    for name in ("keys", "queries"):
         assert program("vsa", name, 5 * SEEDS) == "nothing"
 
 
