@@ -14,14 +14,14 @@ from planted_bugs import ROOT, build, in_namespaces, substitute
 PROGRAM = ROOT / "tests" / "cpp" / "fine_backward.cpp"
 SEEDS = 18  # the nine schedules of test_emulator.py, with many stages and with few
 
-IN_BOTH = ("kernels/fine_backward_keys.h", "kernels/fine_backward_queries.h")
+BOTH_PASSES = ("kernels/fine_backward_keys.h", "kernels/fine_backward_queries.h")
 # A bug has a namespace of its own, with copies of its header and of all that is built upon it.
 COPIED = {
     "kernels/fine_backward_keys.h": ("kernels/fine_backward_keys.h",),
     "kernels/fine_backward_queries.h": ("kernels/fine_backward_queries.h",),
-    "kernels/plan.h": ("kernels/plan.h", *IN_BOTH),
-    "kernels/slots.h": ("kernels/slots.h", *IN_BOTH),
-    "tile/ring.h": ("tile/ring.h", "kernels/slots.h", *IN_BOTH),
+    "kernels/plan.h": ("kernels/plan.h", *BOTH_PASSES),
+    "kernels/slots.h": ("kernels/slots.h", *BOTH_PASSES),
+    "tile/ring.h": ("tile/ring.h", "kernels/slots.h", *BOTH_PASSES),
 }
 
 # By header: its bugs, and the passes that each is found in. Those of the plan are looked for where
