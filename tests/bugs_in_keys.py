@@ -115,13 +115,13 @@ IN_KEYS: Bugs = {
         r"WRONG EXPECT_TX: slot_full\[\d+\] use \d expects fewer bytes",
     ),
     "StatsOnWrongBarrier": (
-        "&stats, sizeof(RowStats), full);",
-        "&stats, sizeof(RowStats), s_.kv_full[0]);",
+        "sizeof(RowStats), full);",
+        "sizeof(RowStats), s_.kv_full[0]);",
         r"WRONG EXPECT_TX: (kv_full\[0\]|slot_full\[\d+\] use \d still expects 512 bytes)",
     ),
     "StatsNotLoaded": (
-        "bulk_load(&s_.stats[stage], &stats, sizeof(RowStats), full);",
-        "",
+        "bulk_load(&s_.stats[stage],",
+        "if (false) bulk_load(&s_.stats[stage],",
         r"WRONG EXPECT_TX: slot_full\[\d+\] use \d still expects 512 bytes",
     ),
     "StatsInWrongStage": (

@@ -253,8 +253,8 @@ IN_ORDER: Bugs = {
     ),
     # which tile it is, and whose
     "FirstWordsTiles": (
-        "PlanStep::of(columns_, (word + j) * kWordBits + lane,",
-        "PlanStep::of(columns_, j * kWordBits + lane,",
+        "columns_, (word + j) * kWordBits + lane,",
+        "columns_, j * kWordBits + lane,",
         "WRONG TILE",
     ),
     "FirstWordsFoundAgain": (
