@@ -8,7 +8,7 @@ first.
 
 from __future__ import annotations
 
-Bugs = dict[str, tuple[str, str, str]]
+from planted_bugs import Bugs
 
 IN_KEYS: Bugs = {
     # K and V, and what the consumer is told with them
@@ -82,14 +82,30 @@ IN_KEYS: Bugs = {
         "assign(w, {0, 0, Assignment::kStop}, round);",
         r"DEADLOCK: \[consumer0 waits for kv_full\[0\]",
     ),
+    # the plan's chunks
+    "FirstChunkNotToldApart": (
+        "if (chunk.first()) {",
+        "{",
+        "DEADLOCK: .*producer waits for kv_empty",
+    ),
+    "ChunkNotGivenBack": (
+        "s_.plan.give_back(n);",
+        "",
+        r"DEADLOCK: .*planner waits for plan_empty\[0\] use 0",
+    ),
+    "ChunkGivenBackBeforeItsSteps": (
+        "for (int i = 0; i < chunk.steps; ++i) load_queries(n, i); s_.plan.give_back(n);",
+        "s_.plan.give_back(n); for (int i = 0; i < chunk.steps; ++i) load_queries(n, i);",
+        r"RACE: .*planner: store to (steps|chunks|origins)\[\d\]",
+    ),
     # the slots, and the barrier that what comes into them counts on
     "LastFlagLost": (
-        "step.owners, following.tile < 0);",
-        "step.owners, false);",
+        "step.flags(), ~uint64_t{0}, bytes);",
+        "step.flags() & ~QuerySlots::kLast, ~uint64_t{0}, bytes);",
         "DEADLOCK: .*consumer0 waits for slot_full",
     ),
     "NothingNotPosted": (
-        "if (step.tile < 0) s_.slots.post_nothing(slot_++);",
+        "if (chunk.steps == 0) s_.slots.post_nothing(slot_++);",
         "",
         "DEADLOCK: .*consumer0 waits for slot_full",
     ),
@@ -99,13 +115,13 @@ IN_KEYS: Bugs = {
         r"WRONG EXPECT_TX: slot_full\[\d+\] use \d expects fewer bytes",
     ),
     "StatsOnWrongBarrier": (
-        "&p_.stats(work.batch, head, tile), sizeof(RowStats), full);",
-        "&p_.stats(work.batch, head, tile), sizeof(RowStats), s_.kv_full[0]);",
+        "sizeof(RowStats), full);",
+        "sizeof(RowStats), s_.kv_full[0]);",
         r"WRONG EXPECT_TX: (kv_full\[0\]|slot_full\[\d+\] use \d still expects 512 bytes)",
     ),
     "StatsNotLoaded": (
-        "bulk_load(&s_.stats[stage], &p_.stats(work.batch, head, tile), sizeof(RowStats), full);",
-        "",
+        "bulk_load(&s_.stats[stage],",
+        "if (false) bulk_load(&s_.stats[stage],",
         r"WRONG EXPECT_TX: slot_full\[\d+\] use \d still expects 512 bytes",
     ),
     "StatsInWrongStage": (
@@ -273,14 +289,14 @@ IN_KEYS: Bugs = {
         r"NEVER WRITTEN: .* grad_out\[\d+\]",
     ),
     "TailsNotFenced": (
-        "} fence_async_proxy(); } class Producer",
-        "} } class Producer",
+        "fence_async_proxy(); }",
+        "}",
         r"MISSING PROXY FENCE between \[prologue: store to",
     ),
     # nothing but the numbers tells
-    "NotRestartedForNextHead": (
-        "tiles.restart(int64_t{rows} * words);",
-        "tiles.restart(0);",
+    "StatsOfTheFirstHead": (
+        "p_.stats(chunk.work.batch, chunk.head,",
+        "p_.stats(chunk.work.batch, chunk.work.head,",
         "WRONG NUMBERS in d[kv]",
     ),
 }

@@ -8,7 +8,7 @@ first.
 
 from __future__ import annotations
 
-Bugs = dict[str, tuple[str, str, str]]
+from planted_bugs import Bugs
 
 IN_QUERIES: Bugs = {
     # Q and dO, and what the consumer is told with them
@@ -67,14 +67,40 @@ IN_QUERIES: Bugs = {
         "if (tile < 0) return;",
         r"DEADLOCK: .*consumer\d waits for q_full",
     ),
+    # the plan's chunks
+    "FirstChunkNotToldApart": (
+        "if (chunk.first()) {",
+        "{",
+        "DEADLOCK: .*producer waits for q_empty",
+    ),
+    "ChunkNotGivenBack": (
+        "s_.plan.give_back(n);",
+        "",
+        r"DEADLOCK: .*planner waits for plan_empty\[0\] use 0",
+    ),
+    "ChunkGivenBackTwice": (
+        "s_.plan.give_back(n);",
+        "s_.plan.give_back(n); s_.plan.give_back(n);",
+        r"RACE|TOO MANY ARRIVALS|PHASE ALIAS|DEADLOCK",
+    ),
+    "ChunkGivenBackBeforeItsSteps": (
+        "for (int i = 0; i < chunk.steps; ++i) load_keys(n, i); s_.plan.give_back(n);",
+        "s_.plan.give_back(n); for (int i = 0; i < chunk.steps; ++i) load_keys(n, i);",
+        r"RACE: .*planner: store to (steps|chunks|origins)\[\d\]",
+    ),
+    "StepReadOfTheNextChunk": (
+        "s_.plan.step(n, i)",
+        "s_.plan.step(n + 1, i)",
+        r"(RACE|NEVER WRITTEN): .*steps",
+    ),
     # the slots, and the barrier that what comes into them counts on
     "LastFlagLost": (
-        "following.tile < 0);",
-        "false);",
+        "step.flags(), rows, bytes);",
+        "step.flags() & ~KeySlots::kLast, rows, bytes);",
         "DEADLOCK: .*consumer0 waits for slot_full",
     ),
     "NothingNotPosted": (
-        "if (step.tile < 0) s_.slots.post_nothing(slot_++);",
+        "if (chunk.steps == 0) s_.slots.post_nothing(slot_++);",
         "",
         "DEADLOCK: .*consumer0 waits for slot_full",
     ),
@@ -163,8 +189,8 @@ IN_QUERIES: Bugs = {
         r"NEVER WRITTEN: .* grad_out\[\d+\]",
     ),
     "TailsNotFenced": (
-        "} fence_async_proxy(); } class Producer",
-        "} } class Producer",
+        "fence_async_proxy(); }",
+        "}",
         r"MISSING PROXY FENCE between \[prologue: store to",
     ),
 }

@@ -2,9 +2,10 @@
 // Runs a pass of the fine backward on the emulator, on a small problem per schedule seed, and holds
 // its gradients against fp64.
 //
-//   fine_backward NAMESPACE Keys|Queries SEEDS
+//   fine_backward NAMESPACE keys|queries|tight_keys|tight_queries SEEDS
 //                 "seed N: " and the first report within so many seeds, or "nothing"
 //
+// Tight: with few stages and steps alone, otherwise in turns with as many as on the GPU.
 // The namespaces are vsa, or those of VSA_EACH_BUG: tests/test_backward_bugs.py writes them, each
 // with kernels of its own that have a bug.
 #include <algorithm>
@@ -31,14 +32,14 @@ static_assert(kTiles <= kWordBits, "a bitmap row is one word");
 
 using KeysConfig = FineBackwardKeysConfig<Element, D>;
 using QueriesConfig = FineBackwardQueriesConfig<Element, D>;
-// So few stages that every slot is waited for, and an item's own tiles where they are not by
-// default: in registers or in shared memory.
+// So few stages that every slot is waited for, so few steps that an item has several chunks, and an
+// item's own tiles where they are not by default: in registers or in shared memory.
 struct TightKeysConfig : KeysConfig {
-  static constexpr int kStages = 3;
+  static constexpr int kStages = 3, kPlanSteps = 2;
   static constexpr bool kKeysInRegisters = !KeysConfig::kKeysInRegisters;
 };
 struct TightQueriesConfig : QueriesConfig {
-  static constexpr int kStages = 3;
+  static constexpr int kStages = 3, kPlanSteps = 2;
   static constexpr bool kQueriesInRegisters = !QueriesConfig::kQueriesInRegisters;
 };
 
@@ -233,19 +234,24 @@ std::string first_report(unsigned seeds, const char* (Problem::*wrong)() const) 
 }
 
 #ifndef VSA_EACH_BUG
-#define VSA_EACH_BUG(KEYS, QUERIES) KEYS(vsa) QUERIES(vsa)
+#define VSA_EACH_BUG(KEYS, QUERIES, TIGHT_KEYS, TIGHT_QUERIES) KEYS(vsa) QUERIES(vsa)
 #endif
 
 std::string answer(const std::string& space, const std::string& pass, unsigned seeds) {
-#define VSA_KEYS(name)                                                        \
-  if (space == #name && pass == "Keys")                                       \
-    return first_report<name::FineBackwardKeys, KeysConfig, TightKeysConfig>( \
-        seeds, &Problem::wrong_of_keys);
-#define VSA_QUERIES(name)                                                              \
-  if (space == #name && pass == "Queries")                                             \
-    return first_report<name::FineBackwardQueries, QueriesConfig, TightQueriesConfig>( \
-        seeds, &Problem::wrong_of_queries);
-  VSA_EACH_BUG(VSA_KEYS, VSA_QUERIES)
+#define VSA_PASS(name, called, Kernel, Config, TightConfig, wrong) \
+  if (space == #name && pass == called)                            \
+    return first_report<name::Kernel, Config, TightConfig>(seeds, &Problem::wrong);
+#define VSA_KEYS(name) \
+  VSA_PASS(name, "keys", FineBackwardKeys, KeysConfig, TightKeysConfig, wrong_of_keys)
+#define VSA_QUERIES(name)                                                           \
+  VSA_PASS(name, "queries", FineBackwardQueries, QueriesConfig, TightQueriesConfig, \
+           wrong_of_queries)
+#define VSA_TIGHT_KEYS(name) \
+  VSA_PASS(name, "tight_keys", FineBackwardKeys, TightKeysConfig, TightKeysConfig, wrong_of_keys)
+#define VSA_TIGHT_QUERIES(name)                                                                \
+  VSA_PASS(name, "tight_queries", FineBackwardQueries, TightQueriesConfig, TightQueriesConfig, \
+           wrong_of_queries)
+  VSA_EACH_BUG(VSA_KEYS, VSA_QUERIES, VSA_TIGHT_KEYS, VSA_TIGHT_QUERIES)
   return "?";
 }
 
