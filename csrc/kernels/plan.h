@@ -267,8 +267,8 @@ class Planner {
   }
   VSA_DEVICE void close() { plan_.full[next_++ % plan_.kBuffers].arrive_warp(); }
 
-  // Whose turn each tile is: row r's if it wants it and the tile's number is r modulo Rows, or else
-  // the first row's that wants it.
+  // Whose turn each tile is: row r's if it wants it and the tile's place in its word is r modulo
+  // Rows, or else the first row's that wants it.
   VSA_DEVICE void arrange() {
     each_lane([&](int lane) {
       uint32_t open = anyones(lane);

@@ -11,8 +11,7 @@
 //   exp2_approx, log2_approx, max2, fma
 //   load_global(pointer)            a value that no one writes while the kernel runs
 //   uniform(x)                      x, by one thread: what is made of it can live in registers that
-//   a
-//                                   warp has once, and is cheaper there
+//                                   a warp has once, and is cheaper there
 //   take_ticket(counter)            0, 1, 2, ... to all blocks of a launch, in any order
 //
 // Who am I
@@ -29,8 +28,7 @@
 //   lane(f, t)                      thread t's part of f: N / 2 floats, K / 4 pairs, or 2 floats
 //   quad_reduce(values, op)         folds the four copies of each row into one value
 //   unhoisted(x)                    x; what is made of it is made anew in each round of a loop,
-//   where
-//                                   keeping it would take registers that there are not
+//                                   where keeping it would take registers that there are not
 //   if_any_row(values, test, then)  then() is run by each WARP that has a row with test(value).
 //                                   Inside, VSA_EACH_LANE and all that is made of it mean that
 //                                   warp's lanes. then() may change registers and nothing else

@@ -16,8 +16,7 @@
 //   each_lane(fn)                   fn(lane) by every lane
 //   ballot(test)                    bit l is test(l), the same word in all lanes
 //   sum(value)                      of value(lane), an int, uint64_t or float, over all lanes;
-//   floats
-//                                   in another order on each machine
+//                                   floats in another order on each machine
 //   greatest(value)                 likewise of an int
 //   broadcast(values, lane)         that lane's part of a PerLane
 //   first_lane(fn)                  fn() by one lane alone, its result in all
