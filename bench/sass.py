@@ -233,8 +233,8 @@ def overlapped(body: list[str]) -> int:
 
 def table(found: list[Kernel]) -> str:
     """Markdown."""
-    head = ("kernel", "registers", "stack, spills", "in loops", "loop", "mask", "rescale", "executed", "HGMMA")
-    lines = [f"| {' | '.join(head)} | exp overlapped |", "|" + " --- |" * 10]
+    head = "kernel, registers, stack and spills, in loops, loop, mask, rescale, executed, HGMMA"
+    lines = [f"| {head.replace(', ', ' | ')} | exp overlapped |", "|" + " --- |" * 10]
     for k in found:
         lines.append(
             f"| {k.label} | {k.registers} | {k.stack}, {k.spills} B | {k.local} | {k.loop} | "

@@ -47,12 +47,6 @@ T load_global(const T* pointer) {
   return *pointer;
 }
 
-template <class T>
-T uniform(T x) {
-  host::one_thread("uniform");
-  return x;
-}
-
 inline int take_ticket(int* counter) { return host::one_thread("take_ticket"), (*counter)++; }
 
 inline int block_index() { return host::machine->block; }

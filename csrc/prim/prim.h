@@ -10,8 +10,6 @@
 //                                   the two floats of a pair
 //   exp2_approx, log2_approx, max2, fma
 //   load_global(pointer)            a value that no one writes while the kernel runs
-//   uniform(x)                      x, by one thread: what is made of it can live in registers that
-//                                   a warp has once, and is cheaper there
 //   take_ticket(counter)            0, 1, 2, ... to all blocks of a launch, in any order
 //
 // Who am I

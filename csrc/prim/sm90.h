@@ -66,17 +66,13 @@ VSA_DEVICE T load_global(const T* pointer) {
   return __ldg(pointer);
 }
 
-// A reduction over the one thread that is active: its result is a uniform register.
-VSA_DEVICE uint32_t uniform(uint32_t x) { return __reduce_or_sync(__activemask(), x); }
-VSA_DEVICE int uniform(int x) { return static_cast<int>(uniform(static_cast<uint32_t>(x))); }
-
 VSA_DEVICE int take_ticket(int* counter) {
   int ticket;
   asm volatile("atom.relaxed.gpu.global.add.s32 %0, [%1], 1;"
                : "=r"(ticket)
                : "l"(counter)
                : "memory");
-  return uniform(ticket);
+  return ticket;
 }
 
 // ---- who am I -----------------------------------------------------------------------------------
