@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import copy
-import runpy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -372,24 +370,6 @@ def test_what_is_not_supported_is_refused_in_one_sentence() -> None:
     apply_vsa(model, topk=2, refresh_every=2).enable_gradient_checkpointing()
     with pytest.raises(ValueError, match="refresh_every is 2, but gradient checkpointing"):
         run(model, inputs)
-
-
-def test_the_example_of_fine_tuning_learns_while_tiles_go(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    script = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "finetune.py"))
-    losses, densities = script["main"](["--steps", "12", "--end", "0.25"])
-    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
-    assert densities[0] == 1.0 and densities[-1] == 0.25 and len(set(densities)) == 4
-    told = capsys.readouterr().out
-    assert "tiles kept 100% -> 25%" in told and "gate 0 -> 0.0000" not in told
-
-
-def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    script = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "sparse_inference.py"))
-    assert script["main"](["--topk", "1.0", "--steps", "2", "--size", "16"]) < 1e-4
-    assert 1e-3 < script["main"](["--topk", "0.1", "--steps", "2", "--size", "16"]) < 1
-    assert "steps on" in capsys.readouterr().out
 
 
 def test_integrations_import_without_diffusers_and_say_what_is_missing(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routing_machines import MACHINES, on_both
 from torch import Tensor
 
 import vsa
@@ -17,18 +18,6 @@ from vsa.parity import by_name, expected, ours, worst
 
 pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
 
-MACHINES = [
-    pytest.param("cpu", id="source"),
-    pytest.param(
-        "cuda",
-        id="hopper",
-        marks=pytest.mark.skipif(
-            not torch.cuda.is_available() or not routing.run_on(torch.device("cuda", 0)),
-            reason="needs a Hopper GPU",
-        ),
-    ),
-]
-on_both = pytest.mark.parametrize("machine", MACHINES)
 ELEMENTS = [torch.bfloat16, torch.float16, torch.float32]
 
 

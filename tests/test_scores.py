@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from routing_machines import on_both
 from torch import Tensor
 
 from vsa import bitmap, ops
@@ -13,18 +14,6 @@ from vsa.coarse import coarse_attention
 
 pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
 
-MACHINES = [
-    pytest.param("cpu", id="source"),
-    pytest.param(
-        "cuda",
-        id="hopper",
-        marks=pytest.mark.skipif(
-            not torch.cuda.is_available() or not routing.run_on(torch.device("cuda", 0)),
-            reason="needs a Hopper GPU",
-        ),
-    ),
-]
-on_both = pytest.mark.parametrize("machine", MACHINES)
 OPERANDS = {
     "normal": lambda *shape: torch.randn(shape),
     "one sign": lambda *shape: torch.rand(shape) + 1,
