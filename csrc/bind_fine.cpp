@@ -181,9 +181,10 @@ launch::ColumnOrder order_call(uintptr_t counts,
                                int heads,
                                int kv_heads,
                                int columns,
-                               int text_tiles) {
-  return {
-      pointer<const int>(counts), pointer<int>(order), batch, heads, kv_heads, columns, text_tiles};
+                               int text_tiles,
+                               int layers) {
+  return {pointer<const int>(counts), pointer<int>(order), batch, heads, kv_heads, columns,
+          text_tiles, layers};
 }
 
 }  // namespace
@@ -285,7 +286,7 @@ void bind_fine(py::module_& m) {
       "from counts, int32 [batch, heads, columns].")
       .def(py::init(&order_call), py::kw_only(), py::arg("counts"), py::arg("order"),
            py::arg("batch"), py::arg("heads"), py::arg("kv_heads"), py::arg("columns"),
-           py::arg("text_tiles"))
+           py::arg("text_tiles"), py::arg("layers"))
       .def(
           "launch",
           [](const launch::ColumnOrder& call, int, uintptr_t stream) {

@@ -116,8 +116,9 @@ struct Work {
 // last one.
 VSA_DEVICE int tile_at(const TiledSequence& sequence, int place) {
   if (place >= sequence.num_tiles()) return -1;
-  return place < sequence.text_tiles ? sequence.grid.num_tiles() + place
-                                     : place - sequence.text_tiles;
+  const int tiles = sequence.grid.num_tiles();
+  if (place < sequence.text_tiles) return tiles + place;
+  return tile_in_turn(place - sequence.text_tiles, sequence.grid.tiles.t, tiles);
 }
 
 // Items of a sequence whose tiles go in groups to the blocks. Heads are outermost, so that all

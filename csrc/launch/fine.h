@@ -99,6 +99,7 @@ struct ColumnOrder {
   const int* counts;  // [batch, heads, columns] queries of each video tile of keys
   int* order;         // [batch, kv_heads, groups]
   int batch, heads, kv_heads, columns, text_tiles;
+  int layers;  // tiles along t
 
   VSA_HD int groups() const { return ceil_div(text_tiles + columns, kKeyTilesPerGroup); }
   // The longest column of a group. head: of the keys, those of all batch elements in one row
@@ -106,10 +107,12 @@ struct ColumnOrder {
     const int sharing = heads / kv_heads;  // query heads
     int longest = 0;
     for (int i = 0; i < kKeyTilesPerGroup; ++i) {
-      const int column = group * kKeyTilesPerGroup + i - text_tiles;
-      if (column < 0) return INT_MAX;
+      const int place = group * kKeyTilesPerGroup + i - text_tiles;
+      if (place < 0) return INT_MAX;
+      if (place >= columns) break;
+      const int column = tile_in_turn(place, layers, columns);
       int queries = 0;
-      for (int h = head * sharing; column < columns && h < (head + 1) * sharing; ++h)
+      for (int h = head * sharing; h < (head + 1) * sharing; ++h)
         queries += counts[int64_t{h} * columns + column];
       longest = queries > longest ? queries : longest;
     }

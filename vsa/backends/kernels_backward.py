@@ -85,7 +85,7 @@ def gated_backward(
     grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
     words = words.contiguous()
     transposed, counts = transpose(words, plan.kv_grid.num_tiles)
-    order = longest_first(counts, k.shape[2], kernels.text_tiles(plan.kv_grid))
+    order = longest_first(counts, k.shape[2], kernels.text_tiles(plan.kv_grid), plan.kv_grid.tiles[0])
     grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
     # What a fine gate makes of the gradient lies where dq will: the pass over query tiles, the last
     # that reads it, loads a tile of it before it stores that tile of dq.
@@ -184,13 +184,14 @@ def transpose(words: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     return target, counts
 
 
-def longest_first(counts: Tensor, kv_heads: int, text_tiles: int) -> Tensor:
+def longest_first(counts: Tensor, kv_heads: int, text_tiles: int, layers: int) -> Tensor:
     """In which order the groups of neighbouring key tiles are worked on, within each key head.
 
     Args:
         counts: (B, heads, n_k) int32, query tiles that attend each key tile; contiguous.
         kv_heads: of the keys.
         text_tiles: tiles of the keys' text, which come first in the numbering of groups.
+        layers: tiles of the keys' video along t, which is how groups are neighbours.
 
     Returns:
         (B, kv_heads, groups) int32, by their longest column, equal ones as they come; first those
@@ -209,6 +210,7 @@ def longest_first(counts: Tensor, kv_heads: int, text_tiles: int) -> Tensor:
         kv_heads=kv_heads,
         columns=columns,
         text_tiles=text_tiles,
+        layers=layers,
     )
     _run_on(counts.device, call)
     return order
