@@ -95,10 +95,10 @@ class Ledger {
       throw Hazard("OUT OF BOUNDS: " + describe(now) + " ends at byte " + std::to_string(now.end) +
                    " of " + std::to_string(kSharedBytes));
     if (now.write)
-      for_each_word(now, [](uint64_t& written, uint64_t chunks) { written |= chunks; });
+      for_each_word(now, [](uint64_t& written, uint64_t grains) { written |= grains; });
     else
-      for_each_word(now, [&](uint64_t& written, uint64_t chunks) {
-        if ((chunks & ~written) != 0) report_unwritten(now);
+      for_each_word(now, [&](uint64_t& written, uint64_t grains) {
+        if ((grains & ~written) != 0) report_unwritten(now);
       });
     for (uint32_t page = now.begin / kPageBytes; page <= (now.end - 1) / kPageBytes; ++page) {
       Access part = now;
@@ -111,25 +111,26 @@ class Ledger {
  private:
   static constexpr uint32_t kPageBytes = kPanelBytes;
   static constexpr uint32_t kPages = kSharedBytes / kPageBytes + 1;
-  static constexpr uint32_t kChunks = kSharedBytes / kChunkBytes;
+  static constexpr uint32_t kGrainBytes = 4;  // the smallest value that kernels keep there
+  static constexpr uint32_t kGrains = kSharedBytes / kGrainBytes;
 
   // fn(word of written_, its bits that an access covers)
   template <class Fn>
   void for_each_word(const Access& access, Fn fn) {
-    const uint32_t first = access.begin / kChunkBytes, last = (access.end - 1) / kChunkBytes;
+    const uint32_t first = access.begin / kGrainBytes, last = (access.end - 1) / kGrainBytes;
     for (uint32_t word = first / 64; word <= last / 64; ++word) {
-      uint64_t chunks = ~uint64_t{0};
-      if (word == first / 64) chunks &= ~uint64_t{0} << first % 64;
-      if (word == last / 64) chunks &= ~uint64_t{0} >> (63 - last % 64);
-      fn(written_[word], chunks);
+      uint64_t grains = ~uint64_t{0};
+      if (word == first / 64) grains &= ~uint64_t{0} << first % 64;
+      if (word == last / 64) grains &= ~uint64_t{0} >> (63 - last % 64);
+      fn(written_[word], grains);
     }
   }
 
   [[noreturn]] void report_unwritten(const Access& access) const {
-    uint32_t chunk = access.begin / kChunkBytes;
-    while ((written_[chunk / 64] >> chunk % 64 & 1) != 0) ++chunk;
+    uint32_t grain = access.begin / kGrainBytes;
+    while ((written_[grain / 64] >> grain % 64 & 1) != 0) ++grain;
     throw Hazard("NEVER WRITTEN: [" + describe(access) + "] takes in byte " +
-                 std::to_string(std::max(chunk * kChunkBytes, access.begin) - access.begin) +
+                 std::to_string(std::max(grain * kGrainBytes, access.begin) - access.begin) +
                  ", to which nothing has been stored");
   }
 
@@ -183,7 +184,7 @@ class Ledger {
 
   std::vector<Label> labels_;
   std::array<std::vector<Access>, kPages> pages_;
-  std::array<uint64_t, kChunks / 64 + 1> written_{};  // a bit per 16 bytes
+  std::array<uint64_t, kGrains / 64 + 1> written_{};  // a bit per grain
 };
 
 }  // namespace vsa::host
