@@ -152,10 +152,14 @@ VSA_HD Grid make_grid(Axes video, Axes tile, int prefix = 0, int suffix = 0) {
   return grid;
 }
 
-// The tile in a place of the order of work: along t first, to and fro, so that tiles in a row are
-// neighbours. What a query attends changes least along t (bench/NOTES.md).
+// Along which axis tiles that follow each other in the order of work are neighbours.
+constexpr int kAlongW = 0, kAlongT = 1;
+
+// The tile in a place of the order of work: along w as tiles are numbered; along t to and fro, so
+// that no two in a row lie apart.
 // layers: tiles along t, of `tiles` in all
-VSA_HD int tile_in_turn(int place, int layers, int tiles) {
+VSA_HD int tile_in_turn(int place, int axis, int layers, int tiles) {
+  if (axis == kAlongW) return place;
   const int column = place / layers, step = place - column * layers;
   const int t = column % 2 == 0 ? step : layers - 1 - step;
   return t * (tiles / layers) + column;
@@ -254,6 +258,18 @@ constexpr bool small_quotients_are_quotients() {
   return true;
 }
 static_assert(small_quotients_are_quotients(), "a multiplication divides rows exactly");
+constexpr bool turns_along_t_meet() {
+  const Axes tiles = kGrid.tiles;
+  for (int place = 0; place + 1 < tiles.volume(); ++place) {
+    const Axes a = kGrid.in_tiles(tile_in_turn(place, kAlongT, tiles.t, tiles.volume()));
+    const Axes b = kGrid.in_tiles(tile_in_turn(place + 1, kAlongT, tiles.t, tiles.volume()));
+    const bool last = (place + 1) % tiles.t == 0;
+    if (last ? a.t != b.t : (a.t - b.t) * (a.t - b.t) != 1 || a.h != b.h || a.w != b.w)
+      return false;
+  }
+  return true;
+}
+static_assert(turns_along_t_meet(), "along t every step is to a neighbour, or stays in its layer");
 static_assert(bitmap::lowest(0) == kWordBits && bitmap::lowest(0x80000000u) == 31,
               "an empty word has its lowest bit past the end");
 
