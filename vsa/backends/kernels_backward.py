@@ -87,9 +87,7 @@ def gated_backward(
     transposed, counts = transpose(words, plan.kv_grid.num_tiles)
     query_axes = kernels.neighbour_axes(words, plan.grid.tiles, q.shape[2])
     key_axes = kernels.neighbour_axes(transposed, plan.kv_grid.tiles, k.shape[2])
-    order = longest_first(
-        counts, key_axes, kernels.text_tiles(plan.kv_grid), plan.kv_grid.tiles[0]
-    )
+    order = longest_first(counts, key_axes, kernels.text_tiles(plan.kv_grid), plan.kv_grid.tiles[0])
     grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
     # What a fine gate makes of the gradient lies where dq will: the pass over query tiles, the last
     # that reads it, loads a tile of it before it stores that tile of dq.
