@@ -117,9 +117,9 @@ struct Work {
 // last one.
 VSA_DEVICE int tile_at(const TiledSequence& sequence, int place, int axis) {
   if (place >= sequence.num_tiles()) return -1;
-  const int tiles = sequence.grid.num_tiles();
-  if (place < sequence.text_tiles) return tiles + place;
-  return tile_in_turn(place - sequence.text_tiles, axis, sequence.grid.tiles.t, tiles);
+  const Grid& grid = sequence.grid;
+  if (place < sequence.text_tiles) return grid.num_tiles() + place;
+  return tile_in_turn(place - sequence.text_tiles, axis, grid.tiles.t, grid.layer.by);
 }
 
 // Items of a sequence whose tiles go in groups to the blocks. Heads are outermost, so that all

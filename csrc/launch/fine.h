@@ -146,7 +146,7 @@ struct ColumnOrder {
       const int place = group * kKeyTilesPerGroup + i - text_tiles;
       if (place < 0) return INT_MAX;
       if (place >= columns) break;
-      const int column = tile_in_turn(place, axes[head], layers, columns);
+      const int column = tile_in_turn(place, axes[head], layers, columns / layers);
       int queries = 0;
       for (int h = head * sharing; h < (head + 1) * sharing; ++h)
         queries += counts[int64_t{h} * columns + column];

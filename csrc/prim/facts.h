@@ -155,14 +155,14 @@ VSA_HD Grid make_grid(Axes video, Axes tile, int prefix = 0, int suffix = 0) {
 // Along which axis tiles that follow each other in the order of work are neighbours.
 constexpr int kAlongW = 0, kAlongT = 1;
 
-// The tile in a place of the order of work: along w as tiles are numbered; along t to and fro, so
-// that no two in a row lie apart.
-// layers: tiles along t, of `tiles` in all
-VSA_HD int tile_in_turn(int place, int axis, int layers, int tiles) {
+// The tile in a place of the order of work: along w as tiles are numbered; along t column by
+// column, to and fro, so that a column begins in the layer in which the one before it ends.
+// layers: tiles along t; layer: tiles of one of them
+VSA_HD int tile_in_turn(int place, int axis, int layers, int layer) {
   if (axis == kAlongW) return place;
   const int column = place / layers, step = place - column * layers;
   const int t = column % 2 == 0 ? step : layers - 1 - step;
-  return t * (tiles / layers) + column;
+  return t * layer + column;
 }
 
 // A row of `bits` bits is words(bits) words; bit j is bit j % 32 of word j / 32; spare bits are 0.
@@ -261,8 +261,8 @@ static_assert(small_quotients_are_quotients(), "a multiplication divides rows ex
 constexpr bool turns_along_t_meet() {
   const Axes tiles = kGrid.tiles;
   for (int place = 0; place + 1 < tiles.volume(); ++place) {
-    const Axes a = kGrid.in_tiles(tile_in_turn(place, kAlongT, tiles.t, tiles.volume()));
-    const Axes b = kGrid.in_tiles(tile_in_turn(place + 1, kAlongT, tiles.t, tiles.volume()));
+    const Axes a = kGrid.in_tiles(tile_in_turn(place, kAlongT, tiles.t, kGrid.layer.by));
+    const Axes b = kGrid.in_tiles(tile_in_turn(place + 1, kAlongT, tiles.t, kGrid.layer.by));
     const bool last = (place + 1) % tiles.t == 0;
     if (last ? a.t != b.t : (a.t - b.t) * (a.t - b.t) != 1 || a.h != b.h || a.w != b.w)
       return false;

@@ -98,6 +98,7 @@ struct Problem {
   Tensor grad_q{kHeads}, grad_k{kKvHeads}, grad_v{kKvHeads};
   Sums wanted_q{kHeads}, wanted_k{kKvHeads}, wanted_v{kKvHeads};
   uint32_t selected[kHeads][kTiles] = {}, transposed[kHeads][kTiles] = {};
+  // In one layer both axes give the same order.
   int query_axes[kHeads] = {kAlongT, kAlongW}, key_axes[kKvHeads] = {kAlongT};
   int order[kGroups];
   int tickets = 0;
