@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 import typer
+from torch import Tensor
 from torch.nn import functional
 
 import vsa
+from vsa.backends import kernels
 from vsa.cli.options import parse_extent
 from vsa.grid import Extent
 
@@ -123,11 +125,27 @@ def shared_along_w(selection: vsa.Selection) -> float:
     return vsa.diagnostics.neighbour_overlap(selection).w.mean().item()
 
 
-def reuse(selection: vsa.Selection, tiles: int) -> float:
+def chosen_axes(selection: vsa.Selection) -> Tensor:
+    """Along which axis the kernels take query tiles together, (B, heads): 0 for w, 1 for t."""
+    return kernels.neighbour_axes(
+        selection.bitmap.contiguous(), selection.grid.tiles, selection.shape[1]
+    )
+
+
+def reuse(selection: vsa.Selection, tiles: int, axes: Tensor | None = None) -> float:
     """How many of ``tiles`` consecutive query tiles want a key tile that any of them wants.
 
     It is what loads are divided by when a block of that many consumers shares them.
+
+    Args:
+        selection: of any grids; with ``axes`` it knows that of its queries.
+        tiles: that share loads.
+        axes: (B, heads) along which tiles follow each other, as of ``chosen_axes``; None for w.
     """
     mask = selection.mask()
+    if axes is not None:
+        along_t = torch.arange(mask.shape[2], device=mask.device).view(selection.grid.tiles[0], -1)
+        along_t[:, 1::2] = along_t[:, 1::2].flip(0)  # to and fro
+        mask = torch.where(axes[..., None, None] == 1, mask[:, :, along_t.T.flatten()], mask)
     whole = mask[:, :, : mask.shape[2] // tiles * tiles].unflatten(2, (-1, tiles))
     return (whole.sum() / whole.any(3).sum()).item()

@@ -69,6 +69,7 @@ launch::FineForward forward_call(const Views& q,
                                  uintptr_t selected,
                                  uintptr_t query_text_rows,
                                  uintptr_t key_text_rows,
+                                 uintptr_t query_axes,
                                  uintptr_t lse) {
   launch::FineForward call;
   call.q = sequence(q);
@@ -87,6 +88,7 @@ launch::FineForward forward_call(const Views& q,
   call.selected = pointer<const uint32_t>(selected);
   call.query_text_rows = pointer<const uint64_t>(query_text_rows);
   call.key_text_rows = pointer<const uint64_t>(key_text_rows);
+  call.query_axes = pointer<const int>(query_axes);
   call.lse = pointer<float>(lse);
   return call;
 }
@@ -115,6 +117,8 @@ launch::FineBackward backward_call(const Views& q,
                                    float scale,
                                    uintptr_t selected,
                                    uintptr_t transposed,
+                                   uintptr_t query_axes,
+                                   uintptr_t key_axes,
                                    uintptr_t order,
                                    uintptr_t query_text_rows,
                                    uintptr_t key_text_rows,
@@ -148,6 +152,8 @@ launch::FineBackward backward_call(const Views& q,
   call.scale = scale;
   call.selected = pointer<const uint32_t>(selected);
   call.transposed = pointer<const uint32_t>(transposed);
+  call.query_axes = pointer<const int>(query_axes);
+  call.key_axes = pointer<const int>(key_axes);
   call.order = pointer<const int>(order);
   call.query_text_rows = pointer<const uint64_t>(query_text_rows);
   call.key_text_rows = pointer<const uint64_t>(key_text_rows);
@@ -175,15 +181,35 @@ launch::BitmapTranspose transpose_call(uintptr_t from,
           columns};
 }
 
+launch::AxisChoice axis_call(uintptr_t rows,
+                             uintptr_t axes,
+                             int batch,
+                             int heads,
+                             int groups,
+                             int words,
+                             const std::array<int, 3>& tiles) {
+  return {pointer<const uint32_t>(rows), pointer<int>(axes), batch, heads, groups, words,
+          {tiles[0], tiles[1], tiles[2]}};
+}
+
 launch::ColumnOrder order_call(uintptr_t counts,
+                               uintptr_t axes,
                                uintptr_t order,
                                int batch,
                                int heads,
                                int kv_heads,
                                int columns,
-                               int text_tiles) {
-  return {
-      pointer<const int>(counts), pointer<int>(order), batch, heads, kv_heads, columns, text_tiles};
+                               int text_tiles,
+                               int layers) {
+  return {pointer<const int>(counts),
+          pointer<const int>(axes),
+          pointer<int>(order),
+          batch,
+          heads,
+          kv_heads,
+          columns,
+          text_tiles,
+          layers};
 }
 
 }  // namespace
@@ -198,7 +224,7 @@ void bind_fine(py::module_& m) {
            py::arg("out"), py::arg("gates"), py::arg("grid"), py::arg("kv_grid"), py::arg("batch"),
            py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("bf16"),
            py::arg("scale"), py::arg("selected"), py::arg("query_text_rows"),
-           py::arg("key_text_rows"), py::arg("lse"))
+           py::arg("key_text_rows"), py::arg("query_axes"), py::arg("lse"))
       .def(
           "launch",
           [](const launch::FineForward& call, int device, uintptr_t stream) {
@@ -233,9 +259,10 @@ void bind_fine(py::module_& m) {
            py::arg("whole_grad_out"), py::arg("grad_gate_fine"), py::arg("grad_gate_coarse"),
            py::arg("grad_coarse"), py::arg("grid"), py::arg("kv_grid"), py::arg("batch"),
            py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("bf16"),
-           py::arg("scale"), py::arg("selected"), py::arg("transposed"), py::arg("order"),
-           py::arg("query_text_rows"), py::arg("key_text_rows"), py::arg("grad_means"),
-           py::arg("lse"), py::arg("grad_lse"), py::arg("tickets"), py::arg("row_stats"))
+           py::arg("scale"), py::arg("selected"), py::arg("transposed"), py::arg("query_axes"),
+           py::arg("key_axes"), py::arg("order"), py::arg("query_text_rows"),
+           py::arg("key_text_rows"), py::arg("grad_means"), py::arg("lse"), py::arg("grad_lse"),
+           py::arg("tickets"), py::arg("row_stats"))
       .def(
           "launch_rows",
           [](const launch::FineBackward& call, int device, uintptr_t stream) {
@@ -279,13 +306,32 @@ void bind_fine(py::module_& m) {
           },
           py::call_guard<py::gil_scoped_release>());
 
+  m.attr("ALONG_W") = kAlongW;
+  m.attr("ALONG_T") = kAlongT;
+  py::class_<launch::AxisChoice>(
+      m, "AxisChoice",
+      "Along which axis tiles have more of their rows, [batch, heads, tiles, words], in common: "
+      "int32 [batch, groups of heads], ALONG_W or ALONG_T.")
+      .def(py::init(&axis_call), py::kw_only(), py::arg("rows"), py::arg("axes"), py::arg("batch"),
+           py::arg("heads"), py::arg("groups"), py::arg("words"), py::arg("tiles"))
+      .def(
+          "launch",
+          [](const launch::AxisChoice& call, int, uintptr_t stream) {
+            raise_if(launch::choose_axes(call, pointer<void>(stream)));
+          },
+          py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "run",
+          [](const launch::AxisChoice& call) { raise_if(launch::choose_axes_on_host(call)); },
+          py::call_guard<py::gil_scoped_release>());
+
   py::class_<launch::ColumnOrder>(
       m, "ColumnOrder",
       "Groups of neighbouring key tiles by their longest column: int32 [batch, kv_heads, groups] "
       "from counts, int32 [batch, heads, columns].")
-      .def(py::init(&order_call), py::kw_only(), py::arg("counts"), py::arg("order"),
-           py::arg("batch"), py::arg("heads"), py::arg("kv_heads"), py::arg("columns"),
-           py::arg("text_tiles"))
+      .def(py::init(&order_call), py::kw_only(), py::arg("counts"), py::arg("axes"),
+           py::arg("order"), py::arg("batch"), py::arg("heads"), py::arg("kv_heads"),
+           py::arg("columns"), py::arg("text_tiles"), py::arg("layers"))
       .def(
           "launch",
           [](const launch::ColumnOrder& call, int, uintptr_t stream) {

@@ -257,6 +257,11 @@ IN_ORDER: Bugs = {
         "columns_, j * kWordBits + lane,",
         "WRONG TILE",
     ),
+    "NeighboursAlongW": (
+        "tile_at(rows_, work.first_place + r, work.axis);",
+        "tile_at(rows_, work.first_place + r, kAlongW);",
+        "WRONG (CHUNK|OWNERS|TILE)",
+    ),
     "FirstWordsFoundAgain": (
         "const int at = word + lane, left",
         "const int at = lane, left",

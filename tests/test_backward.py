@@ -230,18 +230,27 @@ def test_bitmaps_are_transposed_and_counted(rows: int, columns: int, machine: Ma
     assert torch.equal(counts.cpu(), mask.sum(2).int())
 
 
-@pytest.mark.parametrize(("columns", "text_tiles"), [(1, 0), (7, 0), (96, 3), (1201, 2)])
+@pytest.mark.parametrize(
+    ("columns", "layers", "text_tiles"),
+    [(1, 1, 0), (7, 1, 0), (7, 7, 1), (96, 6, 3), (1200, 5, 2), (1201, 1, 2)],
+)
 def test_groups_of_key_tiles_are_ordered_by_their_longest_column(
-    columns: int, text_tiles: int, machine: Machine
+    columns: int, layers: int, text_tiles: int, machine: Machine
 ) -> None:
     batch, kv_heads, sharing = 2, 3, 2
     counts = torch.randint(9, (batch, kv_heads * sharing, columns), dtype=torch.int32)
-    order = kernels_backward.longest_first(counts.to(machine[1]), kv_heads, text_tiles)
+    axes = torch.tensor([[0, 1, 0], [1, 0, 1]], dtype=torch.int32)
+    order = kernels_backward.longest_first(
+        counts.to(machine[1]), axes.to(machine[1]), text_tiles, layers
+    )
+    to_and_fro = torch.arange(columns).view(layers, -1).clone()
+    to_and_fro[:, 1::2] = to_and_fro[:, 1::2].flip(0)
+    turns = (range(columns), to_and_fro.T.flatten().tolist())
     lengths = [[[0] * order.shape[-1] for _ in range(kv_heads)] for _ in range(batch)]
     for b, head, place in itertools.product(
         range(batch), range(kv_heads), range(text_tiles + columns)
     ):
-        column = place - text_tiles
+        column = turns[axes[b, head]][place - text_tiles] if place >= text_tiles else -1
         heads = slice(head * sharing, (head + 1) * sharing)
         length = 10**6 if column < 0 else int(counts[b, heads, column].sum())
         row = lengths[b][head]

@@ -169,6 +169,16 @@ def test_reuse_is_one_for_disjoint_lists_and_all_for_equal_ones() -> None:
     assert lists.reuse(vsa.Selection.from_mask(mask[:, :, :1].expand(1, 1, 7, 6)), 3) == 3
 
 
+def test_reuse_follows_each_heads_axis() -> None:
+    grid, kv_grid = vsa.Grid((12, 8, 12)), vsa.Grid((4, 4, 24))
+    along_t = torch.eye(6, dtype=torch.bool).repeat(3, 1)
+    along_w = torch.eye(6, dtype=torch.bool).repeat_interleave(3, 0)
+    selection = vsa.Selection.from_mask(torch.stack((along_t, along_w))[None], grid, kv_grid)
+    axes = lists.chosen_axes(selection)
+    assert axes.tolist() == [[1, 0]] and lists.reuse(selection, 3, axes) == 3
+    assert lists.reuse(selection, 3, 1 - axes) == 1 < lists.reuse(selection, 3) < 3
+
+
 def test_facts_name_the_commit_that_is_checked_out(monkeypatch) -> None:
     found = facts.facts(CPU)
     assert found["device"] and found["date"].count("-") == 2

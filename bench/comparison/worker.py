@@ -113,7 +113,8 @@ def measure(
     if not kernel.dense:
         shared = lists.shared_along_w(problem.selection)
         about |= {"topk": problem.topk, "tiles": problem.grid.num_tiles, "shared": shared}
-        about["reuse"] = {str(n): lists.reuse(problem.selection, n) for n in (2, 3)}
+        axes = lists.chosen_axes(problem.selection)
+        about["reuse"] = {str(n): lists.reuse(problem.selection, n, axes) for n in (2, 3)}
     sample = parity.Sample(problem, kernel.dense)
     items = problem.arranged(kernel.order)
     begin = time.monotonic()

@@ -14,6 +14,8 @@ struct FineBackwardParams {
   const uint32_t* selected;    // [batch, heads, n_q, words(n_k)] key tiles of each query tile
   const uint32_t* transposed;  // [batch, heads, n_k, words(n_q)] query tiles of each key tile
   const RowStats* row_stats;   // [batch, heads, tiles of the queries, the text's last]
+  const int* query_axes;       // [batch, heads] along which query tiles are neighbours
+  const int* key_axes;         // [batch, kv_heads] likewise key tiles
   const int* order;            // [batch, kv_heads, groups of key tiles] the longest first
   int* tickets;                // how many items of the first pass have been taken: 0 at its start
   int batch, heads, kv_heads;

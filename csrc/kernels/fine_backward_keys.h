@@ -102,7 +102,7 @@ struct FineBackwardKeys {
   VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
     Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.keys, p.queries,
                                                                         p.q, p.grad_out);
-    const WorkList list(p.keys, kConsumers, p.batch, p.kv_heads);
+    const WorkList list(p.keys, kConsumers, p.batch, p.kv_heads, p.key_axes);
     const int tiles = p.keys.grid.num_tiles(), words = bitmap::words(p.queries.grid.num_tiles());
     const int sharing = p.heads / p.kv_heads;
     const auto take = [&] { return first_lane([&] { return take_ticket(p.tickets); }); };
@@ -149,7 +149,7 @@ struct FineBackwardKeys {
     }
 
     VSA_DEVICE void load_keys(const Work& work, int w, int round) {
-      const int tile = tile_at(p_.keys, work.first_place + w);
+      const int tile = tile_at(p_.keys, work.first_place + w, work.axis);
       Mbarrier& full = assign(w, {work.batch, work.head, tile}, round);
       if (tile < 0) return full.arrive_one();
       const TilePlace at = p_.keys.place(tile);

@@ -130,7 +130,7 @@ struct FineBackwardQueries {
     }
 
     VSA_DEVICE void load_queries(const Work& work, int w, int round) {
-      const int tile = tile_at(p_.queries, work.first_place + w);
+      const int tile = tile_at(p_.queries, work.first_place + w, work.axis);
       Mbarrier& full = assign(w, {work.batch, work.head, tile}, round);
       if (tile < 0) return full.arrive_one();
       const TilePlace at = p_.queries.place(tile);

@@ -159,7 +159,7 @@ class Planner {
   // What a block is dealt of a pass over query tiles.
   template <class Params>
   VSA_DEVICE void add_query_tiles(const Params& p) {
-    const WorkList list(p.queries, Rows, p.batch, p.heads);
+    const WorkList list(p.queries, Rows, p.batch, p.heads, p.query_axes);
     const int tiles = p.queries.grid.num_tiles(), sharing = p.heads / p.kv_heads;
     for (int item = block_index(); item < list.items; item += block_count()) {
       const Work work = list.work(item, Rows);
@@ -209,7 +209,7 @@ class Planner {
     const int tiles = columns_.grid.num_tiles();
     VSA_UNROLL
     for (int r = 0; r < Rows; ++r) {
-      const int tile = tile_at(rows_, work.first_place + r);
+      const int tile = tile_at(rows_, work.first_place + r, work.axis);
       const bool text = tile >= 0 && rows_.is_text(tile);
       each_lane([&](int lane) {
         const int at = word + lane, left = tiles - at * kWordBits;
@@ -232,7 +232,7 @@ class Planner {
     });
     VSA_UNROLL
     for (int r = 0; r < Rows; ++r) {
-      const bool there = tile_at(rows_, work.first_place + r) >= 0;
+      const bool there = work.first_place + r < rows_.num_tiles();
       each_lane([&](int lane) { own_[r][lane] |= there && lane == j ? text : 0; });
     }
   }

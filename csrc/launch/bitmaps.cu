@@ -37,6 +37,24 @@ __global__ void __launch_bounds__(kWarps* kWordBits) transpose_kernel(BitmapTran
   if (column < p.columns) p.counts[bitmap * p.columns + column] = count;
 }
 
+// A block decides for a group of heads, a warp sums up a sample, lanes read words side by side.
+__global__ void __launch_bounds__(AxisChoice::kSamples* kWordBits) axis_kernel(AxisChoice p) {
+  static_assert(AxisChoice::kSamples == kWordBits, "one warp adds up what the samples say");
+  __shared__ int preferences[AxisChoice::kSamples];
+  const int lane = threadIdx.x % kWordBits, sample = threadIdx.x / kWordBits;
+  const int group = static_cast<int>(blockIdx.x), sharing = p.sharing();
+  int preference = 0;
+  for (int i = 0; i < sharing; ++i)
+    for (int word = lane; word < p.words; word += kWordBits)
+      preference += p.preference(group * sharing + i, sample, word);
+  preference = __reduce_add_sync(~0u, preference);
+  if (lane == 0) preferences[sample] = preference;
+  __syncthreads();
+  if (sample != 0) return;
+  preference = __reduce_add_sync(~0u, preferences[lane]);
+  if (lane == 0) p.axes[group] = p.axis(preference);
+}
+
 constexpr int kSortThreads = 256;
 
 // Each thread finds the place of one group: how many of its head's groups come before it.
@@ -71,6 +89,13 @@ std::string transpose_bitmaps(const BitmapTranspose& call, void* stream) {
   const dim3 blocks(ceil_div(bitmap::words(call.columns), kWarps), call.bitmaps);
   transpose_kernel<<<blocks, kWarps * kWordBits, 0, static_cast<cudaStream_t>(stream)>>>(call);
   return not_launched("the transpose of bitmaps");
+}
+
+std::string choose_axes(const AxisChoice& call, void* stream) {
+  if (call.batch * call.groups == 0) return "";
+  axis_kernel<<<call.batch * call.groups, AxisChoice::kSamples * kWordBits, 0,
+                static_cast<cudaStream_t>(stream)>>>(call);
+  return not_launched("the choice of axes");
 }
 
 std::string order_columns(const ColumnOrder& call, void* stream) {

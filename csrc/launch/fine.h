@@ -45,6 +45,7 @@ struct FineForward {
   const uint32_t* selected;         // [batch, heads, n_q, words]
   const uint64_t* query_text_rows;  // [batch, text tiles of the queries], null without text
   const uint64_t* key_text_rows;    // likewise of the keys
+  const int* query_axes;            // [batch, heads] of AxisChoice
   float* lse;                       // [batch, heads, S_q]
 };
 
@@ -71,6 +72,8 @@ struct FineBackward {
   float scale;
   const uint32_t* selected;         // [batch, heads, n_q, words]
   const uint32_t* transposed;       // [batch, heads, n_k, words]
+  const int* query_axes;            // [batch, heads] of AxisChoice
+  const int* key_axes;              // [batch, kv_heads] likewise
   const int* order;                 // [batch, kv_heads, groups of key tiles]
   const uint64_t* query_text_rows;  // as above
   const uint64_t* key_text_rows;
@@ -93,12 +96,46 @@ struct BitmapTranspose {
   int bitmaps, rows, columns;
 };
 
+// Along which axis tiles that are worked on together are neighbours, for each head or each group of
+// heads: t where tiles have more of their rows in common with the next along t than along w. A few
+// tiles answer for all.
+struct AxisChoice {
+  static constexpr int kSamples = 32;
+
+  const uint32_t* rows;  // [batch, heads, tiles, words] bitmap rows of the tiles
+  int* axes;             // [batch, groups]
+  int batch, heads, groups, words;
+  Axes tiles;
+
+  VSA_HD int sharing() const { return heads / groups; }
+  // How many more tiles a sample wants together with the next along t than with the next along w,
+  // of those in one word. Samples are a lattice, even along each axis.
+  // head: of those of all batch elements
+  VSA_HD int preference(int head, int sample, int word) const {
+    if (tiles.t == 1 || tiles.w == 1) return 0;
+    const int t = sample * (tiles.t - 1) / kSamples;
+    const int h = sample * 5 % kSamples * tiles.h / kSamples;
+    const int w = sample * 7 % kSamples * (tiles.w - 1) / kSamples;
+    const int64_t tile = int64_t{head} * tiles.volume() + (t * tiles.h + h) * tiles.w + w;
+    const uint32_t* row = rows + tile * words + word;
+    const uint32_t own = row[0], along_w = row[words], along_t = row[tiles.h * tiles.w * words];
+    return popcount(own & along_t) - popcount(own & along_w);
+  }
+  // preference: summed over samples, words and the heads of a group
+  VSA_HD int axis(int preference) const {
+    const bool along_t = tiles.w == 1 ? tiles.t > 1 : preference > 0;
+    return along_t ? kAlongT : kAlongW;
+  }
+};
+
 // In which order the groups of neighbouring key tiles are worked on within each key head: by their
 // longest column, equal ones as they come. Text is attended by everyone, so its groups stay first.
 struct ColumnOrder {
   const int* counts;  // [batch, heads, columns] queries of each video tile of keys
+  const int* axes;    // [batch, kv_heads] along which key tiles are neighbours
   int* order;         // [batch, kv_heads, groups]
   int batch, heads, kv_heads, columns, text_tiles;
+  int layers;  // tiles along t
 
   VSA_HD int groups() const { return ceil_div(text_tiles + columns, kKeyTilesPerGroup); }
   // The longest column of a group. head: of the keys, those of all batch elements in one row
@@ -106,10 +143,12 @@ struct ColumnOrder {
     const int sharing = heads / kv_heads;  // query heads
     int longest = 0;
     for (int i = 0; i < kKeyTilesPerGroup; ++i) {
-      const int column = group * kKeyTilesPerGroup + i - text_tiles;
-      if (column < 0) return INT_MAX;
+      const int place = group * kKeyTilesPerGroup + i - text_tiles;
+      if (place < 0) return INT_MAX;
+      if (place >= columns) break;
+      const int column = tile_in_turn(place, axes[head], layers, columns / layers);
       int queries = 0;
-      for (int h = head * sharing; column < columns && h < (head + 1) * sharing; ++h)
+      for (int h = head * sharing; h < (head + 1) * sharing; ++h)
         queries += counts[int64_t{h} * columns + column];
       longest = queries > longest ? queries : longest;
     }
@@ -129,6 +168,8 @@ std::string fine_backward(const FineBackward& call, int device, void* stream);
 std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigned seed);
 std::string transpose_bitmaps(const BitmapTranspose& call, void* stream);
 std::string transpose_bitmaps_on_host(const BitmapTranspose& call);
+std::string choose_axes(const AxisChoice& call, void* stream);
+std::string choose_axes_on_host(const AxisChoice& call);
 std::string order_columns(const ColumnOrder& call, void* stream);
 std::string order_columns_on_host(const ColumnOrder& call);
 

@@ -127,6 +127,18 @@ std::string transpose_bitmaps_on_host(const BitmapTranspose& call) {
   return "";
 }
 
+std::string choose_axes_on_host(const AxisChoice& call) {
+  for (int group = 0; group < call.batch * call.groups; ++group) {
+    int preference = 0;
+    for (int i = 0; i < call.sharing(); ++i)
+      for (int sample = 0; sample < AxisChoice::kSamples; ++sample)
+        for (int word = 0; word < call.words; ++word)
+          preference += call.preference(group * call.sharing() + i, sample, word);
+    call.axes[group] = call.axis(preference);
+  }
+  return "";
+}
+
 std::string order_columns_on_host(const ColumnOrder& call) {
   const int groups = call.groups();
   for (int head = 0; head < call.batch * call.kv_heads; ++head) {

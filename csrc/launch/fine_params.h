@@ -52,6 +52,7 @@ std::string make_params(FineForwardParams& p, const FineForward& call, Encode en
   p.queries = tiled(call.grid, call.query_text_rows);
   p.keys = tiled(call.kv_grid, call.key_text_rows);
   p.selected = call.selected;
+  p.query_axes = call.query_axes;
   p.lse = call.lse;
   p.batch = call.batch;
   p.heads = call.heads;
@@ -71,6 +72,8 @@ std::string make_params(FineBackwardParams& p, const FineBackward& call, Encode 
   p.selected = call.selected;
   p.transposed = call.transposed;
   p.row_stats = static_cast<const RowStats*>(call.row_stats);
+  p.query_axes = call.query_axes;
+  p.key_axes = call.key_axes;
   p.order = call.order;
   p.tickets = call.tickets;
   p.grad_q_means = {call.grad_q_means};

@@ -27,6 +27,7 @@ std::string combine(const Combine&, int, void*) { return kMissing; }
 std::string backward_rows(const FineBackward&, int, void*) { return kMissing; }
 std::string fine_backward(const FineBackward&, int, void*) { return kMissing; }
 std::string transpose_bitmaps(const BitmapTranspose&, void*) { return kMissing; }
+std::string choose_axes(const AxisChoice&, void*) { return kMissing; }
 std::string order_columns(const ColumnOrder&, void*) { return kMissing; }
 
 std::string tile_means(const TileMeans&, void*) { return kMissing; }

@@ -98,6 +98,8 @@ struct Problem {
   Tensor grad_q{kHeads}, grad_k{kKvHeads}, grad_v{kKvHeads};
   Sums wanted_q{kHeads}, wanted_k{kKvHeads}, wanted_v{kKvHeads};
   uint32_t selected[kHeads][kTiles] = {}, transposed[kHeads][kTiles] = {};
+  // In one layer both axes give the same order.
+  int query_axes[kHeads] = {kAlongT, kAlongW}, key_axes[kKvHeads] = {kAlongT};
   int order[kGroups];
   int tickets = 0;
   std::vector<RowStats> stats = std::vector<RowStats>(kHeads * kTiles);
@@ -187,6 +189,8 @@ struct Problem {
     call.scale = scale;
     call.selected = selected[0];
     call.transposed = transposed[0];
+    call.query_axes = query_axes;
+    call.key_axes = key_axes;
     call.order = order;
     call.tickets = &tickets;
     call.row_stats = stats.data();

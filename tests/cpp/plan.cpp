@@ -44,6 +44,7 @@ struct Problem {
   TiledSequence rows, columns;
   TokenTensor first{}, second{};
   std::vector<uint32_t> selected;  // [batch, heads, tiles of the rows' video, words]
+  std::vector<int> axes;           // [batch, key heads]
   std::vector<Item> items;
 
   // many: columns that do not fit into one word for each lane
@@ -55,7 +56,8 @@ struct Problem {
     first.video = {{}, 1 + below(200), 1 + below(9), 1 + below(9)};
     second.video = {{}, 1 + below(200), 1 + below(9), 1 + below(9)};
     select();
-    const WorkList list(rows, consumers, kBatch, kKeyHeads);
+    for (int i = 0; i < kBatch * kKeyHeads; ++i) axes.push_back(below(2));
+    const WorkList list(rows, consumers, kBatch, kKeyHeads, axes.data());
     for (int i = 0; i < (many ? 2 : 6); ++i) {
       const Work work = list.work(below(list.items), consumers);
       items.push_back({work, work.head * sharing});
@@ -96,7 +98,7 @@ struct Problem {
   uint32_t owners(const Item& item, int h, int tile, int consumers) const {
     uint32_t found = 0;
     for (int r = 0; r < consumers; ++r) {
-      const int row = tile_at(rows, item.work.first_place + r);
+      const int row = tile_at(rows, item.work.first_place + r, item.work.axis);
       if (row < 0) continue;
       const bool wants =
           columns.is_text(tile)
@@ -231,7 +233,8 @@ class Check {
     const int head = item.head + h, batch = item.work.batch;
     require(!chunk.stop && chunk.first == first, "WRONG CHUNK: its flags");
     require(chunk.work.batch == batch && chunk.work.head == item.work.head &&
-                chunk.work.first_place == item.work.first_place && chunk.head == head,
+                chunk.work.first_place == item.work.first_place &&
+                chunk.work.axis == item.work.axis && chunk.head == head,
             "WRONG CHUNK: its item");
     for (const bool second : {false, true}) {
       const MappedTokens& video = (second ? problem_.second : problem_.first).video;

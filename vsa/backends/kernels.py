@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from vsa import bitmap
 from vsa.backends.layout import Plan
-from vsa.grid import SLOTS, Grid
+from vsa.grid import SLOTS, Extent, Grid
 
 EMULATED_BLOCKS = 2
 """Blocks of the persistent grid in the emulator: enough for each to have several work items."""
@@ -94,6 +94,7 @@ def forward(
     lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=q.device)
     words, rows = words.contiguous(), rows_of_text(text_valid, q, plan)
     clean = [without_invalid_text(x, text_valid, plan.kv_grid) for x in (k, v)]
+    axes = neighbour_axes(words, plan.grid.tiles, q.shape[2])
     call = _C.FineForward(
         q=views(q, q, plan.grid),
         k=views(k, clean[0], plan.kv_grid),
@@ -101,6 +102,7 @@ def forward(
         out=views(out, out, plan.grid),
         gates=(gates or Gates()).addresses(),
         scale=scale,
+        query_axes=axes.data_ptr(),
         lse=lse.data_ptr(),
         **shared_arguments(q, k, words, rows, plan),
     )
@@ -129,11 +131,39 @@ def combine(fine: Tensor, gates: Gates, grid: Grid) -> Tensor:
         head_dim=fine.shape[3],
         bf16=fine.dtype == torch.bfloat16,
     )
-    if fine.device.type == "cpu":
-        call.run()
-    else:
-        launch(call.launch, fine.device)
+    run_plain(call, fine.device)
     return out
+
+
+def neighbour_axes(words: Tensor, tiles: Extent, groups: int) -> Tensor:
+    """Along which axis the tiles that a block works on together are neighbours.
+
+    Consumers of a block share what more than one of them wants, so each head takes the axis along
+    which neighbours have more in common, judged by a sample of its tiles.
+
+    Args:
+        words: (B, heads, num_tiles, words) int32, a bitmap row of every tile; contiguous.
+        tiles: how many there are along t, h and w.
+        groups: of heads, each of which decides as one: heads that follow each other.
+
+    Returns:
+        (B, groups) int32, ``_C.ALONG_W`` or ``_C.ALONG_T``.
+    """
+    from vsa import _C
+
+    batch, heads, _, row_words = words.shape
+    axes = words.new_empty(batch, groups)
+    call = _C.AxisChoice(
+        rows=words.data_ptr(),
+        axes=axes.data_ptr(),
+        batch=batch,
+        heads=heads,
+        groups=groups,
+        words=row_words,
+        tiles=tiles,
+    )
+    run_plain(call, words.device)
+    return axes
 
 
 def positive_scale(scale: float) -> tuple[int, float]:
@@ -175,6 +205,14 @@ def run(call: Any, device: torch.device) -> None:
     """A call of the tensor core kernels: emulated for CPU tensors."""
     if device.type == "cpu":
         call.emulate(EMULATED_BLOCKS, EMULATED_SEED)
+    else:
+        launch(call.launch, device)
+
+
+def run_plain(call: Any, device: torch.device) -> None:
+    """A call of a kernel without matrix products: by the host for CPU tensors."""
+    if device.type == "cpu":
+        call.run()
     else:
         launch(call.launch, device)
 

@@ -85,7 +85,9 @@ def gated_backward(
     grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
     words = words.contiguous()
     transposed, counts = transpose(words, plan.kv_grid.num_tiles)
-    order = longest_first(counts, k.shape[2], kernels.text_tiles(plan.kv_grid))
+    query_axes = kernels.neighbour_axes(words, plan.grid.tiles, q.shape[2])
+    key_axes = kernels.neighbour_axes(transposed, plan.kv_grid.tiles, k.shape[2])
+    order = longest_first(counts, key_axes, kernels.text_tiles(plan.kv_grid), plan.kv_grid.tiles[0])
     grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
     # What a fine gate makes of the gradient lies where dq will: the pass over query tiles, the last
     # that reads it, loads a tile of it before it stores that tile of dq.
@@ -130,6 +132,8 @@ def gated_backward(
         grad_means=[mean.data_ptr() for mean in of_means] or [0, 0, 0],
         scale=scale,
         transposed=transposed.data_ptr(),
+        query_axes=query_axes.data_ptr(),
+        key_axes=key_axes.data_ptr(),
         order=order.data_ptr(),
         lse=lse.data_ptr(),
         grad_lse=kernels.address(grad_lse),
@@ -180,17 +184,18 @@ def transpose(words: Tensor, columns: int) -> tuple[Tensor, Tensor]:
         rows=rows,
         columns=columns,
     )
-    _run_on(words.device, call)
+    kernels.run_plain(call, words.device)
     return target, counts
 
 
-def longest_first(counts: Tensor, kv_heads: int, text_tiles: int) -> Tensor:
+def longest_first(counts: Tensor, axes: Tensor, text_tiles: int, layers: int) -> Tensor:
     """In which order the groups of neighbouring key tiles are worked on, within each key head.
 
     Args:
         counts: (B, heads, n_k) int32, query tiles that attend each key tile; contiguous.
-        kv_heads: of the keys.
+        axes: (B, kv_heads) int32, along which key tiles are neighbours; contiguous.
         text_tiles: tiles of the keys' text, which come first in the numbering of groups.
+        layers: tiles of the keys' video along t.
 
     Returns:
         (B, kv_heads, groups) int32, by their longest column, equal ones as they come; first those
@@ -199,23 +204,19 @@ def longest_first(counts: Tensor, kv_heads: int, text_tiles: int) -> Tensor:
     from vsa import _C
 
     batch, heads, columns = counts.shape
+    kv_heads = axes.shape[1]
     groups = -(-(text_tiles + columns) // _C.KEY_TILES_PER_GROUP)
     order = counts.new_empty(batch, kv_heads, groups)
     call = _C.ColumnOrder(
         counts=counts.data_ptr(),
+        axes=axes.data_ptr(),
         order=order.data_ptr(),
         batch=batch,
         heads=heads,
         kv_heads=kv_heads,
         columns=columns,
         text_tiles=text_tiles,
+        layers=layers,
     )
-    _run_on(counts.device, call)
+    kernels.run_plain(call, counts.device)
     return order
-
-
-def _run_on(device: torch.device, call: Any) -> None:
-    if device.type == "cpu":
-        call.run()
-    else:
-        kernels.launch(call.launch, device)
