@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from planted_bugs import Bugs
 
+WORK_LEFT = "DEADLOCK|LOADS STILL IN FLIGHT|WRONG NUMBERS|TOO MANY ARRIVALS|PHASE ALIAS"
+
 IN_KEYS: Bugs = {
     # K and V, and what the consumer is told with them
     "KvFullNotAwaited": (
@@ -40,17 +42,17 @@ IN_KEYS: Bugs = {
     "KvEmptyLost": (
         "s_.kv_empty[w_].arrive_all();",
         "",
-        r"DEADLOCK: .*producer waits for kv_empty\[0\] use 0",
+        r"DEADLOCK: .*producer0 waits for kv_empty\[0\] use 0",
     ),
     "KvEmptyTwice": (
         "s_.kv_empty[w_].arrive_all();",
         "s_.kv_empty[w_].arrive_all(); s_.kv_empty[w_].arrive_all();",
-        r"(DEADLOCK: .*producer waits for|PHASE ALIAS: .*|TOO MANY ARRIVALS on) kv_empty",
+        r"(DEADLOCK: .*producer0 waits for|PHASE ALIAS: .*|TOO MANY ARRIVALS on) kv_empty",
     ),
     "KvEmptyByOneThread": (
         "s_.kv_empty[w_].arrive_all();",
         "if (elect_one()) s_.kv_empty[w_].arrive_one();",
-        r"DEADLOCK: .*producer waits for kv_empty\[0\] use 0 .* 127 of 128 arrivals missing",
+        r"DEADLOCK: .*producer0 waits for kv_empty\[0\] use 0 .* 127 of 128 arrivals missing",
     ),
     "KvEmptyByOneThreadForAll": (
         "s_.kv_empty[w_].arrive_all();",
@@ -82,83 +84,132 @@ IN_KEYS: Bugs = {
         "assign(w, {0, 0, Assignment::kStop}, round);",
         r"DEADLOCK: \[consumer0 waits for kv_full\[0\]",
     ),
-    # the plan's chunks
-    "FirstChunkNotToldApart": (
-        "if (chunk.first()) {",
-        "{",
-        "DEADLOCK: .*producer waits for kv_empty",
+    # producers
+    "TwoProducers": (
+        "kProducers = 3;",
+        "kProducers = 2;",
+        r"DEADLOCK: .*consumer\d waits for (both|second)_full",
     ),
-    "ChunkNotGivenBack": (
-        "s_.plan.give_back(n);",
+    "PlanOfTwoProducers": (
+        "s.plan.init(kProducers);",
+        "s.plan.init(kProducers - 1);",
+        "TOO MANY ARRIVALS on plan_empty|RACE: .*planner: store to",
+    ),
+    # slots, and the barrier that what comes into them counts on
+    "StatBytesForgotten": (
+        "box_rows(at) * D * 2 + kStatBytes;",
+        "box_rows(at) * D * 2;",
+        r"WRONG EXPECT_TX: (both|first|second)_full\[\d+\] use \d expects fewer bytes",
+    ),
+    "DeltaOnWrongBarrier": (
+        "stats(n, i).delta, kStatBytes, full);",
+        "stats(n, i).delta, kStatBytes, s_.kv_full[0]);",
+        r"WRONG EXPECT_TX: (kv_full\[0\]|(both|first)_full\[\d+\] use \d still expects 256 bytes)",
+    ),
+    "LseNotLoaded": (
+        "bulk_load(s_.lse[stage],",
+        "if (false) bulk_load(s_.lse[stage],",
+        r"WRONG EXPECT_TX: (both|second)_full\[\d+\] use \d still expects 256 bytes",
+    ),
+    "LseInWrongStage": (
+        "bulk_load(s_.lse[stage],",
+        "bulk_load(s_.lse[0],",
+        r"(RACE|NEVER WRITTEN): .*lse\[\d+\]",
+    ),
+    "DeltaInTheStageOfQ": (
+        "bulk_load(s_.delta[stage],",
+        "bulk_load(s_.delta[Rings::second_stage(slot_ - 1) % Rings::kFirst],",
+        r"(RACE|NEVER WRITTEN): .*delta\[\d+\]|WRONG NUMBERS",
+    ),
+    "LoadedIntoTheNextStage": (
+        "const int stage = Rings::first_stage(slot_++);",
+        "const int stage = Rings::first_stage(++slot_);",
+        r"(NEVER WRITTEN|RACE): .*(grad_out|delta)\[\d+\]",
+    ),
+    "PassedOverByNobody": (
+        "s_.rings.acquire_second(slot_, step.flags(),",
+        "s_.rings.acquire_second(slot_, ~0u >> 32 - kConsumers,",
+        r"DEADLOCK: .*producer\d waits for second_empty",
+    ),
+    # slots waited for
+    "FirstOfARunNotAwaited": (
+        "s_.rings.wait_first(held);",
         "",
-        r"DEADLOCK: .*planner waits for plan_empty\[0\] use 0",
+        r"(RACE|NEVER WRITTEN): .*(grad_out|delta)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
-    "ChunkGivenBackBeforeItsSteps": (
-        "for (int i = 0; i < chunk.steps; ++i) load_queries(n, i); s_.plan.give_back(n);",
-        "s_.plan.give_back(n); for (int i = 0; i < chunk.steps; ++i) load_queries(n, i);",
-        r"RACE: .*planner: store to (steps|chunks|origins)\[\d\]",
-    ),
-    # the slots, and the barrier that what comes into them counts on
-    "LastFlagLost": (
-        "step.flags(), ~uint64_t{0}, bytes);",
-        "step.flags() & ~QuerySlots::kLast, ~uint64_t{0}, bytes);",
-        "DEADLOCK: .*consumer0 waits for slot_full",
-    ),
-    "NothingNotPosted": (
-        "if (chunk.steps == 0) s_.slots.post_nothing(slot_++);",
+    "FirstNotAwaited": (
+        "s_.rings.wait_first(next);",
         "",
-        "DEADLOCK: .*consumer0 waits for slot_full",
+        r"(RACE|NEVER WRITTEN): .*(grad_out|delta)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
-    "StatsBytesForgotten": (
-        "D * 2 + static_cast<int>(sizeof(RowStats));",
-        "D * 2;",
-        r"WRONG EXPECT_TX: slot_full\[\d+\] use \d expects fewer bytes",
+    "SecondOfARunNotAwaited": (
+        "s_.rings.wait_second(held);",
+        "",
+        r"(RACE|NEVER WRITTEN): .*(q|lse)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
-    "StatsOnWrongBarrier": (
-        "sizeof(RowStats), full);",
-        "sizeof(RowStats), s_.kv_full[0]);",
-        r"WRONG EXPECT_TX: (kv_full\[0\]|slot_full\[\d+\] use \d still expects 512 bytes)",
+    "SecondNotAwaited": (
+        "s_.rings.wait_second(next);",
+        "",
+        r"(RACE|NEVER WRITTEN): .*(q|lse)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
-    "StatsNotLoaded": (
-        "bulk_load(&s_.stats[stage],",
-        "if (false) bulk_load(&s_.stats[stage],",
-        r"WRONG EXPECT_TX: slot_full\[\d+\] use \d still expects 512 bytes",
+    "BothOfARunNotAwaited": (
+        "s_.rings.wait_together(held);",
+        "",
+        r"(RACE|NEVER WRITTEN): |TOO MANY ARRIVALS|PHASE ALIAS",
     ),
-    "StatsInWrongStage": (
-        "bulk_load(&s_.stats[stage],",
-        "bulk_load(&s_.stats[0],",
-        r"(RACE|NEVER WRITTEN): .*stats\[\d+\]",
-    ),
-    "LoadedIntoNextStage": (
-        "const int stage = s_.slots.ring.stage(slot_);",
-        "const int stage = s_.slots.ring.stage(slot_ + 1);",
-        r"(NEVER WRITTEN|RACE): .*(q|grad_out|stats)\[\d+\]",
+    "BothNotAwaited": (
+        "s_.rings.wait_together(next);",
+        "",
+        r"(RACE|NEVER WRITTEN): |TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     # slots given back
-    "SlotReleasedBeforeWait": (
-        "wgmma_wait<0>(grad_k_); slots_.release(held); differentiate(next);",
-        "slots_.release(held); wgmma_wait<0>(grad_k_); differentiate(next);",
+    "FirstReleasedBeforeWait": (
+        "wgmma_wait<0>(grad_v_); s_.rings.release_first(stop);",
+        "s_.rings.release_first(stop); wgmma_wait<0>(grad_v_);",
+        r"RACE: .*TMA load into grad_out\[\d+\]",
+    ),
+    "FirstNotReleased": (
+        "s_.rings.release_first(stop);",
+        "",
+        r"DEADLOCK: .*producer\d waits for first_empty",
+    ),
+    "SecondReleasedBeforeWait": (
+        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); differentiate(next);",
+        "s_.rings.release_second(held); wgmma_wait<0>(grad_k_); differentiate(next);",
         r"RACE: .*TMA load into (q|grad_out)\[\d+\]",
     ),
-    "LastSlotReleasedBeforeWait": (
-        "wgmma_wait<0>(grad_k_); slots_.release(held); held = next.number",
-        "slots_.release(held); wgmma_wait<0>(grad_k_); held = next.number",
+    "LastSecondReleasedBeforeWait": (
+        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); held = stops_",
+        "s_.rings.release_second(held); wgmma_wait<0>(grad_k_); held = stops_",
         r"RACE: .*TMA load into (q|grad_out)\[\d+\]",
     ),
-    "SlotNotReleased": (
-        "slots_.release(held); differentiate(next);",
+    "SecondNotReleased": (
+        "s_.rings.release_second(held); differentiate(next);",
         "differentiate(next);",
-        "DEADLOCK: .*producer waits for slot_empty",
+        r"DEADLOCK: .*producer\d waits for (both|second)_empty",
     ),
-    "LastSlotNotReleased": (
-        "slots_.release(held); held = next.number",
-        "held = next.number",
-        "DEADLOCK: .*producer waits for slot_empty",
+    "LastSecondNotReleased": (
+        "s_.rings.release_second(held); held = stops_",
+        "held = stops_",
+        r"DEADLOCK: .*producer\d waits for (both|second)_empty",
     ),
-    "SlotReleasedTwice": (
-        "slots_.release(held); differentiate(next);",
-        "slots_.release(held); slots_.release(held); differentiate(next);",
-        "(DEADLOCK: .*producer waits for|PHASE ALIAS: .*|TOO MANY ARRIVALS on) slot_|RACE",
+    "SecondReleasedTwice": (
+        "s_.rings.release_second(held); differentiate(next);",
+        "s_.rings.release_second(held); s_.rings.release_second(held); differentiate(next);",
+        r"TOO MANY ARRIVALS on (both|second)_empty|RACE|PHASE ALIAS",
+    ),
+    "SecondReleasedWhileItsLseIsRead": (
+        "weigh(next); s_.rings.wait_first(next); wgmma_wait<0>(grad_k_);"
+        " s_.rings.release_second(held);",
+        "wgmma_wait<0>(grad_k_); s_.rings.release_second(next); weigh(next);"
+        " s_.rings.wait_first(next);",
+        r"RACE: .*TMA load into (q|grad_out)|RACE: .*lse\[\d+\]|TOO MANY ARRIVALS|DEADLOCK"
+        r"|PHASE ALIAS",
+    ),
+    "ItemNotEnded": (
+        "stops_.end_item();",
+        "",
+        r"DEADLOCK|(RACE|NEVER WRITTEN): .*stops\[\d\]",
     ),
     # products
     "ScoresNotAwaited": (
@@ -207,23 +258,25 @@ IN_KEYS: Bugs = {
         "WGMMA STILL IN FLIGHT",
     ),
     "GradVNotAwaitedBeforeRounding": (
-        "wgmma_wait<0>(grad_v_); round_to<Element>(rounded_, grad_scores_);",
-        "round_to<Element>(rounded_, grad_scores_); wgmma_wait<0>(grad_v_);",
+        "wgmma_wait<0>(grad_v_); s_.rings.release_first(stop);"
+        " round_to<Element>(rounded_, grad_scores_);",
+        "round_to<Element>(rounded_, grad_scores_); wgmma_wait<0>(grad_v_);"
+        " s_.rings.release_first(stop);",
         "FRAGMENT IN FLIGHT: .*an operand",
     ),
     "GradKWaitTooShallow": (
-        "wgmma_wait<0>(grad_k_); slots_.release(held); held = next.number",
-        "wgmma_wait<1>(grad_k_); slots_.release(held); held = next.number",
+        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); held = stops_",
+        "wgmma_wait<1>(grad_k_); s_.rings.release_second(held); held = stops_",
         "WGMMA STILL IN FLIGHT",
     ),
     "GradKNotAwaited": (
-        "wgmma_wait<0>(grad_k_); slots_.release(held); differentiate(next);",
-        "slots_.release(held); differentiate(next);",
+        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); differentiate(next);",
+        "s_.rings.release_second(held); differentiate(next);",
         "FRAGMENT IN FLIGHT|RACE",
     ),
     "GradVNotCommitted": (
-        "mma_AB<Element>(grad_v_, rounded_, s_.grad_out[slot.stage]); wgmma_commit();",
-        "mma_AB<Element>(grad_v_, rounded_, s_.grad_out[slot.stage]);",
+        "mma_AB<Element>(grad_v_, rounded_, s_.grad_out[stop.first().stage]); wgmma_commit();",
+        "mma_AB<Element>(grad_v_, rounded_, s_.grad_out[stop.first().stage]);",
         "WGMMA STILL IN FLIGHT",
     ),
     # the gradients leave
@@ -298,5 +351,24 @@ IN_KEYS: Bugs = {
         "p_.stats(chunk.work.batch, chunk.head,",
         "p_.stats(chunk.work.batch, chunk.work.head,",
         "WRONG NUMBERS in d[kv]",
+    ),
+}
+
+# Found where slots are passed over and drained.
+IN_RUNS_OF_KEYS: Bugs = {
+    "PassesNotLookedFor": (
+        "next = stops_.own(after);",
+        "next = after;",
+        WORK_LEFT,
+    ),
+    "PassesOfARunNotLookedFor": (
+        "Stop next = stops_.own(stops_.take());",
+        "Stop next = stops_.take();",
+        WORK_LEFT,
+    ),
+    "DrainsTakenForTheEnd": (
+        "held = stops_.next_run(next);",
+        "held = next;",
+        WORK_LEFT,
     ),
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs in the pass over query tiles and in the ring, for test_backward_bugs.py.
+"""Bugs in the pass over query tiles, for test_backward_bugs.py.
 
 Each is what the text is that a header has once, what becomes of it, and how that must be reported.
 Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
@@ -9,6 +9,8 @@ first.
 from __future__ import annotations
 
 from planted_bugs import Bugs
+
+WORK_LEFT = "DEADLOCK|LOADS STILL IN FLIGHT|WRONG NUMBERS|TOO MANY ARRIVALS|PHASE ALIAS"
 
 IN_QUERIES: Bugs = {
     # Q and dO, and what the consumer is told with them
@@ -30,7 +32,7 @@ IN_QUERIES: Bugs = {
     "QEmptyAwaitedForThisRound": (
         "s_.q_empty[w].wait(round - 1);",
         "s_.q_empty[w].wait(round);",
-        r"DEADLOCK: .*producer waits for q_empty\[0\] use 0",
+        r"DEADLOCK: .*producer0 waits for q_empty\[0\] use 0",
     ),
     "QEmptyBeforeStore": (
         "if (item.tile >= 0) store(item); s_.q_empty[w_].arrive_all();",
@@ -45,7 +47,7 @@ IN_QUERIES: Bugs = {
     "QEmptyLost": (
         "s_.q_empty[w_].arrive_all();",
         "",
-        r"DEADLOCK: .*producer waits for q_empty\[0\] use 0",
+        r"DEADLOCK: .*producer0 waits for q_empty\[0\] use 0",
     ),
     "QEmptyByOneThreadForAll": (
         "s_.q_empty[w_].arrive_all();",
@@ -57,73 +59,136 @@ IN_QUERIES: Bugs = {
         "full.arrive_expect_tx(p_.queries.box_rows(at) * D * 2);",
         r"WRONG EXPECT_TX: q_full\[\d\] use \d expects fewer bytes|RACE: .*grad_out\[\d\]",
     ),
-    "SlotExpectsWholeTiles": (
-        "const int bytes = 2 * p_.keys.box_rows(at) * D * 2;",
-        "const int bytes = 2 * kTileRows * D * 2;",
-        r"WRONG EXPECT_TX: slot_full\[\d+\] use \d still expects 1024 bytes",
-    ),
     "IdleConsumerNotTold": (
         "if (tile < 0) return full.arrive_one();",
         "if (tile < 0) return;",
         r"DEADLOCK: .*consumer\d waits for q_full",
     ),
-    # the plan's chunks
-    "FirstChunkNotToldApart": (
-        "if (chunk.first()) {",
-        "{",
-        "DEADLOCK: .*producer waits for q_empty",
+    # producers
+    "TwoProducers": (
+        "kProducers = 3;",
+        "kProducers = 2;",
+        r"DEADLOCK: .*consumer\d waits for (both|second)_full",
     ),
-    "ChunkNotGivenBack": (
-        "s_.plan.give_back(n);",
-        "",
-        r"DEADLOCK: .*planner waits for plan_empty\[0\] use 0",
-    ),
-    "ChunkGivenBackTwice": (
-        "s_.plan.give_back(n);",
-        "s_.plan.give_back(n); s_.plan.give_back(n);",
-        r"RACE|TOO MANY ARRIVALS|PHASE ALIAS|DEADLOCK",
-    ),
-    "ChunkGivenBackBeforeItsSteps": (
-        "for (int i = 0; i < chunk.steps; ++i) load_keys(n, i); s_.plan.give_back(n);",
-        "s_.plan.give_back(n); for (int i = 0; i < chunk.steps; ++i) load_keys(n, i);",
-        r"RACE: .*planner: store to (steps|chunks|origins)\[\d\]",
+    "PlanOfOneProducer": (
+        "s.plan.init(kProducers);",
+        "s.plan.init(1);",
+        "TOO MANY ARRIVALS on plan_empty|RACE: .*planner: store to",
     ),
     "StepReadOfTheNextChunk": (
-        "s_.plan.step(n, i)",
-        "s_.plan.step(n + 1, i)",
+        "const PlanStep step = s_.plan.step(n, i); const TilePlace at = step.place(p_.keys);"
+        " Mbarrier& full = s_.rings.acquire_first",
+        "const PlanStep step = s_.plan.step(n + 1, i); const TilePlace at = step.place(p_.keys);"
+        " Mbarrier& full = s_.rings.acquire_first",
         r"(RACE|NEVER WRITTEN): .*steps",
     ),
-    # the slots, and the barrier that what comes into them counts on
-    "LastFlagLost": (
-        "step.flags(), rows, bytes);",
-        "step.flags() & ~KeySlots::kLast, rows, bytes);",
-        "DEADLOCK: .*consumer0 waits for slot_full",
+    "QueriesLoadedForOneConsumer": (
+        "w < kConsumers; ++w) load_queries(work, w, round);",
+        "w < 1; ++w) load_queries(work, w, round);",
+        r"DEADLOCK: .*consumer\d waits for q_full",
     ),
-    "NothingNotPosted": (
-        "if (chunk.steps == 0) s_.slots.post_nothing(slot_++);",
-        "",
-        "DEADLOCK: .*consumer0 waits for slot_full",
+    # slots, and the barrier that what comes into them counts on
+    "SlotExpectsWholeTiles": (
+        "s_.rings.acquire_first(slot_, step.flags(), p_.keys.box_rows(at) * D * 2);",
+        "s_.rings.acquire_first(slot_, step.flags(), kTileRows * D * 2);",
+        r"WRONG EXPECT_TX: (both|first)_full\[\d+\] use \d still expects \d+ bytes",
+    ),
+    "FirstTakenFromTheSecondRing": (
+        "s_.rings.acquire_first(",
+        "s_.rings.acquire_second(",
+        r"DEADLOCK|TOO MANY ARRIVALS|RACE|PHASE ALIAS|WRONG EXPECT_TX",
+    ),
+    "LoadedIntoTheNextStage": (
+        "s_.v[Rings::first_stage(slot_++)]",
+        "s_.v[Rings::first_stage(++slot_)]",
+        r"(NEVER WRITTEN|RACE): .*v\[\d+\]",
+    ),
+    "LoadedIntoTheStageOfTheOtherRing": (
+        "s_.v[Rings::first_stage(slot_++)]",
+        "s_.v[Rings::second_stage(slot_++) % Rings::kFirst]",
+        r"(NEVER WRITTEN|RACE): .*v\[\d+\]|WRONG NUMBERS",
+    ),
+    "PassedOverByNobody": (
+        "s_.rings.acquire_second(slot_, step.flags(),",
+        "s_.rings.acquire_second(slot_, ~0u >> 32 - kConsumers,",
+        r"DEADLOCK: .*producer\d waits for second_empty",
+    ),
+    "WrongTensor": (
+        "p_.v, &KeyPlan::Origins::first,",
+        "p_.k, &KeyPlan::Origins::first,",
+        "WRONG NUMBERS",
     ),
     # slots given back
-    "SlotReleasedBeforeWait": (
-        "wgmma_wait<0>(grad_q_); slots_.release(held); round_to",
-        "slots_.release(held); wgmma_wait<0>(grad_q_); round_to",
+    "FirstReleasedBeforeWait": (
+        "wgmma_wait<1>(scores_, grad_scores_); s_.rings.release_first(next);",
+        "s_.rings.release_first(next); wgmma_wait<1>(scores_, grad_scores_);",
+        r"RACE: .*TMA load into v\[\d+\]",
+    ),
+    "FirstOfARunReleasedBeforeWait": (
+        "wgmma_wait<0>(scores_, grad_scores_); s_.rings.release_first(stop);",
+        "s_.rings.release_first(stop); wgmma_wait<0>(scores_, grad_scores_);",
+        r"RACE: .*TMA load into v\[\d+\]",
+    ),
+    "FirstNotReleased": (
+        "s_.rings.release_first(next);",
+        "",
+        r"DEADLOCK: .*producer\d waits for first_empty",
+    ),
+    "FirstOfARunNotReleased": (
+        "s_.rings.release_first(stop);",
+        "",
+        r"DEADLOCK: .*producer\d waits for first_empty",
+    ),
+    "SecondReleasedBeforeWait": (
+        "wgmma_wait<0>(grad_q_); s_.rings.release_second(held); round_to",
+        "s_.rings.release_second(held); wgmma_wait<0>(grad_q_); round_to",
         r"RACE: .*TMA load into (k|v)\[\d+\]",
     ),
-    "SlotReleasedBeforeGradient": (
-        "issue_gradient(held); wgmma_wait<0>(grad_q_); slots_.release(held); held =",
-        "slots_.release(held); issue_gradient(held); wgmma_wait<0>(grad_q_); held =",
+    "SecondReleasedBeforeGradient": (
+        "issue_gradient(held); wgmma_wait<0>(grad_q_); s_.rings.release_second(held); held =",
+        "s_.rings.release_second(held); issue_gradient(held); wgmma_wait<0>(grad_q_); held =",
         r"RACE: .*TMA load into (k|v)\[\d+\]",
     ),
-    "SlotNotReleased": (
-        "slots_.release(held); held = next.number",
-        "held = next.number",
-        "DEADLOCK: .*producer waits for slot_empty",
+    "NextReleasedInsteadOfHeld": (
+        "s_.rings.release_second(held); round_to",
+        "s_.rings.release_second(next); round_to",
+        r"RACE: .*TMA load into (k|v)\[\d+\]|TOO MANY ARRIVALS|DEADLOCK|PHASE ALIAS",
     ),
-    "SlotReleasedTwice": (
-        "slots_.release(held); held = next.number",
-        "slots_.release(held); slots_.release(held); held = next.number",
-        "(DEADLOCK: .*producer waits for|PHASE ALIAS: .*|TOO MANY ARRIVALS on) slot_|RACE",
+    "LastSecondNotReleased": (
+        "s_.rings.release_second(held); held = stops_",
+        "held = stops_",
+        r"DEADLOCK: .*producer\d waits for (both|second)_empty",
+    ),
+    "LastSecondReleasedTwice": (
+        "s_.rings.release_second(held); held = stops_",
+        "s_.rings.release_second(held); s_.rings.release_second(held); held = stops_",
+        r"TOO MANY ARRIVALS on (both|second)_empty|RACE|PHASE ALIAS",
+    ),
+    # slots waited for
+    "FirstNotAwaited": (
+        "s_.rings.wait_first(stop);",
+        "",
+        r"(RACE|NEVER WRITTEN): .*v\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
+    ),
+    "SecondNotAwaited": (
+        "s_.rings.wait_second(stop);",
+        "",
+        r"(RACE|NEVER WRITTEN): .*k\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
+    ),
+    "BothNotAwaited": (
+        "s_.rings.wait_together(stop);",
+        "",
+        r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
+    ),
+    "NextNotAwaited": (
+        "wait(next); issue_scores(next);",
+        "issue_scores(next);",
+        r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
+    ),
+    "ItemNotEnded": (
+        "stops_.end_item();",
+        "",
+        r"DEADLOCK|(RACE|NEVER WRITTEN): .*stops\[\d\]",
     ),
     # products
     "ScoresNotAwaited": (
@@ -142,13 +207,15 @@ IN_QUERIES: Bugs = {
         "WGMMA STILL IN FLIGHT",
     ),
     "GradQWaitTooShallow": (
-        "wgmma_wait<0>(grad_q_); slots_.release(held); held",
-        "wgmma_wait<1>(grad_q_); slots_.release(held); held",
+        "wgmma_wait<0>(grad_q_); s_.rings.release_second(held); held",
+        "wgmma_wait<1>(grad_q_); s_.rings.release_second(held); held",
         "WGMMA STILL IN FLIGHT",
     ),
     "RoundedOverwritten": (
-        "wgmma_wait<0>(grad_q_); slots_.release(held); round_to<Element>(rounded_, grad_scores_);",
-        "round_to<Element>(rounded_, grad_scores_); wgmma_wait<0>(grad_q_); slots_.release(held);",
+        "wgmma_wait<0>(grad_q_); s_.rings.release_second(held);"
+        " round_to<Element>(rounded_, grad_scores_);",
+        "round_to<Element>(rounded_, grad_scores_); wgmma_wait<0>(grad_q_);"
+        " s_.rings.release_second(held);",
         "FRAGMENT IN FLIGHT: .*an operand",
     ),
     # the gradient leaves
@@ -166,6 +233,19 @@ IN_QUERIES: Bugs = {
         "bulk_wait_read<0>();",
         "",
         r"RACE: .*TMA load into q\[\d\].* not ordered after .*TMA store from",
+    ),
+    # nothing but the numbers tells
+    "RowsNotMasked": (
+        "mask_columns(scores_, stop.rows);",
+        "",
+        "WRONG NUMBERS in dq",
+    ),
+    "RowsOfTheTileHeld": (
+        "issue_gradient(held); Stop after = stops_.take(); wgmma_wait<1>(scores_, grad_scores_);"
+        " s_.rings.release_first(next); differentiate(next);",
+        "issue_gradient(held); Stop after = stops_.take(); wgmma_wait<1>(scores_, grad_scores_);"
+        " s_.rings.release_first(next); differentiate(held);",
+        "WRONG NUMBERS in dq",
     ),
     # rows of a tile that no load brings
     "TailOfKNotZeroed": (
@@ -195,68 +275,31 @@ IN_QUERIES: Bugs = {
     ),
 }
 
-IN_SLOTS: Bugs = {
-    "SlotFullNotAwaited": (
-        "s_.ring.wait(number);",
-        "",
-        r"(RACE|NEVER WRITTEN|PHASE ALIAS): .*(flags|slot_full)\[\d+\]",
+# Found where slots are passed over and drained.
+IN_RUNS_OF_QUERIES: Bugs = {
+    "PageNotTurnedBehindTheScores": (
+        "after = stops_.turned(after);",
+        "if (after.is(Stop::kPage)) after = Stop::of(Stop::kEnd);",
+        WORK_LEFT,
     ),
-    "SlotEmptyNotAwaited": (
-        "ring.wait_empty(n); rows[ring.stage(n)].set(tokens);",
-        "rows[ring.stage(n)].set(tokens);",
-        r"RACE: .*producer: (store to|TMA load into) |TOO MANY ARRIVALS on slot_full",
+    "PassesNotLookedFor": (
+        "next = stops_.own(after);",
+        "next = after;",
+        WORK_LEFT,
     ),
-    "RowsOfNothingNotSet": (
-        "rows[ring.stage(n)].set(0);",
-        "",
-        r"NEVER WRITTEN: .*load from rows\[\d+\]",
+    "PassesOfARunNotLookedFor": (
+        "Stop next = stops_.own(stops_.take());",
+        "Stop next = stops_.take();",
+        WORK_LEFT,
     ),
-    "ReadBeforeFull": (
-        "s_.ring.wait(number); const uint32_t flags = s_.flags[stage].get();",
-        "const uint32_t flags = s_.flags[stage].get(); s_.ring.wait(number);",
-        r"(RACE|NEVER WRITTEN|PHASE ALIAS): .*(flags|slot_full)\[\d+\]",
+    "DrainsTakenForTheEnd": (
+        "held = stops_.next_run(next);",
+        "held = next;",
+        WORK_LEFT,
     ),
-    "RowsReadAfterRelease": (
-        "s_.ring.release(number); } return",
-        "s_.ring.release(number); s_.rows[stage].get(); } return",
-        r"RACE: .*rows\[\d+\]",
-    ),
-    "OthersSlotsKept": (
-        "s_.ring.release(number);",
-        "",
-        "DEADLOCK: .*producer waits for slot_empty",
-    ),
-    "LimitOneTooFar": (
-        "held.number + Stages",
-        "held.number + Stages + 1",
-        "DEADLOCK: .*producer waits for slot_empty",
-    ),
-    "ItemNotBegun": (
-        "{ ended_ = false; }",
-        "{}",
-        "LOADS STILL IN FLIGHT|DEADLOCK: .*slot_empty",
-    ),
-    "NothingSaidAfterArrival": (
-        "flags[ring.stage(n)].set(kLast); ring.full[ring.stage(n)].arrive_one();",
-        "ring.full[ring.stage(n)].arrive_one(); flags[ring.stage(n)].set(kLast);",
-        r"(RACE|NEVER WRITTEN): .*load from flags\[\d+\]",
-    ),
-}
-
-IN_RING: Bugs = {
-    "OneConsumerFreesASlot": (
-        "consumers * kWarpgroupThreads",
-        "kWarpgroupThreads",
-        r"(DEADLOCK: .*producer waits for|PHASE ALIAS: .*|TOO MANY ARRIVALS on) slot_|RACE",
-    ),
-    "EmptyAwaitedForThisUse": (
-        "empty[stage(n)].wait(use(n) - 1);",
-        "empty[stage(n)].wait(use(n));",
-        r"DEADLOCK: .*producer waits for slot_empty\[0\] use 0",
-    ),
-    "FullAwaitedForAnEarlierUse": (
-        "full[stage(n)].wait(use(n));",
-        "full[stage(n)].wait(use(n) - 1);",
-        r"(RACE|NEVER WRITTEN|PHASE ALIAS): .*(flags|slot_full)\[\d+\]",
+    "NextRunTakenTwice": (
+        "held = stops_.next_run(next);",
+        "held = stops_.next_run(next); if (held.is(Stop::kOwn)) held = stops_.take();",
+        WORK_LEFT,
     ),
 }

@@ -51,5 +51,7 @@ def in_namespaces(headers: Sequence[str], header: str, bugs: Bugs) -> str:
             substitute(h, name, bug) if h == header else (CSRC / h).read_text() for h in headers
         ]
         code = re.sub(r"^#(pragma once|include .*)$", "", "\n".join(texts), flags=re.MULTILINE)
+        # A name that a class shadows is qualified: it means the copy's.
+        code = code.replace("vsa::", f"vsa::{name}::")
         copies.append(code.replace("namespace vsa {", f"namespace vsa::{name} {{"))
     return "\n".join(copies)

@@ -6,32 +6,39 @@ from __future__ import annotations
 import re
 
 import pytest
-from bugs_in_keys import IN_KEYS
-from bugs_in_plan import IN_HEADS, IN_PLAN
-from bugs_in_queries import IN_QUERIES, IN_RING, IN_SLOTS
+from bugs_in_keys import IN_KEYS, IN_RUNS_OF_KEYS
+from bugs_in_plan import IN_PLAN
+from bugs_in_planner import IN_HEADS, IN_PLANNER
+from bugs_in_queries import IN_QUERIES, IN_RUNS_OF_QUERIES
+from bugs_in_rings import IN_RINGS
+from bugs_in_stops import IN_PASSES, IN_STOPS
 from planted_bugs import ROOT, build, in_namespaces, substitute
 
 PROGRAM = ROOT / "tests" / "cpp" / "fine_backward.cpp"
-SEEDS = 18  # the nine schedules of test_emulator.py, with many stages and with few
+SEEDS = 18  # the nine schedules of test_emulator.py, with rings of two kinds
 
 BOTH_PASSES = ("kernels/fine_backward_keys.h", "kernels/fine_backward_queries.h")
+ALL = ("kernels/plan.h", "kernels/planner.h", "kernels/slots.h", *BOTH_PASSES)
 # A bug has a namespace of its own, with copies of its header and of all that is built upon it.
 COPIED = {
     "kernels/fine_backward_keys.h": ("kernels/fine_backward_keys.h",),
     "kernels/fine_backward_queries.h": ("kernels/fine_backward_queries.h",),
-    "kernels/plan.h": ("kernels/plan.h", *BOTH_PASSES),
-    "kernels/slots.h": ("kernels/slots.h", *BOTH_PASSES),
-    "tile/ring.h": ("tile/ring.h", "kernels/slots.h", *BOTH_PASSES),
+    "kernels/plan.h": ALL,
+    "kernels/planner.h": ALL,
+    "kernels/slots.h": ALL,
 }
 
-# By header: its bugs, and the passes that each is found in. Those of the plan are looked for where
-# an item has several chunks.
+# By header: its bugs, and the problems that each is found in.
+UNEVEN = ("uneven_keys", "uneven_queries")
 BUGS = {
-    "kernels/fine_backward_keys.h": {("keys",): IN_KEYS},
-    "kernels/fine_backward_queries.h": {("queries",): IN_QUERIES},
-    "kernels/plan.h": {("tight_keys", "tight_queries"): IN_PLAN, ("tight_keys",): IN_HEADS},
-    "kernels/slots.h": {("keys", "queries"): IN_SLOTS},
-    "tile/ring.h": {("keys", "queries"): IN_RING},
+    "kernels/fine_backward_keys.h": {("keys",): IN_KEYS, ("uneven_keys",): IN_RUNS_OF_KEYS},
+    "kernels/fine_backward_queries.h": {
+        ("queries",): IN_QUERIES,
+        ("uneven_queries",): IN_RUNS_OF_QUERIES,
+    },
+    "kernels/plan.h": {UNEVEN: IN_PLAN},
+    "kernels/planner.h": {UNEVEN: IN_PLANNER, ("uneven_keys",): IN_HEADS},
+    "kernels/slots.h": {UNEVEN: {**IN_RINGS, **IN_STOPS}, ("uneven_queries",): IN_PASSES},
 }
 
 
@@ -45,7 +52,7 @@ def test_bugs_are_reported_by_name(compiler, tmp_path, header):
     copies.write_text(
         '#include "launch/fine_params.h"\n'
         f"{in_namespaces(COPIED[header], header, bugs)}\n"
-        f"#define VSA_EACH_BUG(KEYS, QUERIES, TIGHT_KEYS, TIGHT_QUERIES) {each}\n"
+        f"#define VSA_EACH_BUG(KEYS, QUERIES, UNEVEN_KEYS, UNEVEN_QUERIES) {each}\n"
     )
     program = build(compiler, PROGRAM, tmp_path / "bugs", "-Og", "-w", "-include", copies)
     reports = {(name, where): program(name, where, SEEDS) for name, where in places}
@@ -60,11 +67,11 @@ def test_bugs_are_reported_by_name(compiler, tmp_path, header):
 def test_kernels_without_a_bug_are_not_reported(compiler, tmp_path):
     flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
     program = build(compiler, PROGRAM, tmp_path / "kernels", *flags)
-    for name in ("keys", "queries"):
+    for name in ("keys", "queries", *UNEVEN):
         assert program("vsa", name, 5 * SEEDS) == "nothing"
 
 
 def test_text_that_a_header_does_not_have_once_is_no_substitution():
     for name, text in {"Rotten": "wait_full(n);", "Ambiguous": "VSA_DEVICE void"}.items():
-        with pytest.raises(AssertionError, match=f"{name}: tile/ring.h has this .* not once"):
-            substitute("tile/ring.h", name, (text, "", ""))
+        with pytest.raises(AssertionError, match=f"{name}: kernels/slots.h has this .* not once"):
+            substitute("kernels/slots.h", name, (text, "", ""))

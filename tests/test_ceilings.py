@@ -43,6 +43,14 @@ def test_a_product_has_clocks_and_exponentials_have_a_rate(ceilings) -> None:
     assert ceilings.with_rates(row | {"probe": "exp2"})["exp2/clk/SM"] == 100 / 3200
 
 
+def test_a_loop_has_clocks_per_tile(ceilings) -> None:
+    row = {"probe": "loops", "ms": 1.0, "spread": 0.01, "clocks": 6000, "blocks": 2, "count": 10}
+    row |= {"d": 128, "consumers": 3, "tiles": 1, "behind": "output", "q": "shared"}
+    rows = [ceilings.with_rates(row | {"load_rate": rate}) for rate in (0, 33)]
+    assert rows[0]["clk/tile"] == 600 and "clk/product" not in rows[0]
+    assert "d 128, 3 of Q in shared, 1 per softmax, output behind, loads" in ceilings.table(rows)
+
+
 def test_a_program_that_stops_keeps_the_rows_before(ceilings, tmp_path: Path) -> None:
     script = f"print({LINE!r}); print('{{half'); sys.exit('a kernel failed: trap')"
     good, bad = ceilings.run(program(tmp_path / "trap", script), "loads")

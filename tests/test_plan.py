@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""csrc/kernels/plan.h by itself: which tiles come, in which order, and bugs by their names."""
+"""csrc/kernels/planner.h by itself: which tiles come, in which order, who stops at them, and bugs
+by their names."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-from bugs_in_plan import IN_ORDER
+from bugs_in_order import IN_ORDER
+from bugs_in_plan import IN_STEPS
 from planted_bugs import ROOT, build, in_namespaces
 
 PROGRAM = ROOT / "tests" / "cpp" / "plan.cpp"
-HEADER = "kernels/plan.h"
+HEADERS = ("kernels/plan.h", "kernels/planner.h")
+BUGS = {"kernels/plan.h": IN_STEPS, "kernels/planner.h": IN_ORDER}
 SEEDS = 120  # every size of rows, words and steps, with every kind of selection
 
 
@@ -18,14 +21,13 @@ SEEDS = 120  # every size of rows, words and steps, with every kind of selection
 def planted(compiler, tmp_path_factory):
     """Runs the planner of one bug; returns the first report."""
     folder = tmp_path_factory.mktemp("plan")
-    each = " ".join(f"PLAN({name})" for name in IN_ORDER)
-    copies = folder / "bugs.h"
-    copies.write_text(
-        f'#include "{HEADER}"\n'
-        f"{in_namespaces([HEADER], HEADER, IN_ORDER)}\n"
-        f"#define VSA_EACH_BUG(PLAN) {each}\n"
+    each = " ".join(f"PLAN({name})" for bugs in BUGS.values() for name in bugs)
+    copies = [in_namespaces(HEADERS, header, bugs) for header, bugs in BUGS.items()]
+    bugs = folder / "bugs.h"
+    bugs.write_text(
+        "\n".join(['#include "kernels/planner.h"', *copies, f"#define VSA_EACH_BUG(PLAN) {each}\n"])
     )
-    program = build(compiler, PROGRAM, folder / "bugs", "-Og", "-w", "-include", copies)
+    program = build(compiler, PROGRAM, folder / "bugs", "-Og", "-w", "-include", bugs)
     return lambda name: program(name, SEEDS)
 
 
@@ -35,7 +37,8 @@ def test_every_wanted_tile_comes_once_and_in_turn(compiler, tmp_path):
     assert program("vsa", 10 * SEEDS) == "nothing"
 
 
-@pytest.mark.parametrize("bug", IN_ORDER)
+@pytest.mark.parametrize("bug", [*IN_ORDER, *IN_STEPS])
 def test_bug_is_reported_by_name(planted, bug):
     report = planted(bug)
-    assert re.match(rf"seed \d+: ({IN_ORDER[bug][2]})", report), report
+    expected = {**IN_ORDER, **IN_STEPS}[bug][2]
+    assert re.match(rf"seed \d+: ({expected})", report), report

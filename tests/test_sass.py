@@ -13,9 +13,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_EXECUTED = {
-    "forward": {128: 340, 64: 300},
-    "dK dV": {128: 380, 64: 320},
-    "dQ": {128: 300, 64: 275},
+    "forward": {128: 300, 64: 280},
+    "dK dV": {128: 380, 64: 310},
+    "dQ": {128: 300, 64: 255},
 }
 """Instructions of a warp per tile that needs no mask, by kernel and head_dim."""
 PRODUCTS = {"forward": (8, 12), "dK dV": (16, 24), "dQ": (12, 20)}
@@ -57,10 +57,10 @@ def test_routing_kernels_stay_in_registers(sass, tmp_path: Path) -> None:
     assert max(map(int, re.findall(r"Used (\d+) registers", said))) <= 168
 
 
-def test_softmax_runs_between_the_two_waits(compiled) -> None:
+def test_softmax_runs_while_products_are_in_flight(compiled) -> None:
     for kernel in compiled[0]:
         assert kernel.products in PRODUCTS[kernel.kind]
-        assert kernel.overlapped >= 32, kernel
+        assert kernel.overlapped >= 28, kernel
 
 
 def test_the_main_loop_stays_within_its_instruction_budget(compiled) -> None:
@@ -77,6 +77,24 @@ def test_spills_in_a_loop_would_be_seen(sass) -> None:
 
 def test_a_hoisted_wait_would_be_seen(sass) -> None:
     wait1, wait0 = "WARPGROUP.DEPBAR.LE gsb0, 0x1", "WARPGROUP.DEPBAR.LE gsb0, 0x0"
-    exps = ["MUFU.EX2 R1, R2"] * 32
-    assert sass.overlapped(["HGMMA", wait1, *exps, wait0]) == 32
-    assert sass.overlapped(["HGMMA", wait1, wait0, *exps]) == 0
+    group, exps = ["HGMMA R0", "HGMMA R0, gsb0"], ["MUFU.EX2 R1, R2"] * 32
+    assert sass.overlapped([*group, *group, wait1, *exps, wait0]) == 32
+    assert sass.overlapped([*group, *group, wait1, wait0, *exps]) == 0
+    assert sass.overlapped([*group, wait0, "HGMMA R0", *exps, "HGMMA R0, gsb0", wait0]) == 32
+
+
+def test_the_shortest_way_around_the_loop_is_counted(sass) -> None:
+    code = [
+        "HGMMA R0",
+        "@P0 BRA `(.L_x_1)",
+        *["FMUL R0, R0, R1"] * 64,  # what a branch may skip
+        "@!P1 BRA `(.L_x_2)",  # on to what is rare
+        "BRA `(.L_x_0)",
+        "SYNCS.ARRIVE",
+        "BRA `(.L_x_0)",
+        "EXIT",
+    ]
+    labels = {".L_x_0": 0, ".L_x_1": 66, ".L_x_2": 68}
+    assert sass.shortest_round(code, labels, slice(0, 70)) == 4
+    with pytest.raises(SystemExit, match="no way back to its first product"):
+        sass.shortest_round(["HGMMA R0", "EXIT", "NOP"], {}, slice(0, 2))

@@ -5,26 +5,27 @@
 //   dS^T = P^T (V dO^T - delta)      dK = scale dS^T Q
 //
 // The forward kernel with the roles changed: consumers own neighbouring key tiles, whose gradients
-// stay in registers; the planner walks the transposed selection, and the producer loads Q, dO and
-// the row statistics of each query tile. Queries of all heads that share a key head come one head
-// after the other. Scores are computed transposed, so that P^T and dS^T come out as the operands of
-// the next products and never leave the registers.
+// stay in registers; the planner walks the transposed selection, and producers load dO with delta
+// and Q with its log-sum-exp of each query tile. Queries of all heads that share a key head come
+// one head after the other. Scores are computed transposed, so that P^T and dS^T come out as the
+// operands of the next products and never leave the registers.
 //
-//     scores(next)    dK += dS^T Q of the slot held    in flight together
-//     wait for scores -> weights -> look for the slot after next
-//     wait for dK -> release held
+//     scores(next)    dK += dS^T Q of the tile held    in flight together
+//     read where to stop after next
+//     wait for scores -> weights
+//     wait for dK -> let go of Q(held)
 //     dP(next)        dV += P^T dO                     in flight together
 //     wait for dP -> dS
-//     wait for dV
+//     wait for dV -> let go of dO(next)
 //
 //   barrier   arrives                                     waits
-//   kv_full   producer, and the bytes of K and V          its consumer
-//   kv_empty  all of its consumer, once dK, dV have left  producer
-//   slots     see kernels/slots.h
+//   kv_full   producer of K and V, and their bytes        its consumer
+//   kv_empty  all of its consumer, once dK, dV have left  producer of K and V
+//   rings     see kernels/slots.h
 //   plan      see kernels/plan.h
 #pragma once
 #include "kernels/backward_params.h"
-#include "kernels/plan.h"
+#include "kernels/planner.h"
 #include "kernels/slots.h"
 
 namespace vsa {
@@ -34,8 +35,9 @@ struct FineBackwardKeysConfig {
   using Element = Element_;
   static constexpr int D = D_;
   static constexpr int kConsumers = 2;
-  static constexpr int kStages = D == 128 ? 5 : 11;
-  static constexpr int kPlanWords = D == 128 ? 1 : 8, kPlanSteps = D == 128 ? 10 : 256;
+  using Rings =  // of dO, of Q
+      std::conditional_t<D == 128, TwoRings<4, 5, kConsumers>, OneRing<11, kConsumers>>;
+  static constexpr int kPlanWords = 8, kPlanSteps = D == 128 ? 96 : 64;
   static constexpr bool kKeysInRegisters = D == 64;  // K and V, where registers allow
   static constexpr int kProducerRegisters = D == 128 ? 24 : 40;
   static constexpr int kConsumerRegisters = D == 128 ? 240 : 232;
@@ -47,21 +49,21 @@ struct FineBackwardKeys {
   using Params = FineBackwardParams;
   static constexpr int D = Config::D;
   static constexpr int kConsumers = Config::kConsumers;
-  static constexpr int kStages = Config::kStages;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
+  static constexpr int kProducers = 3;  // of keys and values, of dO, and of queries
   static constexpr int kProducerRegisters = Config::kProducerRegisters;
   static constexpr int kConsumerRegisters = Config::kConsumerRegisters;
-  using QuerySlots = Slots<kStages, kConsumers>;
-  using Slot = typename QuerySlots::Slot;
-  using QueryPlan = Plan<Config::kPlanSteps>;
+  using QueryPlan = Plan<kConsumers, Config::kPlanSteps>;
+  using Rings = typename Config::Rings;
 
   struct SharedMemory {
     Tile<D> k[kConsumers];  // also where the gradients leave from
     Tile<D> v[kConsumers];
-    Tile<D> q[kStages];
-    Tile<D> grad_out[kStages];
-    alignas(16) RowStats stats[kStages];
-    QuerySlots slots;
+    Tile<D> grad_out[Rings::kFirst];
+    Tile<D> q[Rings::kSecond];
+    alignas(16) float delta[Rings::kFirst][kTileRows];  // travels with dO
+    alignas(16) float lse[Rings::kSecond][kTileRows];   // travels with Q
+    Rings rings;
     QueryPlan plan;
     Shared<Assignment> assignment[kConsumers];  // travels with K and V
     Mbarrier kv_full[kConsumers];
@@ -69,8 +71,8 @@ struct FineBackwardKeys {
   };
 
   VSA_DEVICE static void init_barriers(SharedMemory& s) {
-    s.slots.init();
-    s.plan.init();
+    s.rings.init();
+    s.plan.init(kProducers);
     for (int w = 0; w < kConsumers; ++w) {
       s.kv_full[w].init(1, "kv_full", w);
       s.kv_empty[w].init(kWarpgroupThreads, "kv_empty", w);
@@ -78,10 +80,13 @@ struct FineBackwardKeys {
       label(s.k[w], "k", w);
       label(s.v[w], "v", w);
     }
-    for (int i = 0; i < kStages; ++i) {
-      label(s.q[i], "q", i);
+    for (int i = 0; i < Rings::kFirst; ++i) {
       label(s.grad_out[i], "grad_out", i);
-      label(s.stats[i], "stats", i);
+      label(s.delta[i], "delta", i);
+    }
+    for (int i = 0; i < Rings::kSecond; ++i) {
+      label(s.q[i], "q", i);
+      label(s.lse[i], "lse", i);
     }
   }
 
@@ -90,18 +95,18 @@ struct FineBackwardKeys {
       zero_tail(s.k[w], p.keys.grid.tile.volume(), thread, threads);
       zero_tail(s.v[w], p.keys.grid.tile.volume(), thread, threads);
     }
-    for (int i = 0; i < kStages; ++i) {
-      zero_tail(s.q[i], p.queries.grid.tile.volume(), thread, threads);
+    for (int i = 0; i < Rings::kFirst; ++i)
       zero_tail(s.grad_out[i], p.queries.grid.tile.volume(), thread, threads);
-    }
+    for (int i = 0; i < Rings::kSecond; ++i)
+      zero_tail(s.q[i], p.queries.grid.tile.volume(), thread, threads);
     fence_async_proxy();
   }
 
   // Columns differ in length, so blocks take items as they get done, the longest first within each
   // key head. The query heads that share it come one after the other.
   VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
-    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.keys, p.queries,
-                                                                        p.q, p.grad_out);
+    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps, Rings::kFirst, Rings::kSecond>
+        planner(s.plan, p.keys, p.queries, p.grad_out, p.q);
     const WorkList list(p.keys, kConsumers, p.batch, p.kv_heads, p.key_axes);
     const int tiles = p.keys.grid.num_tiles(), words = bitmap::words(p.queries.grid.num_tiles());
     const int sharing = p.heads / p.kv_heads;
@@ -120,24 +125,23 @@ struct FineBackwardKeys {
    public:
     VSA_DEVICE Producer(const Params& p, SharedMemory& s) : p_(p), s_(s) {}
 
-    VSA_DEVICE void run() {
+    VSA_DEVICE void run_keys() {
       prefetch_map(p_.k.video.map);
       prefetch_map(p_.v.video.map);
-      prefetch_map(p_.q.video.map);
-      prefetch_map(p_.grad_out.video.map);
       int round = 0;
-      for (int n = 0;; ++n) {
-        const auto chunk = s_.plan.take(n);
-        if (chunk.stop()) break;
-        if (chunk.first()) {
-          for (int w = 0; w < kConsumers; ++w) load_keys(chunk.work, w, round);
-          ++round;
-        }
-        if (chunk.steps == 0) s_.slots.post_nothing(slot_++);
-        for (int i = 0; i < chunk.steps; ++i) load_queries(n, i);
-        s_.plan.give_back(n);
-      }
+      s_.plan.for_each_item([&](const Work& work) {
+        for (int w = 0; w < kConsumers; ++w) load_keys(work, w, round);
+        ++round;
+      });
       for (int w = 0; w < kConsumers; ++w) assign(w, {0, 0, Assignment::kStop}, round).arrive_one();
+    }
+    VSA_DEVICE void run_grad_out() {
+      prefetch_map(p_.grad_out.video.map);
+      s_.plan.for_each_step([&](int n, int i) { load_grad_out(n, i); });
+    }
+    VSA_DEVICE void run_queries() {
+      prefetch_map(p_.q.video.map);
+      s_.plan.for_each_step([&](int n, int i) { load_query(n, i); });
     }
 
    private:
@@ -160,19 +164,32 @@ struct FineBackwardKeys {
       load_tile(s_.v[w], v.map, v.at, full, CacheHint::EvictFirst);
     }
 
-    VSA_DEVICE void load_queries(int n, int i) {
-      const int stage = s_.slots.ring.stage(slot_);
+    // Rows that are no tokens need no mask: their statistics make them weigh nothing.
+    VSA_DEVICE const RowStats& stats(int n, int i) const {
+      const auto chunk = s_.plan.chunk(n);
+      return p_.stats(chunk.work.batch, chunk.head, s_.plan.step(n, i).tile(p_.queries));
+    }
+    VSA_DEVICE void load_grad_out(int n, int i) {
       const PlanStep step = s_.plan.step(n, i);
       const TilePlace at = step.place(p_.queries);
-      const int bytes = 2 * p_.queries.box_rows(at) * D * 2 + static_cast<int>(sizeof(RowStats));
-      // Rows that are no tokens need no mask: their statistics make them weigh nothing.
-      Mbarrier& full = s_.slots.post(slot_++, step.flags(), ~uint64_t{0}, bytes);
-      s_.plan.load(n, at, s_.q[stage], p_.q, s_.grad_out[stage], p_.grad_out, full);
-      const auto chunk = s_.plan.chunk(n);
-      bulk_load(&s_.stats[stage], &p_.stats(chunk.work.batch, chunk.head, step.tile(p_.queries)),
-                sizeof(RowStats), full);
+      Mbarrier& full = s_.rings.acquire_first(slot_, step.flags(), bytes(at));
+      const int stage = Rings::first_stage(slot_++);
+      s_.plan.load(n, at, s_.grad_out[stage], p_.grad_out, &QueryPlan::Origins::first, full);
+      bulk_load(s_.delta[stage], stats(n, i).delta, kStatBytes, full);
+    }
+    VSA_DEVICE void load_query(int n, int i) {
+      const PlanStep step = s_.plan.step(n, i);
+      const TilePlace at = step.place(p_.queries);
+      Mbarrier& full = s_.rings.acquire_second(slot_, step.flags(), bytes(at));
+      const int stage = Rings::second_stage(slot_++);
+      s_.plan.load(n, at, s_.q[stage], p_.q, &QueryPlan::Origins::second, full);
+      bulk_load(s_.lse[stage], stats(n, i).lse, kStatBytes, full);
+    }
+    VSA_DEVICE int bytes(const TilePlace& at) const {
+      return p_.queries.box_rows(at) * D * 2 + kStatBytes;
     }
 
+    static constexpr int kStatBytes = kTileRows * sizeof(float);
     const Params& p_;
     SharedMemory& s_;
     int slot_ = 0;
@@ -181,7 +198,7 @@ struct FineBackwardKeys {
   class Consumer {
    public:
     VSA_DEVICE Consumer(const Params& p, SharedMemory& s, int w)
-        : p_(p), s_(s), w_(w), slots_(s.slots, w) {}
+        : p_(p), s_(s), w_(w), stops_(s.plan, s.rings, w) {}
 
     VSA_DEVICE void run() {
       for (int round = 0;; ++round) {
@@ -205,65 +222,71 @@ struct FineBackwardKeys {
     VSA_DEVICE void gather() {
       fill(grad_k_, 0.f);
       fill(grad_v_, 0.f);
-      slots_.begin_item();
-      Slot held = slots_.take_first();
-      while (held.number >= 0) {
+      Stop held = stops_.first();
+      while (held.is(Stop::kOwn)) {
+        s_.rings.wait_together(held);
+        s_.rings.wait_second(held);
         issue_scores(held);
         wgmma_wait<0>(scores_);
         weigh(held);
+        s_.rings.wait_first(held);
         differentiate(held);
-        Slot next = slots_.take_after(held);
-        while (next.number >= 0) {
+        Stop next = stops_.own(stops_.take());
+        while (next.is(Stop::kOwn)) {
+          s_.rings.wait_together(next);
+          s_.rings.wait_second(next);
           issue_scores(next);
           issue_grad_k(held);
+          const Stop after = stops_.take();
           wgmma_wait<1>(scores_);
           weigh(next);
-          // Real branches between the waits: without one, ptxas hoists the second above `weigh`.
-          const Slot after = slots_.take_after(held);
+          s_.rings.wait_first(next);
           wgmma_wait<0>(grad_k_);
-          slots_.release(held);
+          s_.rings.release_second(held);
           differentiate(next);
           held = next;
-          next = after;
+          next = stops_.own(after);
         }
         issue_grad_k(held);
         wgmma_wait<0>(grad_k_);
-        slots_.release(held);
-        held = next.number == QuerySlots::View::kFar ? slots_.take_first() : next;
+        s_.rings.release_second(held);
+        held = stops_.next_run(next);
       }
+      stops_.end_item();
     }
 
-    VSA_DEVICE void issue_scores(const Slot& slot) {
+    VSA_DEVICE void issue_scores(const Stop& stop) {
       if constexpr (Config::kKeysInRegisters)
-        mma_ABt<Element>(scores_, k_, s_.q[slot.stage]);
+        mma_ABt<Element>(scores_, k_, s_.q[stop.second().stage]);
       else
-        mma_ABt<Element>(scores_, s_.k[unhoisted(w_)], s_.q[slot.stage]);
+        mma_ABt<Element>(scores_, s_.k[unhoisted(w_)], s_.q[stop.second().stage]);
       wgmma_commit();
     }
-    VSA_DEVICE void issue_grad_k(const Slot& slot) {
-      mma_AB<Element>(grad_k_, rounded_, s_.q[slot.stage]);
+    VSA_DEVICE void issue_grad_k(const Stop& stop) {
+      mma_AB<Element>(grad_k_, rounded_, s_.q[stop.second().stage]);
       wgmma_commit();
     }
-    VSA_DEVICE void weigh(const Slot& slot) {
+    VSA_DEVICE void weigh(const Stop& stop) {
       const float scale = p_.scale_log2;
-      map_columns(scores_, s_.stats[slot.stage].lse,
+      map_columns(scores_, s_.lse[stop.second().stage],
                   [=](float x, float lse) { return exp2_approx(fma(x, scale, -lse)); });
     }
     // From weights to the gradients of scores, rounded. dV is complete afterwards.
-    VSA_DEVICE void differentiate(const Slot& slot) {
+    VSA_DEVICE void differentiate(const Stop& stop) {
       round_to<Element>(rounded_, scores_);
       if constexpr (Config::kKeysInRegisters)
-        mma_ABt<Element>(grad_scores_, v_, s_.grad_out[slot.stage]);
+        mma_ABt<Element>(grad_scores_, v_, s_.grad_out[stop.first().stage]);
       else
-        mma_ABt<Element>(grad_scores_, s_.v[unhoisted(w_)], s_.grad_out[slot.stage]);
+        mma_ABt<Element>(grad_scores_, s_.v[unhoisted(w_)], s_.grad_out[stop.first().stage]);
       wgmma_commit();
-      mma_AB<Element>(grad_v_, rounded_, s_.grad_out[slot.stage]);
+      mma_AB<Element>(grad_v_, rounded_, s_.grad_out[stop.first().stage]);
       wgmma_commit();
       wgmma_wait<1>(grad_scores_);
-      map_columns(grad_scores_, s_.stats[slot.stage].delta,
+      map_columns(grad_scores_, s_.delta[stop.first().stage],
                   [](float x, float delta) { return x - delta; });
       zip(grad_scores_, scores_, [](float x, float weight) { return x * weight; });
       wgmma_wait<0>(grad_v_);
+      s_.rings.release_first(stop);
       round_to<Element>(rounded_, grad_scores_);
     }
 
@@ -298,15 +321,21 @@ struct FineBackwardKeys {
     const Params& p_;
     SharedMemory& s_;
     const int w_;
-    typename QuerySlots::View slots_;
+    Stops<QueryPlan, Rings> stops_;
     Fragment<64> scores_, grad_scores_;  // [keys, queries]
     Operand<D> k_, v_;
     Operand<64> rounded_;  // P^T, then dS^T
     Fragment<D> grad_k_, grad_v_;
   };
 
-  VSA_DEVICE static void produce(const Params& p, SharedMemory& s) {
-    if (elect_one()) Producer(p, s).run();
+  VSA_DEVICE static void produce(const Params& p, SharedMemory& s, int which) {
+    if (!elect_lane()) return;
+    if (which == 0)
+      Producer(p, s).run_keys();
+    else if (which == 1)
+      Producer(p, s).run_grad_out();
+    else
+      Producer(p, s).run_queries();
   }
   VSA_DEVICE static void consume(const Params& p, SharedMemory& s, int w) {
     Consumer(p, s, w).run();

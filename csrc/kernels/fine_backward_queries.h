@@ -7,18 +7,19 @@
 // beforehand, so that nothing is ever rescaled. dQ may be stored where dO lies: a tile of dO is
 // read by one consumer, once, before it stores that tile of dQ.
 //
-//     scores(next)  dP(next)    dQ += dS K of the slot held    in flight together
-//     wait for the first two -> weights, dS -> look for the slot after next
-//     wait for dQ -> release held -> round dS
+//     scores(next)  dP(next)    dQ += dS K of the tile held    in flight together
+//     read where to stop after next
+//     wait for the first two -> let go of V(next) -> weights, dS
+//     wait for dQ -> let go of K(held) -> round dS
 //
 //   barrier   arrives                                 waits
-//   q_full    producer, and the bytes of Q and dO     its consumer
-//   q_empty   all of its consumer, once dQ has left   producer
-//   slots     see kernels/slots.h
+//   q_full    producer of Q and dO, and their bytes   its consumer
+//   q_empty   all of its consumer, once dQ has left   producer of Q and dO
+//   rings     see kernels/slots.h
 //   plan      see kernels/plan.h
 #pragma once
 #include "kernels/backward_params.h"
-#include "kernels/plan.h"
+#include "kernels/planner.h"
 #include "kernels/slots.h"
 #include "kernels/softmax.h"
 
@@ -29,11 +30,12 @@ struct FineBackwardQueriesConfig {
   using Element = Element_;
   static constexpr int D = D_;
   static constexpr int kConsumers = D == 128 ? 2 : 3;
-  static constexpr int kStages = D == 128 ? 5 : 10;
-  static constexpr int kPlanWords = 8, kPlanSteps = D == 128 ? 128 : 256;
+  using Rings =  // of V, of K
+      std::conditional_t<D == 128, TwoRings<4, 6, kConsumers>, OneRing<10, kConsumers>>;
+  static constexpr int kPlanWords = D == 128 ? 2 : 8, kPlanSteps = D == 128 ? 20 : 64;
   static constexpr bool kQueriesInRegisters = D == 128;  // Q and dO, where registers allow
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 32;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 160;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 56;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 152;
 };
 
 template <class Config>
@@ -42,20 +44,19 @@ struct FineBackwardQueries {
   using Params = FineBackwardParams;
   static constexpr int D = Config::D;
   static constexpr int kConsumers = Config::kConsumers;
-  static constexpr int kStages = Config::kStages;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
+  static constexpr int kProducers = 3;  // of queries and dO, of values, and of keys
   static constexpr int kProducerRegisters = Config::kProducerRegisters;
   static constexpr int kConsumerRegisters = Config::kConsumerRegisters;
-  using KeySlots = Slots<kStages, kConsumers>;
-  using Slot = typename KeySlots::Slot;
-  using KeyPlan = Plan<Config::kPlanSteps>;
+  using KeyPlan = Plan<kConsumers, Config::kPlanSteps>;
+  using Rings = typename Config::Rings;
 
   struct SharedMemory {
     Tile<D> q[kConsumers];  // also where the gradient leaves from
     Tile<D> grad_out[kConsumers];
-    Tile<D> k[kStages];
-    Tile<D> v[kStages];
-    KeySlots slots;
+    Tile<D> v[Rings::kFirst];
+    Tile<D> k[Rings::kSecond];
+    Rings rings;
     KeyPlan plan;
     Shared<Assignment> assignment[kConsumers];  // travels with Q and dO
     Mbarrier q_full[kConsumers];
@@ -63,8 +64,8 @@ struct FineBackwardQueries {
   };
 
   VSA_DEVICE static void init_barriers(SharedMemory& s) {
-    s.slots.init();
-    s.plan.init();
+    s.rings.init();
+    s.plan.init(kProducers);
     for (int w = 0; w < kConsumers; ++w) {
       s.q_full[w].init(1, "q_full", w);
       s.q_empty[w].init(kWarpgroupThreads, "q_empty", w);
@@ -72,10 +73,8 @@ struct FineBackwardQueries {
       label(s.q[w], "q", w);
       label(s.grad_out[w], "grad_out", w);
     }
-    for (int i = 0; i < kStages; ++i) {
-      label(s.k[i], "k", i);
-      label(s.v[i], "v", i);
-    }
+    for (int i = 0; i < Rings::kFirst; ++i) label(s.v[i], "v", i);
+    for (int i = 0; i < Rings::kSecond; ++i) label(s.k[i], "k", i);
   }
 
   VSA_DEVICE static void prologue(const Params& p, SharedMemory& s, int thread, int threads) {
@@ -83,16 +82,16 @@ struct FineBackwardQueries {
       zero_tail(s.q[w], p.queries.grid.tile.volume(), thread, threads);
       zero_tail(s.grad_out[w], p.queries.grid.tile.volume(), thread, threads);
     }
-    for (int i = 0; i < kStages; ++i) {
-      zero_tail(s.k[i], p.keys.grid.tile.volume(), thread, threads);
+    for (int i = 0; i < Rings::kFirst; ++i)
       zero_tail(s.v[i], p.keys.grid.tile.volume(), thread, threads);
-    }
+    for (int i = 0; i < Rings::kSecond; ++i)
+      zero_tail(s.k[i], p.keys.grid.tile.volume(), thread, threads);
     fence_async_proxy();
   }
 
   VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
-    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.queries, p.keys,
-                                                                        p.k, p.v);
+    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps, Rings::kFirst, Rings::kSecond>
+        planner(s.plan, p.queries, p.keys, p.v, p.k);
     planner.add_query_tiles(p);
     planner.stop();
   }
@@ -101,24 +100,23 @@ struct FineBackwardQueries {
    public:
     VSA_DEVICE Producer(const Params& p, SharedMemory& s) : p_(p), s_(s) {}
 
-    VSA_DEVICE void run() {
+    VSA_DEVICE void run_queries() {
       prefetch_map(p_.q.video.map);
       prefetch_map(p_.grad_out.video.map);
-      prefetch_map(p_.k.video.map);
-      prefetch_map(p_.v.video.map);
       int round = 0;
-      for (int n = 0;; ++n) {
-        const auto chunk = s_.plan.take(n);
-        if (chunk.stop()) break;
-        if (chunk.first()) {
-          for (int w = 0; w < kConsumers; ++w) load_queries(chunk.work, w, round);
-          ++round;
-        }
-        if (chunk.steps == 0) s_.slots.post_nothing(slot_++);
-        for (int i = 0; i < chunk.steps; ++i) load_keys(n, i);
-        s_.plan.give_back(n);
-      }
+      s_.plan.for_each_item([&](const Work& work) {
+        for (int w = 0; w < kConsumers; ++w) load_queries(work, w, round);
+        ++round;
+      });
       for (int w = 0; w < kConsumers; ++w) assign(w, {0, 0, Assignment::kStop}, round).arrive_one();
+    }
+    VSA_DEVICE void run_values() {
+      prefetch_map(p_.v.video.map);
+      s_.plan.for_each_step([&](int n, int i) { load_values(n, i); });
+    }
+    VSA_DEVICE void run_keys() {
+      prefetch_map(p_.k.video.map);
+      s_.plan.for_each_step([&](int n, int i) { load_keys(n, i); });
     }
 
    private:
@@ -141,14 +139,18 @@ struct FineBackwardQueries {
       load_tile(s_.grad_out[w], grad_out.map, grad_out.at, full, CacheHint::EvictFirst);
     }
 
-    VSA_DEVICE void load_keys(int n, int i) {
-      const int stage = s_.slots.ring.stage(slot_);
+    VSA_DEVICE void load_values(int n, int i) {
       const PlanStep step = s_.plan.step(n, i);
       const TilePlace at = step.place(p_.keys);
-      const uint64_t rows = s_.plan.rows(n, p_.keys, at);
-      const int bytes = 2 * p_.keys.box_rows(at) * D * 2;
-      Mbarrier& full = s_.slots.post(slot_++, step.flags(), rows, bytes);
-      s_.plan.load(n, at, s_.k[stage], p_.k, s_.v[stage], p_.v, full);
+      Mbarrier& full = s_.rings.acquire_first(slot_, step.flags(), p_.keys.box_rows(at) * D * 2);
+      s_.plan.load(n, at, s_.v[Rings::first_stage(slot_++)], p_.v, &KeyPlan::Origins::first, full);
+    }
+    VSA_DEVICE void load_keys(int n, int i) {
+      const PlanStep step = s_.plan.step(n, i);
+      const TilePlace at = step.place(p_.keys);
+      Mbarrier& full = s_.rings.acquire_second(slot_, step.flags(), p_.keys.box_rows(at) * D * 2);
+      s_.plan.load(n, at, s_.k[Rings::second_stage(slot_++)], p_.k, &KeyPlan::Origins::second,
+                   full);
     }
 
     const Params& p_;
@@ -159,7 +161,7 @@ struct FineBackwardQueries {
   class Consumer {
    public:
     VSA_DEVICE Consumer(const Params& p, SharedMemory& s, int w)
-        : p_(p), s_(s), w_(w), slots_(s.slots, w) {}
+        : p_(p), s_(s), w_(w), stops_(s.plan, s.rings, w) {}
 
     VSA_DEVICE void run() {
       for (int round = 0;; ++round) {
@@ -188,41 +190,51 @@ struct FineBackwardQueries {
 
     VSA_DEVICE void gather() {
       fill(grad_q_, 0.f);
-      slots_.begin_item();
-      Slot held = slots_.take_first();
-      while (held.number >= 0) {
+      Stop held = stops_.first();
+      while (held.is(Stop::kOwn)) {
         start(held);
-        Slot next = slots_.take_after(held);
-        while (next.number >= 0) {
+        Stop next = stops_.own(stops_.take());
+        while (next.is(Stop::kOwn)) {
+          wait(next);
           issue_scores(next);
           issue_gradient(held);
+          Stop after = stops_.take();
           wgmma_wait<1>(scores_, grad_scores_);
+          s_.rings.release_first(next);
           differentiate(next);
-          // Real branches between the waits: without one, ptxas hoists the second one above.
-          const Slot after = slots_.take_after(held);
+          // A real branch between the waits: without one, ptxas hoists the second one above.
+          after = stops_.turned(after);
           wgmma_wait<0>(grad_q_);
-          slots_.release(held);
+          s_.rings.release_second(held);
           round_to<Element>(rounded_, grad_scores_);
           held = next;
-          next = after;
+          next = stops_.own(after);
         }
         issue_gradient(held);
         wgmma_wait<0>(grad_q_);
-        slots_.release(held);
-        held = next.number == KeySlots::View::kFar ? slots_.take_first() : next;
+        s_.rings.release_second(held);
+        held = stops_.next_run(next);
       }
+      stops_.end_item();
     }
 
-    // The first slot of a run: nothing else is in flight.
-    VSA_DEVICE void start(const Slot& slot) {
-      issue_scores(slot);
+    VSA_DEVICE void wait(const Stop& stop) {
+      s_.rings.wait_together(stop);
+      s_.rings.wait_first(stop);
+      s_.rings.wait_second(stop);
+    }
+    // The first tile of a run: nothing else is in flight.
+    VSA_DEVICE void start(const Stop& stop) {
+      wait(stop);
+      issue_scores(stop);
       wgmma_wait<0>(scores_, grad_scores_);
-      differentiate(slot);
+      s_.rings.release_first(stop);
+      differentiate(stop);
       round_to<Element>(rounded_, grad_scores_);
     }
-    VSA_DEVICE void issue_scores(const Slot& slot) {
-      const Tile<D>& k = s_.k[slot.stage];
-      const Tile<D>& v = s_.v[slot.stage];
+    VSA_DEVICE void issue_scores(const Stop& stop) {
+      const Tile<D>& k = s_.k[stop.second().stage];
+      const Tile<D>& v = s_.v[stop.first().stage];
       if constexpr (Config::kQueriesInRegisters) {
         mma_ABt<Element>(scores_, q_, k);
         mma_ABt<Element>(grad_scores_, grad_out_, v);
@@ -232,14 +244,14 @@ struct FineBackwardQueries {
       }
       wgmma_commit();
     }
-    VSA_DEVICE void issue_gradient(const Slot& slot) {
-      mma_AB<Element>(grad_q_, rounded_, s_.k[slot.stage]);
+    VSA_DEVICE void issue_gradient(const Stop& stop) {
+      mma_AB<Element>(grad_q_, rounded_, s_.k[stop.second().stage]);
       wgmma_commit();
     }
     // Scores become weights, and their gradients in place of those of the weights.
-    VSA_DEVICE void differentiate(const Slot& slot) {
+    VSA_DEVICE void differentiate(const Stop& stop) {
       const float scale = p_.scale_log2;
-      mask_columns(scores_, slot.rows);
+      mask_columns(scores_, stop.rows);
       map_rows(scores_, lse_, [=](float x, float lse) { return exp2_approx(fma(x, scale, -lse)); });
       map_rows(grad_scores_, delta_, [](float x, float delta) { return x - delta; });
       zip(grad_scores_, scores_, [](float x, float weight) { return x * weight; });
@@ -270,7 +282,7 @@ struct FineBackwardQueries {
     const Params& p_;
     SharedMemory& s_;
     const int w_;
-    typename KeySlots::View slots_;
+    Stops<KeyPlan, Rings> stops_;
     RowValues lse_, delta_;
     Fragment<64> scores_, grad_scores_;  // [queries, keys]
     Operand<D> q_, grad_out_;
@@ -278,8 +290,14 @@ struct FineBackwardQueries {
     Fragment<D> grad_q_;
   };
 
-  VSA_DEVICE static void produce(const Params& p, SharedMemory& s) {
-    if (elect_one()) Producer(p, s).run();
+  VSA_DEVICE static void produce(const Params& p, SharedMemory& s, int which) {
+    if (!elect_lane()) return;
+    if (which == 0)
+      Producer(p, s).run_queries();
+    else if (which == 1)
+      Producer(p, s).run_values();
+    else
+      Producer(p, s).run_keys();
   }
   VSA_DEVICE static void consume(const Params& p, SharedMemory& s, int w) {
     Consumer(p, s, w).run();

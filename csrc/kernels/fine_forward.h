@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 // Fine stage, forward: out = softmax(scale Q K^T) V over the selected tiles, and its log-sum-exp.
 //
-// A block is a planner, a producer and several consumers, which own neighbouring query tiles of one
-// head. The planner works out the union of their selections, and the producer loads K and V of each
-// tile once into a slot that belongs to those who selected it.
+// A block is a planner, producers and several consumers, which own neighbouring query tiles of one
+// head. The planner works out the union of their selections, and producers load K and V of each
+// tile once into slots that belong to those who selected it.
 //
-// Within a consumer the scores of the next tile are issued before the output of this one, and
-// softmax runs while the tensor cores work on the latter:
+// Within a consumer the scores of the next tile are issued before the output of the one it holds,
+// and softmax runs while the tensor cores work on the latter:
 //
 //     scores(next)  out += weights V(held)     in flight together
-//     wait for scores -> softmax -> look for the slot after next
-//     wait for out -> release held -> rescale out, round weights
+//     read where to stop after next
+//     wait for scores -> let go of K(next) -> softmax
+//     wait for out -> let go of V(held) -> rescale out, round weights
 //
 //   barrier   arrives                                 waits
-//   q_full    producer, and the bytes of Q            its consumer
-//   q_empty   all of its consumer, once out has left  producer
-//   slots     see kernels/slots.h
+//   q_full    producer of Q, and its bytes            its consumer
+//   q_empty   all of its consumer, once out has left  producer of Q
+//   rings     see kernels/slots.h
 //   plan      see kernels/plan.h
 #pragma once
 #include "kernels/epilogue.h"
-#include "kernels/plan.h"
+#include "kernels/planner.h"
 #include "kernels/slots.h"
 #include "kernels/softmax.h"
 
@@ -29,14 +30,14 @@ template <class Element_, int D_>
 struct FineForwardConfig {
   using Element = Element_;
   static constexpr int D = D_;
-  // Measured on an H200: at D = 128 three consumers with Q in shared memory beat two with Q in
-  // registers (bench/NOTES.md); three with Q in registers would not fit.
+  // Measured: three consumers with Q in shared memory beat two with Q in registers
+  // (bench/NOTES.md).
   static constexpr int kConsumers = 3;
-  static constexpr int kStages = D == 128 ? 5 : 12;
-  static constexpr int kPlanWords = 8, kPlanSteps = 256;
-  static constexpr bool kQueriesInRegisters = D == 64;
-  static constexpr int kProducerRegisters = 32;
-  static constexpr int kConsumerRegisters = 160;
+  using Rings =  // of K, of V
+      std::conditional_t<D == 128, TwoRings<4, 6, kConsumers>, OneRing<12, kConsumers>>;
+  static constexpr int kPlanWords = 8, kPlanSteps = D == 128 ? 96 : 64;
+  static constexpr int kProducerRegisters = 56;
+  static constexpr int kConsumerRegisters = 152;
 };
 
 // Epilogue: what becomes of the output before it is stored (kernels/epilogue.h).
@@ -46,19 +47,18 @@ struct FineForward {
   using Params = typename Epilogue::Params;
   static constexpr int D = Config::D;
   static constexpr int kConsumers = Config::kConsumers;
-  static constexpr int kStages = Config::kStages;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
+  static constexpr int kProducers = 3;  // of queries, of keys, and of values
   static constexpr int kProducerRegisters = Config::kProducerRegisters;
   static constexpr int kConsumerRegisters = Config::kConsumerRegisters;
-  using KeySlots = Slots<kStages, kConsumers>;
-  using Slot = typename KeySlots::Slot;
-  using KeyPlan = Plan<Config::kPlanSteps>;
+  using KeyPlan = Plan<kConsumers, Config::kPlanSteps>;
+  using Rings = typename Config::Rings;
 
   struct SharedMemory {
     Tile<D> q[kConsumers];  // also where the output leaves from
-    Tile<D> k[kStages];
-    Tile<D> v[kStages];
-    KeySlots slots;
+    Tile<D> k[Rings::kFirst];
+    Tile<D> v[Rings::kSecond];
+    Rings rings;
     KeyPlan plan;
     Shared<Assignment> assignment[kConsumers];  // travels with Q
     Mbarrier q_full[kConsumers];
@@ -66,33 +66,31 @@ struct FineForward {
   };
 
   VSA_DEVICE static void init_barriers(SharedMemory& s) {
-    s.slots.init();
-    s.plan.init();
+    s.rings.init();
+    s.plan.init(kProducers);
     for (int w = 0; w < kConsumers; ++w) {
       s.q_full[w].init(1, "q_full", w);
       s.q_empty[w].init(kWarpgroupThreads, "q_empty", w);
       label(s.q[w], "q", w);
       label(s.assignment[w], "assignment", w);
     }
-    for (int i = 0; i < kStages; ++i) {
-      label(s.k[i], "k", i);
-      label(s.v[i], "v", i);
-    }
+    for (int i = 0; i < Rings::kFirst; ++i) label(s.k[i], "k", i);
+    for (int i = 0; i < Rings::kSecond; ++i) label(s.v[i], "v", i);
   }
 
   VSA_DEVICE static void prologue(const Params& p, SharedMemory& s, int thread, int threads) {
     for (int w = 0; w < kConsumers; ++w)
       zero_tail(s.q[w], p.queries.grid.tile.volume(), thread, threads);
-    for (int i = 0; i < kStages; ++i) {
+    for (int i = 0; i < Rings::kFirst; ++i)
       zero_tail(s.k[i], p.keys.grid.tile.volume(), thread, threads);
+    for (int i = 0; i < Rings::kSecond; ++i)
       zero_tail(s.v[i], p.keys.grid.tile.volume(), thread, threads);
-    }
     fence_async_proxy();
   }
 
   VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
-    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps> planner(s.plan, p.queries, p.keys,
-                                                                        p.k, p.v);
+    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps, Rings::kFirst, Rings::kSecond>
+        planner(s.plan, p.queries, p.keys, p.k, p.v);
     planner.add_query_tiles(p);
     planner.stop();
   }
@@ -101,23 +99,22 @@ struct FineForward {
    public:
     VSA_DEVICE Producer(const Params& p, SharedMemory& s) : p_(p), s_(s) {}
 
-    VSA_DEVICE void run() {
+    VSA_DEVICE void run_queries() {
       prefetch_map(p_.q.video.map);
-      prefetch_map(p_.k.video.map);
-      prefetch_map(p_.v.video.map);
       int round = 0;
-      for (int n = 0;; ++n) {
-        const auto chunk = s_.plan.take(n);
-        if (chunk.stop()) break;
-        if (chunk.first()) {
-          for (int w = 0; w < kConsumers; ++w) load_queries(chunk.work, w, round);
-          ++round;
-        }
-        if (chunk.steps == 0) s_.slots.post_nothing(slot_++);
-        for (int i = 0; i < chunk.steps; ++i) load_keys(n, i);
-        s_.plan.give_back(n);
-      }
+      s_.plan.for_each_item([&](const Work& work) {
+        for (int w = 0; w < kConsumers; ++w) load_queries(work, w, round);
+        ++round;
+      });
       for (int w = 0; w < kConsumers; ++w) assign(w, {0, 0, Assignment::kStop}, round).arrive_one();
+    }
+    VSA_DEVICE void run_keys() {
+      prefetch_map(p_.k.video.map);
+      s_.plan.for_each_step([&](int n, int i) { load_keys(n, i); });
+    }
+    VSA_DEVICE void run_values() {
+      prefetch_map(p_.v.video.map);
+      s_.plan.for_each_step([&](int n, int i) { load_values(n, i); });
     }
 
    private:
@@ -139,13 +136,17 @@ struct FineForward {
     }
 
     VSA_DEVICE void load_keys(int n, int i) {
-      const int stage = s_.slots.ring.stage(slot_);
       const PlanStep step = s_.plan.step(n, i);
       const TilePlace at = step.place(p_.keys);
-      const uint64_t rows = s_.plan.rows(n, p_.keys, at);
-      const int bytes = 2 * p_.keys.box_rows(at) * D * 2;
-      Mbarrier& full = s_.slots.post(slot_++, step.flags(), rows, bytes);
-      s_.plan.load(n, at, s_.k[stage], p_.k, s_.v[stage], p_.v, full);
+      Mbarrier& full = s_.rings.acquire_first(slot_, step.flags(), p_.keys.box_rows(at) * D * 2);
+      s_.plan.load(n, at, s_.k[Rings::first_stage(slot_++)], p_.k, &KeyPlan::Origins::first, full);
+    }
+    VSA_DEVICE void load_values(int n, int i) {
+      const PlanStep step = s_.plan.step(n, i);
+      const TilePlace at = step.place(p_.keys);
+      Mbarrier& full = s_.rings.acquire_second(slot_, step.flags(), p_.keys.box_rows(at) * D * 2);
+      s_.plan.load(n, at, s_.v[Rings::second_stage(slot_++)], p_.v, &KeyPlan::Origins::second,
+                   full);
     }
 
     const Params& p_;
@@ -156,15 +157,13 @@ struct FineForward {
   class Consumer {
    public:
     VSA_DEVICE Consumer(const Params& p, SharedMemory& s, int w)
-        : p_(p), s_(s), w_(w), slots_(s.slots, w) {}
+        : p_(p), s_(s), w_(w), stops_(s.plan, s.rings, w) {}
 
     VSA_DEVICE void run() {
       for (int round = 0;; ++round) {
         s_.q_full[w_].wait(round);
         const Assignment item = s_.assignment[w_].get();
         if (item.tile == Assignment::kStop) break;
-        if constexpr (Config::kQueriesInRegisters)
-          if (item.tile >= 0) read_tile(q_, s_.q[w_]);
         attend();
         if (item.tile >= 0) store(item);
         s_.q_empty[w_].arrive_all();
@@ -176,53 +175,59 @@ struct FineForward {
     VSA_DEVICE void attend() {
       fill(out_, 0.f);
       softmax_.reset();
-      slots_.begin_item();
-      Slot held = slots_.take_first();
-      while (held.number >= 0) {
+      Stop held = stops_.first();
+      while (held.is(Stop::kOwn)) {
         start(held);
-        Slot next = slots_.take_after(held);
-        while (next.number >= 0) {
+        Stop next = stops_.own(stops_.take());
+        while (next.is(Stop::kOwn)) {
+          s_.rings.wait_together(next);
+          s_.rings.wait_first(next);
           issue_scores(next);
           issue_output(held);
+          Stop after = stops_.take();
           wgmma_wait<1>(scores_);
+          s_.rings.release_first(next);
           weigh(next);
-          // Real branches between the waits: without one, ptxas hoists the second above softmax.
-          const Slot after = slots_.take_after(held);
+          // A real branch between the waits: without one, ptxas hoists the second above softmax.
+          s_.rings.wait_second(next);
+          after = stops_.turned(after);
           wgmma_wait<0>(out_);
-          slots_.release(held);
+          s_.rings.release_second(held);
           softmax_.rescale(out_);
           round_to<Element>(weights_, scores_);
           held = next;
-          next = after;
+          next = stops_.own(after);
         }
         issue_output(held);
         wgmma_wait<0>(out_);
-        slots_.release(held);
-        held = next.number == KeySlots::View::kFar ? slots_.take_first() : next;
+        s_.rings.release_second(held);
+        held = stops_.next_run(next);
       }
+      stops_.end_item();
     }
 
     // The first tile of a run: nothing else is in flight.
-    VSA_DEVICE void start(const Slot& slot) {
-      issue_scores(slot);
+    VSA_DEVICE void start(const Stop& stop) {
+      s_.rings.wait_together(stop);
+      s_.rings.wait_first(stop);
+      issue_scores(stop);
       wgmma_wait<0>(scores_);
-      weigh(slot);
+      s_.rings.release_first(stop);
+      weigh(stop);
       softmax_.rescale(out_);
       round_to<Element>(weights_, scores_);
+      s_.rings.wait_second(stop);
     }
-    VSA_DEVICE void issue_scores(const Slot& slot) {
-      if constexpr (Config::kQueriesInRegisters)
-        mma_ABt<Element>(scores_, q_, s_.k[slot.stage]);
-      else
-        mma_ABt<Element>(scores_, s_.q[w_], s_.k[slot.stage]);
+    VSA_DEVICE void issue_scores(const Stop& stop) {
+      mma_ABt<Element>(scores_, s_.q[w_], s_.k[stop.first().stage]);
       wgmma_commit();
     }
-    VSA_DEVICE void issue_output(const Slot& slot) {
-      mma_AB<Element>(out_, weights_, s_.v[slot.stage]);
+    VSA_DEVICE void issue_output(const Stop& stop) {
+      mma_AB<Element>(out_, weights_, s_.v[stop.second().stage]);
       wgmma_commit();
     }
-    VSA_DEVICE void weigh(const Slot& slot) {
-      mask_columns(scores_, slot.rows);
+    VSA_DEVICE void weigh(const Stop& stop) {
+      mask_columns(scores_, stop.rows);
       softmax_.weigh(scores_, p_.scale);
     }
 
@@ -256,16 +261,21 @@ struct FineForward {
     const Params& p_;
     SharedMemory& s_;
     const int w_;
-    typename KeySlots::View slots_;
+    Stops<KeyPlan, Rings> stops_;
     Softmax softmax_;
-    Operand<D> q_;
     Fragment<64> scores_;
     Operand<64> weights_;
     Fragment<D> out_;
   };
 
-  VSA_DEVICE static void produce(const Params& p, SharedMemory& s) {
-    if (elect_one()) Producer(p, s).run();
+  VSA_DEVICE static void produce(const Params& p, SharedMemory& s, int which) {
+    if (!elect_lane()) return;
+    if (which == 0)
+      Producer(p, s).run_queries();
+    else if (which == 1)
+      Producer(p, s).run_keys();
+    else
+      Producer(p, s).run_values();
   }
   VSA_DEVICE static void consume(const Params& p, SharedMemory& s, int w) {
     Consumer(p, s, w).run();

@@ -28,7 +28,8 @@ class Softmax {
   }
 
   // Scores become weights; the output so far must be given to `rescale` before weights enter it.
-  VSA_DEVICE void weigh(Fragment<64>& scores, float scale) {
+  template <int N>
+  VSA_DEVICE void weigh(Fragment<N>& scores, float scale) {
     RowValues top, growth, offset;
     zip(top, max_, [](float, float seen) { return seen; });
     fold_rows(top, scores, max2);

@@ -185,6 +185,11 @@ VSA_HD int count(const uint32_t* row, int bits) {
 // Index of the lowest set bit, 32 for an empty word. Counting the zeros below it needs no
 // instruction that only one of the two compilers knows.
 VSA_HD int lowest(uint32_t word) { return popcount(~word & (word - 1)); }
+// That of the highest, -1 for an empty word.
+VSA_HD int highest(uint32_t word) {
+  for (int step = 1; step < kWordBits; step *= 2) word |= word >> step;
+  return popcount(word) - 1;
+}
 
 // First set bit at or after `from`, or `bits` when there is none. A whole row is walked by
 //   for (int j = next(row, bits, 0); j < bits; j = next(row, bits, j + 1))

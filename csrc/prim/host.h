@@ -52,6 +52,7 @@ inline int take_ticket(int* counter) { return host::one_thread("take_ticket"), (
 inline int block_index() { return host::machine->block; }
 inline int block_count() { return host::machine->blocks; }
 inline bool elect_one() { return host::machine->current->elected = true; }
+inline bool elect_lane() { return host::machine->current->elected = true; }
 template <int Registers>
 void take_registers() {}
 template <int Registers>

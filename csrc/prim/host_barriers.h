@@ -79,7 +79,7 @@ struct Mbarrier {
   }
   void arrive_all() { arrive_together(kWarpgroupThreads, "arrive_all"); }
   void arrive_warp() { arrive_together(kWarpThreads, "arrive_warp"); }
-  void arrive_one() { arrive(1, 0, host::one_thread("arrive_one").known); }
+  void arrive_one(int times = 1) { arrive(times, 0, host::one_thread("arrive_one").known); }
   void arrive_expect_tx(int bytes) { arrive(1, bytes, host::one_thread("arrive_expect_tx").known); }
 
   void wait(int use) {

@@ -12,7 +12,7 @@ void run_block(const typename Kernel::Params& params, int block, int blocks, uns
   using SharedMemory = typename Kernel::SharedMemory;
   static_assert(sizeof(SharedMemory) <= kSharedBytes, "a block has 227 KiB of shared memory");
   static_assert(Kernel::kThreads == (Kernel::kConsumers + 1) * kWarpgroupThreads,
-                "a block is one producer and its consumers, a warpgroup each");
+                "a block is a warpgroup that copies, and its consumers, a warpgroup each");
   static_assert(
       Kernel::kProducerRegisters + Kernel::kConsumers * Kernel::kConsumerRegisters <=
           (Kernel::kConsumers + 1) * launch_registers(Kernel::kThreads),
@@ -27,7 +27,9 @@ void run_block(const typename Kernel::Params& params, int block, int blocks, uns
   auto& smem = *reinterpret_cast<SharedMemory*>(machine->smem);
   Kernel::init_barriers(smem);
   Kernel::prologue(params, smem, 0, 1);
-  machine->add_agent("producer", [&] { Kernel::produce(params, smem); });
+  for (int i = 0; i < Kernel::kProducers; ++i)
+    machine->add_agent(Kernel::kProducers == 1 ? "producer" : "producer" + std::to_string(i),
+                       [&, i] { Kernel::produce(params, smem, i); });
   if constexpr (requires { Kernel::plan(params, smem); })
     machine->add_agent("planner", [&] { Kernel::plan(params, smem); });
   for (int w = 0; w < Kernel::kConsumers; ++w)

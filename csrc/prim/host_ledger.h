@@ -34,7 +34,7 @@ enum AgentClock {
   kClocksPerAgent
 };
 constexpr int kMaxAgents = 8;
-constexpr int kMaxBarriers = 128;
+constexpr int kMaxBarriers = 256;
 constexpr int kClocks = kMaxAgents * kClocksPerAgent + kMaxBarriers;
 
 struct Event {

@@ -73,6 +73,7 @@ template <class T>
 T broadcast(PerLane<T>& values, int lane) {
   return values[lane];
 }
+inline void warp_sync() {}
 template <class Fn>
 auto first_lane(Fn fn) {
   host::machine->current->elected = true;

@@ -15,6 +15,7 @@
 // Who am I
 //   block_index(), block_count()    of a grid of persistent blocks
 //   elect_one()                     true in one thread of the warpgroup: ask where it matters
+//   elect_lane()                    true in one lane of a warp that is an agent of its own
 //   take_registers<N>()             more registers per thread for a warpgroup that computes ...
 //   give_registers<N>()             ... from one that only copies
 //
@@ -43,7 +44,7 @@
 //   Mbarrier::init(arrivals, name, index)
 //   Mbarrier::arrive_all()          by all threads of a warpgroup: nobody is ever lapped
 //   Mbarrier::arrive_warp()         by all lanes of a warp that is an agent of its own
-//   Mbarrier::arrive_one()          by one thread
+//   Mbarrier::arrive_one(times)     by one thread, as if by so many
 //   Mbarrier::arrive_expect_tx(n)   by one thread; the phase waits for n bytes of copies as well
 //   Mbarrier::wait(use)             until phase `use` (0, 1, ...) has completed; -1 always has
 //   named_sync(id, threads)         whole warpgroups meet; id 1..15

@@ -81,12 +81,14 @@ VSA_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 VSA_DEVICE int block_count() { return static_cast<int>(gridDim.x); }
 // With this instruction ptxas knows that one thread is left, and issues copies without a loop over
 // threads.
-VSA_DEVICE bool elect_one() {
-  if (__shfl_sync(~0u, threadIdx.x, 0) % kWarpgroupThreads != 0) return false;
+VSA_DEVICE bool elect_lane() {
   uint32_t elected;
   asm volatile("{.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;}"
                : "=r"(elected));
   return elected != 0;
+}
+VSA_DEVICE bool elect_one() {
+  return __shfl_sync(~0u, threadIdx.x, 0) % kWarpgroupThreads == 0 && elect_lane();
 }
 
 template <int Registers>
@@ -167,6 +169,10 @@ struct Mbarrier {
   VSA_DEVICE void arrive_warp() { arrive_one(); }
   VSA_DEVICE void arrive_one() {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address()) : "memory");
+  }
+  VSA_DEVICE void arrive_one(int times) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(address()), "r"(times)
+                 : "memory");
   }
   VSA_DEVICE void arrive_expect_tx(int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address()),

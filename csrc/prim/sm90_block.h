@@ -14,7 +14,7 @@ VSA_DEVICE void run_kernel(const typename Kernel::Params& params) {
   using SharedMemory = typename Kernel::SharedMemory;
   static_assert(sizeof(SharedMemory) <= kSharedBytes, "a block has 227 KiB of shared memory");
   static_assert(Kernel::kThreads == (Kernel::kConsumers + 1) * kWarpgroupThreads,
-                "a block is one producer and its consumers, a warpgroup each");
+                "a block is a warpgroup that copies, and its consumers, a warpgroup each");
   static_assert(Kernel::kProducerRegisters % 8 == 0 && Kernel::kConsumerRegisters % 8 == 0 &&
                     Kernel::kProducerRegisters >= 24 && Kernel::kConsumerRegisters <= 240,
                 "registers are handed over in eights, from 24 to 240");
@@ -35,9 +35,9 @@ VSA_DEVICE void run_kernel(const typename Kernel::Params& params) {
   const int warpgroup = warp / (kWarpgroupThreads / kWarpThreads);
   if (warpgroup == 0) {
     give_registers<Kernel::kProducerRegisters>();
-    if (warp == 0) Kernel::produce(params, smem);
+    if (warp < Kernel::kProducers) Kernel::produce(params, smem, warp);
     if constexpr (requires { Kernel::plan(params, smem); })
-      if (warp == 1) Kernel::plan(params, smem);
+      if (warp == Kernel::kProducers) Kernel::plan(params, smem);
   } else {
     take_registers<Kernel::kConsumerRegisters>();
     Kernel::consume(params, smem, warpgroup - 1);

@@ -113,6 +113,7 @@ template <class T>
 VSA_DEVICE T broadcast(PerLane<T>& values, int lane) {
   return __shfl_sync(~0u, values[lane], lane);
 }
+VSA_DEVICE void warp_sync() { __syncwarp(); }
 template <class Fn>
 VSA_DEVICE auto first_lane(Fn fn) {
   decltype(fn()) found{};

@@ -20,6 +20,7 @@
 //   greatest(value)                 likewise of an int
 //   broadcast(values, lane)         that lane's part of a PerLane
 //   first_lane(fn)                  fn() by one lane alone, its result in all
+//   warp_sync()                     what a lane has stored is there for the others
 //
 // What stands outside each_lane is the same in all lanes. fn, test and value see no other lane.
 #pragma once

@@ -9,7 +9,7 @@
 //   ring         K and V of a tile
 #pragma once
 #include "bugs.h"
-#include "tile/ring.h"
+#include "shared_ring.h"
 #include "tile/tile.h"
 
 namespace vsa::test {
@@ -19,6 +19,7 @@ struct Attention {
   using Element = Element_;
   static constexpr int D = D_, kStages = 2, kConsumers = 2;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
+  static constexpr int kProducers = 1;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
   static constexpr float kThreshold = 8;  // in powers of two: how stale a maximum may get
 
@@ -30,7 +31,7 @@ struct Attention {
   struct SharedMemory {
     Tile<D> q[kConsumers];  // O leaves through it
     Tile<D> k[kStages], v[kStages];
-    Ring<kStages> ring;
+    SharedRing<kStages> ring;
     Mbarrier q_full[kConsumers], q_empty[kConsumers];
     Shared<uint64_t> valid[kStages];  // rows of K that are tokens
   };
@@ -66,8 +67,8 @@ struct Attention {
   }
   static VSA_DEVICE int groups(const Grid& grid) { return ceil_div(grid.num_tiles(), kConsumers); }
 
-  static VSA_DEVICE void produce(const Params& p, SharedMemory& s) {
-    if (!elect_one()) return;
+  static VSA_DEVICE void produce(const Params& p, SharedMemory& s, int) {
+    if (!elect_lane()) return;
     prefetch_map(p.q);
     const int bytes = p.grid.tile.volume() * D * 2;
     int n = 0, item = 0;

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs the planner on the emulator, on a random selection per seed, and holds the steps that its
-// producer gets against what the selection says.
+// Runs the planner on the emulator, on a random selection per seed, and holds the steps that a
+// producer gets and the stops that a consumer gets against what the selection says.
 //
 //   plan NAMESPACE SEEDS    "seed N: " and the first report within so many seeds, or "nothing"
 //
 // The namespaces are vsa, or those of VSA_EACH_BUG: tests/test_plan.py writes them, each with a
 // planner of its own that has a bug.
-#include "kernels/plan.h"
-
 #include <algorithm>
 #include <bit>
 #include <cstdio>
@@ -16,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/planner.h"
 #include "prim/host_block.h"
 
 namespace vsa::test {
@@ -110,12 +109,11 @@ struct Problem {
   }
 };
 
-// What a producer gets.
+// What producers and consumers get.
 struct SeenStep {
   uint32_t flags;
   int tile;
   TilePlace place;
-  uint64_t rows;
 };
 struct SeenChunk {
   Work work;
@@ -124,56 +122,75 @@ struct SeenChunk {
   HeadOrigin origins[2];
   std::vector<SeenStep> steps;
 };
+using SeenStops = std::vector<std::vector<Stop>>;  // [consumers], chunk after chunk
 
-// A producer that only notes what it gets, and nobody who consumes.
-template <template <int> class Plan,
-          template <int, int, int> class Planner,
-          int Rows,
-          int Words,
-          int Steps>
+// The sizes of a plan.
+template <int Rows_, int Words_, int Steps_, int First_, int Second_>
+struct Sizes {
+  static constexpr int kRows = Rows_, kWords = Words_, kSteps = Steps_;
+  static constexpr int kFirst = First_, kSecond = Second_;
+};
+
+// A producer and consumers that only note what they get.
+template <template <int, int> class Plan, template <int, int, int, int, int> class Planner, class S>
 struct Planning {
-  static constexpr int kConsumers = 1, kThreads = 2 * kWarpgroupThreads;
+  static constexpr int kConsumers = S::kRows, kThreads = (1 + kConsumers) * kWarpgroupThreads;
+  static constexpr int kProducers = 1;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 24;
 
   struct Params {
     const Problem& problem;
     std::vector<SeenChunk>& seen;
+    SeenStops& stops;
   };
   struct SharedMemory {
-    Plan<Steps> plan;
+    Plan<S::kRows, S::kSteps> plan;
   };
 
-  static void init_barriers(SharedMemory& s) { s.plan.init(); }
+  static void init_barriers(SharedMemory& s) { s.plan.init(kProducers); }
   static void prologue(const Params&, SharedMemory&, int, int) {}
   static void plan(const Params& p, SharedMemory& s) {
     const Problem& problem = p.problem;
-    Planner<Rows, Words, Steps> planner(s.plan, problem.rows, problem.columns, problem.first,
-                                        problem.second);
+    Planner<S::kRows, S::kWords, S::kSteps, S::kFirst, S::kSecond> planner(
+        s.plan, problem.rows, problem.columns, problem.first, problem.second);
     for (const Item& item : problem.items)
       planner.add(item.work, problem.bitmaps(item), item.head, problem.sharing);
     planner.stop();
   }
-  static void produce(const Params& p, SharedMemory& s) {
-    if (!elect_one()) return;
+  static void produce(const Params& p, SharedMemory& s, int) {
+    if (!elect_lane()) return;
     const TiledSequence& columns = p.problem.columns;
-    for (int n = 0;; ++n) {
-      const auto chunk = s.plan.take(n);
+    const auto see = [&](int n) {
+      const auto chunk = s.plan.chunk(n);
       const auto origins = s.plan.origins[n % s.plan.kBuffers].get();
       SeenChunk seen = {
           chunk.work, chunk.head, chunk.first(), chunk.stop(), {origins.first, origins.second}, {}};
       for (int i = 0; i < chunk.steps; ++i) {
         const auto step = s.plan.step(n, i);
-        const TilePlace place = step.place(columns);
-        const bool there = place.region == Region::Video || place.text < columns.text_tiles;
-        seen.steps.push_back(
-            {step.flags(), step.tile(columns), place, there ? s.plan.rows(n, columns, place) : 0});
+        seen.steps.push_back({step.flags(), step.tile(columns), step.place(columns)});
       }
       p.seen.push_back(std::move(seen));
-      if (chunk.stop()) return;
-      s.plan.give_back(n);
+    };
+    for (int n = 0; p.seen.empty() || !p.seen.back().stop; ++n) {
+      s.plan.full[n % s.plan.kBuffers].wait(n / s.plan.kBuffers);
+      see(n);
+      s.plan.empty[n % s.plan.kBuffers].arrive_one();
     }
   }
-  static void consume(const Params&, SharedMemory&, int) {}
+  static void consume(const Params& p, SharedMemory& s, int w) {
+    size_t items = 0;
+    for (int n = 0; items < p.problem.items.size(); ++n) {
+      s.plan.full[n % s.plan.kBuffers].wait(n / s.plan.kBuffers);
+      for (int i = 0;; ++i) {
+        const auto written = s.plan.stops[n % s.plan.kBuffers][w][i].get();
+        const Stop stop = {written.places, written.phases, written.rows};
+        p.stops[w].push_back(stop);
+        items += stop.is(Stop::kEnd);
+        if (stop.is(Stop::kEnd) || stop.is(Stop::kPage)) break;
+      }
+      s.plan.empty[n % s.plan.kBuffers].arrive_all();
+    }
+  }
 };
 
 struct Wanted {
@@ -181,11 +198,12 @@ struct Wanted {
   uint32_t owners;
 };
 
-// Holds what a producer has got against the selection.
+// Holds what they have got against the selection.
+template <class S>
 class Check {
  public:
-  Check(const Problem& problem, const std::vector<SeenChunk>& seen, int rows, int words, int steps)
-      : problem_(problem), seen_(seen), rows_(rows), words_(words), steps_(steps) {}
+  Check(const Problem& problem, const std::vector<SeenChunk>& seen, const SeenStops& stops)
+      : problem_(problem), seen_(seen), stops_(stops) {}
 
   void run() {
     for (const Item& item : problem_.items) check(item);
@@ -194,35 +212,79 @@ class Check {
 
  private:
   void check(const Item& item) {
-    int left = 0;
-    for (int h = 0; h < problem_.sharing; ++h)
-      for (const Wanted& wanted : wants(item, h, 0, problem_.columns.num_tiles()))
-        left += wanted.owners != 0;
+    std::fill(held_, held_ + S::kRows, INT_MAX);
     bool first = true;
-    if (left == 0) return require(take(item, 0, first).steps.empty(), "WRONG CHUNK: not empty");
+    const int all = problem_.columns.num_tiles(), together = S::kWords * kWordBits;
     for (int h = 0; h < problem_.sharing; ++h) {
-      for (int tile = 0; tile < problem_.columns.num_tiles(); tile += words_ * kWordBits) {
-        const std::vector<Wanted> wanted = wants(item, h, tile, tile + words_ * kWordBits);
+      for (int tile = 0; tile < all; tile += together) {
+        const bool last = h == problem_.sharing - 1 && tile + together >= all;
+        const std::vector<Wanted> wanted = wants(item, h, tile, tile + together);
         std::vector<SeenStep> steps;
-        while (steps.size() < wanted.size()) {
+        while (steps.size() < wanted.size() || (last && wanted.empty())) {
           const SeenChunk& chunk = take(item, h, first);
-          const size_t most = std::min<size_t>(steps_, wanted.size() - steps.size());
+          const size_t most = std::min<size_t>(S::kSteps, wanted.size() - steps.size());
           require(chunk.steps.size() == most, "WRONG CHUNK: neither full nor the last");
-          steps.insert(steps.end(), chunk.steps.begin(), chunk.steps.end());
+          for (SeenStep step : chunk.steps) {
+            step.flags = problem_.owners(item, h, step.tile, S::kRows);
+            steps.push_back(step);
+          }
+          const bool ends = last && steps.size() == wanted.size();
+          for (int r = 0; r < S::kRows; ++r) check_stops(item, h, chunk, r, ends);
+          slots_ += static_cast<int>(chunk.steps.size());
           first = false;
+          if (wanted.empty()) break;
         }
-        for (const SeenStep& step : steps)
-          require((step.flags >> rows_ == 1) == (--left == 0), "WRONG LAST FLAG");
-        check(item, wanted, steps);
+        check(wanted, steps);
       }
     }
+  }
+
+  // What one consumer does in a chunk. ends: the item
+  void check_stops(const Item& item, int h, const SeenChunk& chunk, int r, bool ends) {
+    const int steps = static_cast<int>(chunk.steps.size());
+    const auto is_own = [&](int i) {
+      return (problem_.owners(item, h, chunk.steps[i].tile, S::kRows) >> r & 1) != 0;
+    };
+    int passed = 0;
+    for (int i = 0; i < steps; ++i) {
+      const SeenStep& step = chunk.steps[i];
+      const int slot = slots_ + i;
+      const bool own = is_own(i);
+      if ((step.flags >> r & 1) == 0) {
+        require(!own, "WRONG STOPS: it passes over its own");
+        require(++passed <= kMostPassed, "WRONG STOPS: it passes over too many");
+        continue;
+      }
+      passed = 0;
+      for (int other = i; !own && other < std::min(i + kStopWindow, steps); ++other)
+        require(!is_own(other), "WRONG STOPS: it passes one though its own are near");
+      const bool drain = slot - held_[r] >= S::kSecond;
+      if (drain) require(stop(r).is(Stop::kDrain), "WRONG STOPS: no drain");
+      const Stop found = stop(r);
+      require(found.is(own ? Stop::kOwn : Stop::kPass), "WRONG STOPS: neither own nor passed");
+      check_use(found.first(), slot, S::kFirst);
+      check_use(found.second(), slot, S::kSecond);
+      require(found.rows == problem_.columns.rows(step.place, item.work.batch), "WRONG ROWS");
+      if (own) held_[r] = slot;
+    }
+    require(stop(r).is(ends ? Stop::kEnd : Stop::kPage), "WRONG STOPS: its end");
+  }
+  const Stop& stop(int r) {
+    require(taken_[r] < stops_[r].size(), "WRONG STOPS: too few");
+    return stops_[r][taken_[r]++];
+  }
+  static void check_use(const RingUse& found, int slot, int stages) {
+    const int use = slot / stages;
+    require(found.stage == slot % stages && found.phase == use / RingUse::kRounds &&
+                found.barrier == found.stage * RingUse::kRounds + use % RingUse::kRounds,
+            "WRONG USE OF A RING");
   }
 
   // What is wanted of the columns from `begin` to `end`, in their order.
   std::vector<Wanted> wants(const Item& item, int h, int begin, int end) const {
     std::vector<Wanted> all;
     for (int tile = begin; tile < std::min(end, problem_.columns.num_tiles()); ++tile)
-      if (const uint32_t owners = problem_.owners(item, h, tile, rows_); owners != 0)
+      if (const uint32_t owners = problem_.owners(item, h, tile, S::kRows); owners != 0)
         all.push_back({tile, owners});
     return all;
   }
@@ -247,9 +309,7 @@ class Check {
   }
 
   // Steps of tiles that are put in order together.
-  void check(const Item& item,
-             const std::vector<Wanted>& wanted,
-             const std::vector<SeenStep>& steps) const {
+  void check(const std::vector<Wanted>& wanted, const std::vector<SeenStep>& steps) const {
     std::vector<int> places(wanted.size(), -1);
     for (int i = 0; i < static_cast<int>(steps.size()); ++i) {
       const SeenStep& step = steps[i];
@@ -259,13 +319,11 @@ class Check {
       int& place = places[found - wanted.begin()];
       require(place < 0, "WRONG TILE: it comes twice");
       place = i;
-      require((step.flags & ((1u << rows_) - 1)) == found->owners, "WRONG OWNERS");
       const TilePlace at = problem_.columns.place(step.tile);
       require(step.place.region == at.region && step.place.first == at.first &&
                   step.place.clip == at.clip &&
                   (at.region == Region::Video || step.place.text == at.text),
               "WRONG PLACE");
-      require(step.rows == problem_.columns.rows(at, item.work.batch), "WRONG ROWS");
     }
     check_turns(wanted, places);
   }
@@ -274,47 +332,45 @@ class Check {
   // of which may lie half a step too far on either side.
   void check_turns(const std::vector<Wanted>& wanted, const std::vector<int>& places) const {
     const auto row_of = [&](const Wanted& tile) {
-      const int own = tile.tile % kWordBits % rows_;
+      const int own = tile.tile % kWordBits % S::kRows;
       return tile.owners >> own & 1 ? own : std::countr_zero(tile.owners);
     };
     const int steps = static_cast<int>(wanted.size());
-    for (int row = 0; row < rows_; ++row) {
+    for (int row = 0; row < S::kRows; ++row) {
       const auto own = [&](const Wanted& tile) { return row_of(tile) == row; };
       const int turns = static_cast<int>(std::count_if(wanted.begin(), wanted.end(), own));
       for (int i = 0, rank = 0; i < steps; ++i) {
         if (!own(wanted[i])) continue;
         const int off = (2 * places[i] + 1) * turns - (2 * rank++ + 1) * steps;
-        require(std::abs(off) <= (rows_ - 1) * turns, "UNEVEN TURNS");
+        require(std::abs(off) <= (S::kRows - 1) * turns, "UNEVEN TURNS");
       }
     }
   }
 
   const Problem& problem_;
   const std::vector<SeenChunk>& seen_;
-  const int rows_, words_, steps_;
-  size_t next_ = 0;
+  const SeenStops& stops_;
+  size_t next_ = 0, taken_[S::kRows] = {};
+  int slots_ = 0, held_[S::kRows];
 };
 
-template <template <int> class Plan,
-          template <int, int, int> class Planner,
-          int Rows,
-          int Words,
-          int Steps>
+template <template <int, int> class Plan, template <int, int, int, int, int> class Planner, class S>
 void run(unsigned seed) {
-  const Problem problem(seed, Rows, seed % 15 == 14);
+  const Problem problem(seed, S::kRows, seed % 15 == 14);
   std::vector<SeenChunk> seen;
-  host::run_block<Planning<Plan, Planner, Rows, Words, Steps>>({problem, seen}, 0, 1, seed);
-  Check(problem, seen, Rows, Words, Steps).run();
+  SeenStops stops(S::kRows);
+  host::run_block<Planning<Plan, Planner, S>>({problem, seen, stops}, 0, 1, seed);
+  Check<S>(problem, seen, stops).run();
 }
 
-template <template <int> class Plan, template <int, int, int> class Planner>
+template <template <int, int> class Plan, template <int, int, int, int, int> class Planner>
 std::string first_report(unsigned seeds) {
   for (unsigned seed = 0; seed < seeds; ++seed) {
     try {
-      seed / 2 % 2 == 0   ? seed / 4 % 2 == 0 ? run<Plan, Planner, 2, 8, 40>(seed)
-                                              : run<Plan, Planner, 2, 1, 10>(seed)
-      : seed / 4 % 2 == 0 ? run<Plan, Planner, 3, 8, 256>(seed)
-                          : run<Plan, Planner, 3, 2, 7>(seed);
+      seed / 2 % 2 == 0   ? seed / 4 % 2 == 0 ? run<Plan, Planner, Sizes<2, 8, 40, 4, 6>>(seed)
+                                              : run<Plan, Planner, Sizes<2, 2, 20, 4, 5>>(seed)
+      : seed / 4 % 2 == 0 ? run<Plan, Planner, Sizes<3, 8, 96, 4, 6>>(seed)
+                          : run<Plan, Planner, Sizes<3, 2, 7, 9, 12>>(seed);
     } catch (const std::runtime_error& report) {
       return "seed " + std::to_string(seed) + ": " + report.what();
     }

@@ -15,6 +15,7 @@ struct Products {
   using Element = Element_;
   static constexpr int D = D_, kConsumers = 1;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
+  static constexpr int kProducers = 1;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
   struct Params {
@@ -40,8 +41,8 @@ struct Products {
   }
   static VSA_DEVICE void prologue(const Params&, SharedMemory&, int, int) {}
 
-  static VSA_DEVICE void produce(const Params& p, SharedMemory& s) {
-    if (!elect_one()) return;
+  static VSA_DEVICE void produce(const Params& p, SharedMemory& s, int) {
+    if (!elect_lane()) return;
     s.full.arrive_expect_tx(2 * kTileRows * D * 2 + 64 * 4);
     load_tile(s.a, p.a, {}, s.full);
     load_tile(s.b, p.b, {}, s.full);
