@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What one Hopper GPU allows: a JSON line per measurement. ceilings.py compiles and runs this:
 //
-//   ceilings loads|products|reduce|wgmma|exp2
+//   ceilings loads|products|loops|reduce|wgmma|exp2
 //
 // Each line has the case, the median and spread of the times of seven launches, the clocks of the
 // slowest block of the last one, and how much a launch moves or computes.
@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "ceilings_loops.h"
 #include "ceilings_rates.h"
 #include "launch/sm90_launch.h"
 
@@ -95,22 +96,28 @@ void allow_shared(Kernel* kernel, size_t bytes) {
         "asking for shared memory");
 }
 
-// Tiles of one head of 1536 / D, whose channels lie inside the token as in a model.
-template <int D, bool Tma, int Users>
-void load_tiles(const Gpu& gpu, const void* tokens, size_t footprint) {
-  using Kernel = Loads<D, Tma, Users>;
-  const int layers = static_cast<int>(footprint / (2 * D) / (kGridSide * kGridSide)) / 4 * 4;
+// One head of 1536 / D, whose channels lie inside the token as in a model, in boxes of a tile.
+TensorMap map_of_tiles(const void* tokens, int layers) {
   constexpr uint64_t kToken = kTokenChannels * 2, kRow = kToken * kGridSide;
   const uint64_t depth = static_cast<uint64_t>(layers), layer = kRow * kGridSide;
   const launch::MapArguments arguments{const_cast<void*>(tokens),
                                        {kTokenChannels, kGridSide, kGridSide, depth, 1},
                                        {kToken, kRow, layer, layer * depth},
                                        {kPanelChannels, 4, 4, 4, 1}};
-  LoadParams params{};
-  if (const std::string error = launch::encode(params.map, arguments); !error.empty()) {
+  TensorMap map{};
+  if (const std::string error = launch::encode(map, arguments); !error.empty()) {
     std::fprintf(stderr, "%s\n", error.c_str());
     std::exit(1);
   }
+  return map;
+}
+
+template <int D, bool Tma, int Users>
+void load_tiles(const Gpu& gpu, const void* tokens, size_t footprint) {
+  using Kernel = Loads<D, Tma, Users>;
+  const int layers = static_cast<int>(footprint / (2 * D) / (kGridSide * kGridSide)) / 4 * 4;
+  LoadParams params{};
+  params.map = map_of_tiles(tokens, layers);
   params.tokens = static_cast<const unsigned char*>(tokens);
   params.tiles = layers / 4 * kTilesPerLayer;
   params.slots = static_cast<int>(kLoadedBytes / gpu.blocks / Kernel::kTileBytes) / 4 * 4;
@@ -137,12 +144,18 @@ void load_all(const Gpu& gpu, const void* tokens, size_t footprint) {
   load_tiles<64, false, Users>(gpu, tokens, footprint);
 }
 
-void run_loads(const Gpu& gpu, bool with_products) {
-  constexpr size_t kLargest = 96 * kMB;
-  const size_t words = kLargest / 128 * kTokenChannels / 2;  // whole tokens, for D = 64
+// Whole tokens, of which one head of D = 64 is `footprint` bytes.
+uint32_t* random_tokens(size_t footprint) {
+  const size_t words = footprint / 128 * kTokenChannels / 2;
   uint32_t* tokens = allocate<uint32_t>(words);
   fill_random<<<1024, 256>>>(tokens, words);
   check(cudaDeviceSynchronize(), "filling memory");
+  return tokens;
+}
+
+void run_loads(const Gpu& gpu, bool with_products) {
+  constexpr size_t kLargest = 96 * kMB;
+  uint32_t* tokens = random_tokens(kLargest);
   for (size_t footprint : {16 * kMB, 32 * kMB, 48 * kMB, 64 * kMB, kLargest}) {
     if (!with_products) {
       load_all<0>(gpu, tokens, footprint);
@@ -151,6 +164,48 @@ void run_loads(const Gpu& gpu, bool with_products) {
     load_all<1>(gpu, tokens, footprint);
     load_all<2>(gpu, tokens, footprint);
   }
+}
+
+template <int D, int Consumers, int Tiles, Behind Order, bool QueriesInRegisters>
+void loop(const Gpu& gpu, const void* tokens) {
+  using Kernel = Loop<D, Consumers, Tiles, Order, QueriesInRegisters>;
+  constexpr int kLayers = 64, kOfEach = 4000;  // tokens along t; tiles of each consumer
+  constexpr int kLoadRates[] = {0, 33};        // bytes per clock that are asked for, about L2's
+  const auto kernel = loops<Kernel>;
+  allow_shared(kernel, sizeof(typename Kernel::Shared));
+  for (const int rate : kLoadRates) {
+    LoopParams params{};
+    params.map = map_of_tiles(tokens, kLayers);
+    params.tiles = kLayers / 4 * kTilesPerLayer;
+    params.steps = kOfEach / Tiles;
+    params.clocks = rate == 0 ? 0 : Kernel::kTileBytes / rate;
+    params.scale = 0.05f;
+    params.report = gpu.report;
+    const double count = 1.0 * kOfEach * Consumers;  // of an SM
+    const std::string fields = format(
+        "\"probe\": \"loops\", \"d\": %d, \"consumers\": %d, \"tiles\": %d, \"behind\": \"%s\", "
+        "\"q\": \"%s\", \"load_rate\": %d, \"count\": %.0f, \"flops\": %.0f",
+        D, Consumers, Tiles, Order == Behind::Output ? "output" : "nothing",
+        QueriesInRegisters ? "registers" : "shared", rate, count,
+        count * gpu.blocks * 4 * D * kTileRows * kTileRows);
+    gpu.measure(fields, [&](uint32_t seed) {
+      params.seed = seed;
+      kernel<<<gpu.blocks, Kernel::kThreads, sizeof(typename Kernel::Shared)>>>(params);
+    });
+  }
+}
+
+void run_loops(const Gpu& gpu) {
+  const uint32_t* tokens = random_tokens(32 * kMB);
+  loop<128, 3, 1, Behind::Output, false>(gpu, tokens);
+  loop<128, 3, 1, Behind::Nothing, false>(gpu, tokens);
+  loop<128, 2, 1, Behind::Output, true>(gpu, tokens);
+  loop<128, 2, 2, Behind::Output, false>(gpu, tokens);
+  loop<64, 3, 1, Behind::Output, false>(gpu, tokens);
+  loop<64, 3, 1, Behind::Output, true>(gpu, tokens);
+  loop<64, 3, 1, Behind::Nothing, true>(gpu, tokens);
+  loop<64, 3, 2, Behind::Output, false>(gpu, tokens);
+  loop<64, 3, 2, Behind::Nothing, false>(gpu, tokens);
 }
 
 void run_reduce(const Gpu& gpu) {
@@ -208,13 +263,14 @@ void run_exp2(const Gpu& gpu) {
 int main(int count, char** arguments) {
   using namespace vsa::ceilings;
   const std::string probe = count == 2 ? arguments[1] : "";
-  if (probe != "loads" && probe != "products" && probe != "reduce" && probe != "wgmma" &&
-      probe != "exp2") {
-    std::fprintf(stderr, "usage: ceilings loads|products|reduce|wgmma|exp2\n");
+  if (probe != "loads" && probe != "products" && probe != "loops" && probe != "reduce" &&
+      probe != "wgmma" && probe != "exp2") {
+    std::fprintf(stderr, "usage: ceilings loads|products|loops|reduce|wgmma|exp2\n");
     return 2;
   }
   const Gpu gpu;
   if (probe == "loads" || probe == "products") run_loads(gpu, probe == "products");
+  if (probe == "loops") run_loops(gpu);
   if (probe == "reduce") run_reduce(gpu);
   if (probe == "wgmma") rates<64>(gpu), rates<128>(gpu);
   if (probe == "exp2") run_exp2(gpu);

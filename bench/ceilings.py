@@ -29,6 +29,7 @@ PATIENCE = 240
 GROUPS = {
     "loads": "random tiles of 4x4x4 tokens from L2 to shared memory",
     "products": "the same with products: each tile used by one or two warpgroups of the block",
+    "loops": "a forward's consumers with all that they wait for there: scores, softmax, output",
     "reduce": "fp32 tiles added to global memory (cp.reduce.async.bulk)",
     "wgmma": "matrix products from operands that stay where they are",
     "exp2": "ex2.approx",
@@ -93,9 +94,11 @@ def with_rates(row: Row) -> Row:
         rates["FLOP/clk/SM"] = row["flops"] / blocks / clocks
     if "count" in row:
         # A wgmma has the tensor cores to itself; exponentials go through their units side by side.
-        per_clock = row["probe"] == "exp2"
-        name = "exp2/clk/SM" if per_clock else "clk/product"
-        rates[name] = row["count"] / clocks if per_clock else clocks / row["count"]
+        if row["probe"] == "exp2":
+            rates["exp2/clk/SM"] = row["count"] / clocks
+        else:
+            name = "clk/tile" if row["probe"] == "loops" else "clk/product"
+            rates[name] = clocks / row["count"]
     return row | rates
 
 
@@ -108,6 +111,10 @@ def case(row: Row) -> str:
     if probe == "reduce":
         shared = f"{row['sharers']} blocks to the same" if row["sharers"] > 1 else "each its own"
         return f"{row['tile_bytes'] >> 10} KiB, {row['footprint']:.0f} MB, {shared}"
+    if probe == "loops":
+        softmax = f"{row['tiles']} per softmax, {row['behind']} behind"
+        loads = ", loads" if row["load_rate"] else ""
+        return f"d {row['d']}, {row['consumers']} of Q in {row['q']}, {softmax}{loads}"
     if probe == "wgmma":
         return f"m64n{row['n']}k16, A in {row['a']}, B {row['b']}"
     return "all multiprocessors"
@@ -115,15 +122,16 @@ def case(row: Row) -> str:
 
 def table(rows: list[Row]) -> str:
     """Rows of a group, one a line, columns aligned."""
-    names = ("TB/s", "B/clk/SM", "TFLOP/s", "FLOP/clk/SM", "clk/product", "exp2/clk/SM", "GHz")
+    names = "TB/s", "B/clk/SM", "TFLOP/s", "FLOP/clk/SM", "clk/product", "clk/tile"
+    names = *names, "exp2/clk/SM", "GHz"
     shown = [name for name in names if any(name in row for row in rows)]
-    lines = [f"  {'':44s}{'ms':>9s}{'':7s}" + "".join(f"{name:>13s}" for name in shown)]
+    lines = [f"  {'':60s}{'ms':>9s}{'':7s}" + "".join(f"{name:>13s}" for name in shown)]
     for row in rows:
         if "error" in row:
             lines.append(f"  failed: {row['error']}")
             continue
         values = "".join(f"{row[name]:13.2f}" if name in row else f"{'-':>13s}" for name in shown)
-        lines.append(f"  {case(row):44s}{row['ms']:9.3f} ±{row['spread']:<5.1%}{values}")
+        lines.append(f"  {case(row):60s}{row['ms']:9.3f} ±{row['spread']:<5.1%}{values}")
     return "\n".join(lines)
 
 

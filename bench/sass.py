@@ -5,7 +5,7 @@ usage: python bench/sass.py
 
 Compiles the kernels for sm_90a (no GPU needed) and prints a table. An overlapped softmax reads
 "products, wait<1>, exponentials, wait<0>" in the machine code; ptxas may hoist the second wait
-above the exponentials in silence, so their number between the two waits has a column of its own.
+above the exponentials in silence, so how many of them have products in flight is a column.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ class Kernel:
         name: mangled.
         registers: per thread at launch; roles take or give some later.
         stack: bytes of local memory per thread.
-        spills: bytes stored and loaded. The planner's, a warp that has time (csrc/kernels/plan.h).
+        spills: bytes stored and loaded. The planner's, a warp that has time (kernels/planner.h).
         local: accesses to local memory in the main loop and between two copies of the producer.
-        loop: instructions of a warp per tile in the main loop, everything included.
+        loop: instructions of the main loop, everything included.
         mask: of these, skipped on a tile that needs no mask.
-        rescale: of these, skipped when no maximum of the warp moved far.
+        rescale: of these, skipped when no maximum of the warp moved.
+        executed: of these, what a warp issues for a tile that needs neither and ends no chunk.
         products: HGMMA instructions in the loop.
-        overlapped: exponentials with products in flight behind them, of 32.
+        overlapped: exponentials with products in flight, of 32.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Kernel:
     loop: int
     mask: int
     rescale: int
+    executed: int
     products: int
     overlapped: int
 
@@ -69,11 +71,6 @@ class Kernel:
         element = "bf16" if "Bf16" in self.name else "fp16"
         gates = " with gates" if "GatedOutput" in self.name else ""
         return f"{self.kind} {element} d{self.head_dim}{gates}"
-
-    @property
-    def executed(self) -> int:
-        """Instructions on a tile that needs neither."""
-        return self.loop - self.mask - self.rescale
 
 
 def compile_kernels(
@@ -133,6 +130,7 @@ def kernels(cubins: list[Path], said: str, nvdisasm: str) -> Iterator[Kernel]:
                 len(body),
                 skipped(code, labels, loop, "FSEL"),
                 skipped(code, labels, loop, "FMUL"),
+                shortest_round(code, labels, loop),
                 sum("HGMMA" in line for line in body),
                 overlapped(body),
             )
@@ -215,20 +213,42 @@ def skipped(code: list[str], labels: dict[str, int], loop: slice, kind: str) -> 
     return best
 
 
+def shortest_round(code: list[str], labels: dict[str, int], loop: slice) -> int:
+    """Instructions of the shortest way from the loop's first product back to it.
+
+    That is a tile that needs no mask, in which no maximum moved, and after which no chunk ends.
+    """
+    start = next(i for i in range(loop.start, loop.stop) if "HGMMA" in code[i])
+    reached, steps = {start}, 0
+    while reached:
+        steps += 1
+        reached = {after for i in reached for after in successors(code, labels, i)}
+        if start in reached:
+            return steps
+    raise SystemExit("a main loop has no way back to its first product")
+
+
+def successors(code: list[str], labels: dict[str, int], i: int) -> list[int]:
+    """Where the instruction may lead."""
+    jump = re.search(r"\bBRA\b.*?(\.L_x_\d+)", code[i])
+    found = [labels[jump[1]]] if jump else []
+    if code[i].startswith("@") or not re.search(r"\b(BRA|EXIT|RET)\b", code[i]):
+        found.append(i + 1)
+    return [after for after in found if after < len(code)]
+
+
 def overlapped(body: list[str]) -> int:
-    """Exponentials after a wait that leaves products in flight, the loop taken as a ring."""
-    events = []
-    for line in body:
+    """Exponentials with products in flight, the loop taken as a ring."""
+    flying, opened, count = 0, False, 0  # closed groups, one that is still open, exponentials
+    for line in [*body, *body]:
         if wait := re.search(r"WARPGROUP\.DEPBAR\S* gsb0, 0x(\w+)", line):
-            events.append(f"wait{wait[1]}")
-        elif "MUFU.EX2" in line:
-            events.append("exp")
-    starts = [i for i, event in enumerate(events) if event == "wait1"]
-    rings = [events[i + 1 :] + events[:i] for i in starts]
-    return sum(
-        ring[: next(i for i, e in enumerate([*ring, "wait"]) if e != "exp")].count("exp")
-        for ring in rings
-    )
+            flying = min(flying, int(wait[1], 16))
+        elif "HGMMA" in line:
+            opened = "gsb0" not in line
+            flying += not opened
+        elif "MUFU.EX2" in line and (flying or opened):
+            count += 1
+    return count // 2
 
 
 def table(found: list[Kernel]) -> str:
