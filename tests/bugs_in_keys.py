@@ -353,22 +353,3 @@ IN_KEYS: Bugs = {
         "WRONG NUMBERS in d[kv]",
     ),
 }
-
-# Found where slots are passed over and drained.
-IN_RUNS_OF_KEYS: Bugs = {
-    "PassesNotLookedFor": (
-        "next = stops_.own(after);",
-        "next = after;",
-        WORK_LEFT,
-    ),
-    "PassesOfARunNotLookedFor": (
-        "Stop next = stops_.own(stops_.take());",
-        "Stop next = stops_.take();",
-        WORK_LEFT,
-    ),
-    "DrainsTakenForTheEnd": (
-        "held = stops_.next_run(next);",
-        "held = next;",
-        WORK_LEFT,
-    ),
-}

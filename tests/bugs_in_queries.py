@@ -282,21 +282,6 @@ IN_RUNS_OF_QUERIES: Bugs = {
         "if (after.is(Stop::kPage)) after = Stop::of(Stop::kEnd);",
         WORK_LEFT,
     ),
-    "PassesNotLookedFor": (
-        "next = stops_.own(after);",
-        "next = after;",
-        WORK_LEFT,
-    ),
-    "PassesOfARunNotLookedFor": (
-        "Stop next = stops_.own(stops_.take());",
-        "Stop next = stops_.take();",
-        WORK_LEFT,
-    ),
-    "DrainsTakenForTheEnd": (
-        "held = stops_.next_run(next);",
-        "held = next;",
-        WORK_LEFT,
-    ),
     "NextRunTakenTwice": (
         "held = stops_.next_run(next);",
         "held = stops_.next_run(next); if (held.is(Stop::kOwn)) held = stops_.take();",

@@ -164,3 +164,22 @@ IN_PASSES: Bugs = {
         rf"TOO MANY ARRIVALS on second_empty|PHASE ALIAS|{OVERWRITTEN}",
     ),
 }
+
+# How each pass of the backward goes on, found where slots are passed over and drained.
+IN_RUNS: Bugs = {
+    "PassesNotLookedFor": (
+        "next = stops_.own(after);",
+        "next = after;",
+        WORK_LEFT,
+    ),
+    "PassesOfARunNotLookedFor": (
+        "Stop next = stops_.own(stops_.take());",
+        "Stop next = stops_.take();",
+        WORK_LEFT,
+    ),
+    "DrainsTakenForTheEnd": (
+        "held = stops_.next_run(next);",
+        "held = next;",
+        WORK_LEFT,
+    ),
+}

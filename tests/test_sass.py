@@ -18,6 +18,8 @@ MOST_EXECUTED = {
     "dQ": {128: 300, 64: 255},
 }
 """Instructions of a warp per tile that needs no mask, by kernel and head_dim."""
+LEAST_OVERLAPPED = {("dK dV", 128): 29}
+"""Exponentials with products in flight, where they are not all 32 of a lane's tile."""
 PRODUCTS = {"forward": (8, 12), "dK dV": (16, 24), "dQ": (12, 20)}
 """HGMMA instructions per tile, at a head_dim of 64 and 128."""
 
@@ -60,7 +62,7 @@ def test_routing_kernels_stay_in_registers(sass, tmp_path: Path) -> None:
 def test_softmax_runs_while_products_are_in_flight(compiled) -> None:
     for kernel in compiled[0]:
         assert kernel.products in PRODUCTS[kernel.kind]
-        assert kernel.overlapped >= 28, kernel
+        assert kernel.overlapped >= LEAST_OVERLAPPED.get((kernel.kind, kernel.head_dim), 32), kernel
 
 
 def test_the_main_loop_stays_within_its_instruction_budget(compiled) -> None:

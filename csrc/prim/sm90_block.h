@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a block does on the GPU: a prologue by all threads, then the producer's warpgroup and the
-// consumers' part ways. A kernel with a planner has it in the producer's warpgroup, a warp of its
-// own. The twin of host_block.h.
+// What a block does on the GPU: a prologue by all threads, then the warpgroup that copies and the
+// consumers' part ways. The former has a warp for each producer and one for the planner, in kernels
+// that have one. The twin of host_block.h.
 #pragma once
 #include "prim/sm90.h"
 
