@@ -30,14 +30,14 @@ template <class Element_, int D_>
 struct FineForwardConfig {
   using Element = Element_;
   static constexpr int D = D_;
-  // Measured: three consumers with Q in shared memory beat two with Q in registers
-  // (bench/NOTES.md).
-  static constexpr int kConsumers = 3;
+  // Measured: three consumers with Q in shared memory beat two with Q in registers, and four beat
+  // three where their registers are enough (bench/NOTES.md).
+  static constexpr int kConsumers = D == 128 ? 3 : 4;
   using Rings =  // of K, of V
-      std::conditional_t<D == 128, TwoRings<4, 6, kConsumers>, OneRing<12, kConsumers>>;
+      std::conditional_t<D == 128, TwoRings<4, 6, kConsumers>, OneRing<11, kConsumers>>;
   static constexpr int kPlanWords = 8, kPlanSteps = D == 128 ? 96 : 64;
-  static constexpr int kProducerRegisters = 56;
-  static constexpr int kConsumerRegisters = 152;
+  static constexpr int kProducerRegisters = D == 128 ? 56 : 32;
+  static constexpr int kConsumerRegisters = D == 128 ? 152 : 112;
 };
 
 // Epilogue: what becomes of the output before it is stored (kernels/epilogue.h).
