@@ -28,7 +28,9 @@ struct SelectTilesParams {
 
   VSA_HD int words() const { return bitmap::words(columns); }
   VSA_HD int query_tile(int row) const { return (first_row + row) % n_q; }
-  VSA_HD int count(int row) const { return counts[(first_row + row) / n_q % num_counts]; }
+  VSA_HD int count(int row) const {
+    return counts[num_counts == 1 ? 0 : (first_row + row) / n_q % num_counts];
+  }
 };
 
 // Whole numbers in the order of the floats that they stand for; +0 and -0 are one.
@@ -60,6 +62,9 @@ class ScoreRow {
         must_(p.must ? p.must + int64_t{p.query_tile(row)} * p.words() : nullptr) {
     if constexpr (!Longer) read(0);
     survey();
+    // Seldom needed, and the mean tells.
+    if constexpr (kSureWords > 0)
+      if (mean_ != mean_) replace_nans();
     if constexpr (!Longer) mark(0);
   }
 
@@ -162,9 +167,10 @@ class ScoreRow {
       });
     }
     greatest_ = Extremes::of(top);
-    const float whole = static_cast<float>(columns_ / kWarpThreads * kWarpThreads);
-    mean_ = sum([&](int lane) { return total[lane]; }) / whole;
-    const float square = sum([&](int lane) { return squares[lane]; }) / whole;
+    const int whole = columns_ / kWarpThreads * kWarpThreads;
+    const float share = quotient_approx(1, static_cast<float>(whole));
+    mean_ = sum([&](int lane) { return total[lane]; }) * share;
+    const float square = sum([&](int lane) { return squares[lane]; }) * share;
     deviation_ = sqrtf(max2(fma(-mean_, mean_, square), 0));
   }
 
@@ -202,8 +208,16 @@ class ScoreRow {
         float score = -INFINITY;
         // No load_global: weights may be written over the scores.
         if (i < kSureWords || i * kWarpThreads < left) score = from[i * kWarpThreads];
-        part_[lane].score[i] = max2(score, -INFINITY);
+        part_[lane].score[i] = i < kSureWords ? score : of_number(score);
       }
+    });
+  }
+  VSA_DEVICE static float of_number(float score) { return max2(score, -INFINITY); }
+
+  VSA_DEVICE void replace_nans() {
+    each_lane([&](int lane) {
+      VSA_UNROLL
+      for (int i = 0; i < kSureWords; ++i) part_[lane].score[i] = of_number(part_[lane].score[i]);
     });
   }
 

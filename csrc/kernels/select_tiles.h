@@ -142,18 +142,28 @@ class SelectTiles {
   }
 
   VSA_DEVICE void write(Cut cut) {
+    const auto down_to_cut = [&](auto score) {
+      return ballot([&](int lane) { return !(score(lane) < cut.last); });
+    };
+    if (cut.room == INT_MAX) return write_words(down_to_cut);
     int room = cut.room;
+    write_words([&](auto score) {
+      const uint32_t ties = ballot([&](int lane) { return score(lane) == cut.last; });
+      const uint32_t late = ballot([&](int lane) {
+        return (ties >> lane & 1) != 0 && popcount(ties & ((1u << lane) - 1)) >= room;
+      });
+      room = popcount(ties) < room ? room - popcount(ties) : 0;
+      return down_to_cut(score) & ~late;
+    });
+  }
+
+  // kept(score): the bits of a word's columns that are kept.
+  template <class Kept>
+  VSA_DEVICE void write_words(Kept kept) {
     row_.each_word([&](int word, uint32_t columns, auto score) {
-      uint32_t kept = ballot([&](int lane) { return !(score(lane) < cut.last); });
-      if (cut.room != INT_MAX) {
-        const uint32_t ties = ballot([&](int lane) { return score(lane) == cut.last; });
-        kept &= ~ballot([&](int lane) {
-          return (ties >> lane & 1) != 0 && popcount(ties & ((1u << lane) - 1)) >= room;
-        });
-        room = popcount(ties) < room ? room - popcount(ties) : 0;
-      }
+      const uint32_t bits = kept(score) & columns;
       each_lane([&](int lane) {
-        if (lane == 0) selected_[word] = kept & columns;
+        if (lane == 0) selected_[word] = bits;
       });
     });
   }
