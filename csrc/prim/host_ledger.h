@@ -33,7 +33,7 @@ enum AgentClock {
   kStoresMet,    // ... as all warps know
   kClocksPerAgent
 };
-constexpr int kMaxAgents = 8;
+constexpr int kMaxAgents = 9;
 constexpr int kMaxBarriers = 256;
 constexpr int kClocks = kMaxAgents * kClocksPerAgent + kMaxBarriers;
 
