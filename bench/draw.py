@@ -7,7 +7,7 @@ usage: python bench/draw.py roofline --ceilings ceilings.json --peers peers.json
 Roofline: forward TFLOP/s against the products per byte that come from L2. Both ceilings were
 measured by bench/ceilings.py: the fastest wgmma, and tiles of 4x4x4 tokens by TMA at the smallest
 footprint. The intensity is derived, not measured: a pair of tiles makes 64 FLOP per byte of its K
-and V, times the reuse among the query tiles that share loads, ``--consumers`` of them for our
+and V, times the reuse among the query tiles that share loads: ``CONSUMERS`` of them for our
 kernels and one for the others.
 """
 
@@ -29,6 +29,8 @@ from comparison.worker import KERNELS
 
 Row = dict[str, Any]
 FLOP_PER_BYTE = 64
+CONSUMERS = {128: 3, 64: 4}
+"""Query tiles of a block of our forward kernel, by head_dim."""
 COLOURS = {"vsa": "#0b5cad", "cudnn_bsa": "#e8590c", "tk_vsa": "#2f9e44", "flex": "#9c36b5"}
 MARKERS = {"random": "o", "correlated": "s", "captured": "^"}
 STAGES = "#0b5cad", "#e8590c", "#8fb8de", "#2f9e44", "#9c36b5", "#868e96"
@@ -51,13 +53,17 @@ def ceilings(rows: Sequence[Row]) -> tuple[float, dict[int, float]]:
     return max(tensor), {row["d"]: row["TB/s"] for row in loads if row["footprint"] == smallest}
 
 
-def intensity(row: Row, consumers: int) -> float:
+def intensity(row: Row) -> float:
     """FLOP per byte from L2 of a forward row."""
-    shared = row["reuse"].get(str(consumers), 1.0) if row["kernel"] == "vsa" else 1.0
-    return FLOP_PER_BYTE * shared
+    if row["kernel"] != "vsa":
+        return FLOP_PER_BYTE
+    consumers = CONSUMERS[row["head_dim"]]
+    if str(consumers) not in row["reuse"]:
+        raise ValueError(f"the peers' rows do not tell the reuse among {consumers} query tiles")
+    return FLOP_PER_BYTE * float(row["reuse"][str(consumers)])
 
 
-def roofline(measured: Row, machine: Row, consumers: int, path: Path) -> None:
+def roofline(measured: Row, machine: Row, path: Path) -> None:
     """One panel per head_dim, written to a PNG."""
     tensor, bandwidth = ceilings(machine["rows"])
     rows = [row for row in measured["rows"] if "tflops" in row and row["direction"] == "forward"]
@@ -69,7 +75,7 @@ def roofline(measured: Row, machine: Row, consumers: int, path: Path) -> None:
     panels = figure.subplots(1, len(head_dims), squeeze=False, sharey=True)[0]
     for axes, head_dim in zip(panels, head_dims, strict=True):
         mine = [row for row in rows if row["head_dim"] == head_dim]
-        _panel(axes, mine, tensor, bandwidth[head_dim], consumers)
+        _panel(axes, mine, tensor, bandwidth[head_dim])
         axes.set_title(f"head_dim {head_dim}", loc="left", fontweight="bold")
     panels[0].set_ylabel("forward, TFLOP/s on selected tokens")
     _legend(figure, rows)
@@ -77,15 +83,15 @@ def roofline(measured: Row, machine: Row, consumers: int, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _panel(axes: Axes, rows: Sequence[Row], tensor: float, tera: float, consumers: int) -> None:
-    low, high = FLOP_PER_BYTE / 2, FLOP_PER_BYTE * max(4, consumers + 1)
+def _panel(axes: Axes, rows: Sequence[Row], tensor: float, tera: float) -> None:
+    low, high = FLOP_PER_BYTE / 2, FLOP_PER_BYTE * (max(CONSUMERS.values()) + 1)
     ridge = tensor / tera
     axes.plot([low, ridge, high], [low * tera, tensor, tensor], color="0.25", linewidth=1.8)
     axes.annotate(f"tensor cores {tensor:.0f}", (high, tensor), (-4, 5), ha="right", **_SMALL)
     axes.annotate(f"L2 {tera:.1f} TB/s", (low * 1.1, low * 1.1 * tera), (8, -4), **_SMALL)
     for row in rows:
         style: dict[str, Any] = {"color": COLOURS[row["kernel"]], "marker": MARKERS[row["lists"]]}
-        axes.plot(intensity(row, consumers), row["tflops"], linestyle="", markersize=8, **style)
+        axes.plot(intensity(row), row["tflops"], linestyle="", markersize=8, **style)
     axes.set_xscale("log", base=2)
     ticks = [FLOP_PER_BYTE * factor for factor in (0.5, 1, 2, 4)]
     axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
@@ -159,7 +165,6 @@ def main() -> None:
     roof = kinds.add_parser("roofline", help="TFLOP/s below the ceilings")
     roof.add_argument("--ceilings", type=Path, required=True, metavar="FILE")
     roof.add_argument("--peers", type=Path, required=True, metavar="FILE")
-    roof.add_argument("--consumers", type=int, default=3, help="query tiles that share loads")
     bars = kinds.add_parser("stages", help="stacked bars of bench/routing.py")
     bars.add_argument("--routing", type=Path, required=True, metavar="FILE")
     for each in (roof, bars):
@@ -168,7 +173,7 @@ def main() -> None:
     try:
         if options.kind == "roofline":
             machine, peers = (json.loads(x.read_text()) for x in (options.ceilings, options.peers))
-            roofline(peers, machine, options.consumers, options.out)
+            roofline(peers, machine, options.out)
         else:
             stages(json.loads(options.routing.read_text()), options.out)
     except (OSError, ValueError) as error:

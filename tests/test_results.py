@@ -25,7 +25,7 @@ def peer(kernel: str, direction: str = "forward", **more):
     lists = {"dense": dense, "lists": None if dense else "random", "shared": 0.12}
     gpu = {"clock": 1500.0, "power": 690.0}
     numbers = {"ms": 2.0, "spread": 0.01, "tflops": 400.0, "share": 0.5, "speedup": 4.0, "gpu": gpu}
-    reuse = {"reuse": {"2": 1.1, "3": 1.2}, "baseline": "fa3"}
+    reuse = {"reuse": {"2": 1.1, "3": 1.2, "4": 1.3}, "baseline": "fa3"}
     return {"kernel": kernel, **about, **lists, **numbers, **reuse, **more}
 
 
@@ -138,8 +138,11 @@ def test_the_ceilings_are_the_fastest_product_and_the_smallest_footprint() -> No
 
 
 def test_only_our_blocks_share_loads() -> None:
-    assert draw.intensity(peer("vsa"), 3) == pytest.approx(76.8)
-    assert draw.intensity(peer("vsa"), 1) == draw.intensity(peer("tk_vsa"), 3) == 64
+    assert draw.intensity(peer("vsa")) == pytest.approx(76.8)
+    assert draw.intensity(peer("vsa", head_dim=64)) == pytest.approx(83.2)
+    assert draw.intensity(peer("tk_vsa")) == 64
+    with pytest.raises(ValueError, match="among 3 query tiles"):
+        draw.intensity(peer("vsa", reuse={"2": 1.1}))
 
 
 def test_parts_are_the_fastest_and_none_is_counted_twice() -> None:

@@ -114,7 +114,7 @@ def measure(
         shared = lists.shared_along_w(problem.selection)
         about |= {"topk": problem.topk, "tiles": problem.grid.num_tiles, "shared": shared}
         axes = lists.chosen_axes(problem.selection)
-        about["reuse"] = {str(n): lists.reuse(problem.selection, n, axes) for n in (2, 3)}
+        about["reuse"] = {str(n): lists.reuse(problem.selection, n, axes) for n in (2, 3, 4)}
     sample = parity.Sample(problem, kernel.dense)
     items = problem.arranged(kernel.order)
     begin = time.monotonic()

@@ -23,6 +23,8 @@ from vsa.shapes import Shape
 
 DEFAULT_SHAPE = "wan-1.3b-480p"
 MOST_STALLS = 3
+LOG_WIDTH = 160
+"""Columns of the report where no terminal says how many there are."""
 
 
 def profile(
@@ -175,6 +177,8 @@ def _show_report(path: Path, layer: Shape, topk: float) -> None:
             ", ".join(f"{reason} {value:.2f}" for reason, value in stalls),
         )
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=LOG_WIDTH)
     console.print(table)
     console.print(
         "MFU: products of our kernels on selected tokens over what the tensor cores could do in "
