@@ -34,7 +34,7 @@ CONSUMERS = {128: 3, 64: 4}
 COLOURS = {"vsa": "#0b5cad", "cudnn_bsa": "#e8590c", "tk_vsa": "#2f9e44", "flex": "#9c36b5"}
 MARKERS = {"random": "o", "correlated": "s", "captured": "^"}
 STAGES = "#0b5cad", "#e8590c", "#8fb8de", "#2f9e44", "#9c36b5", "#868e96"
-COMPOSITE = "attention"
+WHOLE = "attention, inference"
 """Rows of bench/routing.py that are the whole operation."""
 
 
@@ -118,19 +118,21 @@ def _legend(figure: Figure, rows: Sequence[Row]) -> None:
 
 
 def parts(rows: Sequence[Row]) -> dict[str, float]:
-    """Stages of one video by name: the fastest way of each in ms, no part counted twice."""
+    """Stages of one video's inference: the fastest way of each in ms, no part counted twice."""
     found: dict[str, float] = {}
     for row in rows:
-        if row["stage"] != COMPOSITE:
+        if ", " not in row["stage"]:  # whole calls and gradients
             found[row["stage"]] = min(row["ms"], found.get(row["stage"], row["ms"]))
-    joint = {part for name in found for part in name.split(" + ") if " + " in name}
-    return {name: ms for name, ms in found.items() if name not in joint}
+    of = {name: set(name.split(" + ")) for name in found}
+    return {
+        name: ms for name, ms in found.items() if not any(of[name] < other for other in of.values())
+    }
 
 
 def stages(measured: Row, path: Path) -> None:
-    """A panel per video: its stages stacked, the whole operation below; written to a PNG."""
+    """A panel per video: its stages stacked, the whole of inference below; written to a PNG."""
     videos = list(dict.fromkeys(row["shape"] for row in measured["rows"]))
-    figure = Figure(figsize=(8.4, 1.0 + 1.7 * len(videos)), layout="constrained")
+    figure = Figure(figsize=(8.4, 1.0 + 2.1 * len(videos)), layout="constrained")
     colours: dict[str, str] = {}
     for axes, video in zip(figure.subplots(len(videos), squeeze=False)[:, 0], videos, strict=True):
         rows, left = [row for row in measured["rows"] if row["shape"] == video], 0.0
@@ -138,7 +140,7 @@ def stages(measured: Row, path: Path) -> None:
             colour = colours.setdefault(name, STAGES[len(colours) % len(STAGES)])
             axes.barh(0, ms, 0.7, left, color=colour)
             left += ms
-        whole = {row["what"]: row["ms"] for row in rows if row["stage"] == COMPOSITE}
+        whole = {row["what"]: row["ms"] for row in rows if row["stage"] == WHOLE}
         bars = {"stage after stage": left, **{f"whole, {x}": ms for x, ms in whole.items()}}
         for place, ms in enumerate(bars.values()):
             if place:

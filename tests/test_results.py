@@ -56,7 +56,9 @@ CEILINGS = {
 BYTES = {"moved": 2e9, "results": 1 << 20, "peak": 3 << 20}
 STAGES = [("means", "PyTorch", 3.0), ("means", "one kernel", 1.0), ("scores", "cuBLAS", 0.5)]
 STAGES += [("select", "kernel", 0.2), ("scores + select", "both", 0.6), ("fine", "hopper", 9.0)]
-STAGES += [("attention", "no gate", 11.0)]
+STAGES += [("scores + select + coarse", "both", 0.7), ("coarse", "SDPA", 0.3)]
+STAGES += [("attention, inference", "no gate", 11.0), ("attention, backward", "no gate", 30.0)]
+STAGES += [("coarse, backward", "SDPA", 0.4)]
 ROUTING = {
     "device": "a made-up GPU",
     "rows": [{"shape": "480p", "stage": s, "what": w, "ms": ms, **BYTES} for s, w, ms in STAGES],
@@ -146,7 +148,8 @@ def test_only_our_blocks_share_loads() -> None:
 
 
 def test_parts_are_the_fastest_and_none_is_counted_twice() -> None:
-    assert draw.parts(ROUTING["rows"]) == {"means": 1.0, "scores + select": 0.6, "fine": 9.0}
+    parts = {"means": 1.0, "fine": 9.0, "scores + select + coarse": 0.7}
+    assert draw.parts(ROUTING["rows"]) == parts
 
 
 def test_pictures_are_written(tmp_path: Path) -> None:
