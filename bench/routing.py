@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time and memory of every stage around the fine kernel, and of the whole, on a Hopper GPU.
 
-usage: python bench/routing.py [--out results.json] [--smoke]
+usage: python bench/routing.py [--out results.json] [--commit HASH] [--smoke]
 
 ``--smoke`` runs a tiny case on the emulator, to see that the script works; its times mean nothing.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 import vsa
+from facts import facts
 from vsa import bitmap, budget
 from vsa.backends import coarse_backward, kernels, pytorch_routing, routing
 from vsa.coarse import coarse_attention
@@ -257,8 +259,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="write every row as JSON")
     parser.add_argument("--smoke", action="store_true", help="a tiny case on the emulator")
+    parser.add_argument("--commit", help="of the sources, where they are no clone")
     arguments = parser.parse_args()
     device = torch.device("cpu") if arguments.smoke else torch.device("cuda", 0)
+    head = facts(device, arguments.commit) | {
+        "command": f"bench/routing.py {' '.join(sys.argv[1:])}"
+    }
     every: list[dict[str, Any]] = []
     for name, (extent, heads, head_dim) in (TINY if arguments.smoke else SHAPES).items():
         layer = Layer.random(name, vsa.Grid(extent), heads, head_dim, device)
@@ -273,9 +279,7 @@ def main() -> None:
         print(f"\n{summary(rows, layer)}\n", flush=True)
         every += [asdict(row) for row in rows]
         if arguments.out:
-            machine = "CPU" if arguments.smoke else torch.cuda.get_device_name(device)
-            facts = {"device": machine, "torch": torch.__version__, "rows": every}
-            arguments.out.write_text(json.dumps(facts, indent=1))
+            arguments.out.write_text(json.dumps(head | {"rows": every}, indent=1))
         del layer, means
 
 
