@@ -25,6 +25,17 @@ TARGET = "-gencode=arch=compute_90a,code=sm_90a"
 FLAGS = ["-std=c++20", "-O3", TARGET, "-Xcompiler", "-Wall,-Wextra"]
 TOOLKITS = "/usr/local/cuda/bin/nvcc", "/usr/local/bin/nvcc"
 PATIENCE = 240
+RATES = (
+    "TB/s",
+    "B/clk/SM",
+    "TFLOP/s",
+    "FLOP/clk/SM",
+    "clk/product",
+    "clk/tile",
+    "exp2/clk/SM",
+    "GHz",
+)
+"""What `with_rates` may give a row."""
 """Seconds that a group may take; two would do."""
 GROUPS = {
     "loads": "random tiles of 4x4x4 tokens from L2 to shared memory",
@@ -122,9 +133,7 @@ def case(row: Row) -> str:
 
 def table(rows: list[Row]) -> str:
     """Rows of a group, one a line, columns aligned."""
-    names = "TB/s", "B/clk/SM", "TFLOP/s", "FLOP/clk/SM", "clk/product", "clk/tile"
-    names = *names, "exp2/clk/SM", "GHz"
-    shown = [name for name in names if any(name in row for row in rows)]
+    shown = [name for name in RATES if any(name in row for row in rows)]
     lines = [f"  {'':60s}{'ms':>9s}{'':7s}" + "".join(f"{name:>13s}" for name in shown)]
     for row in rows:
         if "error" in row:

@@ -32,17 +32,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 import lists
 from comparison import report, worker
 from comparison.problem import Case
 from facts import facts
+from vsa.cli.options import wide_console
 
 Row = dict[str, Any]
 DIRECTIONS = ("forward", "backward")
 TINY_LAYERS = ("4x8x12:2", "5x6x9:2")
+LOG_WIDTH = 120
 
 
 def parser() -> argparse.ArgumentParser:
@@ -129,7 +130,7 @@ def watched(
 def compare(options: argparse.Namespace, arguments: Sequence[str]) -> list[Row]:
     """Every kernel in a process of its own, one after the other."""
     rows: list[Row] = []
-    console = wide_console()
+    console = wide_console(LOG_WIDTH)
     columns = "{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         each = {x: len(worker.cases_of(x, cases(options))) for x in options.kernels}
@@ -151,12 +152,6 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> list[Row]:
                 if reason := watched(command, to, options.patience, note):
                     note({"kernel": name, "failed": reason})
     return report.with_shares(rows)
-
-
-def wide_console() -> Console:
-    """A terminal, or a log that is wide enough for the tables."""
-    found = Console()
-    return found if found.is_terminal else Console(width=120)
 
 
 def save(options: argparse.Namespace, rows: Sequence[Row]) -> None:
@@ -189,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.facts = facts(device, options.commit) | {
         "command": f"bench/peers.py {' '.join(arguments)}"
     }
-    console = wide_console()
+    console = wide_console(LOG_WIDTH)
     console.print(
         ", ".join(f"{name} {value}" for name, value in options.facts.items()), markup=False
     )

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ceilings import RATES
 from ceilings import case as ceiling_case
 from comparison.report import layer
 from comparison.worker import KERNELS
@@ -158,8 +159,8 @@ def grids(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def ceilings(rows: Sequence[Row]) -> Iterator[str]:
-    """One table, with the rates that a row has."""
-    names = "TB/s", "B/clk/SM", "TFLOP/s", "clk/product", "exp2/clk/SM", "GHz"
+    """One table, with the rates that any row has."""
+    names = [name for name in RATES if any(name in row for row in rows)]
     yield markdown(
         ("measured", "ms", *names),
         (

@@ -98,6 +98,7 @@ def test_a_report_becomes_a_table(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "FineForward" in result.output and "2,000.0" in result.output
     assert "55.0 %" in result.output and "wait 3.00" in result.output
+    assert "persistent_kernel<" in result.output  # not cut off in a log
 
 
 @pytest.mark.parametrize("text", ["", '"ID","Kernel Name"\n', '"ID","Name"\n"",""\n"0","k"\n'])

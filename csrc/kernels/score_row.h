@@ -62,7 +62,7 @@ class ScoreRow {
         must_(p.must ? p.must + int64_t{p.query_tile(row)} * p.words() : nullptr) {
     if constexpr (!Longer) read(0);
     survey();
-    // Seldom needed, and the mean tells.
+    // A NaN among them makes the mean one, so that rows without any need no look at each score.
     if constexpr (kSureWords > 0)
       if (mean_ != mean_) replace_nans();
     if constexpr (!Longer) mark(0);

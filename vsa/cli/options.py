@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import typer
+from rich.console import Console
 
 from vsa import backends, checks
 from vsa.grid import SLOTS, Extent
@@ -138,3 +139,9 @@ TileShape = Annotated[
         help="Tokens per tile, at most 64 in all; or auto.",
     ),
 ]
+
+
+def wide_console(width: int) -> Console:
+    """A terminal as it is, or a log of so many columns, where tables are not cut off."""
+    found = Console()
+    return found if found.is_terminal else Console(width=width)

@@ -24,7 +24,7 @@ from vsa.shapes import Shape
 DEFAULT_SHAPE = "wan-1.3b-480p"
 MOST_STALLS = 3
 LOG_WIDTH = 160
-"""Columns of the report where no terminal says how many there are."""
+"""Columns of a report that goes to no terminal."""
 
 
 def profile(
@@ -176,9 +176,7 @@ def _show_report(path: Path, layer: Shape, topk: float) -> None:
             *(_percent(kernel.percent[name]) for name in ncu_report.PERCENT),
             ", ".join(f"{reason} {value:.2f}" for reason, value in stalls),
         )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=LOG_WIDTH)
+    console = options.wide_console(LOG_WIDTH)
     console.print(table)
     console.print(
         "MFU: products of our kernels on selected tokens over what the tensor cores could do in "
