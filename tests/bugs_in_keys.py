@@ -162,6 +162,16 @@ IN_KEYS: Bugs = {
         "",
         r"(RACE|NEVER WRITTEN): |TOO MANY ARRIVALS|PHASE ALIAS",
     ),
+    "TakenToBeThere": (
+        "there = after.is(Stop::kOwn) && s_.rings.has_second(after);",
+        "there = after.is(Stop::kOwn);",
+        r"(RACE|NEVER WRITTEN): .*(q|lse)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
+    ),
+    "TileBeforeSeen": (
+        "s_.rings.has_second(after);",
+        "s_.rings.has_second(next);",
+        r"(RACE|NEVER WRITTEN): .*(q|lse)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
+    ),
     # slots given back
     "FirstReleasedBeforeWait": (
         "wgmma_wait<0>(grad_v_); s_.rings.release_first(stop);",
@@ -174,8 +184,8 @@ IN_KEYS: Bugs = {
         r"DEADLOCK: .*producer\d waits for first_empty",
     ),
     "SecondReleasedBeforeWait": (
-        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); differentiate(next);",
-        "s_.rings.release_second(held); wgmma_wait<0>(grad_k_); differentiate(next);",
+        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); there =",
+        "s_.rings.release_second(held); wgmma_wait<0>(grad_k_); there =",
         r"RACE: .*TMA load into (q|grad_out)\[\d+\]",
     ),
     "LastSecondReleasedBeforeWait": (
@@ -184,8 +194,8 @@ IN_KEYS: Bugs = {
         r"RACE: .*TMA load into (q|grad_out)\[\d+\]",
     ),
     "SecondNotReleased": (
-        "s_.rings.release_second(held); differentiate(next);",
-        "differentiate(next);",
+        "s_.rings.release_second(held); there =",
+        "there =",
         r"DEADLOCK: .*producer\d waits for (both|second)_empty",
     ),
     "LastSecondNotReleased": (
@@ -194,8 +204,8 @@ IN_KEYS: Bugs = {
         r"DEADLOCK: .*producer\d waits for (both|second)_empty",
     ),
     "SecondReleasedTwice": (
-        "s_.rings.release_second(held); differentiate(next);",
-        "s_.rings.release_second(held); s_.rings.release_second(held); differentiate(next);",
+        "s_.rings.release_second(held); there =",
+        "s_.rings.release_second(held); s_.rings.release_second(held); there =",
         r"TOO MANY ARRIVALS on (both|second)_empty|RACE|PHASE ALIAS",
     ),
     "SecondReleasedWhileItsLseIsRead": (
@@ -270,8 +280,8 @@ IN_KEYS: Bugs = {
         "WGMMA STILL IN FLIGHT",
     ),
     "GradKNotAwaited": (
-        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); differentiate(next);",
-        "s_.rings.release_second(held); differentiate(next);",
+        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); there =",
+        "s_.rings.release_second(held); there =",
         "FRAGMENT IN FLIGHT|RACE",
     ),
     "GradVNotCommitted": (

@@ -181,8 +181,18 @@ IN_QUERIES: Bugs = {
         r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "NextNotAwaited": (
-        "wait(next); issue_scores(next);",
+        "if (!there) wait(next); issue_scores(next);",
         "issue_scores(next);",
+        r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
+    ),
+    "TakenToBeThere": (
+        "there = after.is(Stop::kOwn) && s_.rings.has_both(after);",
+        "there = after.is(Stop::kOwn);",
+        r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
+    ),
+    "TileBeforeSeen": (
+        "s_.rings.has_both(after);",
+        "s_.rings.has_both(next);",
         r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "ItemNotEnded": (

@@ -168,7 +168,7 @@ IN_PASSES: Bugs = {
 # How each pass of the backward goes on, found where slots are passed over and drained.
 IN_RUNS: Bugs = {
     "PassesNotLookedFor": (
-        "next = stops_.own(after);",
+        "next = there ? after : stops_.own(after);",
         "next = after;",
         WORK_LEFT,
     ),

@@ -14,6 +14,7 @@
 //     read where to stop after next
 //     wait for scores -> weights
 //     wait for dK -> let go of Q(held)
+//     look whether Q of the tile after next is there
 //     dP(next)        dV += P^T dO                     in flight together
 //     wait for dP -> dS
 //     wait for dV -> let go of dO(next)
@@ -232,9 +233,12 @@ struct FineBackwardKeys {
         s_.rings.wait_first(held);
         differentiate(held);
         Stop next = stops_.own(stops_.take());
+        bool there = false;
         while (next.is(Stop::kOwn)) {
-          s_.rings.wait_together(next);
-          s_.rings.wait_second(next);
+          if (!there) {
+            s_.rings.wait_together(next);
+            s_.rings.wait_second(next);
+          }
           issue_scores(next);
           issue_grad_k(held);
           const Stop after = stops_.take();
@@ -243,9 +247,10 @@ struct FineBackwardKeys {
           s_.rings.wait_first(next);
           wgmma_wait<0>(grad_k_);
           s_.rings.release_second(held);
+          there = after.is(Stop::kOwn) && s_.rings.has_second(after);
           differentiate(next);
           held = next;
-          next = stops_.own(after);
+          next = there ? after : stops_.own(after);
         }
         issue_grad_k(held);
         wgmma_wait<0>(grad_k_);

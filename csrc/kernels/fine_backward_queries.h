@@ -10,6 +10,7 @@
 //     scores(next)  dP(next)    dQ += dS K of the tile held    in flight together
 //     read where to stop after next
 //     wait for the first two -> let go of V(next) -> weights, dS
+//     look whether V and K of the tile after next are there
 //     wait for dQ -> let go of K(held) -> round dS
 //
 //   barrier   arrives                                 waits
@@ -194,8 +195,9 @@ struct FineBackwardQueries {
       while (held.is(Stop::kOwn)) {
         start(held);
         Stop next = stops_.own(stops_.take());
+        bool there = false;
         while (next.is(Stop::kOwn)) {
-          wait(next);
+          if (!there) wait(next);
           issue_scores(next);
           issue_gradient(held);
           Stop after = stops_.take();
@@ -204,11 +206,12 @@ struct FineBackwardQueries {
           differentiate(next);
           // A real branch between the waits: without one, ptxas hoists the second one above.
           after = stops_.turned(after);
+          there = after.is(Stop::kOwn) && s_.rings.has_both(after);
           wgmma_wait<0>(grad_q_);
           s_.rings.release_second(held);
           round_to<Element>(rounded_, grad_scores_);
           held = next;
-          next = stops_.own(after);
+          next = there ? after : stops_.own(after);
         }
         issue_gradient(held);
         wgmma_wait<0>(grad_q_);

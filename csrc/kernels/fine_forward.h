@@ -11,6 +11,7 @@
 //     scores(next)  out += weights V(held)     in flight together
 //     read where to stop after next
 //     wait for scores -> let go of K(next) -> softmax
+//     look whether K of the tile after next is there
 //     wait for out -> let go of V(held) -> rescale out, round weights
 //
 //   barrier   arrives                                 waits
@@ -179,9 +180,12 @@ struct FineForward {
       while (held.is(Stop::kOwn)) {
         start(held);
         Stop next = stops_.own(stops_.take());
+        bool there = false;
         while (next.is(Stop::kOwn)) {
-          s_.rings.wait_together(next);
-          s_.rings.wait_first(next);
+          if (!there) {
+            s_.rings.wait_together(next);
+            s_.rings.wait_first(next);
+          }
           issue_scores(next);
           issue_output(held);
           Stop after = stops_.take();
@@ -191,12 +195,13 @@ struct FineForward {
           // A real branch between the waits: without one, ptxas hoists the second above softmax.
           s_.rings.wait_second(next);
           after = stops_.turned(after);
+          there = after.is(Stop::kOwn) && s_.rings.has_first(after);
           wgmma_wait<0>(out_);
           s_.rings.release_second(held);
           softmax_.rescale(out_);
           round_to<Element>(weights_, scores_);
           held = next;
-          next = stops_.own(after);
+          next = there ? after : stops_.own(after);
         }
         issue_output(held);
         wgmma_wait<0>(out_);

@@ -168,7 +168,7 @@ class ScoreRow {
     }
     greatest_ = Extremes::of(top);
     const int whole = columns_ / kWarpThreads * kWarpThreads;
-    const float share = quotient_approx(1, static_cast<float>(whole));
+    const float share = reciprocal_approx(static_cast<float>(whole));
     mean_ = sum([&](int lane) { return total[lane]; }) * share;
     const float square = sum([&](int lane) { return squares[lane]; }) * share;
     deviation_ = sqrtf(max2(fma(-mean_, mean_, square), 0));

@@ -41,6 +41,7 @@ class SelectTiles {
       : row_(p, row),
         selected_(p.selected + int64_t{row} * p.words()),
         count_(p.count(row)),
+        odds_(odds(count_)),
         mass_(0) {
     if constexpr (ByMass) {
       const uint64_t total = row_.tally([](float) { return true; }).mass;
@@ -58,68 +59,89 @@ class SelectTiles {
     return kept.count >= count_ && (!ByMass || kept.mass >= mass_);
   }
 
-  // Between `low` and `high`, both included, lies the last score that is kept: all tiles down to
-  // low are enough, those above high are not.
-  VSA_DEVICE Cut find_cut(Tally above_high) {
-    float low = -INFINITY, high = row_.greatest();
-    int from_low = row_.columns();
-    for (int pass = 0, futile = 0;; ++pass) {
-      const int candidates = from_low - above_high.count;
-      if (candidates == 1 || (!ByMass && from_low == count_)) return {low, INT_MAX};
-      if (order_of(low) == order_of(high)) return {low, missing(above_high, low)};
-      // A long search is one among equal scores, and ends here.
-      if (pass % kLongSearch == kLongSearch - 1) {
-        row_.shrink(low, high);
-        continue;
+  // What a pass has told: how many tiles score no less than this.
+  struct Bound {
+    float score;
+    float place;  // the score, or where it can be taken to lie if that is not finite
+    float odds;
+    int count;
+  };
+
+  // The last score that is kept lies between two bounds: tiles down to `low` are enough, those down
+  // to `high` are not.
+  VSA_DEVICE Cut find_cut(Tally above) {
+    Bound low = {-INFINITY, lowest_likely(), odds(row_.columns()), row_.columns()};
+    Bound high = {above_score(row_.greatest()), row_.greatest(), odds(above.count), above.count};
+    float pivot = likely_cut();
+    for (int passes = 0, futile = 0, before = INT_MAX / 2;; ++passes) {
+      const int candidates = low.count - high.count;
+      if (candidates == 1 || (!ByMass && low.count == count_)) return {low.score, INT_MAX};
+      futile = 2 * candidates <= before || futile == 2 ? 0 : futile + 1;
+      if (futile > 0 || !(pivot > low.score && !(pivot >= high.score))) {
+        // A long search is one among equal scores.
+        if (passes >= kLongSearch) {
+          look_between(low, high);
+          passes = 0;
+        }
+        const int bottom = order_of(low.score), top = order_of(high.score) - 1;
+        if (bottom == top) return {low.score, missing(above, low.score)};
+        pivot = middle(low, high, bottom, top, futile);
       }
-      const float guess =
-          !ByMass && pass == 0 ? likely_cut() : between(low, high, from_low, above_high.count);
-      const float pivot = choose(low, high, guess, futile);
       const Tally found = row_.tally([=](float score) { return !(score < pivot); });
+      const Bound at = {pivot, pivot, odds(found.count), found.count};
       if (enough(found)) {
-        low = pivot;
-        from_low = found.count;
+        low = at;
       } else {
-        high = of_order(order_of(pivot) - 1);
-        above_high = found;
+        high = at;
+        above = found;
       }
-      futile = 2 * (from_low - above_high.count) <= candidates ? 0 : (futile + 1) % 3;
+      before = candidates;
+      pivot = between(low, high);
     }
   }
 
-  // A score above low and not above high: the guess. If guesses were futile, the middle of the
-  // scores, and then the middle of the floats between them.
-  VSA_DEVICE float choose(float low, float high, float guess, int futile) const {
-    const float left = low == -INFINITY ? lowest_likely(high) : low;
-    const float middle = left + (high - left) * 0.5f;
-    const float pivot = futile == 0 ? guess : middle;
-    if (futile < 2 && pivot > low && pivot <= high) return pivot;
-    const uint32_t bottom = static_cast<uint32_t>(order_of(low));
-    const uint32_t span = static_cast<uint32_t>(order_of(high)) - bottom;
-    return of_order(static_cast<int>(bottom + span - span / 2));
+  // The least float above a score; above all of them NaN, which no pivot is found to reach.
+  VSA_DEVICE static float above_score(float score) { return of_order(order_of(score) + 1); }
+
+  // The bounds move to the outermost scores between them; there are some.
+  VSA_DEVICE void look_between(Bound& low, Bound& high) {
+    high.place = of_order(order_of(high.score) - 1);
+    row_.shrink(low.score, high.place);
+    low.place = low.score;
+    high.score = above_score(high.place);
+  }
+
+  // Where guesses are futile, or are none: the middle of the scores, and then the middle of the
+  // floats between them.
+  VSA_DEVICE float middle(const Bound& low,
+                          const Bound& high,
+                          int bottom,
+                          int top,
+                          int futile) const {
+    const float pivot = low.place + (high.place - low.place) * 0.5f;
+    if (futile < 2 && pivot > low.score && !(pivot >= high.score)) return pivot;
+    const uint32_t span = static_cast<uint32_t>(top) - static_cast<uint32_t>(bottom);
+    return of_order(static_cast<int>(static_cast<uint32_t>(bottom) + span - span / 2));
   }
 
   // Where `count` tiles would be above if scores were spread normally, whose quantiles are nearly
   // in proportion to the logarithm of the odds.
   VSA_DEVICE float likely_cut() const {
     constexpr float kDeviations = 0.4073f;  // for twice the odds
-    const float cut = row_.mean() - kDeviations * odds(count_) * row_.deviation();
+    const float cut = row_.mean() - kDeviations * odds_ * row_.deviation();
     return row_.greatest() < cut ? row_.greatest() : cut;
   }
 
   // Where the count should be right.
-  VSA_DEVICE float between(float low, float high, int from_low, int above_high) const {
-    const bool few = 8 * (from_low - above_high) < row_.columns();
-    const auto scale = [&](int count) { return few ? static_cast<float>(count) : odds(count); };
-    const float left = low == -INFINITY ? lowest_likely(high) : low;
-    const float share = ByMass ? 0.5f
-                               : quotient_approx(scale(from_low) - scale(count_),
-                                                 scale(from_low) - scale(above_high));
-    return left + (high - left) * share;
+  VSA_DEVICE float between(const Bound& low, const Bound& high) const {
+    const float share =
+        ByMass ? 0.5f : (low.odds - odds_) * reciprocal_approx(low.odds - high.odds);
+    return fma(high.place - low.place, share, low.place);
   }
 
-  VSA_DEVICE float lowest_likely(float high) const {
-    return (high < row_.mean() ? high : row_.mean()) - 3 * row_.deviation();
+  VSA_DEVICE float lowest_likely() const {
+    const float top = row_.greatest();
+    return (top < row_.mean() ? top : row_.mean()) - 3 * row_.deviation();
   }
 
   // Logarithm of the odds that a tile is among the first `count`: nearly linear in the score where
@@ -145,9 +167,12 @@ class SelectTiles {
     const auto down_to_cut = [&](auto score) {
       return ballot([&](int lane) { return !(score(lane) < cut.last); });
     };
-    if (cut.room == INT_MAX) return write_words(down_to_cut);
+    if (cut.room == INT_MAX) {
+      if (cut.last == -INFINITY) return write_words([](uint32_t columns, auto) { return columns; });
+      return write_words([&](uint32_t, auto score) { return down_to_cut(score); });
+    }
     int room = cut.room;
-    write_words([&](auto score) {
+    write_words([&](uint32_t, auto score) {
       const uint32_t ties = ballot([&](int lane) { return score(lane) == cut.last; });
       const uint32_t late = ballot([&](int lane) {
         return (ties >> lane & 1) != 0 && popcount(ties & ((1u << lane) - 1)) >= room;
@@ -157,22 +182,23 @@ class SelectTiles {
     });
   }
 
-  // kept(score): the bits of a word's columns that are kept.
+  // kept(columns, score): the bits of a word that are kept, as in each_word.
   template <class Kept>
   VSA_DEVICE void write_words(Kept kept) {
     row_.each_word([&](int word, uint32_t columns, auto score) {
-      const uint32_t bits = kept(score) & columns;
+      const uint32_t bits = kept(columns, score);
       each_lane([&](int lane) {
         if (lane == 0) selected_[word] = bits;
       });
     });
   }
 
-  static constexpr int kLongSearch = 16;
+  static constexpr int kLongSearch = 10;
 
   Row row_;
   uint32_t* selected_;
   int count_;
+  float odds_;  // of count_
   uint64_t mass_;
 };
 

@@ -42,6 +42,7 @@ struct OwnedRing {
 
   // Consumers, whole warpgroups.
   VSA_DEVICE void wait(RingUse at) { full[at.barrier].wait(at.phase); }
+  VSA_DEVICE bool is_full(RingUse at) { return full[at.barrier].is_over(at.phase); }
   VSA_DEVICE void release(RingUse at) { empty[at.stage].arrive_all(); }
 };
 
@@ -74,6 +75,10 @@ struct TwoRings {
   }
   VSA_DEVICE void wait_first(const Stop& stop) { first.wait(stop.first()); }
   VSA_DEVICE void wait_second(const Stop& stop) { second.wait(stop.second()); }
+  // A look long before the tile is needed. A wait at its turn takes time even where it is over.
+  VSA_DEVICE bool has_first(const Stop& stop) { return first.is_full(stop.first()); }
+  VSA_DEVICE bool has_second(const Stop& stop) { return second.is_full(stop.second()); }
+  VSA_DEVICE bool has_both(const Stop& stop) { return has_first(stop) && has_second(stop); }
   VSA_DEVICE void wait_together(const Stop&) {}  // they come one by one
   VSA_DEVICE void release_first(const Stop& stop) { first.release(stop.first()); }
   VSA_DEVICE void release_second(const Stop& stop) { second.release(stop.second()); }
@@ -96,6 +101,9 @@ struct OneRing {
     return barrier;
   }
   VSA_DEVICE Mbarrier& acquire_second(int n, uint32_t, int bytes) { return both.acquire(n, bytes); }
+  VSA_DEVICE bool has_first(const Stop& stop) { return has_both(stop); }
+  VSA_DEVICE bool has_second(const Stop& stop) { return has_both(stop); }
+  VSA_DEVICE bool has_both(const Stop& stop) { return both.is_full(stop.first()); }
   VSA_DEVICE void wait_together(const Stop& stop) { both.wait(stop.first()); }
   VSA_DEVICE void wait_first(const Stop&) {}
   VSA_DEVICE void wait_second(const Stop&) {}

@@ -3,7 +3,7 @@
 // three tensors in one launch. Bound by memory: every value is read once, 16 bytes at a time.
 //
 // A lane owns a few neighbouring channels of one tile and head and adds up its tokens in raster
-// order, four at a time. No lane needs another, and the order does not depend on strides, so views
+// order, some at a time. No lane needs another, and the order does not depend on strides, so views
 // give the bits of copies and every machine the same ones.
 #pragma once
 #include "prim/warp.h"
@@ -30,8 +30,11 @@ struct TileMeansParams {
 
 // Channels are taken N at a time.
 template <class Element, int N>
-struct TileMeans {
-  static constexpr int kTogether = 4;  // tokens whose loads are in flight together
+class TileMeans {
+ public:
+  // Tokens whose loads are in flight together; they are added in pairs first, which is the more
+  // exact way.
+  static constexpr int kTogether = 8;
 
   // The lane's number counts channels, heads, tiles and batch elements, fastest first: neighbours
   // read neighbouring memory where heads lie inside a token.
@@ -59,8 +62,11 @@ struct TileMeans {
         token[i] = load_floats<Element, N>(x.data, start + offset, there);
       }
       VSA_UNROLL
-      for (int c = 0; c < N; ++c)
-        total.x[c] += (token[0].x[c] + token[1].x[c]) + (token[2].x[c] + token[3].x[c]);
+      for (int half = kTogether / 2; half > 0; half /= 2) {
+        VSA_UNROLL
+        for (int i = 0; i < half; ++i) add(token[i], token[i + half]);
+      }
+      add(total, token[0]);
     }
 
     const float size = static_cast<float>(popcount(real));
@@ -68,6 +74,12 @@ struct TileMeans {
         x.means + ((int64_t{batch} * x.heads + head) * tiles + tile) * p.head_dim + channel;
     VSA_UNROLL
     for (int c = 0; c < N; ++c) out[c] = total.x[c] / size;
+  }
+
+ private:
+  VSA_DEVICE static void add(Floats<N>& total, const Floats<N>& more) {
+    VSA_UNROLL
+    for (int c = 0; c < N; ++c) total.x[c] += more.x[c];
   }
 };
 

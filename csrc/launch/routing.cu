@@ -12,7 +12,7 @@
 namespace vsa::launch {
 namespace {
 
-constexpr int kMeansThreads = 256;
+constexpr int kMeansThreads = 128;
 constexpr int kSplitThreads = 256;
 constexpr int kSelectThreads = 128;
 constexpr int kSelectWarps = kSelectThreads / kWarpThreads;

@@ -97,20 +97,15 @@ struct Mbarrier {
                " arrivals missing)";
       }
     };
-    const auto check = [&](bool aliased) {
-      if (!aliased) return;
-      throw host::Hazard("PHASE ALIAS: " + host::machine->current->name + " waits for " +
-                         barrier.name + " use " + std::to_string(use) + " when " +
-                         std::to_string(barrier.completed) + " uses have completed");
-    };
-    check(barrier.completed > use + 1);
+    reject_alias(barrier.completed > use + 1, use);
     host::machine->block_until(Phase(barrier, use));
-    check(barrier.completed != use + 1);
-    host::Agent& agent = *host::machine->current;
-    agent.known.merge(barrier.published);
-    // What one thread told the barrier comes back to all of them.
-    const int stores = barrier.published.upto[agent.clock(host::kStores)];
-    agent.set_time(host::kStoresMet, std::max(agent.time(host::kStoresMet), stores));
+    meet(use);
+  }
+  bool is_over(int use) {
+    reject_alias(state().completed > use + 1, use);
+    if (((state().completed ^ use) & 1) == 0) return false;
+    meet(use);
+    return true;
   }
 
   host::BarrierState& state() const {
@@ -120,6 +115,22 @@ struct Mbarrier {
   }
 
  private:
+  void reject_alias(bool aliased, int use) const {
+    if (!aliased) return;
+    throw host::Hazard("PHASE ALIAS: " + host::machine->current->name + " waits for " +
+                       state().name + " use " + std::to_string(use) + " when " +
+                       std::to_string(state().completed) + " uses have completed");
+  }
+  // What others did before the phase was over is known from now on.
+  void meet(int use) const {
+    const host::BarrierState& barrier = state();
+    reject_alias(barrier.completed != use + 1, use);
+    host::Agent& agent = *host::machine->current;
+    agent.known.merge(barrier.published);
+    // What one thread told the barrier comes back to all of them.
+    const int stores = barrier.published.upto[agent.clock(host::kStores)];
+    agent.set_time(host::kStoresMet, std::max(agent.time(host::kStoresMet), stores));
+  }
   // Every thread answers for its own part.
   void arrive_together(int threads, const char* primitive) {
     host::Agent& agent = host::whole_warpgroup(primitive);

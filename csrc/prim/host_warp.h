@@ -12,7 +12,7 @@ namespace vsa {
 inline int float_bits(float x) { return std::bit_cast<int>(x); }
 inline float float_of(int bits) { return std::bit_cast<float>(bits); }
 
-inline float quotient_approx(float a, float b) { return a / b; }
+inline float reciprocal_approx(float x) { return 1 / x; }
 
 template <class T>
 T* keep(T* pointer) {

@@ -188,6 +188,17 @@ struct Mbarrier {
         "r"(use & 1)
         : "memory");
   }
+  VSA_DEVICE bool is_over(int use) {
+    uint32_t over;
+    asm volatile(
+        "{.reg .pred over;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, over;}"
+        : "=r"(over)
+        : "r"(address()), "r"(use & 1)
+        : "memory");
+    return over != 0;
+  }
 
  private:
   VSA_DEVICE uint32_t address() const { return smem_address(&word); }

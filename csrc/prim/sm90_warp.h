@@ -8,7 +8,11 @@ namespace vsa {
 VSA_DEVICE int float_bits(float x) { return __float_as_int(x); }
 VSA_DEVICE float float_of(int bits) { return __int_as_float(bits); }
 
-VSA_DEVICE float quotient_approx(float a, float b) { return __fdividef(a, b); }
+VSA_DEVICE float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 template <class T>
 VSA_DEVICE T* keep(T* pointer) {

@@ -4,7 +4,7 @@
 //
 // Numbers
 //   float_bits(x), float_of(bits)   the same 32 bits as an int and as a float
-//   quotient_approx(a, b)           a / b, not always rounded as it should be
+//   reciprocal_approx(x)            1 / x, not always rounded as it should be
 //   load_floats<Element, N>(p, i, wanted)
 //                                   elements i to i + N - 1 of an array as fp32, zeros if they are
 //                                   not wanted, though they are read. N elements are 16 aligned
