@@ -62,7 +62,8 @@ def peers(rows: Sequence[Row]) -> Iterator[str]:
             continue
         ordered = sorted(mine, key=lambda row: (str(layer(row)), row["lists"] or "", row["ms"]))
         yield f"{direction.capitalize()}:"
-        yield markdown((*head, "MHz", "W"), (peer_cells(row) for row in ordered))
+        state = "MHz", "W", "pJ/FLOP", "power-capped", "rested: TFLOP/s"
+        yield markdown((*head, *state), (peer_cells(row) for row in ordered))
     names = [
         KERNELS[x].title for x in sorted({row["baseline"] for row in rows if "baseline" in row})
     ]
@@ -91,6 +92,9 @@ def peer_cells(row: Row) -> list[str]:
         f"{row['speedup']:.2f}" if "speedup" in row else "",
         f"{gpu['clock']:.0f}" if gpu else "",
         f"{gpu['power']:.0f}" if gpu else "",
+        f"{gpu['power'] / row['tflops']:.2f}" if gpu else "",
+        f"{gpu['power_capped']:.0%}" if "power_capped" in gpu else "",
+        f"{row['tflops'] * row['ms'] / row['rested_ms']:.3g}" if "rested_ms" in row else "",
     ]
 
 

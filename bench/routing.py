@@ -12,7 +12,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,10 @@ class Row:
     peak: int
 
 
+Call = tuple[str, str, Callable[[], Any], int]
+"""Stage, by what it is computed, the call, and the bytes that it has to move."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One layer's random inputs in bf16, flat, and how its calls are measured."""
@@ -85,12 +89,25 @@ class Layer:
 
     def row(self, stage: str, what: str, function: Callable[[], Any], moved: int = 0) -> Row:
         """Measure a call."""
-        once = seconds(function, self.q.device, 1, calls=1)[0]
-        repeats, calls = (self.repeats, 10) if once < LONG else (3, 3)
-        times = seconds(function, self.q.device, repeats, calls=calls)
-        result, peak = peak_memory(function, self.q.device)
-        ms = statistics.median(times) * 1e3
-        return Row(self.name, stage, what, ms, moved, nbytes(result), peak)
+        return self.rows_in_turns([(stage, what, function, moved)])[0]
+
+    def rows_in_turns(self, calls: Sequence[Call]) -> list[Row]:
+        """Measure calls in turns, so that all of them meet the GPU at the same clocks."""
+        functions = [call[2] for call in calls]
+        once = max(seconds(function, self.q.device, 1, calls=1)[0] for function in functions)
+        repeats, in_a_row = (self.repeats, 10) if once < LONG else (3, 3)
+        turns = [
+            [seconds(function, self.q.device, 1, calls=in_a_row)[0] for function in functions]
+            for _ in range(repeats)
+        ]
+        rows = []
+        for times, (stage, what, function, moved) in zip(
+            zip(*turns, strict=True), calls, strict=True
+        ):
+            result, peak = peak_memory(function, self.q.device)
+            ms = statistics.median(times) * 1e3
+            rows.append(Row(self.name, stage, what, ms, moved, nbytes(result), peak))
+        return rows
 
 
 def nbytes(result: Any) -> int:
@@ -206,18 +223,19 @@ def fine_and_whole(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
     both_gates = *start, coarse, layer.gate, layer.gate, *plan
     saving = *start, *means, coarse, None, layer.gate, *plan
     fused = torch.ops.vsa.gated_attention_inference
+    apart = partial(torch.ops.vsa.gated_attention, *saving)
+    attend = partial(vsa.attention, *qkv, SHARE, grid=layer.grid, backend=layer.backend)
+    calls: list[Call] = [
+        ("fine", "kernel", partial(torch.ops.vsa.block_sparse_attention, *plain), 4 * size)
+    ]
+    for what, arguments, gates in (("coarse gate", coarse_gate, 1), ("both", both_gates, 2)):
+        name = f"kernel with its epilogue, {what}"
+        calls.append(("fine + combine", name, partial(fused, *arguments), (4 + gates) * size))
+    calls.append(("fine + combine", "kernels apart, coarse gate", apart, 7 * size))
+    for what, own in gate_kinds(layer.gate):
+        calls.append(("attention, inference", what, partial(attend, **own), 0))
     with torch.no_grad():
-        fine = partial(torch.ops.vsa.block_sparse_attention, *plain)
-        yield layer.row("fine", "kernel", fine, 4 * size)
-        for what, arguments, gates in (("coarse gate", coarse_gate, 1), ("both", both_gates, 2)):
-            name = f"kernel with its epilogue, {what}"
-            yield layer.row("fine + combine", name, partial(fused, *arguments), (4 + gates) * size)
-        apart = partial(torch.ops.vsa.gated_attention, *saving)
-        yield layer.row("fine + combine", "kernels apart, coarse gate", apart, 7 * size)
-
-        attend = partial(vsa.attention, *qkv, SHARE, grid=layer.grid, backend=layer.backend)
-        for what, own in gate_kinds(layer.gate):
-            yield layer.row("attention, inference", what, partial(attend, **own))
+        yield from layer.rows_in_turns(calls)
 
     leaves = [x.detach().requires_grad_() for x in (*qkv, layer.gate, layer.gate)]
     attend = partial(vsa.attention, *leaves[:3], SHARE, grid=layer.grid, backend=layer.backend)

@@ -142,24 +142,29 @@ IN_KEYS: Bugs = {
         "",
         r"(RACE|NEVER WRITTEN): .*(grad_out|delta)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
-    "SecondOfARunNotAwaited": (
-        "s_.rings.wait_second(held);",
-        "",
-        r"(RACE|NEVER WRITTEN): .*(q|lse)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
-    ),
     "SecondNotAwaited": (
-        "s_.rings.wait_second(next);",
+        "s_.rings.wait_second(stop);",
         "",
         r"(RACE|NEVER WRITTEN): .*(q|lse)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
-    "BothOfARunNotAwaited": (
-        "s_.rings.wait_together(held);",
+    "BothNotAwaited": (
+        "s_.rings.wait_together(stop);",
         "",
         r"(RACE|NEVER WRITTEN): |TOO MANY ARRIVALS|PHASE ALIAS",
     ),
-    "BothNotAwaited": (
-        "s_.rings.wait_together(next);",
+    "QueriesOfARunNotAwaited": (
+        "wait_queries(held);",
         "",
+        r"(RACE|NEVER WRITTEN): |TOO MANY ARRIVALS|PHASE ALIAS",
+    ),
+    "NextNotAwaited": (
+        "next = there ? after : awaited(stops_.own(after));",
+        "next = there ? after : stops_.own(after);",
+        r"(RACE|NEVER WRITTEN): |TOO MANY ARRIVALS|PHASE ALIAS",
+    ),
+    "FirstNextNotAwaited": (
+        "Stop next = awaited(stops_.own(stops_.take()));",
+        "Stop next = stops_.own(stops_.take());",
         r"(RACE|NEVER WRITTEN): |TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "TakenToBeThere": (
@@ -184,8 +189,8 @@ IN_KEYS: Bugs = {
         r"DEADLOCK: .*producer\d waits for first_empty",
     ),
     "SecondReleasedBeforeWait": (
-        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); there =",
-        "s_.rings.release_second(held); wgmma_wait<0>(grad_k_); there =",
+        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); const bool there =",
+        "s_.rings.release_second(held); wgmma_wait<0>(grad_k_); const bool there =",
         r"RACE: .*TMA load into (q|grad_out)\[\d+\]",
     ),
     "LastSecondReleasedBeforeWait": (
@@ -194,8 +199,8 @@ IN_KEYS: Bugs = {
         r"RACE: .*TMA load into (q|grad_out)\[\d+\]",
     ),
     "SecondNotReleased": (
-        "s_.rings.release_second(held); there =",
-        "there =",
+        "s_.rings.release_second(held); const bool there =",
+        "const bool there =",
         r"DEADLOCK: .*producer\d waits for (both|second)_empty",
     ),
     "LastSecondNotReleased": (
@@ -204,8 +209,8 @@ IN_KEYS: Bugs = {
         r"DEADLOCK: .*producer\d waits for (both|second)_empty",
     ),
     "SecondReleasedTwice": (
-        "s_.rings.release_second(held); there =",
-        "s_.rings.release_second(held); s_.rings.release_second(held); there =",
+        "s_.rings.release_second(held); const bool there =",
+        "s_.rings.release_second(held); s_.rings.release_second(held); const bool there =",
         r"TOO MANY ARRIVALS on (both|second)_empty|RACE|PHASE ALIAS",
     ),
     "SecondReleasedWhileItsLseIsRead": (
@@ -280,8 +285,8 @@ IN_KEYS: Bugs = {
         "WGMMA STILL IN FLIGHT",
     ),
     "GradKNotAwaited": (
-        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); there =",
-        "s_.rings.release_second(held); there =",
+        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); const bool there =",
+        "s_.rings.release_second(held); const bool there =",
         "FRAGMENT IN FLIGHT|RACE",
     ),
     "GradVNotCommitted": (

@@ -181,8 +181,13 @@ IN_QUERIES: Bugs = {
         r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "NextNotAwaited": (
-        "if (!there) wait(next); issue_scores(next);",
-        "issue_scores(next);",
+        "next = there ? after : awaited(stops_.own(after));",
+        "next = there ? after : stops_.own(after);",
+        r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
+    ),
+    "FirstNextNotAwaited": (
+        "Stop next = awaited(stops_.own(stops_.take()));",
+        "Stop next = stops_.own(stops_.take());",
         r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "TakenToBeThere": (

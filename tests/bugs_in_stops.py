@@ -168,13 +168,13 @@ IN_PASSES: Bugs = {
 # How each pass of the backward goes on, found where slots are passed over and drained.
 IN_RUNS: Bugs = {
     "PassesNotLookedFor": (
-        "next = there ? after : stops_.own(after);",
-        "next = after;",
+        "next = there ? after : awaited(stops_.own(after));",
+        "next = there ? after : awaited(after);",
         WORK_LEFT,
     ),
     "PassesOfARunNotLookedFor": (
-        "Stop next = stops_.own(stops_.take());",
-        "Stop next = stops_.take();",
+        "Stop next = awaited(stops_.own(stops_.take()));",
+        "Stop next = awaited(stops_.take());",
         WORK_LEFT,
     ),
     "DrainsTakenForTheEnd": (

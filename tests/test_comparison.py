@@ -6,12 +6,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from comparison import parity, worker
+from comparison import parity, timing, worker
 from comparison.dense import FlashAttention3
 from comparison.kernel import Kernel
 from comparison.problem import Case, Problem
 from comparison.sparse import CudnnBsa, ThunderKittensVsa, ascending_lists
-from comparison.timing import Monitor, rotated
+from comparison.timing import Monitor, rested, rotated, sample_of
 
 pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
 
@@ -205,10 +205,25 @@ def test_calls_go_round_the_items() -> None:
     assert len(times) == 7 and "".join(seen[:9]) == "abcabcabc"
 
 
+def test_a_rest_comes_before_every_pair_of_calls(monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(timing.time, "sleep", lambda pause: seen.append(f"{pause:g} "))
+    times = rested(seen.append, "abc", CPU)
+    assert len(times) == timing.RESTS and all(time >= 0 for time in times)
+    assert "".join(seen).startswith("0.05 ab0.05 ca0.05 bc0.05 ab")
+
+
 def test_what_nvidia_smi_says_belongs_to_the_time_it_was_said() -> None:
     monitor = quiet()
-    monitor.samples = [(1.0, [900.0, 100.0, 30.0]), (2.0, [1700.0, 600.0, 50.0]), (3.0, [1.0] * 3)]
-    found = monitor.during(1.5, 2.5)
-    assert found["clock"] == 1700 and found["power"] == 600 and found["samples"] == 1
+    lines = "900, 100, 30, 0x1", "1700, 600.5, 50, 0x4", "1600, 700, 60, 0x24", "1, 1, 1, 0x4"
+    monitor.samples = [(float(i), sample_of(line)) for i, line in enumerate(lines)]
+    found = monitor.during(0.5, 2.5)
+    assert found["clock"] == 1650 and found["power"] == 650.25 and found["samples"] == 2
+    assert found["power_capped"] == 0.5 and found["lowest_clock"] == 1600
     assert monitor.during(5, 6) == {}
     monitor.close()
+
+
+@pytest.mark.parametrize("line", ["No devices were found", "1700, [N/A], 50, 0x4", "1700, 600, 50"])
+def test_what_says_no_numbers_is_no_sample(line: str) -> None:
+    assert sample_of(line) is None

@@ -23,9 +23,9 @@ def peer(kernel: str, direction: str = "forward", **more):
     dense = kernel == "fa3"
     about = {"grid": [32, 32, 32], "heads": 12, "head_dim": 128, "direction": direction}
     lists = {"dense": dense, "lists": None if dense else "random", "shared": 0.12}
-    gpu = {"clock": 1500.0, "power": 690.0}
+    gpu = {"clock": 1500.0, "power": 690.0, "power_capped": 1.0}
     numbers = {"ms": 2.0, "spread": 0.01, "tflops": 400.0, "share": 0.5, "speedup": 4.0, "gpu": gpu}
-    reuse = {"reuse": {"2": 1.1, "3": 1.2, "4": 1.3}, "baseline": "fa3"}
+    reuse = {"reuse": {"2": 1.1, "3": 1.2, "4": 1.3}, "baseline": "fa3", "rested_ms": 1.6}
     return {"kernel": kernel, **about, **lists, **numbers, **reuse, **more}
 
 
@@ -81,8 +81,9 @@ def run(script, *arguments: object) -> subprocess.CompletedProcess[str]:
 def test_a_section_names_facts_rows_baseline_and_what_is_missing(tmp_path: Path) -> None:
     text = results_table.section(written(tmp_path / "peers.json", PEERS))
     assert "device a made-up GPU, commit abc, date 2000-01-01. `bench/peers.py" in text
-    row = "| 128 | 32x32x32, 12 heads | random | 12% | vsa | 2.000 ±1.0% | 400 | 50% | 4.00 | 1500"
-    assert text.count(row) == 2 and text.index("Forward:") < text.index("Backward:")
+    row = "| 128 | 32x32x32, 12 heads | random | 12% | vsa | 2.000 ±1.0% | 400 | 50% | 4.00 "
+    state = "| 1500 | 690 | 1.73 | 100% | 500 |"
+    assert text.count(row + state) == 2 and text.index("Forward:") < text.index("Backward:")
     assert "over FlashAttention-3 in the same run" in text
     assert "- Not measured: FlexAttention: it is not here" in text
     rule = text[text.index("| ---") :].splitlines()[0]

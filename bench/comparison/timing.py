@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -20,6 +20,10 @@ Item = TypeVar("Item")
 FEWEST, MOST = 7, 60
 """Timed repeats, each the mean of up to ten calls in a row."""
 SAMPLE_MS = 50
+RESTS, REST = 7, 0.05
+"""Calls after a rest, and how long it is, seconds."""
+POWER_CAP = 0x4
+"""In NVML's reasons for a clock: the software keeps the power limit."""
 
 
 def rotated(
@@ -42,13 +46,38 @@ def rotated(
     return seconds(go, device, repeats, calls=calls)
 
 
+def rested(
+    call: Callable[[Item], object], items: Sequence[Item], device: torch.device
+) -> list[float]:
+    """Seconds of a call on a GPU that has rested, at a clock that no power limit holds down.
+
+    It is the second of two calls after a pause: what Python does before it runs beside the first.
+    """
+    around = itertools.cycle(items)
+
+    def after_a_rest() -> float:
+        time.sleep(REST)
+        return seconds(lambda: call(next(around)), device, 1, calls=1)[0]
+
+    return [after_a_rest() for _ in range(RESTS)]
+
+
+class Sample(NamedTuple):
+    """What nvidia-smi says at one time: MHz, W, degrees Celsius, and reasons for the clock."""
+
+    clock: float
+    power: float
+    celsius: float
+    reasons: int
+
+
 class Monitor:
     """What nvidia-smi says about a GPU, twenty times a second until it is closed."""
 
-    QUERY = "clocks.sm,power.draw.instant,temperature.gpu"
+    QUERY = "clocks.sm,power.draw.instant,temperature.gpu,clocks_event_reasons.active"
 
     def __init__(self, device: torch.device):
-        self.samples: list[tuple[float, list[float]]] = []
+        self.samples: list[tuple[float, Sample]] = []
         self.process: subprocess.Popen[str] | None = None
         if device.type != "cuda":
             return
@@ -63,26 +92,23 @@ class Monitor:
     def _read(self) -> None:
         assert self.process is not None and self.process.stdout is not None
         for line in self.process.stdout:
-            try:
-                values = [float(value) for value in line.split(",")]
-            except ValueError:  # a value that this GPU does not tell, or a message
-                continue
-            self.samples.append((time.monotonic(), values))
+            if sample := sample_of(line):
+                self.samples.append((time.monotonic(), sample))
 
     def during(self, start: float, end: float) -> dict[str, float]:
         """Medians between two times of ``time.monotonic``, and the lowest clock; empty if unknown.
 
-        MHz, W and degrees Celsius.
+        MHz, W and degrees Celsius; for which share of the samples power alone held the clock down.
         """
-        found = [values for when, values in self.samples if start <= when <= end]
+        found = [sample for when, sample in self.samples if start <= when <= end]
         if not found:
             return {}
-        clock, power, celsius = (list(column) for column in zip(*found, strict=True))
         return {
-            "clock": statistics.median(clock),
-            "lowest_clock": min(clock),
-            "power": statistics.median(power),
-            "celsius": statistics.median(celsius),
+            "clock": statistics.median(sample.clock for sample in found),
+            "lowest_clock": min(sample.clock for sample in found),
+            "power": statistics.median(sample.power for sample in found),
+            "celsius": statistics.median(sample.celsius for sample in found),
+            "power_capped": statistics.mean(sample.reasons == POWER_CAP for sample in found),
             "samples": len(found),
         }
 
@@ -91,3 +117,12 @@ class Monitor:
         if self.process is not None:
             self.process.terminate()
             self.process.wait()
+
+
+def sample_of(line: str) -> Sample | None:
+    """A line of nvidia-smi; None for a message, or where this GPU does not tell all of it."""
+    *numbers, reasons = line.split(",")
+    try:
+        return Sample(*map(float, numbers), int(reasons, base=16))
+    except (TypeError, ValueError):
+        return None

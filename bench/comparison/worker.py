@@ -21,7 +21,7 @@ from comparison.flexible import FlexAttention
 from comparison.kernel import Kernel
 from comparison.problem import Case, Problem
 from comparison.sparse import CudnnBsa, Ours, ThunderKittensVsa, WholeAttention
-from comparison.timing import Monitor, rotated
+from comparison.timing import Monitor, rested, rotated
 from vsa.measure import spread
 
 Row = dict[str, Any]
@@ -153,9 +153,15 @@ def measure(
 def measured_times(
     call: Any, items: Sequence[Any], problem: Problem, budget: float, monitor: Monitor
 ) -> Row:
-    """Median in ms, spread, number of repeats, and what nvidia-smi said meanwhile."""
+    """Median in ms, spread, number of repeats, and what nvidia-smi said meanwhile.
+
+    On a GPU also the median in ms of a call after a rest.
+    """
     start = time.monotonic()
     times = rotated(call, items, problem.device, budget)
     found = monitor.during(start, time.monotonic())
     ms = statistics.median(times) * 1e3
-    return {"ms": ms, "spread": spread(times), "repeats": len(times), "gpu": found}
+    row = {"ms": ms, "spread": spread(times), "repeats": len(times), "gpu": found}
+    if problem.device.type == "cuda":
+        row["rested_ms"] = statistics.median(rested(call, items, problem.device)) * 1e3
+    return row

@@ -225,20 +225,14 @@ struct FineBackwardKeys {
       fill(grad_v_, 0.f);
       Stop held = stops_.first();
       while (held.is(Stop::kOwn)) {
-        s_.rings.wait_together(held);
-        s_.rings.wait_second(held);
+        wait_queries(held);
         issue_scores(held);
         wgmma_wait<0>(scores_);
         weigh(held);
         s_.rings.wait_first(held);
         differentiate(held);
-        Stop next = stops_.own(stops_.take());
-        bool there = false;
+        Stop next = awaited(stops_.own(stops_.take()));
         while (next.is(Stop::kOwn)) {
-          if (!there) {
-            s_.rings.wait_together(next);
-            s_.rings.wait_second(next);
-          }
           issue_scores(next);
           issue_grad_k(held);
           const Stop after = stops_.take();
@@ -247,10 +241,10 @@ struct FineBackwardKeys {
           s_.rings.wait_first(next);
           wgmma_wait<0>(grad_k_);
           s_.rings.release_second(held);
-          there = after.is(Stop::kOwn) && s_.rings.has_second(after);
+          const bool there = after.is(Stop::kOwn) && s_.rings.has_second(after);
           differentiate(next);
           held = next;
-          next = there ? after : stops_.own(after);
+          next = there ? after : awaited(stops_.own(after));
         }
         issue_grad_k(held);
         wgmma_wait<0>(grad_k_);
@@ -260,6 +254,15 @@ struct FineBackwardKeys {
       stops_.end_item();
     }
 
+    VSA_DEVICE void wait_queries(const Stop& stop) {
+      s_.rings.wait_together(stop);
+      s_.rings.wait_second(stop);
+    }
+    // The stop, with its queries there if it is one of ours.
+    VSA_DEVICE Stop awaited(const Stop& stop) {
+      if (stop.is(Stop::kOwn)) wait_queries(stop);
+      return stop;
+    }
     VSA_DEVICE void issue_scores(const Stop& stop) {
       if constexpr (Config::kKeysInRegisters)
         mma_ABt<Element>(scores_, k_, s_.q[stop.second().stage]);

@@ -194,10 +194,8 @@ struct FineBackwardQueries {
       Stop held = stops_.first();
       while (held.is(Stop::kOwn)) {
         start(held);
-        Stop next = stops_.own(stops_.take());
-        bool there = false;
+        Stop next = awaited(stops_.own(stops_.take()));
         while (next.is(Stop::kOwn)) {
-          if (!there) wait(next);
           issue_scores(next);
           issue_gradient(held);
           Stop after = stops_.take();
@@ -206,12 +204,12 @@ struct FineBackwardQueries {
           differentiate(next);
           // A real branch between the waits: without one, ptxas hoists the second one above.
           after = stops_.turned(after);
-          there = after.is(Stop::kOwn) && s_.rings.has_both(after);
+          const bool there = after.is(Stop::kOwn) && s_.rings.has_both(after);
           wgmma_wait<0>(grad_q_);
           s_.rings.release_second(held);
           round_to<Element>(rounded_, grad_scores_);
           held = next;
-          next = there ? after : stops_.own(after);
+          next = there ? after : awaited(stops_.own(after));
         }
         issue_gradient(held);
         wgmma_wait<0>(grad_q_);
@@ -225,6 +223,11 @@ struct FineBackwardQueries {
       s_.rings.wait_together(stop);
       s_.rings.wait_first(stop);
       s_.rings.wait_second(stop);
+    }
+    // The stop, with its tiles there if it is one of ours.
+    VSA_DEVICE Stop awaited(const Stop& stop) {
+      if (stop.is(Stop::kOwn)) wait(stop);
+      return stop;
     }
     // The first tile of a run: nothing else is in flight.
     VSA_DEVICE void start(const Stop& stop) {

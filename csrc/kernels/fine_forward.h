@@ -179,13 +179,8 @@ struct FineForward {
       Stop held = stops_.first();
       while (held.is(Stop::kOwn)) {
         start(held);
-        Stop next = stops_.own(stops_.take());
-        bool there = false;
+        Stop next = awaited(stops_.own(stops_.take()));
         while (next.is(Stop::kOwn)) {
-          if (!there) {
-            s_.rings.wait_together(next);
-            s_.rings.wait_first(next);
-          }
           issue_scores(next);
           issue_output(held);
           Stop after = stops_.take();
@@ -195,13 +190,13 @@ struct FineForward {
           // A real branch between the waits: without one, ptxas hoists the second above softmax.
           s_.rings.wait_second(next);
           after = stops_.turned(after);
-          there = after.is(Stop::kOwn) && s_.rings.has_first(after);
+          const bool there = after.is(Stop::kOwn) && s_.rings.has_first(after);
           wgmma_wait<0>(out_);
           s_.rings.release_second(held);
           softmax_.rescale(out_);
           round_to<Element>(weights_, scores_);
           held = next;
-          next = there ? after : stops_.own(after);
+          next = there ? after : awaited(stops_.own(after));
         }
         issue_output(held);
         wgmma_wait<0>(out_);
@@ -211,10 +206,18 @@ struct FineForward {
       stops_.end_item();
     }
 
-    // The first tile of a run: nothing else is in flight.
-    VSA_DEVICE void start(const Stop& stop) {
+    VSA_DEVICE void wait_keys(const Stop& stop) {
       s_.rings.wait_together(stop);
       s_.rings.wait_first(stop);
+    }
+    // The stop, with its keys there if it is one of ours.
+    VSA_DEVICE Stop awaited(const Stop& stop) {
+      if (stop.is(Stop::kOwn)) wait_keys(stop);
+      return stop;
+    }
+    // The first tile of a run: nothing else is in flight.
+    VSA_DEVICE void start(const Stop& stop) {
+      wait_keys(stop);
       issue_scores(stop);
       wgmma_wait<0>(scores_);
       s_.rings.release_first(stop);

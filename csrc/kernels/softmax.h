@@ -30,17 +30,19 @@ class Softmax {
   // Scores become weights; the output so far must be given to `rescale` before weights enter it.
   template <int N>
   VSA_DEVICE void weigh(Fragment<N>& scores, float scale) {
-    RowValues top, growth, offset;
-    zip(top, max_, [](float, float seen) { return seen; });
+    RowValues top = max_, growth, offset;
     fold_rows(top, scores, max2);
-    quad_reduce(top, max2);
-    zip(growth, top, [](float, float now) { return now; });
-    zip(growth, max_, [=](float now, float seen) { return (now - seen) * scale; });
+    growth = top;
+    zip(growth, max_, [](float now, float seen) { return now - seen; });
     fill(factor_, 1.f);
+    // Lanes of a row tell each other only where one of them has found more than the row has seen.
     if_any_row(
         growth, [](float g) { return g > 0; },
         [&] {
-          zip(factor_, growth, [](float, float g) { return exp2_approx(-g); });
+          quad_reduce(top, max2);
+          zip(factor_, max_, [](float, float seen) { return seen; });
+          zip(factor_, top,
+              [=](float seen, float now) { return exp2_approx((seen - now) * scale); });
           zip(sum_, factor_, [](float sum, float factor) { return sum * factor; });
           zip(max_, top, [](float, float now) { return now; });
         });
