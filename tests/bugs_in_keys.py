@@ -13,76 +13,11 @@ from planted_bugs import Bugs
 WORK_LEFT = "DEADLOCK|LOADS STILL IN FLIGHT|WRONG NUMBERS|TOO MANY ARRIVALS|PHASE ALIAS"
 
 IN_KEYS: Bugs = {
-    # K and V, and what the consumer is told with them
-    "KvFullNotAwaited": (
-        "s_.kv_full[w_].wait(round);",
-        "",
-        r"(NEVER WRITTEN|RACE): .*load from assignment\[\d\]",
-    ),
-    "AssignmentReadBeforeKvFull": (
-        "s_.kv_full[w_].wait(round); const Assignment item = s_.assignment[w_].get();",
-        "const Assignment item = s_.assignment[w_].get(); s_.kv_full[w_].wait(round);",
-        r"(NEVER WRITTEN|RACE): .*load from assignment\[\d\]",
-    ),
-    "KvEmptyNotAwaited": (
-        "s_.kv_empty[w].wait(round - 1);",
-        "",
-        "RACE|TOO MANY ARRIVALS on kv_full",
-    ),
-    "AssignmentSetBeforeKvEmpty": (
-        "s_.kv_empty[w].wait(round - 1); s_.assignment[w].set(assignment);",
-        "s_.assignment[w].set(assignment); s_.kv_empty[w].wait(round - 1);",
-        r"RACE: .*store to assignment\[\d\]",
-    ),
-    "KvEmptyBeforeStore": (
-        "if (item.tile >= 0) store(item); s_.kv_empty[w_].arrive_all();",
-        "s_.kv_empty[w_].arrive_all(); if (item.tile >= 0) store(item);",
-        r"(RACE: |MISSING NAMED BARRIER).*TMA load into [kv]\[\d\]",
-    ),
-    "KvEmptyLost": (
-        "s_.kv_empty[w_].arrive_all();",
-        "",
-        r"DEADLOCK: .*producer0 waits for kv_empty\[0\] use 0",
-    ),
-    "KvEmptyTwice": (
-        "s_.kv_empty[w_].arrive_all();",
-        "s_.kv_empty[w_].arrive_all(); s_.kv_empty[w_].arrive_all();",
-        r"(DEADLOCK: .*producer0 waits for|PHASE ALIAS: .*|TOO MANY ARRIVALS on) kv_empty",
-    ),
-    "KvEmptyByOneThread": (
-        "s_.kv_empty[w_].arrive_all();",
-        "if (elect_one()) s_.kv_empty[w_].arrive_one();",
-        r"DEADLOCK: .*producer0 waits for kv_empty\[0\] use 0 .* 127 of 128 arrivals missing",
-    ),
-    "KvEmptyByOneThreadForAll": (
-        "s_.kv_empty[w_].arrive_all();",
-        "for (int i = 0; elect_one() && i < 128; ++i) s_.kv_empty[w_].arrive_one();",
-        r"MISSING NAMED BARRIER .*load from assignment",
-    ),
-    "KvEmptyOfOneThread": (
-        's.kv_empty[w].init(kWarpgroupThreads, "kv_empty", w);',
-        's.kv_empty[w].init(1, "kv_empty", w);',
-        "TOO MANY ARRIVALS on kv_empty",
-    ),
-    "KvEmptyNotInitialised": (
-        's.kv_empty[w].init(kWarpgroupThreads, "kv_empty", w);',
-        "",
-        "MBARRIER NOT INITIALISED",
-    ),
+    # K and V
     "KvExpectsWholeTiles": (
         "2 * p_.keys.box_rows(at) * D * 2",
         "2 * kTileRows * D * 2",
-        r"WRONG EXPECT_TX: kv_full\[\d\] use \d still expects 1024 bytes",
-    ),
-    "IdleConsumerNotTold": (
-        "if (tile < 0) return full.arrive_one();",
-        "if (tile < 0) return;",
-        r"DEADLOCK: .*consumer1 waits for kv_full\[1\]",
-    ),
-    "StopNotTold": (
-        "assign(w, {0, 0, Assignment::kStop}, round).arrive_one();",
-        "assign(w, {0, 0, Assignment::kStop}, round);",
-        r"DEADLOCK: \[consumer0 waits for kv_full\[0\]",
+        r"WRONG EXPECT_TX: own_full\[\d\] use \d still expects 1024 bytes",
     ),
     # producers
     "TwoProducers": (
@@ -103,8 +38,8 @@ IN_KEYS: Bugs = {
     ),
     "DeltaOnWrongBarrier": (
         "stats(n, i).delta, kStatBytes, full);",
-        "stats(n, i).delta, kStatBytes, s_.kv_full[0]);",
-        r"WRONG EXPECT_TX: (kv_full\[0\]|(both|first)_full\[\d+\] use \d still expects 256 bytes)",
+        "stats(n, i).delta, kStatBytes, s_.own.full[0]);",
+        r"WRONG EXPECT_TX: (own_full\[0\]|(both|first)_full\[\d+\] use \d still expects 256 bytes)",
     ),
     "LseNotLoaded": (
         "bulk_load(s_.lse[stage],",

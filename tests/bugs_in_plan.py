@@ -113,7 +113,7 @@ IN_PLAN: Bugs = {
     "EveryChunkTakenForTheFirst": (
         "if (chunk.first()) load(chunk.work);",
         "load(chunk.work);",
-        r"DEADLOCK: .*producer0 waits for (kv|q)_empty\[\d\]",
+        r"DEADLOCK: .*producer0 waits for own_empty\[\d\]",
     ),
     "StopNotLookedAt": (
         "if (of.stop()) break;",

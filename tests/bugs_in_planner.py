@@ -95,12 +95,12 @@ IN_PLANNER: Bugs = {
     "FirstNotSaid": (
         "uint32_t flags = Chunk::kFirst;",
         "uint32_t flags = 0;",
-        A_CONSUMER_WAITS + r" (kv|q)_full\[0\] use 0",
+        A_CONSUMER_WAITS + r" own_full\[0\] use 0",
     ),
     "FirstSaidOfEveryChunk": (
         "close(); flags = 0;",
         "close();",
-        A_PRODUCER_WAITS + r" (kv|q)_empty\[\d\]",
+        A_PRODUCER_WAITS + r" own_empty\[\d\]",
     ),
     "StopNotSaid": (
         "open({{}, 0, 0, Chunk::kStop}); close();",
@@ -116,7 +116,7 @@ IN_PLANNER: Bugs = {
     "PageForTheEnd": (
         "ends ? Stop::kEnd : Stop::kPage",
         "Stop::kPage",
-        r"DEADLOCK: .*(producer0 waits for (kv|q)_empty|consumer\d waits for plan_full)",
+        r"DEADLOCK: .*(producer0 waits for own_empty|consumer\d waits for plan_full)",
     ),
     "EndForThePage": (
         "ends ? Stop::kEnd : Stop::kPage",

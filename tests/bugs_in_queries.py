@@ -13,56 +13,11 @@ from planted_bugs import Bugs
 WORK_LEFT = "DEADLOCK|LOADS STILL IN FLIGHT|WRONG NUMBERS|TOO MANY ARRIVALS|PHASE ALIAS"
 
 IN_QUERIES: Bugs = {
-    # Q and dO, and what the consumer is told with them
-    "QFullNotAwaited": (
-        "s_.q_full[w_].wait(round);",
-        "",
-        r"(NEVER WRITTEN|RACE): .*load from assignment\[\d\]",
-    ),
-    "AssignmentReadBeforeQFull": (
-        "s_.q_full[w_].wait(round); const Assignment item = s_.assignment[w_].get();",
-        "const Assignment item = s_.assignment[w_].get(); s_.q_full[w_].wait(round);",
-        r"(NEVER WRITTEN|RACE): .*load from assignment\[\d\]",
-    ),
-    "QEmptyNotAwaited": (
-        "s_.q_empty[w].wait(round - 1);",
-        "",
-        "RACE|TOO MANY ARRIVALS on q_full",
-    ),
-    "QEmptyAwaitedForThisRound": (
-        "s_.q_empty[w].wait(round - 1);",
-        "s_.q_empty[w].wait(round);",
-        r"DEADLOCK: .*producer0 waits for q_empty\[0\] use 0",
-    ),
-    "QEmptyBeforeStore": (
-        "if (item.tile >= 0) store(item); s_.q_empty[w_].arrive_all();",
-        "s_.q_empty[w_].arrive_all(); if (item.tile >= 0) store(item);",
-        r"(RACE: |MISSING NAMED BARRIER).*TMA load into (q|grad_out)\[\d\]",
-    ),
-    "QEmptyBeforeGather": (
-        "gather(); if (item.tile >= 0) store(item); s_.q_empty[w_].arrive_all();",
-        "s_.q_empty[w_].arrive_all(); gather(); if (item.tile >= 0) store(item);",
-        r"(RACE: |MISSING NAMED BARRIER).*TMA load into (q|grad_out)\[\d\]",
-    ),
-    "QEmptyLost": (
-        "s_.q_empty[w_].arrive_all();",
-        "",
-        r"DEADLOCK: .*producer0 waits for q_empty\[0\] use 0",
-    ),
-    "QEmptyByOneThreadForAll": (
-        "s_.q_empty[w_].arrive_all();",
-        "for (int i = 0; elect_one() && i < 128; ++i) s_.q_empty[w_].arrive_one();",
-        r"MISSING NAMED BARRIER .*load from assignment",
-    ),
+    # Q and dO
     "BytesOfGradOutForgotten": (
         "full.arrive_expect_tx(2 * p_.queries.box_rows(at) * D * 2);",
         "full.arrive_expect_tx(p_.queries.box_rows(at) * D * 2);",
-        r"WRONG EXPECT_TX: q_full\[\d\] use \d expects fewer bytes|RACE: .*grad_out\[\d\]",
-    ),
-    "IdleConsumerNotTold": (
-        "if (tile < 0) return full.arrive_one();",
-        "if (tile < 0) return;",
-        r"DEADLOCK: .*consumer\d waits for q_full",
+        r"WRONG EXPECT_TX: own_full\[\d\] use \d expects fewer bytes|RACE: .*grad_out\[\d\]",
     ),
     # producers
     "TwoProducers": (
@@ -81,11 +36,6 @@ IN_QUERIES: Bugs = {
         "const PlanStep step = s_.plan.step(n + 1, i); const TilePlace at = step.place(p_.keys);"
         " Mbarrier& full = s_.rings.acquire_first",
         r"(RACE|NEVER WRITTEN): .*steps",
-    ),
-    "QueriesLoadedForOneConsumer": (
-        "w < kConsumers; ++w) load_queries(work, w, round);",
-        "w < 1; ++w) load_queries(work, w, round);",
-        r"DEADLOCK: .*consumer\d waits for q_full",
     ),
     # slots, and the barrier that what comes into them counts on
     "SlotExpectsWholeTiles": (

@@ -7,6 +7,7 @@ import re
 
 import pytest
 from bugs_in_keys import IN_KEYS
+from bugs_in_own_tiles import IN_OWN_TILES
 from bugs_in_plan import IN_PLAN
 from bugs_in_planner import IN_HEADS, IN_PLANNER
 from bugs_in_queries import IN_QUERIES, IN_RUNS_OF_QUERIES
@@ -18,11 +19,18 @@ PROGRAM = ROOT / "tests" / "cpp" / "fine_backward.cpp"
 SEEDS = 18  # the nine schedules of test_emulator.py, with rings of two kinds
 
 BOTH_PASSES = ("kernels/fine_backward_keys.h", "kernels/fine_backward_queries.h")
-ALL = ("kernels/plan.h", "kernels/planner.h", "kernels/slots.h", *BOTH_PASSES)
+ALL = (
+    "kernels/plan.h",
+    "kernels/own_tiles.h",
+    "kernels/planner.h",
+    "kernels/slots.h",
+    *BOTH_PASSES,
+)
 # A bug has a namespace of its own, with copies of its header and of all that is built upon it.
 COPIED = {
     "kernels/fine_backward_keys.h": ("kernels/fine_backward_keys.h",),
     "kernels/fine_backward_queries.h": ("kernels/fine_backward_queries.h",),
+    "kernels/own_tiles.h": ("kernels/own_tiles.h", *BOTH_PASSES),
     "kernels/plan.h": ALL,
     "kernels/planner.h": ALL,
     "kernels/slots.h": ALL,
@@ -36,6 +44,7 @@ BUGS = {
         ("queries",): IN_QUERIES,
         ("uneven_queries",): {**IN_RUNS, **IN_RUNS_OF_QUERIES},
     },
+    "kernels/own_tiles.h": {("keys", "queries"): IN_OWN_TILES},
     "kernels/plan.h": {UNEVEN: IN_PLAN},
     "kernels/planner.h": {UNEVEN: IN_PLANNER, ("uneven_keys",): IN_HEADS},
     "kernels/slots.h": {UNEVEN: {**IN_RINGS, **IN_STOPS}, ("uneven_queries",): IN_PASSES},

@@ -19,13 +19,13 @@
 //     wait for dP -> dS
 //     wait for dV -> let go of dO(next)
 //
-//   barrier   arrives                                     waits
-//   kv_full   producer of K and V, and their bytes        its consumer
-//   kv_empty  all of its consumer, once dK, dV have left  producer of K and V
-//   rings     see kernels/slots.h
-//   plan      see kernels/plan.h
+//   barriers   guard                                            see
+//   own        K and V, until dK and dV have left from there    kernels/own_tiles.h
+//   rings      dO with delta, Q with its log-sum-exp            kernels/slots.h
+//   plan       which tiles are loaded, and who stops where      kernels/plan.h
 #pragma once
 #include "kernels/backward_params.h"
+#include "kernels/own_tiles.h"
 #include "kernels/planner.h"
 #include "kernels/slots.h"
 
@@ -66,18 +66,14 @@ struct FineBackwardKeys {
     alignas(16) float lse[Rings::kSecond][kTileRows];   // travels with Q
     Rings rings;
     QueryPlan plan;
-    Shared<Assignment> assignment[kConsumers];  // travels with K and V
-    Mbarrier kv_full[kConsumers];
-    Mbarrier kv_empty[kConsumers];
+    OwnTiles<kConsumers> own;
   };
 
   VSA_DEVICE static void init_barriers(SharedMemory& s) {
     s.rings.init();
     s.plan.init(kProducers);
+    s.own.init();
     for (int w = 0; w < kConsumers; ++w) {
-      s.kv_full[w].init(1, "kv_full", w);
-      s.kv_empty[w].init(kWarpgroupThreads, "kv_empty", w);
-      label(s.assignment[w], "assignment", w);
       label(s.k[w], "k", w);
       label(s.v[w], "v", w);
     }
@@ -129,12 +125,14 @@ struct FineBackwardKeys {
     VSA_DEVICE void run_keys() {
       prefetch_map(p_.k.video.map);
       prefetch_map(p_.v.video.map);
-      int round = 0;
-      s_.plan.for_each_item([&](const Work& work) {
-        for (int w = 0; w < kConsumers; ++w) load_keys(work, w, round);
-        ++round;
-      });
-      for (int w = 0; w < kConsumers; ++w) assign(w, {0, 0, Assignment::kStop}, round).arrive_one();
+      s_.own.load_items(s_.plan, p_.keys,
+                        [&](int w, const Work& work, const TilePlace& at, Mbarrier& full) {
+                          const TileBox k = box_of(p_.k, at, work.head, work.batch);
+                          const TileBox v = box_of(p_.v, at, work.head, work.batch);
+                          full.arrive_expect_tx(2 * p_.keys.box_rows(at) * D * 2);
+                          load_tile(s_.k[w], k.map, k.at, full, CacheHint::EvictFirst);
+                          load_tile(s_.v[w], v.map, v.at, full, CacheHint::EvictFirst);
+                        });
     }
     VSA_DEVICE void run_grad_out() {
       prefetch_map(p_.grad_out.video.map);
@@ -146,25 +144,6 @@ struct FineBackwardKeys {
     }
 
    private:
-    // The barrier that what comes with it must arrive at.
-    VSA_DEVICE Mbarrier& assign(int w, Assignment assignment, int round) {
-      s_.kv_empty[w].wait(round - 1);
-      s_.assignment[w].set(assignment);
-      return s_.kv_full[w];
-    }
-
-    VSA_DEVICE void load_keys(const Work& work, int w, int round) {
-      const int tile = tile_at(p_.keys, work.first_place + w, work.axis);
-      Mbarrier& full = assign(w, {work.batch, work.head, tile}, round);
-      if (tile < 0) return full.arrive_one();
-      const TilePlace at = p_.keys.place(tile);
-      const TileBox k = box_of(p_.k, at, work.head, work.batch);
-      const TileBox v = box_of(p_.v, at, work.head, work.batch);
-      full.arrive_expect_tx(2 * p_.keys.box_rows(at) * D * 2);
-      load_tile(s_.k[w], k.map, k.at, full, CacheHint::EvictFirst);
-      load_tile(s_.v[w], v.map, v.at, full, CacheHint::EvictFirst);
-    }
-
     // Rows that are no tokens need no mask: their statistics make them weigh nothing.
     VSA_DEVICE const RowStats& stats(int n, int i) const {
       const auto chunk = s_.plan.chunk(n);
@@ -202,10 +181,7 @@ struct FineBackwardKeys {
         : p_(p), s_(s), w_(w), stops_(s.plan, s.rings, w) {}
 
     VSA_DEVICE void run() {
-      for (int round = 0;; ++round) {
-        s_.kv_full[w_].wait(round);
-        const Assignment item = s_.assignment[w_].get();
-        if (item.tile == Assignment::kStop) break;
+      s_.own.for_each_item(w_, [&](const Assignment& item) {
         if constexpr (Config::kKeysInRegisters) {
           if (item.tile >= 0) {
             read_tile(k_, s_.k[w_]);
@@ -214,8 +190,7 @@ struct FineBackwardKeys {
         }
         gather();
         if (item.tile >= 0) store(item);
-        s_.kv_empty[w_].arrive_all();
-      }
+      });
       if (elect_one()) bulk_wait<0>();
     }
 

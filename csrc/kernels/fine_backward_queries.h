@@ -13,13 +13,13 @@
 //     look whether V and K of the tile after next are there
 //     wait for dQ -> let go of K(held) -> round dS
 //
-//   barrier   arrives                                 waits
-//   q_full    producer of Q and dO, and their bytes   its consumer
-//   q_empty   all of its consumer, once dQ has left   producer of Q and dO
-//   rings     see kernels/slots.h
-//   plan      see kernels/plan.h
+//   barriers   guard                                            see
+//   own        Q and dO, until dQ has left from the place of Q  kernels/own_tiles.h
+//   rings      V and K of the selected tiles                    kernels/slots.h
+//   plan       which tiles are loaded, and who stops where      kernels/plan.h
 #pragma once
 #include "kernels/backward_params.h"
+#include "kernels/own_tiles.h"
 #include "kernels/planner.h"
 #include "kernels/slots.h"
 #include "kernels/softmax.h"
@@ -59,18 +59,14 @@ struct FineBackwardQueries {
     Tile<D> k[Rings::kSecond];
     Rings rings;
     KeyPlan plan;
-    Shared<Assignment> assignment[kConsumers];  // travels with Q and dO
-    Mbarrier q_full[kConsumers];
-    Mbarrier q_empty[kConsumers];
+    OwnTiles<kConsumers> own;
   };
 
   VSA_DEVICE static void init_barriers(SharedMemory& s) {
     s.rings.init();
     s.plan.init(kProducers);
+    s.own.init();
     for (int w = 0; w < kConsumers; ++w) {
-      s.q_full[w].init(1, "q_full", w);
-      s.q_empty[w].init(kWarpgroupThreads, "q_empty", w);
-      label(s.assignment[w], "assignment", w);
       label(s.q[w], "q", w);
       label(s.grad_out[w], "grad_out", w);
     }
@@ -104,12 +100,14 @@ struct FineBackwardQueries {
     VSA_DEVICE void run_queries() {
       prefetch_map(p_.q.video.map);
       prefetch_map(p_.grad_out.video.map);
-      int round = 0;
-      s_.plan.for_each_item([&](const Work& work) {
-        for (int w = 0; w < kConsumers; ++w) load_queries(work, w, round);
-        ++round;
-      });
-      for (int w = 0; w < kConsumers; ++w) assign(w, {0, 0, Assignment::kStop}, round).arrive_one();
+      s_.own.load_items(
+          s_.plan, p_.queries, [&](int w, const Work& work, const TilePlace& at, Mbarrier& full) {
+            const TileBox q = box_of(p_.q, at, work.head, work.batch);
+            const TileBox grad_out = box_of(p_.grad_out, at, work.head, work.batch);
+            full.arrive_expect_tx(2 * p_.queries.box_rows(at) * D * 2);
+            load_tile(s_.q[w], q.map, q.at, full, CacheHint::EvictFirst);
+            load_tile(s_.grad_out[w], grad_out.map, grad_out.at, full, CacheHint::EvictFirst);
+          });
     }
     VSA_DEVICE void run_values() {
       prefetch_map(p_.v.video.map);
@@ -121,25 +119,6 @@ struct FineBackwardQueries {
     }
 
    private:
-    // The barrier that what comes with it must arrive at.
-    VSA_DEVICE Mbarrier& assign(int w, Assignment assignment, int round) {
-      s_.q_empty[w].wait(round - 1);
-      s_.assignment[w].set(assignment);
-      return s_.q_full[w];
-    }
-
-    VSA_DEVICE void load_queries(const Work& work, int w, int round) {
-      const int tile = tile_at(p_.queries, work.first_place + w, work.axis);
-      Mbarrier& full = assign(w, {work.batch, work.head, tile}, round);
-      if (tile < 0) return full.arrive_one();
-      const TilePlace at = p_.queries.place(tile);
-      const TileBox q = box_of(p_.q, at, work.head, work.batch);
-      const TileBox grad_out = box_of(p_.grad_out, at, work.head, work.batch);
-      full.arrive_expect_tx(2 * p_.queries.box_rows(at) * D * 2);
-      load_tile(s_.q[w], q.map, q.at, full, CacheHint::EvictFirst);
-      load_tile(s_.grad_out[w], grad_out.map, grad_out.at, full, CacheHint::EvictFirst);
-    }
-
     VSA_DEVICE void load_values(int n, int i) {
       const PlanStep step = s_.plan.step(n, i);
       const TilePlace at = step.place(p_.keys);
@@ -165,10 +144,7 @@ struct FineBackwardQueries {
         : p_(p), s_(s), w_(w), stops_(s.plan, s.rings, w) {}
 
     VSA_DEVICE void run() {
-      for (int round = 0;; ++round) {
-        s_.q_full[w_].wait(round);
-        const Assignment item = s_.assignment[w_].get();
-        if (item.tile == Assignment::kStop) break;
+      s_.own.for_each_item(w_, [&](const Assignment& item) {
         if (item.tile >= 0) read_stats(p_.stats(item.batch, item.head, item.tile));
         if constexpr (Config::kQueriesInRegisters) {
           if (item.tile >= 0) {
@@ -178,8 +154,7 @@ struct FineBackwardQueries {
         }
         gather();
         if (item.tile >= 0) store(item);
-        s_.q_empty[w_].arrive_all();
-      }
+      });
       if (elect_one()) bulk_wait<0>();
     }
 

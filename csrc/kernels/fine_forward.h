@@ -14,13 +14,13 @@
 //     look whether K of the tile after next is there
 //     wait for out -> let go of V(held) -> rescale out, round weights
 //
-//   barrier   arrives                                 waits
-//   q_full    producer of Q, and its bytes            its consumer
-//   q_empty   all of its consumer, once out has left  producer of Q
-//   rings     see kernels/slots.h
-//   plan      see kernels/plan.h
+//   barriers   guard                                            see
+//   own        Q, until out has left from its place             kernels/own_tiles.h
+//   rings      K and V of the selected tiles                    kernels/slots.h
+//   plan       which tiles are loaded, and who stops where      kernels/plan.h
 #pragma once
 #include "kernels/epilogue.h"
+#include "kernels/own_tiles.h"
 #include "kernels/planner.h"
 #include "kernels/slots.h"
 #include "kernels/softmax.h"
@@ -61,20 +61,14 @@ struct FineForward {
     Tile<D> v[Rings::kSecond];
     Rings rings;
     KeyPlan plan;
-    Shared<Assignment> assignment[kConsumers];  // travels with Q
-    Mbarrier q_full[kConsumers];
-    Mbarrier q_empty[kConsumers];
+    OwnTiles<kConsumers> own;
   };
 
   VSA_DEVICE static void init_barriers(SharedMemory& s) {
     s.rings.init();
     s.plan.init(kProducers);
-    for (int w = 0; w < kConsumers; ++w) {
-      s.q_full[w].init(1, "q_full", w);
-      s.q_empty[w].init(kWarpgroupThreads, "q_empty", w);
-      label(s.q[w], "q", w);
-      label(s.assignment[w], "assignment", w);
-    }
+    s.own.init();
+    for (int w = 0; w < kConsumers; ++w) label(s.q[w], "q", w);
     for (int i = 0; i < Rings::kFirst; ++i) label(s.k[i], "k", i);
     for (int i = 0; i < Rings::kSecond; ++i) label(s.v[i], "v", i);
   }
@@ -102,12 +96,12 @@ struct FineForward {
 
     VSA_DEVICE void run_queries() {
       prefetch_map(p_.q.video.map);
-      int round = 0;
-      s_.plan.for_each_item([&](const Work& work) {
-        for (int w = 0; w < kConsumers; ++w) load_queries(work, w, round);
-        ++round;
-      });
-      for (int w = 0; w < kConsumers; ++w) assign(w, {0, 0, Assignment::kStop}, round).arrive_one();
+      s_.own.load_items(s_.plan, p_.queries,
+                        [&](int w, const Work& work, const TilePlace& at, Mbarrier& full) {
+                          const TileBox q = box_of(p_.q, at, work.head, work.batch);
+                          full.arrive_expect_tx(p_.queries.box_rows(at) * D * 2);
+                          load_tile(s_.q[w], q.map, q.at, full, CacheHint::EvictFirst);
+                        });
     }
     VSA_DEVICE void run_keys() {
       prefetch_map(p_.k.video.map);
@@ -119,23 +113,6 @@ struct FineForward {
     }
 
    private:
-    // The barrier that what comes with it must arrive at.
-    VSA_DEVICE Mbarrier& assign(int w, Assignment assignment, int round) {
-      s_.q_empty[w].wait(round - 1);
-      s_.assignment[w].set(assignment);
-      return s_.q_full[w];
-    }
-
-    VSA_DEVICE void load_queries(const Work& work, int w, int round) {
-      const int tile = tile_at(p_.queries, work.first_place + w, work.axis);
-      Mbarrier& full = assign(w, {work.batch, work.head, tile}, round);
-      if (tile < 0) return full.arrive_one();
-      const TilePlace at = p_.queries.place(tile);
-      const TileBox box = box_of(p_.q, at, work.head, work.batch);
-      full.arrive_expect_tx(p_.queries.box_rows(at) * D * 2);
-      load_tile(s_.q[w], box.map, box.at, full, CacheHint::EvictFirst);
-    }
-
     VSA_DEVICE void load_keys(int n, int i) {
       const PlanStep step = s_.plan.step(n, i);
       const TilePlace at = step.place(p_.keys);
@@ -161,14 +138,10 @@ struct FineForward {
         : p_(p), s_(s), w_(w), stops_(s.plan, s.rings, w) {}
 
     VSA_DEVICE void run() {
-      for (int round = 0;; ++round) {
-        s_.q_full[w_].wait(round);
-        const Assignment item = s_.assignment[w_].get();
-        if (item.tile == Assignment::kStop) break;
+      s_.own.for_each_item(w_, [&](const Assignment& item) {
         attend();
         if (item.tile >= 0) store(item);
-        s_.q_empty[w_].arrive_all();
-      }
+      });
       if (elect_one()) bulk_wait<0>();
     }
 

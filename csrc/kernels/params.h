@@ -144,8 +144,7 @@ struct WorkList {
   }
 };
 
-// What the producer tells a consumer about an item, beside the tile that it loads for it: consumers
-// then keep no list of their own in registers.
+// What a consumer is told about an item, so that it keeps no list of its own in registers.
 struct Assignment {
   static constexpr int kIdle = -1;  // this item has no tile for the consumer
   static constexpr int kStop = -2;  // there are no more items
