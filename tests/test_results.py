@@ -140,6 +140,12 @@ def test_the_ceilings_are_the_fastest_product_and_the_smallest_footprint() -> No
         draw.ceilings(CEILINGS["rows"][1:])
 
 
+def test_blocks_are_drawn_as_large_as_they_are() -> None:
+    kernel = (Path(__file__).parents[1] / "csrc" / "kernels" / "fine_forward.h").read_text()
+    wide, narrow = draw.CONSUMERS[128], draw.CONSUMERS[64]
+    assert f"kConsumers = D == 128 ? {wide} : {narrow};" in kernel
+
+
 def test_only_our_blocks_share_loads() -> None:
     assert draw.intensity(peer("vsa")) == pytest.approx(76.8)
     assert draw.intensity(peer("vsa", head_dim=64)) == pytest.approx(83.2)
