@@ -18,6 +18,8 @@ MOST_EXECUTED = {
     "dQ": {128: 270, 64: 240},
 }
 """Instructions of a warp per tile that needs no mask, by kernel and head_dim."""
+MOST_FOR_A_MASK = 60
+"""Instructions more per tile that needs one."""
 LEAST_OVERLAPPED = {("dK dV", 128): 29}
 """Exponentials with products in flight, where they are not all 32 of a lane's tile."""
 PRODUCTS = {"forward": (8, 12), "dK dV": (16, 24), "dQ": (12, 20)}
@@ -68,7 +70,7 @@ def test_softmax_runs_while_products_are_in_flight(compiled) -> None:
 def test_the_main_loop_stays_within_its_instruction_budget(compiled) -> None:
     for kernel in compiled[0]:
         assert kernel.executed <= MOST_EXECUTED[kernel.kind][kernel.head_dim], kernel
-        assert (kernel.mask > 100) == (kernel.kind != "dK dV")
+        assert kernel.mask <= MOST_FOR_A_MASK and (kernel.mask > 0) == (kernel.kind != "dK dV")
         assert (kernel.rescale >= 32) == (kernel.kind == "forward")
 
 

@@ -14,10 +14,7 @@ namespace vsa {
 // Keys that are no tokens get no weight. The mask is the same for the whole warpgroup, so a tile
 // that is whole costs one branch.
 VSA_DEVICE void mask_columns(Fragment<64>& scores, uint64_t rows) {
-  if (rows == ~uint64_t{0}) return;
-  for_each(scores, [=](float& x, int, int column) {
-    if ((rows >> column & 1) == 0) x = -INFINITY;
-  });
+  if (rows != ~uint64_t{0}) fill_columns(scores, rows, -INFINITY);
 }
 
 class Softmax {

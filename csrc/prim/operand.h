@@ -115,6 +115,8 @@ static_assert(launch_registers(384) == 168 && launch_registers(512) == 128,
 static_assert(swizzle128(swizzle128(0x1fff0)) == 0x1fff0, "the swizzle is its own inverse");
 static_assert(accumulator_row(127, 2) == 63 && accumulator_column(127, 31) == 63,
               "the last thread holds the last row and column");
+static_assert(accumulator_column(127, 31) == accumulator_column(127, 0) + accumulator_column(0, 31),
+              "a lane's columns are as far from its first as lane 0's are");
 static_assert(channels_descriptor(0x20000, 5) ==
                   descriptor(0x20000 + kPanelBytes + 32, kChunkBytes, kSwizzleBytes),
               "stepping a descriptor is making it at the later address");

@@ -16,6 +16,18 @@ VSA_DEVICE void for_each(Fragment<N>& f, Fn fn) {
   }
 }
 
+// x = value in the columns whose bit is not set. A lane shifts the bits once, so that each of its
+// columns is a constant place in them, the same for all lanes.
+VSA_DEVICE void fill_columns(Fragment<64>& f, uint64_t kept, float value) {
+  VSA_EACH_LANE(t) {
+    auto& x = lane(f, t);
+    const uint64_t own = kept >> accumulator_column(t, 0);
+    VSA_UNROLL
+    for (int i = 0; i < 32; ++i)
+      if ((own >> accumulator_column(0, i) & 1) == 0) x[i] = value;
+  }
+}
+
 // x = fn(x, values[row])
 template <int N, class Fn>
 VSA_DEVICE void map_rows(Fragment<N>& f, const RowValues& values, Fn fn) {
