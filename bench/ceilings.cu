@@ -96,13 +96,16 @@ void allow_shared(Kernel* kernel, size_t bytes) {
         "asking for shared memory");
 }
 
-// One head of 1536 / D, whose channels lie inside the token as in a model, in boxes of a tile.
-TensorMap map_of_tiles(const void* tokens, int layers) {
-  constexpr uint64_t kToken = kTokenChannels * 2, kRow = kToken * kGridSide;
-  const uint64_t depth = static_cast<uint64_t>(layers), layer = kRow * kGridSide;
+// Boxes of a tile out of tokens of so many channels, in a grid of so many tokens along h and w.
+TensorMap map_of_tiles(const void* tokens,
+                       int layers,
+                       uint64_t channels = kTokenChannels,
+                       uint64_t side = kGridSide) {
+  const uint64_t depth = static_cast<uint64_t>(layers), token = channels * 2;
+  const uint64_t row = token * side, layer = row * side;
   const launch::MapArguments arguments{const_cast<void*>(tokens),
-                                       {kTokenChannels, kGridSide, kGridSide, depth, 1},
-                                       {kToken, kRow, layer, layer * depth},
+                                       {channels, side, side, depth, 1},
+                                       {token, row, layer, layer * depth},
                                        {kPanelChannels, 4, 4, 4, 1}};
   TensorMap map{};
   if (const std::string error = launch::encode(map, arguments); !error.empty()) {
@@ -112,23 +115,30 @@ TensorMap map_of_tiles(const void* tokens, int layers) {
   return map;
 }
 
-template <int D, bool Tma, int Users>
+constexpr const char* name_of(By how) {
+  return how == By::Boxes ? "TMA" : how == By::Rows ? "cp.async" : "TMA, tiles in one piece";
+}
+
+// One head of 1536 / D, whose channels lie inside the token as in a model; or that head's tiles one
+// after the other.
+template <int D, By How, int Users>
 void load_tiles(const Gpu& gpu, const void* tokens, size_t footprint) {
-  using Kernel = Loads<D, Tma, Users>;
+  using Kernel = Loads<D, How, Users>;
   const int layers = static_cast<int>(footprint / (2 * D) / (kGridSide * kGridSide)) / 4 * 4;
   LoadParams params{};
-  params.map = map_of_tiles(tokens, layers);
-  params.tokens = static_cast<const unsigned char*>(tokens);
   params.tiles = layers / 4 * kTilesPerLayer;
+  params.map = How == By::Pieces ? map_of_tiles(tokens, params.tiles * 4, D, 4)
+                                 : map_of_tiles(tokens, layers);
+  params.tokens = static_cast<const unsigned char*>(tokens);
   params.slots = static_cast<int>(kLoadedBytes / gpu.blocks / Kernel::kTileBytes) / 4 * 4;
   params.report = gpu.report;
-  const auto kernel = loads<D, Tma, Users>;
+  const auto kernel = loads<D, How, Users>;
   allow_shared(kernel, sizeof(typename Kernel::Shared));
   const double bytes = double{Kernel::kTileBytes} * params.slots * gpu.blocks;
   const std::string fields = format(
       "\"probe\": \"loads\", \"d\": %d, \"by\": \"%s\", \"users\": %d, \"footprint\": %.1f, "
       "\"bytes\": %.0f, \"flops\": %.0f",
-      D, Tma ? "TMA" : "cp.async", Users, 2e-6 * params.tiles * kTileRows * D, bytes,
+      D, name_of(How), Users, 2e-6 * params.tiles * kTileRows * D, bytes,
       bytes * kTileRows * Users);
   gpu.measure(fields, [&](uint32_t seed) {
     params.seed = seed;
@@ -138,10 +148,12 @@ void load_tiles(const Gpu& gpu, const void* tokens, size_t footprint) {
 
 template <int Users>
 void load_all(const Gpu& gpu, const void* tokens, size_t footprint) {
-  load_tiles<128, true, Users>(gpu, tokens, footprint);
-  load_tiles<128, false, Users>(gpu, tokens, footprint);
-  load_tiles<64, true, Users>(gpu, tokens, footprint);
-  load_tiles<64, false, Users>(gpu, tokens, footprint);
+  load_tiles<128, By::Boxes, Users>(gpu, tokens, footprint);
+  load_tiles<128, By::Rows, Users>(gpu, tokens, footprint);
+  load_tiles<128, By::Pieces, Users>(gpu, tokens, footprint);
+  load_tiles<64, By::Boxes, Users>(gpu, tokens, footprint);
+  load_tiles<64, By::Rows, Users>(gpu, tokens, footprint);
+  load_tiles<64, By::Pieces, Users>(gpu, tokens, footprint);
 }
 
 // Whole tokens, of which one head of D = 64 is `footprint` bytes.

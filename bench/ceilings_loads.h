@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tiles of 4x4x4 tokens from L2 to shared memory, by TMA or cp.async, with or without products.
+// Tiles of 4x4x4 tokens from L2 to shared memory, by TMA or cp.async, out of raster order or from
+// one piece of memory each, with or without products.
 // Here as in ceilings_rates.h loops are counted, and a barrier that never completes ends the kernel
 // by a trap after about two seconds.
 #pragma once
@@ -85,11 +86,16 @@ struct LoadParams {
   Report report;
 };
 
+// How tiles come: as boxes or row by row out of raster order, or from a copy in which every tile is
+// one piece of memory.
+enum class By { Boxes, Rows, Pieces };
+
 // Warpgroup 0 loads, the others (two, if Users > 0) multiply: each slot is used by one or both of
 // them. Slots 4n and 4n + 2 hold what stands for K, the next one V: a stage always meets the same
 // users, because the number of stages is a multiple of four.
-template <int D, bool Tma, int Users>
+template <int D, By How, int Users>
 struct Loads {
+  static constexpr bool Tma = How != By::Rows;
   static constexpr int kTileBytes = kTileRows * D * 2;
   static constexpr int kPanels = D / kPanelChannels;
   static constexpr int kStages = 12 * 128 / D;
@@ -137,6 +143,7 @@ struct Loads {
 
   VSA_DEVICE BoxCoordinates place(int n) const {
     const int tile = drawn(params.seed, blockIdx.x, n, params.tiles);
+    if constexpr (How == By::Pieces) return {0, 0, 0, tile * 4, 0};
     return {0, tile % 8 * 4, tile / 8 % 8 * 4, tile / kTilesPerLayer * 4, 0};
   }
 
@@ -225,10 +232,10 @@ struct Loads {
   }
 };
 
-template <int D, bool Tma, int Users>
-__global__ void __launch_bounds__(Loads<D, Tma, Users>::kThreads, 1)
+template <int D, By How, int Users>
+__global__ void __launch_bounds__(Loads<D, How, Users>::kThreads, 1)
     loads(const __grid_constant__ LoadParams params) {
-  using Kernel = Loads<D, Tma, Users>;
+  using Kernel = Loads<D, How, Users>;
   extern __shared__ __align__(1024) unsigned char memory[];
   const long long start = clock64();
   auto& shared = *reinterpret_cast<typename Kernel::Shared*>(memory);
