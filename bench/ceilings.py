@@ -25,6 +25,7 @@ TARGET = "-gencode=arch=compute_90a,code=sm_90a"
 FLAGS = ["-std=c++20", "-O3", TARGET, "-Xcompiler", "-Wall,-Wextra"]
 TOOLKITS = "/usr/local/cuda/bin/nvcc", "/usr/local/bin/nvcc"
 PATIENCE = 240
+"""Seconds that a group may take; two would do."""
 RATES = (
     "TB/s",
     "B/clk/SM",
@@ -36,7 +37,6 @@ RATES = (
     "GHz",
 )
 """What `with_rates` may give a row."""
-"""Seconds that a group may take; two would do."""
 GROUPS = {
     "loads": "random tiles of 4x4x4 tokens from L2 to shared memory",
     "products": "the same with products: each tile used by one or two warpgroups of the block",

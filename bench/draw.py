@@ -66,6 +66,10 @@ def intensity(row: Row) -> float:
 def roofline(measured: Row, machine: Row, path: Path) -> None:
     """One panel per head_dim, written to a PNG."""
     tensor, bandwidth = ceilings(machine["rows"])
+    gpu = machine["device"].split(", ")[0]  # driver and limits follow
+    if gpu != measured["device"]:
+        of = f"{measured['device']} and {gpu}"
+        raise ValueError(f"both files must be of one kind of GPU, but are of {of}")
     rows = [row for row in measured["rows"] if "tflops" in row and row["direction"] == "forward"]
     rows = [row for row in rows if row["kernel"] in COLOURS and row["head_dim"] in bandwidth]
     if not rows:

@@ -8,10 +8,11 @@ cannot run here, is skipped with a reason. Every kernel runs in a process of its
 that crashes or hangs costs only its own rows. Its results are held to fp64 on sampled tiles before
 it is timed. Times are medians of CUDA events, inputs are random and rotated so that none is in the
 L2 cache, and nvidia-smi tells clock, power and whether power held the clock down meanwhile. These
-calls follow each other; another time is that of a call after a rest, which no power limit holds
-down. TFLOP/s count products between real tokens of selected tiles, 4 x head_dim forward and 10
-backward for each pair, of all tokens for a dense kernel. Shares are of FlashAttention-3's dense
-rate at that layer, or of cuDNN's where it was not measured; which one, the head of the table says.
+calls follow each other; another time is that of a call after a rest, which ends before the power
+limit holds the clock down if it is short. TFLOP/s count products between real tokens of selected
+tiles, 4 x head_dim forward and 10 backward for each pair, of all tokens for a dense kernel. Shares
+are of FlashAttention-3's dense rate at that layer, or of cuDNN's where it was not measured; which
+one, the head of the table says.
 
 Kernels that want contiguous tiles of 64 tokens get copies in that order, and lists in their own
 form, before the clock starts; ours reads raster order.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,8 +60,13 @@ class Row:
     peak: int
 
 
-Call = tuple[str, str, Callable[[], Any], int]
-"""Stage, by what it is computed, the call, and the bytes that it has to move."""
+class Call(NamedTuple):
+    """What becomes a row; the fields are those of ``Row``."""
+
+    stage: str
+    what: str
+    function: Callable[[], Any]
+    moved: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,11 @@ class Layer:
 
     def row(self, stage: str, what: str, function: Callable[[], Any], moved: int = 0) -> Row:
         """Measure a call."""
-        return self.rows_in_turns([(stage, what, function, moved)])[0]
+        return self.rows_in_turns([Call(stage, what, function, moved)])[0]
 
     def rows_in_turns(self, calls: Sequence[Call]) -> list[Row]:
         """Measure calls in turns, so that all of them meet the GPU at the same clocks."""
-        functions = [call[2] for call in calls]
+        functions = [call.function for call in calls]
         once = max(seconds(function, self.q.device, 1, calls=1)[0] for function in functions)
         repeats, in_a_row = (self.repeats, 10) if once < LONG else (3, 3)
         turns = [
@@ -101,12 +106,10 @@ class Layer:
             for _ in range(repeats)
         ]
         rows = []
-        for times, (stage, what, function, moved) in zip(
-            zip(*turns, strict=True), calls, strict=True
-        ):
-            result, peak = peak_memory(function, self.q.device)
+        for call, *times in zip(calls, *turns, strict=True):
+            result, peak = peak_memory(call.function, self.q.device)
             ms = statistics.median(times) * 1e3
-            rows.append(Row(self.name, stage, what, ms, moved, nbytes(result), peak))
+            rows.append(Row(self.name, call.stage, call.what, ms, call.moved, nbytes(result), peak))
         return rows
 
 
@@ -225,15 +228,14 @@ def fine_and_whole(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
     fused = torch.ops.vsa.gated_attention_inference
     apart = partial(torch.ops.vsa.gated_attention, *saving)
     attend = partial(vsa.attention, *qkv, SHARE, grid=layer.grid, backend=layer.backend)
-    calls: list[Call] = [
-        ("fine", "kernel", partial(torch.ops.vsa.block_sparse_attention, *plain), 4 * size)
-    ]
+    fine = partial(torch.ops.vsa.block_sparse_attention, *plain)
+    calls = [Call("fine", "kernel", fine, 4 * size)]
     for what, arguments, gates in (("coarse gate", coarse_gate, 1), ("both", both_gates, 2)):
         name = f"kernel with its epilogue, {what}"
-        calls.append(("fine + combine", name, partial(fused, *arguments), (4 + gates) * size))
-    calls.append(("fine + combine", "kernels apart, coarse gate", apart, 7 * size))
+        calls.append(Call("fine + combine", name, partial(fused, *arguments), (4 + gates) * size))
+    calls.append(Call("fine + combine", "kernels apart, coarse gate", apart, 7 * size))
     for what, own in gate_kinds(layer.gate):
-        calls.append(("attention, inference", what, partial(attend, **own), 0))
+        calls.append(Call("attention, inference", what, partial(attend, **own)))
     with torch.no_grad():
         yield from layer.rows_in_turns(calls)
 

@@ -131,12 +131,12 @@ IN_QUERIES: Bugs = {
         r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "NextNotAwaited": (
-        "next = there ? after : awaited(stops_.own(after));",
+        "next = there ? after : stops_.own(after, wait);",
         "next = there ? after : stops_.own(after);",
         r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "FirstNextNotAwaited": (
-        "Stop next = awaited(stops_.own(stops_.take()));",
+        "Stop next = stops_.own(stops_.take(), wait);",
         "Stop next = stops_.own(stops_.take());",
         r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),

@@ -127,6 +127,11 @@ IN_STOPS: Bugs = {
         "",
         r"DEADLOCK: .*producer\d waits for (both|second)_empty",
     ),
+    "OwnNotAwaited": (
+        "if (stop.is(Stop::kOwn)) wait(stop);",
+        "",
+        rf"TOO MANY ARRIVALS|PHASE ALIAS|(RACE|NEVER WRITTEN): |{OVERWRITTEN}",
+    ),
     "OwnNotLookedFor": (
         "open(); return own(take());",
         "open(); return take();",
@@ -168,13 +173,13 @@ IN_PASSES: Bugs = {
 # How each pass of the backward goes on, found where slots are passed over and drained.
 IN_RUNS: Bugs = {
     "PassesNotLookedFor": (
-        "next = there ? after : awaited(stops_.own(after));",
-        "next = there ? after : awaited(after);",
+        "next = there ? after : stops_.own(after, wait);",
+        "next = after; if (!there && next.is(Stop::kOwn)) wait(next);",
         WORK_LEFT,
     ),
     "PassesOfARunNotLookedFor": (
-        "Stop next = awaited(stops_.own(stops_.take()));",
-        "Stop next = awaited(stops_.take());",
+        "Stop next = stops_.own(stops_.take(), wait);",
+        "Stop next = stops_.take(); if (next.is(Stop::kOwn)) wait(next);",
         WORK_LEFT,
     ),
     "DrainsTakenForTheEnd": (

@@ -171,3 +171,6 @@ def test_pictures_are_written(tmp_path: Path) -> None:
     assert roofline.read_bytes().startswith(PNG) and stages.read_bytes().startswith(PNG)
     done = run(draw, "roofline", "--ceilings", routing, "--peers", peers, "--out", roofline)
     assert done.returncode == 2 and "groups wgmma and loads" in done.stderr
+    other = written(tmp_path / "other.json", CEILINGS | {"device": "another GPU, driver 1"})
+    done = run(draw, "roofline", "--ceilings", other, "--peers", peers, "--out", roofline)
+    assert done.returncode == 2 and "a made-up GPU and another GPU" in " ".join(done.stderr.split())

@@ -49,9 +49,11 @@ def rotated(
 def rested(
     call: Callable[[Item], object], items: Sequence[Item], device: torch.device
 ) -> list[float]:
-    """Seconds of a call on a GPU that has rested, at a clock that no power limit holds down.
+    """Seconds of a call on a GPU that has rested.
 
-    It is the second of two calls after a pause: what Python does before it runs beside the first.
+    A short call ends before the power limit holds the clock down; one of tens of milliseconds does
+    not. It is the second of two calls after a pause: what Python does before it runs beside the
+    first.
     """
     around = itertools.cycle(items)
 

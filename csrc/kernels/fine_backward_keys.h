@@ -198,6 +198,7 @@ struct FineBackwardKeys {
     VSA_DEVICE void gather() {
       fill(grad_k_, 0.f);
       fill(grad_v_, 0.f);
+      const auto wait = [&](const Stop& stop) { wait_queries(stop); };
       Stop held = stops_.first();
       while (held.is(Stop::kOwn)) {
         wait_queries(held);
@@ -206,7 +207,7 @@ struct FineBackwardKeys {
         weigh(held);
         s_.rings.wait_first(held);
         differentiate(held);
-        Stop next = awaited(stops_.own(stops_.take()));
+        Stop next = stops_.own(stops_.take(), wait);
         while (next.is(Stop::kOwn)) {
           issue_scores(next);
           issue_grad_k(held);
@@ -219,7 +220,7 @@ struct FineBackwardKeys {
           const bool there = after.is(Stop::kOwn) && s_.rings.has_second(after);
           differentiate(next);
           held = next;
-          next = there ? after : awaited(stops_.own(after));
+          next = there ? after : stops_.own(after, wait);
         }
         issue_grad_k(held);
         wgmma_wait<0>(grad_k_);
@@ -232,11 +233,6 @@ struct FineBackwardKeys {
     VSA_DEVICE void wait_queries(const Stop& stop) {
       s_.rings.wait_together(stop);
       s_.rings.wait_second(stop);
-    }
-    // The stop, with its queries there if it is one of ours.
-    VSA_DEVICE Stop awaited(const Stop& stop) {
-      if (stop.is(Stop::kOwn)) wait_queries(stop);
-      return stop;
     }
     VSA_DEVICE void issue_scores(const Stop& stop) {
       if constexpr (Config::kKeysInRegisters)

@@ -166,10 +166,11 @@ struct FineBackwardQueries {
 
     VSA_DEVICE void gather() {
       fill(grad_q_, 0.f);
+      const auto wait = [&](const Stop& stop) { wait_tiles(stop); };
       Stop held = stops_.first();
       while (held.is(Stop::kOwn)) {
         start(held);
-        Stop next = awaited(stops_.own(stops_.take()));
+        Stop next = stops_.own(stops_.take(), wait);
         while (next.is(Stop::kOwn)) {
           issue_scores(next);
           issue_gradient(held);
@@ -184,7 +185,7 @@ struct FineBackwardQueries {
           s_.rings.release_second(held);
           round_to<Element>(rounded_, grad_scores_);
           held = next;
-          next = there ? after : awaited(stops_.own(after));
+          next = there ? after : stops_.own(after, wait);
         }
         issue_gradient(held);
         wgmma_wait<0>(grad_q_);
@@ -194,19 +195,14 @@ struct FineBackwardQueries {
       stops_.end_item();
     }
 
-    VSA_DEVICE void wait(const Stop& stop) {
+    VSA_DEVICE void wait_tiles(const Stop& stop) {
       s_.rings.wait_together(stop);
       s_.rings.wait_first(stop);
       s_.rings.wait_second(stop);
     }
-    // The stop, with its tiles there if it is one of ours.
-    VSA_DEVICE Stop awaited(const Stop& stop) {
-      if (stop.is(Stop::kOwn)) wait(stop);
-      return stop;
-    }
     // The first tile of a run: nothing else is in flight.
     VSA_DEVICE void start(const Stop& stop) {
-      wait(stop);
+      wait_tiles(stop);
       issue_scores(stop);
       wgmma_wait<0>(scores_, grad_scores_);
       s_.rings.release_first(stop);

@@ -149,10 +149,11 @@ struct FineForward {
     VSA_DEVICE void attend() {
       fill(out_, 0.f);
       softmax_.reset();
+      const auto wait = [&](const Stop& stop) { wait_keys(stop); };
       Stop held = stops_.first();
       while (held.is(Stop::kOwn)) {
         start(held);
-        Stop next = awaited(stops_.own(stops_.take()));
+        Stop next = stops_.own(stops_.take(), wait);
         while (next.is(Stop::kOwn)) {
           issue_scores(next);
           issue_output(held);
@@ -169,7 +170,7 @@ struct FineForward {
           softmax_.rescale(out_);
           round_to<Element>(weights_, scores_);
           held = next;
-          next = there ? after : awaited(stops_.own(after));
+          next = there ? after : stops_.own(after, wait);
         }
         issue_output(held);
         wgmma_wait<0>(out_);
@@ -182,11 +183,6 @@ struct FineForward {
     VSA_DEVICE void wait_keys(const Stop& stop) {
       s_.rings.wait_together(stop);
       s_.rings.wait_first(stop);
-    }
-    // The stop, with its keys there if it is one of ours.
-    VSA_DEVICE Stop awaited(const Stop& stop) {
-      if (stop.is(Stop::kOwn)) wait_keys(stop);
-      return stop;
     }
     // The first tile of a run: nothing else is in flight.
     VSA_DEVICE void start(const Stop& stop) {

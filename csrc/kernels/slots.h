@@ -137,6 +137,13 @@ class Stops {
     }
     return stop;
   }
+  // The same, and if it is ours after wait(stop).
+  template <class Wait>
+  VSA_DEVICE Stop own(Stop stop, Wait wait) {
+    stop = own(stop);
+    if (stop.is(Stop::kOwn)) wait(stop);
+    return stop;
+  }
   // `stop`, or the first of the next chunk. A loop, though no chunk begins with a page: ptxas keeps
   // softmax in front of it, which it does not for a branch.
   VSA_DEVICE Stop turned(Stop stop) {
