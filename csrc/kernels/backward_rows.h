@@ -36,88 +36,123 @@ struct BackwardRowsParams {
 
 template <class Element, int D, bool Gated>
 struct BackwardRows {
-  using Lane = LanePairs<D>;
-  // A lane's share of the tile's gradient of coarse.
-  using CoarseSums = float[2 * Lane::kPairs];
+  // Whose rows they are: a tile of one head.
+  struct HeadTile {
+    int batch, head, tile;
+    TilePlace at;
+    uint64_t rows;  // that are real tokens
+    int first;      // token
 
-  // One token, one lane: its share of delta. Gradients of gates are stored on the way. Text that is
-  // not real has the gradient 0, whatever stands there.
-  VSA_DEVICE static float token(const BackwardRowsParams& p,
-                                const TilePlace& at,
-                                int batch,
-                                int head,
-                                int tile,
-                                int token,
-                                bool real,
-                                int lane,
-                                CoarseSums& sums) {
-    const bool has_fine_gate = Gated && p.gate_fine.data != nullptr;
-    const bool has_coarse_gate = Gated && p.gate_coarse.data != nullptr;
-    const bool has_coarse = has_coarse_gate && at.region == Region::Video;
-    const int64_t of_head = int64_t{batch} * p.heads + head;
-    const int64_t gate_fine = p.gate_fine.offset(batch, token, head);
-    const int64_t gate_coarse = p.gate_coarse.offset(batch, token, head);
-    const int64_t first_pair =
-        ((int64_t{batch} * p.queries.grid.num_tokens() + token) * p.heads + head) * (D / 2);
-    float delta = 0;
-    VSA_UNROLL
-    for (int i = 0; i < Lane::kPairs; ++i) {
-      const int pair = lane * Lane::kPairs + i;
-      const uint32_t out = Lane::load(p.out.row(batch, token, head), pair);
-      uint32_t gradient = real ? Lane::load(p.gradient.row(batch, token, head), pair) : 0;
-      const float o[2] = {widen_low<Element>(out), widen_high<Element>(out)};
-      const float g[2] = {widen_low<Element>(gradient), widen_high<Element>(gradient)};
-      if (has_coarse_gate) {
-        float coarse[2] = {0, 0};
-        VSA_UNROLL
-        for (int c = 0; has_coarse && c < 2; ++c) {
-          coarse[c] =
-              load_global(Lane::coarse_row(p.coarse, p.queries, of_head, tile) + 2 * pair + c);
-          sums[2 * i + c] =
-              fma(g[c], p.gate_coarse.template value<Element>(gate_coarse, 2 * pair + c),
-                  sums[2 * i + c]);
-        }
-        p.grad_gate_coarse.template store<Element>(first_pair + pair, g[0] * coarse[0],
-                                                   g[1] * coarse[1]);
-      }
-      if (has_fine_gate) {
-        p.grad_gate_fine.template store<Element>(first_pair + pair, g[0] * o[0], g[1] * o[1]);
-        gradient =
-            pack<Element>(g[0] * p.gate_fine.template value<Element>(gate_fine, 2 * pair),
-                          g[1] * p.gate_fine.template value<Element>(gate_fine, 2 * pair + 1));
-        reinterpret_cast<uint32_t*>(p.grad_out.row(batch, token, head))[pair] = gradient;
-      }
-      // From what the passes will read: the rounded numbers.
-      delta = fma(widen_low<Element>(gradient), o[0], delta);
-      delta = fma(widen_high<Element>(gradient), o[1], delta);
-    }
-    return delta;
-  }
+    VSA_DEVICE HeadTile(const BackwardRowsParams& p, int batch, int head, int tile)
+        : batch(batch),
+          head(head),
+          tile(tile),
+          at(p.queries.place(tile)),
+          rows(p.queries.rows(at, batch)),
+          first(p.queries.token(at, 0)) {}
+  };
 
-  // One row of a tile. sum_lanes(token, real): all lanes' shares of delta together.
+  // One row of a tile, one lane. sum_lanes(x) adds up what the lanes of a token have. A row that is
+  // no token reads the first one's numbers and keeps nothing of them, so that all lanes of a warp
+  // do the same. `sums` are the lane's share of the tile's gradient of coarse.
   template <class SumLanes>
   VSA_DEVICE static void row(const BackwardRowsParams& p,
-                             const TilePlace& at,
-                             int batch,
-                             int head,
-                             int tile,
+                             const HeadTile& of,
                              int row,
+                             int channel,
+                             Channels& sums,
                              SumLanes sum_lanes) {
     constexpr float kLog2e = 1.44269504f;
-    const int64_t of_head = int64_t{batch} * p.heads + head;
-    const int token_index = p.queries.token(at, row);
-    float lse = INFINITY, delta = 0;
-    if (token_index >= 0) {
-      const int64_t index = of_head * p.queries.grid.num_tokens() + token_index;
-      const float natural = load_global(p.lse + index);
-      const bool real = p.queries.rows(at, batch) >> row & 1;
-      delta = sum_lanes(token_index, real);
-      if (p.grad_lse != nullptr && real) delta -= load_global(p.grad_lse + index);
-      if (real && natural != -INFINITY) lse = natural * kLog2e;
+    const int64_t of_head = int64_t{of.batch} * p.heads + of.head;
+    const int own = p.queries.token(of.at, row);
+    const bool there = own >= 0, real = of.rows >> row & 1;
+    const int token = there ? own : of.first;
+    const int64_t index = of_head * p.queries.grid.num_tokens() + token;
+    const float natural = load_global(p.lse + index);
+    const float grad_lse = p.grad_lse != nullptr ? load_global(p.grad_lse + index) : 0;
+    const float delta = sum_lanes(delta_of(p, of, {token, channel, there, real}, sums));
+    RowStats& stats = p.stats[of_head * p.queries.num_tiles() + of.tile];
+    stats.lse[row] = real && natural != -INFINITY ? natural * kLog2e : INFINITY;
+    stats.delta[row] = real ? delta - grad_lse : delta;
+  }
+
+ private:
+  // A lane's channels of a row.
+  struct Share {
+    int token, channel;
+    bool there, real;  // the row is that token; and is no invalid text
+  };
+
+  // A lane's share of delta, 0 where the row is not real, whatever stands there. Gradients of gates
+  // are stored on the way, zeros of invalid text among them.
+  VSA_DEVICE static float delta_of(const BackwardRowsParams& p,
+                                   const HeadTile& of,
+                                   const Share& at,
+                                   Channels& sums) {
+    const Channels o = widen<Element>(p.out.load(of.batch, at.token, of.head, at.channel));
+    Chunk gradient = p.gradient.load(of.batch, at.token, of.head, at.channel);
+    VSA_UNROLL
+    for (uint32_t& pair : gradient.pairs) pair = at.real ? pair : 0;
+    if constexpr (Gated) {
+      const Channels g = widen<Element>(gradient);
+      if (p.gate_coarse.data != nullptr) grad_coarse_gate(p, of, at, g, sums);
+      if (p.gate_fine.data != nullptr) gradient = grad_fine_gate(p, of, at, g, o);
     }
-    RowStats& stats = p.stats[of_head * p.queries.num_tiles() + tile];
-    stats.lse[row] = lse;
-    stats.delta[row] = delta;
+    // From what the passes will read: the rounded numbers.
+    const Channels rounded = widen<Element>(gradient);
+    float delta = 0;
+    VSA_UNROLL
+    for (int c = 0; c < kChunkElements; ++c) delta = fma(rounded.x[c], o.x[c], delta);
+    return at.real ? delta : 0;
+  }
+
+  VSA_DEVICE static int64_t first_channel(const BackwardRowsParams& p,
+                                          const HeadTile& of,
+                                          const Share& at) {
+    const int64_t tokens = p.queries.grid.num_tokens();
+    return ((of.batch * tokens + at.token) * p.heads + of.head) * D + at.channel;
+  }
+
+  VSA_DEVICE static void grad_coarse_gate(const BackwardRowsParams& p,
+                                          const HeadTile& of,
+                                          const Share& at,
+                                          const Channels& g,
+                                          Channels& sums) {
+    Channels gradient = {};
+    if (of.at.region == Region::Video) {
+      const int64_t of_head = int64_t{of.batch} * p.heads + of.head;
+      const float* coarse = coarse_row<D>(p.coarse, p.queries, of_head, of.tile) + at.channel;
+      const Channels gate = p.gate_coarse.template values<Element>(
+          p.gate_coarse.offset(of.batch, at.token, of.head), at.channel);
+      VSA_UNROLL
+      for (int c = 0; c < kChunkElements; ++c) {
+        gradient.x[c] = g.x[c] * load_global(coarse + c);
+        if (at.there) sums.x[c] = fma(g.x[c], gate.x[c], sums.x[c]);
+      }
+    }
+    if (at.there) p.grad_gate_coarse.template store<Element>(first_channel(p, of, at), gradient);
+  }
+
+  // dO, as the passes will read it.
+  VSA_DEVICE static Chunk grad_fine_gate(const BackwardRowsParams& p,
+                                         const HeadTile& of,
+                                         const Share& at,
+                                         const Channels& g,
+                                         const Channels& o) {
+    const Channels gate = p.gate_fine.template values<Element>(
+        p.gate_fine.offset(of.batch, at.token, of.head), at.channel);
+    Channels of_gate, of_fine;
+    VSA_UNROLL
+    for (int c = 0; c < kChunkElements; ++c) {
+      of_gate.x[c] = g.x[c] * o.x[c];
+      of_fine.x[c] = g.x[c] * gate.x[c];
+    }
+    const Chunk rounded = narrow<Element>(of_fine);
+    if (at.there) {
+      p.grad_gate_fine.template store<Element>(first_channel(p, of, at), of_gate);
+      p.grad_out.store(of.batch, at.token, of.head, at.channel, rounded);
+    }
+    return rounded;
   }
 };
 

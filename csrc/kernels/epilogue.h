@@ -41,8 +41,8 @@ struct GatedOutput {
       apply<Element>(out, p.gate_fine, p.queries, item, at, rows,
                      [](float x, float gate, int) { return x * gate; });
     if (p.gate_coarse.data == nullptr || at.region != Region::Video) return;
-    const float* coarse = LanePairs<D>::coarse_row(
-        p.coarse, p.queries, int64_t{item.batch} * p.heads + item.head, item.tile);
+    const float* coarse =
+        coarse_row<D>(p.coarse, p.queries, int64_t{item.batch} * p.heads + item.head, item.tile);
     apply<Element>(out, p.gate_coarse, p.queries, item, at, rows,
                    [=](float x, float gate, int channel) {
                      return fma(gate, load_global(coarse + channel), x);
@@ -60,7 +60,7 @@ struct GatedOutput {
                                const TilePlace& at,
                                uint64_t rows,
                                Fn fn) {
-    if (gate.paired)
+    if (gate.chunked)
       apply_as<Element, Gate::Reading::Pairs>(out, gate, queries, item, at, rows, fn);
     else if (gate.wide)
       apply_as<Element, Gate::Reading::Wide>(out, gate, queries, item, at, rows, fn);

@@ -2,14 +2,39 @@
 // combine, token by token: out = gate_fine * fine + gate_coarse * coarse[tile of the token], and
 // its gradients.
 //
-// A warp holds a token's channels, in pairs: lane l has pairs l * kPairs to l * kPairs + kPairs
-// - 1.
+// Lanes share the channels of a token, eight neighbouring ones each, so that a warp works on
+// several tokens at a time.
 #pragma once
 #include "kernels/params.h"
 
 namespace vsa {
 
-// 16-bit tokens that are read or written token by token.
+// A lane's share of a token.
+struct Channels {
+  float x[kChunkElements];
+};
+
+template <class Element>
+VSA_DEVICE Channels widen(const Chunk& chunk) {
+  Channels wide;
+  VSA_UNROLL
+  for (int i = 0; i < kChunkElements / 2; ++i) {
+    wide.x[2 * i] = widen_low<Element>(chunk.pairs[i]);
+    wide.x[2 * i + 1] = widen_high<Element>(chunk.pairs[i]);
+  }
+  return wide;
+}
+
+template <class Element>
+VSA_DEVICE Chunk narrow(const Channels& wide) {
+  Chunk chunk;
+  VSA_UNROLL
+  for (int i = 0; i < kChunkElements / 2; ++i)
+    chunk.pairs[i] = pack<Element>(wide.x[2 * i], wide.x[2 * i + 1]);
+  return chunk;
+}
+
+// 16-bit tokens that are read or written token by token. Chunks of channels are 16 aligned bytes.
 template <class T>
 struct TokenRows {
   T* data;  // [batch, tokens, heads, head_dim]; null: not there
@@ -17,6 +42,12 @@ struct TokenRows {
 
   VSA_DEVICE T* row(int batch, int token, int head) const {
     return data + batch * batch_stride + token * token_stride + head * head_stride;
+  }
+  VSA_DEVICE Chunk load(int batch, int token, int head, int channel) const {
+    return load_global(reinterpret_cast<const Chunk*>(row(batch, token, head) + channel));
+  }
+  VSA_DEVICE void store(int batch, int token, int head, int channel, const Chunk& chunk) const {
+    *reinterpret_cast<Chunk*>(row(batch, token, head) + channel) = chunk;
   }
 };
 
@@ -26,7 +57,7 @@ struct Gate {
 
   const void* data;  // null: not there
   bool wide;         // fp32, else of the kernels' 16-bit type
-  bool paired;       // 16 bits, and channels 2i and 2i + 1 are an aligned word of 32
+  bool chunked;      // 16 bits, and every eight channels are 16 aligned bytes
   int64_t batch_stride, token_stride, head_stride, channel_stride;  // elements
 
   VSA_DEVICE int64_t offset(int batch, int token, int head) const {
@@ -37,6 +68,18 @@ struct Gate {
     const int64_t i = offset + channel * channel_stride;
     return wide ? load_global(static_cast<const float*>(data) + i)
                 : widen_low<Element>(load_global(static_cast<const uint16_t*>(data) + i));
+  }
+  // A lane's share, from `channel` on.
+  template <class Element>
+  VSA_DEVICE Channels values(int64_t offset, int channel) const {
+    if (chunked) {
+      const uint16_t* first = static_cast<const uint16_t*>(data) + offset + channel;
+      return widen<Element>(load_global(reinterpret_cast<const Chunk*>(first)));
+    }
+    Channels found;
+    VSA_UNROLL
+    for (int c = 0; c < kChunkElements; ++c) found.x[c] = value<Element>(offset, channel + c);
+    return found;
   }
   // Channels `channel` and `channel + 1`, the first of them even, where `How` is known to fit.
   template <class Element, Reading How>
@@ -66,13 +109,14 @@ struct GateGradient {
   void* data;
   bool wide;
 
+  // first: of the channels, counted from the tensor's first
   template <class Element>
-  VSA_DEVICE void store(int64_t pair, float low, float high) const {
+  VSA_DEVICE void store(int64_t first, const Channels& gradient) const {
     if (wide) {
-      static_cast<float*>(data)[2 * pair] = low;
-      static_cast<float*>(data)[2 * pair + 1] = high;
+      VSA_UNROLL
+      for (int c = 0; c < kChunkElements; ++c) static_cast<float*>(data)[first + c] = gradient.x[c];
     } else {
-      static_cast<uint32_t*>(data)[pair] = pack<Element>(low, high);
+      static_cast<Chunk*>(data)[first / kChunkElements] = narrow<Element>(gradient);
     }
   }
 };
@@ -86,23 +130,26 @@ struct CombineParams {
   int heads;
 };
 
-// How a warp's lanes share the channels of a token, and where they find them.
+// How the lanes of a warp share tokens.
 template <int D>
-struct LanePairs {
-  static constexpr int kPairs = D / (2 * kWarpThreads);
+struct TokenLanes {
+  static constexpr int kLanes = D / kChunkElements;      // of a token
+  static constexpr int kTokens = kWarpThreads / kLanes;  // of a warp at a time
 
-  VSA_DEVICE static uint32_t load(const uint16_t* row, int pair) {
-    return load_global(reinterpret_cast<const uint32_t*>(row) + pair);
-  }
-  VSA_DEVICE static const float* coarse_row(const float* coarse,
-                                            const TiledSequence& queries,
-                                            int64_t of_head,
-                                            int tile) {
-    return coarse + (of_head * queries.grid.num_tiles() + tile) * D;
-  }
+  VSA_DEVICE static int channel(int lane) { return lane % kLanes * kChunkElements; }
+  VSA_DEVICE static int token(int lane) { return lane / kLanes; }
 };
 
-// One row of a tile, one lane. The row must be a token.
+// A tile's row of the coarse output, a lane's share. of_head: batch element and head
+template <int D>
+VSA_DEVICE const float* coarse_row(const float* coarse,
+                                   const TiledSequence& queries,
+                                   int64_t of_head,
+                                   int tile) {
+  return coarse + (of_head * queries.grid.num_tiles() + tile) * D;
+}
+
+// One row of a tile, one lane's channels. The row must be a token.
 template <class Element, int D>
 VSA_DEVICE void combine_row(const CombineParams& p,
                             const TilePlace& at,
@@ -110,33 +157,26 @@ VSA_DEVICE void combine_row(const CombineParams& p,
                             int head,
                             int tile,
                             int row,
-                            int lane) {
-  using Lane = LanePairs<D>;
+                            int channel) {
   const int token = p.queries.token(at, row);
   const bool has_coarse = p.gate_coarse.data != nullptr && at.region == Region::Video;
   const int64_t of_head = int64_t{batch} * p.heads + head;
-  const uint16_t* fine = p.fine.row(batch, token, head);
-  auto* out = reinterpret_cast<uint32_t*>(p.out.row(batch, token, head));
-  const int64_t gate_fine = p.gate_fine.offset(batch, token, head);
-  const int64_t gate_coarse = p.gate_coarse.offset(batch, token, head);
-  VSA_UNROLL
-  for (int i = 0; i < Lane::kPairs; ++i) {
-    const int pair = lane * Lane::kPairs + i;
-    const uint32_t both = Lane::load(fine, pair);
-    float x[2] = {widen_low<Element>(both), widen_high<Element>(both)};
+  Channels x = widen<Element>(p.fine.load(batch, token, head, channel));
+  if (p.gate_fine.data != nullptr) {
+    const Channels gate =
+        p.gate_fine.template values<Element>(p.gate_fine.offset(batch, token, head), channel);
     VSA_UNROLL
-    for (int c = 0; c < 2; ++c) {
-      const int channel = 2 * pair + c;
-      if (p.gate_fine.data != nullptr)
-        x[c] *= p.gate_fine.template value<Element>(gate_fine, channel);
-      if (has_coarse) {
-        const float* coarse = Lane::coarse_row(p.coarse, p.queries, of_head, tile);
-        x[c] = fma(p.gate_coarse.template value<Element>(gate_coarse, channel),
-                   load_global(coarse + channel), x[c]);
-      }
-    }
-    out[pair] = pack<Element>(x[0], x[1]);
+    for (int c = 0; c < kChunkElements; ++c) x.x[c] *= gate.x[c];
   }
+  if (has_coarse) {
+    const Channels gate =
+        p.gate_coarse.template values<Element>(p.gate_coarse.offset(batch, token, head), channel);
+    const float* coarse = coarse_row<D>(p.coarse, p.queries, of_head, tile) + channel;
+    VSA_UNROLL
+    for (int c = 0; c < kChunkElements; ++c)
+      x.x[c] = fma(gate.x[c], load_global(coarse + c), x.x[c]);
+  }
+  p.out.store(batch, token, head, channel, narrow<Element>(x));
 }
 
 }  // namespace vsa

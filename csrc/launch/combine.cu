@@ -10,16 +10,20 @@ namespace {
 constexpr int kWarps = 8;
 
 // One block per tile and head, the heads of a tile side by side: they share pages of memory. A warp
-// takes every eighth row.
+// takes a few neighbouring rows at a time.
 template <class Element, int D>
 __global__ void __launch_bounds__(kWarps* kWarpThreads)
     combine_kernel(const __grid_constant__ CombineParams params) {
   const int tile = blockIdx.x / params.heads, head = blockIdx.x % params.heads;
-  const int lane = threadIdx.x % kWarpThreads;
+  const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
+  using Lanes = TokenLanes<D>;
   const TilePlace at = params.queries.place(tile);
-  for (int row = threadIdx.x / kWarpThreads; row < kTileRows; row += kWarps)
+  VSA_UNROLL
+  for (int i = 0; i < kTileRows; i += kWarps * Lanes::kTokens) {
+    const int row = i + warp * Lanes::kTokens + Lanes::token(lane);
     if (params.queries.token(at, row) >= 0)
-      combine_row<Element, D>(params, at, blockIdx.y, head, tile, row, lane);
+      combine_row<Element, D>(params, at, blockIdx.y, head, tile, row, Lanes::channel(lane));
+  }
 }
 
 }  // namespace

@@ -10,34 +10,37 @@ namespace {
 constexpr int kWarps = 8;
 
 // One block per tile and head, the heads of a tile side by side: they share pages of memory. A warp
-// takes every eighth row.
+// takes a few neighbouring rows at a time.
 template <class Element, int D, bool Gated>
 __global__ void __launch_bounds__(kWarps* kWarpThreads)
     backward_rows_kernel(const __grid_constant__ BackwardRowsParams params) {
   using Rows = BackwardRows<Element, D, Gated>;
-  constexpr int kSums = sizeof(typename Rows::CoarseSums) / sizeof(float);
-  __shared__ float shared[kWarps][kWarpThreads][kSums];
+  using Lanes = TokenLanes<D>;
+  __shared__ Channels shared[kWarps][kWarpThreads];
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
   const int tile = blockIdx.x / params.heads, head = blockIdx.x % params.heads;
-  const int batch = blockIdx.y;
-  const TilePlace at = params.queries.place(tile);
-  typename Rows::CoarseSums sums = {};
-  for (int row = warp; row < kTileRows; row += kWarps) {
-    Rows::row(params, at, batch, head, tile, row, [&](int token, bool real) {
-      float sum = Rows::token(params, at, batch, head, tile, token, real, lane, sums);
+  const typename Rows::HeadTile of(params, blockIdx.y, head, tile);
+  Channels sums = {};
+  VSA_UNROLL
+  for (int i = 0; i < kTileRows; i += kWarps * Lanes::kTokens) {
+    const int row = i + warp * Lanes::kTokens + Lanes::token(lane);
+    Rows::row(params, of, row, Lanes::channel(lane), sums, [](float x) {
       VSA_UNROLL
-      for (int step = kWarpThreads / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-      return sum;
+      for (int step = Lanes::kLanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+      return x;
     });
   }
-  if (!Gated || params.gate_coarse.data == nullptr || at.region != Region::Video) return;
-  for (int i = 0; i < kSums; ++i) shared[warp][lane][i] = sums[i];
+  if (!Gated || params.gate_coarse.data == nullptr || of.at.region != Region::Video) return;
+  shared[warp][lane] = sums;
   __syncthreads();
-  const int64_t of_head = int64_t{batch} * params.heads + head;
+  const int64_t of_head = int64_t{of.batch} * params.heads + head;
   float* to = params.grad_coarse + (of_head * params.queries.grid.num_tiles() + tile) * D;
   if (threadIdx.x < D) {
+    const int of_token = threadIdx.x / kChunkElements, channel = threadIdx.x % kChunkElements;
     float sum = 0;
-    for (const auto& of_warp : shared) sum += (&of_warp[0][0])[threadIdx.x];
+    for (const auto& of_warp : shared)
+      for (int token = 0; token < Lanes::kTokens; ++token)
+        sum += of_warp[token * Lanes::kLanes + of_token].x[channel];
     to[threadIdx.x] = sum;
   }
 }

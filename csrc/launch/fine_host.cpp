@@ -57,21 +57,21 @@ void for_each_tile(const TiledSequence& sequence, int batch, int heads, Fn fn) {
 template <class Element, int D, bool Gated>
 void run_backward_rows(const BackwardRowsParams& p, int batch) {
   using Rows = BackwardRows<Element, D, Gated>;
-  constexpr int kSums = sizeof(typename Rows::CoarseSums) / sizeof(float);
+  constexpr int kLanes = TokenLanes<D>::kLanes;
   for_each_tile(p.queries, batch, p.heads, [&](const TilePlace& at, int b, int head, int tile) {
-    typename Rows::CoarseSums sums[kWarpThreads] = {};
+    const typename Rows::HeadTile of(p, b, head, tile);
+    Channels sums[kLanes] = {};
     for (int row = 0; row < kTileRows; ++row) {
-      Rows::row(p, at, b, head, tile, row, [&](int token, bool real) {
-        float sum = 0;
-        for (int lane = 0; lane < kWarpThreads; ++lane)
-          sum += Rows::token(p, at, b, head, tile, token, real, lane, sums[lane]);
-        return sum;
-      });
+      // The last lane stores the sum of all.
+      float delta = 0;
+      for (int lane = 0; lane < kLanes; ++lane)
+        Rows::row(p, of, row, lane * kChunkElements, sums[lane],
+                  [&](float x) { return delta += x; });
     }
     if (p.gate_coarse.data == nullptr || at.region != Region::Video) return;
     const int64_t of_head = int64_t{b} * p.heads + head;
     float* to = p.grad_coarse + (of_head * p.queries.grid.num_tiles() + tile) * D;
-    for (int i = 0; i < D; ++i) to[i] = sums[i / kSums][i % kSums];
+    for (int i = 0; i < D; ++i) to[i] = sums[i / kChunkElements].x[i % kChunkElements];
   });
 }
 
@@ -109,8 +109,8 @@ std::string combine_on_host(const Combine& call) {
     for_each_tile(
         p.queries, call.batch, p.heads, [&](const TilePlace& at, int b, int head, int tile) {
           for (int row = 0; row < kTileRows; ++row)
-            for (int lane = 0; p.queries.token(at, row) >= 0 && lane < kWarpThreads; ++lane)
-              combine_row<decltype(element), head_dim()>(p, at, b, head, tile, row, lane);
+            for (int i = 0; p.queries.token(at, row) >= 0 && i < head_dim(); i += kChunkElements)
+              combine_row<decltype(element), head_dim()>(p, at, b, head, tile, row, i);
         });
   });
 }

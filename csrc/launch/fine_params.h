@@ -101,10 +101,11 @@ TokenRows<T> token_rows(const TokenView& x) {
 }
 
 inline Gate gate(const GateView& x) {
-  const bool even = (x.batch_stride | x.token_stride | x.head_stride) % 2 == 0;
-  const bool aligned = reinterpret_cast<uintptr_t>(x.data) % sizeof(uint32_t) == 0;
-  const bool paired = !x.wide && x.channel_stride == 1 && even && aligned;
-  return {x.data, x.wide, paired, x.batch_stride, x.token_stride, x.head_stride, x.channel_stride};
+  const int64_t strides = x.batch_stride | x.token_stride | x.head_stride;
+  const bool aligned =
+      strides % kChunkElements == 0 && reinterpret_cast<uintptr_t>(x.data) % kChunkBytes == 0;
+  const bool chunked = !x.wide && x.channel_stride == 1 && aligned;
+  return {x.data, x.wide, chunked, x.batch_stride, x.token_stride, x.head_stride, x.channel_stride};
 }
 
 template <class Encode>

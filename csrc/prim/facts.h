@@ -87,6 +87,7 @@ struct Grid {
   Axes tile;                  // tokens of a whole tile along each axis, volume <= 64
   Axes tiles;                 // tiles along each axis
   Divisor layer, line;        // tiles of one t, tiles of one t and h
+  int layer_rows, line_rows;  // small_reciprocal of a tile's rows of one t, of one t and h
   int prefix, suffix;         // text tokens before and after the video
   uint64_t rows[kClipKinds];  // [clip] rows that are tokens; 0 for kinds this grid does not have
 
@@ -116,8 +117,8 @@ struct Grid {
     if ((rows[at.clip] >> row & 1) == 0) return -1;
     // row_offset of the tile, without its divisions.
     const int layer = tile.h * tile.w;
-    const int t = small_quotient(row, small_reciprocal(layer)), in_layer = row - t * layer;
-    const int h = small_quotient(in_layer, small_reciprocal(tile.w)), w = in_layer - h * tile.w;
+    const int t = small_quotient(row, layer_rows), in_layer = row - t * layer;
+    const int h = small_quotient(in_layer, line_rows), w = in_layer - h * tile.w;
     return prefix + ((at.first.t + t) * video.h + at.first.h + h) * video.w + at.first.w + w;
   }
 
@@ -141,8 +142,16 @@ struct Grid {
 VSA_HD Grid make_grid(Axes video, Axes tile, int prefix = 0, int suffix = 0) {
   const Axes tiles = {ceil_div(video.t, tile.t), ceil_div(video.h, tile.h),
                       ceil_div(video.w, tile.w)};
-  Grid grid = {video,  tile,   tiles, divisor(tiles.h * tiles.w), divisor(tiles.w),
-               prefix, suffix, {}};
+  Grid grid = {video,
+               tile,
+               tiles,
+               divisor(tiles.h * tiles.w),
+               divisor(tiles.w),
+               small_reciprocal(tile.h * tile.w),
+               small_reciprocal(tile.w),
+               prefix,
+               suffix,
+               {}};
   for (unsigned clip = kWhole; clip < kClipKinds; ++clip) {
     const Axes kept = {clip & kClipT ? video.t % tile.t : tile.t,
                        clip & kClipH ? video.h % tile.h : tile.h,

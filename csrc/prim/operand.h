@@ -33,6 +33,10 @@ constexpr int kSharedBytes = 227 * 1024;            // shared memory that one bl
 constexpr int kChunkBytes = 16;                     // what the swizzle moves as one
 constexpr int kChunkElements = kChunkBytes / 2;
 
+struct alignas(kChunkBytes) Chunk {
+  uint32_t pairs[kChunkElements / 2];
+};
+
 // Registers per thread that a block of so many threads is launched with: they come in eights.
 VSA_HD int launch_registers(int threads) { return 65536 / threads / 8 * 8; }
 

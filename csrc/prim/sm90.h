@@ -66,6 +66,11 @@ VSA_DEVICE T load_global(const T* pointer) {
   return __ldg(pointer);
 }
 
+VSA_DEVICE Chunk load_global(const Chunk* pointer) {
+  const uint4 pairs = __ldg(reinterpret_cast<const uint4*>(pointer));
+  return {{pairs.x, pairs.y, pairs.z, pairs.w}};
+}
+
 VSA_DEVICE int take_ticket(int* counter) {
   int ticket;
   asm volatile("atom.relaxed.gpu.global.add.s32 %0, [%1], 1;"
