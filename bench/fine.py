@@ -103,7 +103,9 @@ def measure(
 
 def main() -> None:
     """Measure, print a line each, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--lists", type=Path, metavar="FILE", help="made by bench/captured.py")
     parser.add_argument("--commit", help="of the sources, where they are no clone")
     parser.add_argument("--out", type=Path)

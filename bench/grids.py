@@ -143,7 +143,9 @@ def run(name: str, grid: vsa.Grid, head_dim: int, dtype: str, options: Any) -> d
 
 def main() -> None:
     """Check every case, print a line each and a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--backend", default="hopper")
     parser.add_argument("--device", default="cuda", type=torch.device)
     parser.add_argument("--backward", action="store_true", help="check the gradients too")

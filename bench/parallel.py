@@ -263,7 +263,9 @@ def line_of(row: Row) -> str:
 
 def main() -> None:
     """Check what is asked for, then start the processes."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--ranks", type=int, help="processes; by default every GPU, 2 on a CPU")
     parser.add_argument("--shape", choices=SHAPES, default="wan-1.3b-480p", help="of the layer")

@@ -276,7 +276,9 @@ def summary(rows: list[Row], layer: Layer) -> str:
 
 def main() -> None:
     """Measure, print a table and a summary for each video, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="write every row as JSON")
     parser.add_argument("--smoke", action="store_true", help="a tiny case on the emulator")
     parser.add_argument("--commit", help="of the sources, where they are no clone")

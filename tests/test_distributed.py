@@ -55,9 +55,13 @@ def test_the_example_runs_with_two_processes() -> None:
         str(ROOT / "examples" / "ulysses.py"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    for _ in range(3):
+        run = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        # gloo's own threads do this when a process ends, once in some thirty runs.
+        if "terminate called without an active exception" not in run.stderr:
+            break
     assert run.returncode == 0, run.stderr
     errors = [float(e) for e in re.findall(r"error (\S+)", run.stdout)]
     assert len(errors) == 2 and max(errors) < 1e-5
