@@ -12,6 +12,7 @@ import torch
 
 import vsa
 from vsa.cli.options import processor
+from vsa.monitor import gpu_identity
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,11 +38,6 @@ def facts(device: torch.device, commit: str | None = None) -> dict[str, str]:
         "commit": commit or head_commit(),
         "date": str(date.today()),
     }
-
-
-def gpu_identity(device: torch.device) -> str:
-    """The GPU as nvidia-smi knows it, whichever GPUs this process sees."""
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
 def asked_of_nvidia_smi(query: str, device: torch.device) -> str:

@@ -37,8 +37,8 @@ from rich.table import Table
 from torch import Tensor
 
 import vsa
-from exact import Exact
 from vsa.cli.options import machine
+from vsa.exact import Exact
 from vsa.parity import error
 from vsa.shapes import SHAPES
 

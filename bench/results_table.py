@@ -3,10 +3,10 @@
 
 usage: python bench/results_table.py peers.json fine.json ceilings.json [--into bench/RESULTS.md]
 
-Knows what bench/peers.py, fine.py, routing.py, grids.py, ceilings.py and ``vsa wan --json`` write,
-by its rows. Above each table stand device, driver, versions, commit and date, as far as the file
-names them. With ``--into`` the tables replace those of the run before, between two marks;
-everything else in that file stays as it is.
+Knows what bench/peers.py, fine.py, routing.py, grids.py, ceilings.py, parallel.py, ``vsa bench
+--json`` and ``vsa wan --json`` write, by its rows. Above each table stand device, driver, versions,
+commit and date, as far as the file names them. With ``--into`` the tables replace those of the run
+before, between two marks; everything else in that file stays as it is.
 """
 
 from __future__ import annotations
@@ -210,9 +210,51 @@ def wan(sizes: Sequence[Row]) -> Iterator[str]:
     )
 
 
+def sweep(rows: Sequence[Row]) -> Iterator[str]:
+    """The whole operation beside dense attention, by layer and share of the tiles; one table."""
+    yield markdown(
+        (
+            *("layer", "heads", "head_dim", "kept", "direction", "dense, ms", "sparse, ms"),
+            *("speed-up", "dense TFLOP/s", "sparse TFLOP/s"),
+        ),
+        (
+            [
+                row["shape"],
+                str(row["heads"]),
+                str(row["head_dim"]),
+                f"{row['kept']} of {row['tiles']}",
+                row["direction"],
+                *(
+                    f"{row[kind] * 1e3:,.3f} ±{row[f'{kind}_spread']:.1%}"
+                    for kind in ("dense", "sparse")
+                ),
+                f"{row['dense'] / row['sparse']:.2f}",
+                *(f"{row[f'{kind}_tflops']:.0f}" for kind in ("dense", "sparse")),
+            ]
+            for row in rows
+        ),
+    )
+
+
+def parallel(rows: Sequence[Row]) -> Iterator[str]:
+    """One GPU and several, and what they exchange; a column for each case."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    found: dict[tuple[str, int], dict[str, str]] = {}
+    for row in rows:
+        speed = f", {row['sent'] / row['ms'] / 1e6:.0f} GB/s" if row["sent"] else ""
+        text = f"{row['ms']:.3f} ±{row['spread']:.1%}{speed}"
+        found.setdefault((row["what"], row["ranks"]), {})[row["case"]] = text
+    yield markdown(
+        ("ms", "GPUs", *cases),
+        ([what, str(ranks), *(of[case] for case in cases)] for (what, ranks), of in found.items()),
+    )
+
+
 KINDS = {
     "dense_kernels": ("Wan2.1, dense against sparse", wan),
     "kernel": ("Our kernels beside those of others", peers),
+    "sent": ("Ulysses on several GPUs", parallel),
+    "dense_spread": ("The whole operation beside dense attention", sweep),
     "dense_tflops": ("Fine stage beside cuDNN", fine),
     "stage": ("Stages", routing),
     "dtype": ("Parity on the grids of models", grids),

@@ -34,15 +34,16 @@ def bounds(lengths):
     return [sum(lengths[:n]) for n in range(len(lengths) + 1)]
 
 
-def agree(name, group, rank, ranks, lengths=None, default=None, **more):
+def agree(name, group, rank, ranks, lengths=None, default=None, batch=2, **more):
     """The problem on one process and on all: outputs and gradients of this rank's tokens."""
     torch.manual_seed(1)
     grid, kv_grid, kv_heads, coarse, fine, options = PROBLEMS[name]
     options = {"topk": 3, **options, **more}
     key_length = (kv_grid or grid).length
-    shapes = [(2, grid.length, 4, 8), *[(2, key_length, kv_heads, 8)] * 2]
+    shapes = [(batch, grid.length, 4, 8), *[(batch, key_length, kv_heads, 8)] * 2]
     shapes += [
-        shape and tuple(grid.length if n < 0 else n for n in shape) for shape in (coarse, fine)
+        shape and tuple({-1: grid.length, 2: batch}.get(n, n) for n in shape)
+        for shape in (coarse, fine)
     ]
     xs = [None if s is None else torch.randn(s, dtype=torch.float64) for s in shapes]
 
@@ -110,6 +111,7 @@ def refused(words, kind=ValueError, **changes):
 def two(rank):
     for name in PROBLEMS:
         agree(name, None, rank, 2)
+    agree("gates", None, rank, 2, batch=1)
     mesh = init_device_mesh("cpu", (2,))
     valid = torch.arange(28).view(2, 14) % 3 > 0
     agree("text", mesh, rank, 2, [3, TEXT.length - 3], text_valid=valid)

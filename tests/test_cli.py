@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -15,6 +16,7 @@ import vsa
 from vsa import parity, shapes
 from vsa.backends import BACKENDS
 from vsa.cli import app, check
+from vsa.cli.bench import time_and_rate
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
 SMALL = ["--grid", "4,8,8", "--heads", "1", "--head-dim", "16", "--repeats", "1", "--device", "cpu"]
@@ -66,6 +68,28 @@ def test_bench_measures_draws_and_writes(tmp_path: Path) -> None:
     assert all(row["dense"] > 0 and row["sparse"] > 0 and row["memory"] > 0 for row in rows)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "speed-up" in result.output and "torch" in result.output
+
+
+def test_bench_does_not_time_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    right = vsa.attention
+
+    def wrong(*args: Any, **options: Any) -> Any:
+        out, *more = right(*args, **options)
+        return 1.001 * out, *more
+
+    monkeypatch.setattr(vsa, "attention", wrong)
+    figures = tmp_path / "bench.json"
+    result = RUNNER.invoke(app, ["bench", *SMALL, "--topk", "0.5", "--json", str(figures)])
+    assert result.exit_code == 1
+    said = " ".join(result.output.split())
+    assert "topk 0.5, torch: wrong results, so not timed: out by 0.001 (at most 0.0001)" in said
+    assert json.loads(figures.read_text())["rows"] == []
+
+
+def test_what_the_gpu_did_stands_below_the_time() -> None:
+    assert time_and_rate(0.0015, 0.01, 500.0, {"clock": 1700.0, "power": 699.6}) == (
+        "1.5 ms ±1%\n500 TFLOP/s\n1700 MHz, 700 W"
+    )
 
 
 @pytest.mark.parametrize(

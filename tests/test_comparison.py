@@ -6,12 +6,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from comparison import parity, timing, worker
+from comparison import timing, worker
 from comparison.dense import FlashAttention3
 from comparison.kernel import Kernel
 from comparison.problem import Case, Problem
 from comparison.sparse import CudnnBsa, ThunderKittensVsa, ascending_lists
-from comparison.timing import Monitor, rested, rotated, sample_of
+from comparison.timing import rested, rotated
+from vsa.monitor import Monitor, sample_of
+from vsa.sampled import Sample
 
 pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
 
@@ -191,9 +193,18 @@ def test_wrong_results_are_not_timed(problem: Problem) -> None:
     assert row["failed"].startswith("wrong results, so not timed: out by") and "ms" not in row
 
 
-def test_nan_is_wrong() -> None:
-    assert parity.verdict({"out": 1e-3, "lse": 0.0}) is None
-    assert "dq" in str(parity.verdict({"dq": float("nan"), "dk": 0.0}))
+def test_nan_is_wrong(problem: Problem) -> None:
+    sample = Sample(problem.grid, problem.selection.mask()[0], *problem.sets[0])
+    assert sample.verdict({"out": 1e-3, "lse": 0.0}) is None
+    assert "dq" in str(sample.verdict({"dq": float("nan"), "dk": 0.0}))
+
+
+def test_fp32_is_held_to_a_hundredth_of_it(problem: Problem) -> None:
+    wide = [x.float() for x in problem.sets[0]]
+    sample = Sample(problem.grid, problem.selection.mask()[0], *wide)
+    assert sample.verdict({"out": 1e-3}) == (
+        "wrong results, so not timed: out by 0.001 (at most 0.0001)"
+    )
 
 
 # ---- times --------------------------------------------------------------------------------------

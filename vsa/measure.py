@@ -19,6 +19,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 Result = TypeVar("Result")
 CALLS_IN_A_ROW = 10
+L2_CACHES = 3
+"""How many times the L2 cache all inputs that calls go round fill at least."""
 
 
 def seconds(
@@ -48,6 +50,14 @@ def _timed(function: Callable[[], object], device: torch.device, calls: int) -> 
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / 1e3 / calls
+
+
+def sets_beyond_cache(nbytes: int, device: torch.device) -> int:
+    """How many sets of inputs of so many bytes calls go round, so that none is in the L2 cache."""
+    if device.type != "cuda":
+        return 1
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    return max(1, -(-L2_CACHES * cache // nbytes))
 
 
 def spread(values: list[float]) -> float:

@@ -14,10 +14,9 @@ from torch import Tensor
 import lists
 import vsa
 from vsa.grid import SLOTS, Extent
+from vsa.measure import sets_beyond_cache
 
 Order = Literal["raster", "tiles"]
-L2_CACHES = 3
-"""How many times the L2 cache the rotated inputs fill at least."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +71,12 @@ class Problem:
         self.topk = topk
         size = 1, self.grid.tokens, case.heads, case.head_dim
         generator = torch.Generator(device).manual_seed(1)
+        nbytes = 2 * self.grid.tokens * case.heads * case.head_dim
         make: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
         self.sets = [
             Inputs(*(torch.randn(size, **make) for _ in Inputs._fields))
-            for _ in range(self._number_of_sets(2 * self.grid.tokens * case.heads * case.head_dim))
+            for _ in range(max(2, sets_beyond_cache(3 * nbytes, device)))
         ]
-
-    def _number_of_sets(self, tensor_bytes: int) -> int:
-        if self.device.type != "cuda":
-            return 2
-        cache = torch.cuda.get_device_properties(self.device).L2_cache_size
-        return max(2, -(-L2_CACHES * cache // (3 * tensor_bytes)))
 
     @cached_property
     def tile_sizes(self) -> Tensor:

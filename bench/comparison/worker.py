@@ -14,15 +14,16 @@ from typing import Any
 import torch
 
 import lists
-from comparison import parity
 from comparison.archives import Unavailable
 from comparison.dense import CudnnDense, FlashAttention3
 from comparison.flexible import FlexAttention
 from comparison.kernel import Kernel
 from comparison.problem import Case, Problem
 from comparison.sparse import CudnnBsa, Ours, ThunderKittensVsa, WholeAttention
-from comparison.timing import Monitor, rested, rotated
+from comparison.timing import rested, rotated
 from vsa.measure import spread
+from vsa.monitor import Monitor
+from vsa.sampled import Sample
 
 Row = dict[str, Any]
 KERNELS: dict[str, type[Kernel]] = {
@@ -115,7 +116,10 @@ def measure(
         about |= {"topk": problem.topk, "tiles": problem.grid.num_tiles, "shared": shared}
         axes = lists.chosen_axes(problem.selection)
         about["reuse"] = {str(n): lists.reuse(problem.selection, n, axes) for n in (2, 3, 4)}
-    sample = parity.Sample(problem, kernel.dense)
+    chosen = problem.selection.mask()[0]
+    sample = Sample(
+        problem.grid, torch.ones_like(chosen) if kernel.dense else chosen, *problem.sets[0]
+    )
     items = problem.arranged(kernel.order)
     begin = time.monotonic()
     out, lse, saved = kernel.forward(items[0])
@@ -130,7 +134,7 @@ def measure(
                 )
                 errors = sample.backward_errors(*grads)
             row["errors"] = errors
-            if wrong := parity.verdict(errors):
+            if wrong := sample.verdict(errors):
                 yield row | {"failed": wrong}
                 continue
             if direction == "forward":

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,55 +17,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor
-from torch.nn import functional
 
 import vsa
 from vsa.cli import layers, options
+from vsa.cli.bench_case import Case, Measurement, WrongResults, inputs_of
 from vsa.cli.extras import require_demo_extra
-from vsa.grid import Extent
-from vsa.measure import peak_memory, seconds, spread
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Sparse and dense attention on the same inputs in one run.
-
-    Attributes:
-        shape: its name in ``vsa.shapes``, or its grid.
-        grid: (T, H, W) tokens.
-        text: tokens that are not video.
-        heads: query, key and value heads.
-        head_dim: channels of a head.
-        direction: "forward" or "forward+backward".
-        kept: key tiles per query tile.
-        tiles: key tiles in all.
-        dense: median seconds of scaled_dot_product_attention.
-        sparse: median seconds of vsa.attention, all stages.
-        dense_spread: half the distance between the quartiles, as a share of the median.
-        sparse_spread: likewise.
-        dense_tflops: dense operations per second, in 10**12.
-        sparse_tflops: operations on selected tokens per second, in 10**12.
-        memory: peak bytes of vsa.attention beyond its inputs, outputs and gradients included.
-        inputs: bytes of q, k and v.
-    """
-
-    shape: str
-    grid: Extent
-    text: int
-    heads: int
-    head_dim: int
-    direction: str
-    kept: int
-    tiles: int
-    dense: float
-    sparse: float
-    dense_spread: float
-    sparse_spread: float
-    dense_tflops: float
-    sparse_tflops: float
-    memory: int
-    inputs: int
+from vsa.monitor import Monitor
 
 
 def bench(
@@ -106,9 +62,10 @@ def bench(
 ) -> None:
     """Time vsa.attention against dense attention in the same run, forward and forward+backward.
 
-    Inputs are random, so the tiles that are kept have no structure to exploit. TFLOP/s count
-    selected tokens only. --shape, --grid and --topk may be given several times; the default is
-    --grid 16,32,16 --topk 0.125.
+    Sampled tiles are held to fp64 first. Inputs are random, so the tiles that are kept have no
+    structure to exploit, and on a GPU calls go round as many as are beyond its L2 cache. TFLOP/s
+    count selected tokens only; MHz and W are nvidia-smi's meanwhile. --shape, --grid and --topk may
+    be given several times; the default is --grid 16,32,16 --topk 0.125.
     """
     options.check_folder(json_file, ".json", "--json")
     options.check_folder(plot, ".png", "--plot")
@@ -121,16 +78,18 @@ def bench(
     console = Console()
     directions = ["forward"] if forward_only else ["forward", "forward+backward"]
     measurements = []
-    with Progress(console=console, transient=True) as progress:
+    wrong = None
+    with Progress(console=console, transient=True) as progress, Monitor(device) as monitor:
         task = progress.add_task("timing", total=len(cases) * len(topk) * len(directions))
-        for called, case in cases.items():
-            size = 3, 1, case.grid.length, case.heads, case.head_dim
-            inputs = torch.randn(size, device=device, dtype=dtype)
-            for share in topk:
-                for direction in directions:
-                    what = case.grid, share, direction, name, repeats
-                    measurements.append(_measure(inputs, called, *what))
+        try:
+            for called, layer in cases.items():
+                inputs = inputs_of(layer, device, dtype)
+                for share, direction in product(topk, directions):
+                    case = Case(called, layer, share, name, repeats, inputs)
+                    measurements.append(case.measure(direction, monitor))
                     progress.advance(task)
+        except WrongResults as error:
+            wrong = str(error)
     console.print(*_tables(measurements), sep="\n")
     kind = str(dtype).removeprefix("torch.")
     head = f"{options.machine(device)}, backend {name}, {kind}, vsa {vsa.__version__}"
@@ -140,6 +99,9 @@ def bench(
         json_file.write_text(
             json.dumps({"machine": head, "date": str(date.today()), "rows": rows}, indent=1)
         )
+    if wrong is not None:
+        console.print(f"[bold red]{wrong}; `vsa check` says more[/bold red]")
+        raise typer.Exit(1)
     if plot is not None:
         from vsa.cli.bench_plot import draw, draw_sweep  # needs the extra
 
@@ -147,59 +109,6 @@ def bench(
             draw(measurements, head, plot)
         else:
             draw_sweep(measurements, sweep, head, plot)
-
-
-def _measure(
-    inputs: Tensor,
-    shape: str,
-    grid: vsa.Grid,
-    topk: float,
-    direction: str,
-    backend: str,
-    repeats: int,
-) -> Measurement:
-    q, k, v = (x.detach().requires_grad_(direction != "forward") for x in inputs)
-
-    def dense() -> Tensor:
-        return functional.scaled_dot_product_attention(
-            *(x.transpose(1, 2) for x in (q, k, v))
-        ).transpose(1, 2)
-
-    def sparse() -> Tensor:
-        return vsa.attention(q, k, v, topk, grid=grid, backend=backend)
-
-    upstream = torch.randn_like(q)
-
-    def with_backward(function):
-        return lambda: torch.autograd.grad(function(), (q, k, v), upstream)
-
-    if direction == "forward":
-        runs = dense, sparse
-    else:
-        runs = with_backward(dense), with_backward(sparse)
-    dense_times, sparse_times = (seconds(run, q.device, repeats) for run in runs)
-    _, memory = peak_memory(runs[1], q.device)
-    cost = vsa.flops(grid, q.shape[2], q.shape[3], topk, backward=direction != "forward")
-    kept = vsa.checks.top_k(topk, grid.num_tiles)
-    dense_time, sparse_time = statistics.median(dense_times), statistics.median(sparse_times)
-    return Measurement(
-        shape=shape,
-        grid=grid.shape,
-        text=grid.text,
-        heads=q.shape[2],
-        head_dim=q.shape[3],
-        direction=direction,
-        kept=kept,
-        tiles=grid.num_tiles,
-        dense=dense_time,
-        sparse=sparse_time,
-        dense_spread=spread(dense_times),
-        sparse_spread=spread(sparse_times),
-        dense_tflops=cost.full / dense_time / 1e12,
-        sparse_tflops=cost.fine / sparse_time / 1e12,
-        memory=memory,
-        inputs=inputs.nbytes,
-    )
 
 
 def _tables(measurements: list[Measurement]) -> Iterator[Table]:
@@ -212,8 +121,8 @@ def _tables(measurements: list[Measurement]) -> Iterator[Table]:
         for row in rows:
             table.add_row(
                 row.direction,
-                _time(row.dense, row.dense_spread, row.dense_tflops),
-                _time(row.sparse, row.sparse_spread, row.sparse_tflops),
+                time_and_rate(row.dense, row.dense_spread, row.dense_tflops, row.dense_gpu),
+                time_and_rate(row.sparse, row.sparse_spread, row.sparse_tflops, row.sparse_gpu),
                 f"[bold]{row.dense / row.sparse:.2f}x[/bold]\n"
                 f"{row.sparse_tflops / row.dense_tflops:.0%} rate",
                 f"{row.memory / row.inputs:.2f}x\ninputs",
@@ -221,8 +130,12 @@ def _tables(measurements: list[Measurement]) -> Iterator[Table]:
         yield table
 
 
-def _time(seconds: float, spread: float, tflops: float) -> str:
-    return f"{seconds * 1e3:,.1f} ms ±{spread:.0%}\n{tflops:.3g} TFLOP/s"
+def time_and_rate(seconds: float, spread: float, tflops: float, gpu: dict[str, float]) -> str:
+    """A cell: what was measured and, where it is known, what the GPU did meanwhile."""
+    lines = [f"{seconds * 1e3:,.1f} ms ±{spread:.0%}", f"{tflops:.3g} TFLOP/s"]
+    if gpu:
+        lines.append(f"{gpu['clock']:.0f} MHz, {gpu['power']:.0f} W")
+    return "\n".join(lines)
 
 
 def _layer(row: Measurement) -> str:

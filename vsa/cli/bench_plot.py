@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from vsa.cli.bench import Measurement
+    from vsa.cli.bench_case import Measurement
 
 COLOURS = {"forward": "#0072b2", "forward+backward": "#e69f00"}
 

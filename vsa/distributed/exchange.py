@@ -6,7 +6,8 @@ and head, so that a rank with the whole sequence of some heads computes exactly 
 would.
 
 Numbers are copied once before they travel, into one buffer by the rank that they go to, and once
-after. Within a rank's part of it the tensors follow each other, (B, tokens, heads, channels) each.
+after, but where they lie so already. Within a rank's part of it the tensors follow each other,
+(B, tokens, heads, channels) each.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class _ToHeads(torch.autograd.Function):
             for x, of in zip(xs, lengths, strict=True)
         ]
         got = _all_to_all(sent, [sent.numel() // ranks] * ranks, _per_rank(shapes), group)
+        if _lies_by_tokens(xs):
+            return (got.view(1, -1, *shapes[0][0][2:]),)
         return tuple(torch.cat(parts, dim=1) for parts in _by_tokens(got, shapes))
 
     @staticmethod
@@ -103,10 +106,13 @@ class _ToTokens(torch.autograd.Function):
             [(x.shape[0], length, *x.shape[2:]) for length in of]
             for x, of in zip(xs, lengths, strict=True)
         ]
-        sent = xs[0].new_empty(sum(x.numel() for x in xs))
-        for x, of, parts in zip(xs, lengths, _by_tokens(sent, shapes), strict=True):
-            for part, tokens in zip(parts, x.split(list(of), dim=1), strict=True):
-                _copy(part, tokens)
+        if _lies_by_tokens(xs):
+            sent = xs[0].flatten()
+        else:
+            sent = xs[0].new_empty(sum(x.numel() for x in xs))
+            for x, of, parts in zip(xs, lengths, _by_tokens(sent, shapes), strict=True):
+                for part, tokens in zip(parts, x.split(list(of), dim=1), strict=True):
+                    _copy(part, tokens)
         whole = [
             (x.shape[0], of[rank], x.shape[2] * ranks, x.shape[3])
             for x, of in zip(xs, lengths, strict=True)
@@ -123,6 +129,11 @@ class _ToTokens(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         return None, None, *_ToHeads.apply(ctx.lengths, ctx.group, *grads)
+
+
+def _lies_by_tokens(xs: Sequence[Tensor]) -> bool:
+    """Whether the tokens of one rank after those of another are the sequence as it lies."""
+    return len(xs) == 1 and xs[0].shape[0] == 1
 
 
 def _by_heads(flat: Tensor, shapes: Shapes, ranks: int) -> Iterator[Tensor]:
