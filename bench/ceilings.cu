@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What one Hopper GPU allows: a JSON line per measurement. ceilings.py compiles and runs this:
 //
-//   ceilings loads|products|loops|reduce|wgmma|exp2
+//   ceilings loads|products|loops|reduce|both|wgmma|exp2
 //
 // Each line has the case, the median and spread of the times of seven launches, the clocks of the
 // slowest block of the last one, and how much a launch moves or computes.
@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "ceilings_both.h"
 #include "ceilings_loops.h"
 #include "ceilings_rates.h"
 #include "launch/sm90_launch.h"
@@ -239,6 +240,38 @@ void run_reduce(const Gpu& gpu) {
       }
 }
 
+// Q and dO out of so many bytes, dQ into twice as many.
+template <int D>
+void load_and_add(const Gpu& gpu, const void* tokens, float* sums, size_t footprint) {
+  using Kernel = Both<D>;
+  const int layers = static_cast<int>(footprint / (2 * D) / (kGridSide * kGridSide)) / 4 * 4;
+  BothParams params{};
+  params.map = map_of_tiles(tokens, layers);
+  params.sums = sums;
+  params.tiles = params.sum_tiles = layers / 4 * kTilesPerLayer;
+  params.pairs = static_cast<int>(kReducedBytes / gpu.blocks / Kernel::kSumBytes);
+  params.report = gpu.report;
+  allow_shared(both<D>, sizeof(typename Kernel::Shared));
+  const double pairs = 1.0 * params.pairs;  // of an SM
+  const std::string fields = format(
+      "\"probe\": \"both\", \"d\": %d, \"footprint\": %.1f, \"count\": %.0f, \"bytes\": %.0f", D,
+      2e-6 * params.tiles * kTileRows * D, pairs, 2 * pairs * Kernel::kSumBytes * gpu.blocks);
+  gpu.measure(fields, [&](uint32_t seed) {
+    params.seed = seed;
+    both<D><<<gpu.blocks, Kernel::kThreads, sizeof(typename Kernel::Shared)>>>(params);
+  });
+}
+
+void run_both(const Gpu& gpu) {
+  constexpr size_t kLargest = 24 * kMB;
+  const uint32_t* tokens = random_tokens(kLargest);
+  float* sums = allocate<float>(2 * kLargest / 4);
+  for (size_t footprint : {4 * kMB, 8 * kMB, 12 * kMB, kLargest}) {
+    load_and_add<128>(gpu, tokens, sums, footprint);
+    load_and_add<64>(gpu, tokens, sums, footprint);
+  }
+}
+
 template <int N, bool RegistersA, bool TransB>
 void rate(const Gpu& gpu) {
   constexpr int kRounds = 4000, kBytes = (kRateWarpgroups + N / 64) * kPanelBytes;
@@ -276,14 +309,15 @@ int main(int count, char** arguments) {
   using namespace vsa::ceilings;
   const std::string probe = count == 2 ? arguments[1] : "";
   if (probe != "loads" && probe != "products" && probe != "loops" && probe != "reduce" &&
-      probe != "wgmma" && probe != "exp2") {
-    std::fprintf(stderr, "usage: ceilings loads|products|loops|reduce|wgmma|exp2\n");
+      probe != "both" && probe != "wgmma" && probe != "exp2") {
+    std::fprintf(stderr, "usage: ceilings loads|products|loops|reduce|both|wgmma|exp2\n");
     return 2;
   }
   const Gpu gpu;
   if (probe == "loads" || probe == "products") run_loads(gpu, probe == "products");
   if (probe == "loops") run_loops(gpu);
   if (probe == "reduce") run_reduce(gpu);
+  if (probe == "both") run_both(gpu);
   if (probe == "wgmma") rates<64>(gpu), rates<128>(gpu);
   if (probe == "exp2") run_exp2(gpu);
 }

@@ -33,6 +33,7 @@ RATES = (
     "FLOP/clk/SM",
     "clk/product",
     "clk/tile",
+    "clk/pair",
     "exp2/clk/SM",
     "GHz",
 )
@@ -42,6 +43,7 @@ GROUPS = {
     "products": "the same with products: each tile used by one or two warpgroups of the block",
     "loops": "a forward's consumers with all that they wait for there: scores, softmax, output",
     "reduce": "fp32 tiles added to global memory (cp.reduce.async.bulk)",
+    "both": "tiles from L2 while as many bytes of fp32 are added to it: a backward in one pass",
     "wgmma": "matrix products from operands that stay where they are",
     "exp2": "ex2.approx",
 }
@@ -108,7 +110,7 @@ def with_rates(row: Row) -> Row:
         if row["probe"] == "exp2":
             rates["exp2/clk/SM"] = row["count"] / clocks
         else:
-            name = "clk/tile" if row["probe"] == "loops" else "clk/product"
+            name = {"loops": "clk/tile", "both": "clk/pair"}.get(row["probe"], "clk/product")
             rates[name] = clocks / row["count"]
     return row | rates
 
@@ -122,6 +124,8 @@ def case(row: Row) -> str:
     if probe == "reduce":
         shared = f"{row['sharers']} blocks to the same" if row["sharers"] > 1 else "each its own"
         return f"{row['tile_bytes'] >> 10} KiB, {row['footprint']:.0f} MB, {shared}"
+    if probe == "both":
+        return f"d {row['d']}, from {row['footprint']:.0f} MB into {2 * row['footprint']:.0f} MB"
     if probe == "loops":
         softmax = f"{row['tiles']} per softmax, {row['behind']} behind"
         loads = ", loads" if row["load_rate"] else ""

@@ -51,6 +51,13 @@ def test_a_loop_has_clocks_per_tile(ceilings) -> None:
     assert "d 128, 3 of Q in shared, 1 per softmax, output behind, loads" in ceilings.table(rows)
 
 
+def test_a_pair_has_its_loads_and_its_addition(ceilings) -> None:
+    row = {"probe": "both", "ms": 1.0, "spread": 0.01, "clocks": 6000, "blocks": 2, "count": 10}
+    row = ceilings.with_rates(row | {"d": 64, "footprint": 4.2, "bytes": 1.2e6})
+    assert row["clk/pair"] == 600 and row["B/clk/SM"] == 100 and "clk/product" not in row
+    assert "d 64, from 4 MB into 8 MB" in ceilings.table([row])
+
+
 def test_a_program_that_stops_keeps_the_rows_before(ceilings, tmp_path: Path) -> None:
     script = f"print({LINE!r}); print('{{half'); sys.exit('a kernel failed: trap')"
     good, bad = ceilings.run(program(tmp_path / "trap", script), "loads")

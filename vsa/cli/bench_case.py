@@ -104,14 +104,17 @@ class Case:
         sets = [tuple(x.detach().requires_grad_(backward) for x in each) for each in self.sets]
         upstream = torch.randn_like(sets[0][0])
         errors = self._errors(sets[0], upstream, backward)
-        found = {}
-        for kind, attend in (("dense", _dense), ("sparse", self._sparse)):
-            run = self._run(attend, sets, upstream, backward)
+
+        def timed(run: Callable[[], object]) -> tuple[list[float], dict[str, float]]:
             begin = time.monotonic()
             times = seconds(run, upstream.device, self.repeats)
-            found[kind] = times, monitor.during(begin, time.monotonic())
+            return times, monitor.during(begin, time.monotonic())
+
+        dense, dense_gpu = timed(_around(_dense, sets, upstream, backward))
+        run = _around(self._sparse, sets, upstream, backward)
+        sparse, sparse_gpu = timed(run)
         _, memory = peak_memory(run, upstream.device)
-        grid, (dense, dense_gpu), (sparse, sparse_gpu) = self.layer.grid, *found.values()
+        grid = self.layer.grid
         cost = vsa.flops(grid, self.layer.heads, self.layer.head_dim, self.topk, backward=backward)
         dense_time, sparse_time = statistics.median(dense), statistics.median(sparse)
         return Measurement(
@@ -138,23 +141,6 @@ class Case:
 
     def _sparse(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return vsa.attention(q, k, v, self.topk, grid=self.layer.grid, backend=self.backend)
-
-    def _run(
-        self,
-        attend: Callable[..., Tensor],
-        sets: Sequence[Inputs],
-        upstream: Tensor,
-        backward: bool,
-    ) -> Callable[[], object]:
-        around = itertools.cycle(sets)
-        if not backward:
-            return lambda: attend(*next(around))
-
-        def with_gradients() -> object:
-            inputs = next(around)
-            return torch.autograd.grad(attend(*inputs), inputs, upstream)
-
-        return with_gradients
 
     def _errors(self, inputs: Inputs, upstream: Tensor, backward: bool) -> dict[str, float]:
         q, k, v = inputs
@@ -189,3 +175,18 @@ def inputs_of(layer: Shape, device: torch.device, dtype: torch.dtype) -> list[In
 def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def _around(
+    attend: Callable[..., Tensor], sets: Sequence[Inputs], upstream: Tensor, backward: bool
+) -> Callable[[], object]:
+    """A call that takes the next set of inputs every time."""
+    around = itertools.cycle(sets)
+    if not backward:
+        return lambda: attend(*next(around))
+
+    def with_gradients() -> object:
+        inputs = next(around)
+        return torch.autograd.grad(attend(*inputs), inputs, upstream)
+
+    return with_gradients
