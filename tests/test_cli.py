@@ -68,6 +68,10 @@ def test_bench_measures_draws_and_writes(tmp_path: Path) -> None:
     assert all(row["dense"] > 0 and row["sparse"] > 0 and row["memory"] > 0 for row in rows)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "speed-up" in result.output and "torch" in result.output
+    worst = max(error for row in rows for error in row["errors"].values())
+    assert f"Sampled tiles lie within {worst:.1e} of fp64." in result.output and worst > 0
+    assert set(rows[0]["errors"]) == {"out", "lse"}
+    assert set(rows[1]["errors"]) == {"out", "lse", "dq", "dk", "dv"}
 
 
 def test_bench_does_not_time_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
