@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs the fine forward on the emulator, on a small problem per schedule seed, and holds its output
+// and log-sum-exp against fp64.
+//
+//   fine_forward NAMESPACE forward|uneven SEEDS
+//                "seed N: " and the first report within so many seeds, or "nothing"
+//
+// By turns in one ring and in two. Uneven: some consumers want nearly all tiles, others few, far
+// apart. The namespaces are vsa, or those of VSA_EACH_BUG: tests/test_forward_bugs.py writes them,
+// each with a kernel of its own that has a bug.
+#include <cstdio>
+#include <utility>
+
+#include "fine_problem.h"
+
+namespace vsa::test {
+namespace {
+
+// So few stages that every slot is waited for, in rings like those of another head dim.
+template <template <class, int> class Config, int RingsOf, int Steps>
+struct Tight : Config<Element, D> {
+  using Rings =
+      typename Few<typename Config<Element, RingsOf>::Rings, Config<Element, D>::kConsumers>::Rings;
+  static constexpr int kPlanSteps = Steps;
+};
+
+struct Problem {
+  const Grid grid;
+  const int tokens = grid.num_tokens(), tiles = grid.num_tiles();
+  const float scale = 1 / std::sqrt(static_cast<float>(D));
+  Tensor q{tokens, kHeads}, k{tokens, kKvHeads}, v{tokens, kKvHeads}, out{tokens, kHeads};
+  Sums wanted{tokens, kHeads};
+  std::vector<float> lse;          // [heads, tokens]
+  std::vector<double> wanted_lse;  // likewise
+  std::vector<uint32_t> selected;  // [heads, tiles]
+  // In one layer both axes give the same order.
+  int query_axes[kHeads] = {kAlongT, kAlongW};
+
+  Problem(Selection selection, unsigned seed)
+      : grid(selection == Selection::Random ? kFewTiles : kManyTiles),
+        lse(kHeads * tokens, NAN),
+        wanted_lse(kHeads * tokens, -INFINITY),
+        selected(kHeads * tiles) {
+    std::mt19937 rng(seed);
+    for (Tensor* x : {&q, &k, &v}) x->draw(rng);
+    if (selection == Selection::Random)
+      select(selected, tiles, seed, rng);
+    else
+      select_unevenly(selected, tiles, false, rng);
+    attend();
+  }
+
+  // Token by token.
+  void attend() {
+    const std::vector<double> q = this->q.wide(), k = this->k.wide(), v = this->v.wide();
+    for (int head = 0; head < kHeads; ++head) {
+      for (int i = 0; i < tokens; ++i) {
+        const int at = (i * kHeads + head) * D;
+        std::vector<std::pair<int, double>> weights;  // of the keys that token i attends
+        double sum = 0;
+        for (int j = 0; j < tokens; ++j) {
+          if (!bitmap::test(&selected[head * tiles + grid.tile_of(i)], grid.tile_of(j))) continue;
+          weights.push_back({j * D, std::exp(scale * dot(&q[at], &k[j * D]))});
+          sum += weights.back().second;
+        }
+        for (const auto& [key, weight] : weights) wanted.add(at, weight / sum, &v[key]);
+        if (sum > 0) wanted_lse[head * tokens + i] = std::log(sum);
+      }
+    }
+  }
+
+  // What is wrong, if anything is.
+  const char* wrong() const {
+    if (!wanted.agrees(out)) return "out";
+    for (size_t i = 0; i < lse.size(); ++i)
+      if (!(lse[i] == wanted_lse[i] || std::abs(lse[i] - wanted_lse[i]) < 1e-4)) return "lse";
+    return nullptr;
+  }
+
+  launch::FineForward call() {
+    launch::FineForward call{};
+    call.q = q.sequence();
+    call.k = k.sequence();
+    call.v = v.sequence();
+    call.out = out.sequence();
+    call.grid = call.kv_grid = grid;
+    call.batch = 1;
+    call.heads = kHeads;
+    call.kv_heads = kKvHeads;
+    call.head_dim = D;
+    call.element = launch::ElementType::Bf16;
+    call.scale = scale;
+    call.selected = selected.data();
+    call.query_axes = query_axes;
+    call.lse = lse.data();
+    return call;
+  }
+};
+
+// What is wrong, or nothing.
+template <class Kernel, class TightKernel>
+std::string report(Selection selection, unsigned seed) {
+  Problem problem(selection, seed);
+  const launch::FineForward call = problem.call();
+  FineForwardParams params;
+  if (const std::string error = make_params(params, call, encode); !error.empty()) return error;
+  try {
+    seed % 2 == 0 ? run<Kernel>(params, seed) : run<TightKernel>(params, seed);
+  } catch (const host::Hazard& hazard) {
+    return hazard.what();
+  }
+  const char* wrong = problem.wrong();
+  return wrong != nullptr ? std::string("WRONG NUMBERS in ") + wrong : "";
+}
+
+template <template <class...> class Kernel, class Config, class TightConfig>
+std::string first_report(Selection selection, unsigned seeds) {
+  for (unsigned seed = 0; seed < seeds; ++seed) {
+    const std::string text = report<Kernel<Config>, Kernel<TightConfig>>(selection, seed);
+    if (!text.empty()) return "seed " + std::to_string(seed) + ": " + text;
+  }
+  return "nothing";
+}
+
+#ifndef VSA_EACH_BUG
+#define VSA_EACH_BUG(FORWARD, UNEVEN) FORWARD(vsa) UNEVEN(vsa)
+#endif
+
+std::string answer(const std::string& space, const std::string& lists, unsigned seeds) {
+#define VSA_LISTS(name, called, selection, ...) \
+  if (space == #name && lists == called)        \
+    return first_report<name::FineForward, __VA_ARGS__>(Selection::selection, seeds);
+#define VSA_FORWARD(name)                                                 \
+  VSA_LISTS(name, "forward", Random, name::FineForwardConfig<Element, D>, \
+            Tight<name::FineForwardConfig, 128, kFewSteps>)
+#define VSA_UNEVEN(name)                                                                 \
+  VSA_LISTS(name, "uneven", UnevenQueries, Tight<name::FineForwardConfig, 64, kWindows>, \
+            Tight<name::FineForwardConfig, 128, kWindows>)
+  VSA_EACH_BUG(VSA_FORWARD, VSA_UNEVEN)
+  return "?";
+}
+
+}  // namespace
+}  // namespace vsa::test
+
+int main(int argc, char** argv) {
+  std::puts(argc == 4 ? vsa::test::answer(argv[1], argv[2], std::stoul(argv[3])).c_str() : "?");
+}
