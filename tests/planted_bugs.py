@@ -55,3 +55,43 @@ def in_namespaces(headers: Sequence[str], header: str, bugs: Bugs) -> str:
         code = code.replace("vsa::", f"vsa::{name}::")
         copies.append(code.replace("namespace vsa {", f"namespace vsa::{name} {{"))
     return "\n".join(copies)
+
+
+def unnoticed(
+    compiler: object,
+    source: Path,
+    folder: Path,
+    headers: Sequence[str],
+    header: str,
+    tables: Mapping[Sequence[str], Bugs],
+    problems: Sequence[str],
+    seeds: int,
+) -> dict[tuple[str, str], str]:
+    """What a program reports where that is not what a bug must be reported as.
+
+    Args:
+        compiler: of C++.
+        source: a program of tests/cpp.
+        folder: for the program.
+        headers: that every bug gets copies of.
+        header: of them, which has the bugs.
+        tables: bugs by the problems that each of them is found in.
+        problems: all that the program knows, in the order of ``VSA_EACH_BUG``'s arguments.
+        seeds: schedules to try.
+    """
+    bugs = {name: bug for table in tables.values() for name, bug in table.items()}
+    places = [(name, at) for found_in, table in tables.items() for name in table for at in found_in]
+    copies = folder / "bugs.h"
+    copies.write_text(
+        '#include "launch/fine_params.h"\n'
+        f"{in_namespaces(headers, header, bugs)}\n"
+        f"#define VSA_EACH_BUG({', '.join(problems).upper()}) "
+        f"{' '.join(f'{at.upper()}({name})' for name, at in places)}\n"
+    )
+    program = build(compiler, source, folder / "bugs", "-Og", "-w", "-include", copies)
+    reports = {(name, at): program(name, at, seeds) for name, at in places}
+    return {
+        (name, at): report
+        for (name, at), report in reports.items()
+        if not re.match(rf"seed \d+: ({bugs[name][2]})", report)
+    }

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from bugs_in_keys import IN_KEYS
 from bugs_in_own_tiles import IN_OWN_TILES
@@ -13,7 +11,7 @@ from bugs_in_planner import IN_HEADS, IN_PLANNER
 from bugs_in_queries import IN_QUERIES, IN_RUNS_OF_QUERIES
 from bugs_in_rings import IN_RINGS
 from bugs_in_stops import IN_PASSES, IN_RUNS, IN_STOPS
-from planted_bugs import ROOT, build, in_namespaces, substitute
+from planted_bugs import ROOT, build, substitute, unnoticed
 
 PROGRAM = ROOT / "tests" / "cpp" / "fine_backward.cpp"
 SEEDS = 18  # the nine schedules of test_emulator.py, with rings of two kinds
@@ -38,6 +36,7 @@ COPIED = {
 
 # By header: its bugs, and the problems that each is found in.
 UNEVEN = ("uneven_keys", "uneven_queries")
+PROBLEMS = ("keys", "queries", *UNEVEN)
 BUGS = {
     "kernels/fine_backward_keys.h": {("keys",): IN_KEYS, ("uneven_keys",): IN_RUNS},
     "kernels/fine_backward_queries.h": {
@@ -53,30 +52,14 @@ BUGS = {
 
 @pytest.mark.parametrize("header", BUGS)
 def test_bugs_are_reported_by_name(compiler, tmp_path, header):
-    tables = BUGS[header].items()
-    bugs = {name: bug for _, table in tables for name, bug in table.items()}
-    places = [(name, where) for passes, table in tables for name in table for where in passes]
-    each = " ".join(f"{where.upper()}({name})" for name, where in places)
-    copies = tmp_path / "bugs.h"
-    copies.write_text(
-        '#include "launch/fine_params.h"\n'
-        f"{in_namespaces(COPIED[header], header, bugs)}\n"
-        f"#define VSA_EACH_BUG(KEYS, QUERIES, UNEVEN_KEYS, UNEVEN_QUERIES) {each}\n"
-    )
-    program = build(compiler, PROGRAM, tmp_path / "bugs", "-Og", "-w", "-include", copies)
-    reports = {(name, where): program(name, where, SEEDS) for name, where in places}
-    missed = {
-        (name, where): report
-        for (name, where), report in reports.items()
-        if not re.match(rf"seed \d+: ({bugs[name][2]})", report)
-    }
-    assert not missed
+    copied, tables = COPIED[header], BUGS[header]
+    assert not unnoticed(compiler, PROGRAM, tmp_path, copied, header, tables, PROBLEMS, SEEDS)
 
 
 def test_kernels_without_a_bug_are_not_reported(compiler, tmp_path):
     flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
     program = build(compiler, PROGRAM, tmp_path / "kernels", *flags)
-    for name in ("keys", "queries", *UNEVEN):
+    for name in PROBLEMS:
         assert program("vsa", name, 5 * SEEDS) == "nothing"
 
 

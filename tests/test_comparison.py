@@ -12,7 +12,7 @@ from comparison.kernel import Kernel
 from comparison.problem import Case, Problem
 from comparison.sparse import CudnnBsa, ThunderKittensVsa, ascending_lists
 from comparison.timing import rested, rotated
-from vsa.monitor import Monitor, sample_of
+from vsa.monitor import Monitor, reading_of
 from vsa.sampled import Sample
 
 pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
@@ -227,7 +227,7 @@ def test_a_rest_comes_before_every_pair_of_calls(monkeypatch) -> None:
 def test_what_nvidia_smi_says_belongs_to_the_time_it_was_said() -> None:
     monitor = quiet()
     lines = "900, 100, 30, 0x1", "1700, 600.5, 50, 0x4", "1600, 700, 60, 0x24", "1, 1, 1, 0x4"
-    monitor.samples = [(float(i), sample_of(line)) for i, line in enumerate(lines)]
+    monitor.readings = [(float(i), reading_of(line)) for i, line in enumerate(lines)]
     found = monitor.during(0.5, 2.5)
     assert found["clock"] == 1650 and found["power"] == 650.25 and found["samples"] == 2
     assert found["power_capped"] == 0.5 and found["lowest_clock"] == 1600
@@ -236,5 +236,5 @@ def test_what_nvidia_smi_says_belongs_to_the_time_it_was_said() -> None:
 
 
 @pytest.mark.parametrize("line", ["No devices were found", "1700, [N/A], 50, 0x4", "1700, 600, 50"])
-def test_what_says_no_numbers_is_no_sample(line: str) -> None:
-    assert sample_of(line) is None
+def test_what_says_no_numbers_is_no_reading(line: str) -> None:
+    assert reading_of(line) is None

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import vsa
+from vsa.grid import Grid
 
 # cuDNN is left out: it would build a plan for each of thousands of lengths.
 YARDSTICK = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -19,9 +19,16 @@ class Exact:
 
     Tokens form groups: the video's tiles, then the valid text, then the padding. What is kept for
     every token and head, ``lse`` and ``delta`` = sum(grad * out), is NaN until it is asked for.
+
+    Args:
+        grid: of the sequence.
+        chosen: (heads, num_tiles, num_tiles) bool, which query tile attends which key tile.
+        valid: (1, text) bool, which text tokens are real; None for all.
+        inputs: q, k, v and the gradient of the output, (1, S, heads, head_dim) each; k and v may
+            have fewer heads.
     """
 
-    def __init__(self, grid: vsa.Grid, chosen: Tensor, valid: Tensor | None, *inputs: Tensor):
+    def __init__(self, grid: Grid, chosen: Tensor, valid: Tensor | None, *inputs: Tensor):
         self.q, self.k, self.v, self.grad = (x[0].transpose(0, 1) for x in inputs)
         self.share = len(self.q) // len(self.k)
         text = torch.full((grid.text,), grid.num_tiles, device=chosen.device)
@@ -35,17 +42,17 @@ class Exact:
         self.lse, self.delta, self.rounded_delta = unknown
 
     def members(self, group: int) -> Tensor:
-        """Sequence positions of a group."""
+        """Sequence positions of a group, (n,) int64."""
         return (self.group == group).nonzero().flatten()
 
     def inputs(self, head: int, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Of tokens of one group: q and grad, and k and v of all that they attend."""
+        """Of n tokens of one group: q and grad (n, D), k and v of all m that they attend (m, D)."""
         seen = self.attends[head, self.group[tokens[0]]][self.group].nonzero().flatten()
         queries, keys = (head, tokens), (head // self.share, seen)
         return self.q[queries], self.grad[queries], self.k[keys], self.v[keys]
 
     def forward(self, head: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Of tokens of one group: out and dq; lse and delta are kept."""
+        """Of n tokens of one group: out and dq, (n, D) fp64; lse and delta are kept."""
         q, grad, k, v = (x.double() for x in self.inputs(head, tokens))
         scale = q.shape[-1] ** -0.5
         scores = scale * q @ k.T
@@ -66,7 +73,10 @@ class Exact:
         return out[0, 0].detach(), dq[0, 0]
 
     def key_gradients(self, kv_head: int, tokens: Tensor, rounded: bool) -> tuple[Tensor, Tensor]:
-        """Of one group: dk and dv in fp64, or in fp32 with P and dS rounded to the inputs' type."""
+        """Of n tokens of one group: dk and dv, (n, D).
+
+        In fp64, or in fp32 with P and dS rounded to the inputs' type.
+        """
         wide = torch.float32 if rounded else torch.float64
         k, v = (x[kv_head, tokens].to(wide) for x in (self.k, self.v))
         dk, dv, scale = torch.zeros_like(k), torch.zeros_like(v), k.shape[-1] ** -0.5

@@ -22,7 +22,7 @@ def gpu_identity(device: torch.device) -> str:
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
-class Sample(NamedTuple):
+class Reading(NamedTuple):
     """What nvidia-smi says at one time: MHz, W, degrees Celsius, and reasons for the clock."""
 
     clock: float
@@ -40,7 +40,7 @@ class Monitor:
     QUERY = "clocks.sm,power.draw.instant,temperature.gpu,clocks_event_reasons.active"
 
     def __init__(self, device: torch.device):
-        self.samples: list[tuple[float, Sample]] = []
+        self.readings: list[tuple[float, Reading]] = []
         self.process: subprocess.Popen[str] | None = None
         if device.type != "cuda":
             return
@@ -66,23 +66,23 @@ class Monitor:
     def _read(self) -> None:
         assert self.process is not None and self.process.stdout is not None
         for line in self.process.stdout:
-            if sample := sample_of(line):
-                self.samples.append((time.monotonic(), sample))
+            if reading := reading_of(line):
+                self.readings.append((time.monotonic(), reading))
 
     def during(self, start: float, end: float) -> dict[str, float]:
         """Medians between two times of ``time.monotonic``, and the lowest clock; empty if unknown.
 
         MHz, W and degrees Celsius; for which share of the samples power alone held the clock down.
         """
-        found = [sample for when, sample in self.samples if start <= when <= end]
+        found = [reading for when, reading in self.readings if start <= when <= end]
         if not found:
             return {}
         return {
-            "clock": statistics.median(sample.clock for sample in found),
-            "lowest_clock": min(sample.clock for sample in found),
-            "power": statistics.median(sample.power for sample in found),
-            "celsius": statistics.median(sample.celsius for sample in found),
-            "power_capped": statistics.mean(sample.reasons == POWER_CAP for sample in found),
+            "clock": statistics.median(reading.clock for reading in found),
+            "lowest_clock": min(reading.clock for reading in found),
+            "power": statistics.median(reading.power for reading in found),
+            "celsius": statistics.median(reading.celsius for reading in found),
+            "power_capped": statistics.mean(reading.reasons == POWER_CAP for reading in found),
             "samples": len(found),
         }
 
@@ -93,11 +93,11 @@ class Monitor:
             self.process.wait()
 
 
-def sample_of(line: str) -> Sample | None:
+def reading_of(line: str) -> Reading | None:
     """A line of nvidia-smi; None for a message, or where this GPU does not tell all of it."""
     *numbers, reasons = line.split(",")
     try:
         clock, power, celsius = map(float, numbers)
-        return Sample(clock, power, celsius, int(reasons, base=16))
+        return Reading(clock, power, celsius, int(reasons, base=16))
     except ValueError:
         return None

@@ -5,19 +5,12 @@
 #include <exception>
 #include <numeric>
 
+#include "launch/emulated_map.h"
 #include "launch/fine_params.h"
 #include "prim/host_block.h"
 
 namespace vsa::launch {
 namespace {
-
-std::string encode(TensorMap& map, const MapArguments& a) {
-  map = {a.base, {}, {}, {}};
-  std::copy(std::begin(a.dims), std::end(a.dims), map.dims);
-  std::copy(std::begin(a.strides), std::end(a.strides), map.strides);
-  std::copy(std::begin(a.box), std::end(a.box), map.box);
-  return "";
-}
 
 template <class Kernel>
 void run_blocks(const typename Kernel::Params& params, int blocks, unsigned seed) {
@@ -38,7 +31,8 @@ std::string with_hazards(const Call& call, Fn fn) {
 template <class Epilogue>
 std::string emulate_forward(const FineForward& call, int blocks, unsigned seed) {
   typename Epilogue::Params params;
-  if (const std::string error = make_params(params, call, encode); !error.empty()) return error;
+  if (const std::string error = make_params(params, call, encode_for_emulator); !error.empty())
+    return error;
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Config = FineForwardConfig<decltype(element), head_dim()>;
     run_blocks<vsa::FineForward<Config, Epilogue>>(params, blocks, seed);
@@ -93,7 +87,8 @@ std::string backward_rows_on_host(const FineBackward& call) {
 
 std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigned seed) {
   FineBackwardParams params;
-  if (const std::string error = make_params(params, call, encode); !error.empty()) return error;
+  if (const std::string error = make_params(params, call, encode_for_emulator); !error.empty())
+    return error;
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
     constexpr int D = head_dim();

@@ -83,12 +83,12 @@ struct Place {    // where a tile lies
 
 // A token sequence [prefix | T*H*W video tokens, w fastest | suffix] with its video cut into tiles.
 struct Grid {
-  Axes video;                 // tokens along each axis
-  Axes tile;                  // tokens of a whole tile along each axis, volume <= 64
-  Axes tiles;                 // tiles along each axis
-  Divisor layer, line;        // tiles of one t, tiles of one t and h
-  int layer_rows, line_rows;  // small_reciprocal of a tile's rows of one t, of one t and h
-  int prefix, suffix;         // text tokens before and after the video
+  Axes video;                             // tokens along each axis
+  Axes tile;                              // tokens of a whole tile along each axis, volume <= 64
+  Axes tiles;                             // tiles along each axis
+  Divisor layer, line;                    // tiles of one t, tiles of one t and h
+  int layer_reciprocal, line_reciprocal;  // of a tile's rows of one t, of one t and h
+  int prefix, suffix;                     // text tokens before and after the video
   uint64_t rows[kClipKinds];  // [clip] rows that are tokens; 0 for kinds this grid does not have
 
   VSA_HD int num_tiles() const { return tiles.volume(); }
@@ -117,8 +117,8 @@ struct Grid {
     if ((rows[at.clip] >> row & 1) == 0) return -1;
     // row_offset of the tile, without its divisions.
     const int layer = tile.h * tile.w;
-    const int t = small_quotient(row, layer_rows), in_layer = row - t * layer;
-    const int h = small_quotient(in_layer, line_rows), w = in_layer - h * tile.w;
+    const int t = small_quotient(row, layer_reciprocal), in_layer = row - t * layer;
+    const int h = small_quotient(in_layer, line_reciprocal), w = in_layer - h * tile.w;
     return prefix + ((at.first.t + t) * video.h + at.first.h + h) * video.w + at.first.w + w;
   }
 

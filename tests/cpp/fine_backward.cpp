@@ -9,29 +9,22 @@
 // few, far apart. The namespaces are vsa, or those of VSA_EACH_BUG: tests/test_backward_bugs.py
 // writes them, each with kernels of its own that have a bug.
 #include <cstdio>
-#include <utility>
 
 #include "fine_problem.h"
 
 namespace vsa::test {
 namespace {
 
-// So few stages that every slot is waited for, in rings like those of another head dim, and an
-// item's own tiles where they are not by default: in registers or in shared memory.
+// An item's own tiles where they are not by default: in registers or in shared memory.
 template <template <class, int> class Config, int RingsOf, int Steps>
-struct TightKeys : Config<Element, D> {
-  using Rings =
-      typename Few<typename Config<Element, RingsOf>::Rings, Config<Element, D>::kConsumers>::Rings;
-  static constexpr int kPlanSteps = Steps;
+struct TightKeys : Tight<Config, RingsOf, Steps> {
   static constexpr bool kKeysInRegisters = !Config<Element, D>::kKeysInRegisters;
 };
 template <template <class, int> class Config, int RingsOf, int Steps>
-struct TightQueries : Config<Element, D> {
-  using Rings =
-      typename Few<typename Config<Element, RingsOf>::Rings, Config<Element, D>::kConsumers>::Rings;
-  static constexpr int kPlanSteps = Steps;
+struct TightQueries : Tight<Config, RingsOf, Steps> {
   static constexpr bool kQueriesInRegisters = !Config<Element, D>::kQueriesInRegisters;
 };
+
 struct Problem {
   const Grid grid;
   const int tokens = grid.num_tokens(), tiles = grid.num_tiles();
@@ -81,13 +74,7 @@ struct Problem {
     for (int head = 0; head < kHeads; ++head) {
       for (int i = 0; i < tokens; ++i) {
         const int at = (i * kHeads + head) * D;
-        std::vector<std::pair<int, double>> weights;  // of the keys that token i attends
-        double sum = 0;
-        for (int j = 0; j < tokens; ++j) {
-          if (!bitmap::test(&selected[head * tiles + grid.tile_of(i)], grid.tile_of(j))) continue;
-          weights.push_back({j * D, std::exp(scale * dot(&q[at], &k[j * D]))});
-          sum += weights.back().second;
-        }
+        auto [weights, sum] = Attended(grid, &selected[head * tiles], i, &q[at], k, scale);
         std::vector<double> mean(D);
         for (auto& [key, weight] : weights) {
           weight /= sum;
@@ -150,7 +137,9 @@ std::string report(Selection selection, unsigned seed, const char* (Problem::*wr
   Problem problem(selection, seed);
   const launch::FineBackward call = problem.call();
   FineBackwardParams params;
-  if (const std::string error = make_params(params, call, encode); !error.empty()) return error;
+  if (const std::string error = make_params(params, call, launch::encode_for_emulator);
+      !error.empty())
+    return error;
   try {
     seed % 2 == 0 ? run<Kernel>(params, seed) : run<TightKernel>(params, seed);
   } catch (const host::Hazard& hazard) {
@@ -164,11 +153,9 @@ template <template <class> class Kernel, class Config, class TightConfig>
 std::string first_report(Selection selection,
                          unsigned seeds,
                          const char* (Problem::*wrong)() const) {
-  for (unsigned seed = 0; seed < seeds; ++seed) {
-    const std::string text = report<Kernel<Config>, Kernel<TightConfig>>(selection, seed, wrong);
-    if (!text.empty()) return "seed " + std::to_string(seed) + ": " + text;
-  }
-  return "nothing";
+  return first_of(seeds, [=](unsigned seed) {
+    return report<Kernel<Config>, Kernel<TightConfig>>(selection, seed, wrong);
+  });
 }
 
 #ifndef VSA_EACH_BUG

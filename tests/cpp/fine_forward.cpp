@@ -9,20 +9,11 @@
 // apart. The namespaces are vsa, or those of VSA_EACH_BUG: tests/test_forward_bugs.py writes them,
 // each with a kernel of its own that has a bug.
 #include <cstdio>
-#include <utility>
 
 #include "fine_problem.h"
 
 namespace vsa::test {
 namespace {
-
-// So few stages that every slot is waited for, in rings like those of another head dim.
-template <template <class, int> class Config, int RingsOf, int Steps>
-struct Tight : Config<Element, D> {
-  using Rings =
-      typename Few<typename Config<Element, RingsOf>::Rings, Config<Element, D>::kConsumers>::Rings;
-  static constexpr int kPlanSteps = Steps;
-};
 
 struct Problem {
   const Grid grid;
@@ -56,13 +47,7 @@ struct Problem {
     for (int head = 0; head < kHeads; ++head) {
       for (int i = 0; i < tokens; ++i) {
         const int at = (i * kHeads + head) * D;
-        std::vector<std::pair<int, double>> weights;  // of the keys that token i attends
-        double sum = 0;
-        for (int j = 0; j < tokens; ++j) {
-          if (!bitmap::test(&selected[head * tiles + grid.tile_of(i)], grid.tile_of(j))) continue;
-          weights.push_back({j * D, std::exp(scale * dot(&q[at], &k[j * D]))});
-          sum += weights.back().second;
-        }
+        auto [weights, sum] = Attended(grid, &selected[head * tiles], i, &q[at], k, scale);
         for (const auto& [key, weight] : weights) wanted.add(at, weight / sum, &v[key]);
         if (sum > 0) wanted_lse[head * tokens + i] = std::log(sum);
       }
@@ -103,7 +88,9 @@ std::string report(Selection selection, unsigned seed) {
   Problem problem(selection, seed);
   const launch::FineForward call = problem.call();
   FineForwardParams params;
-  if (const std::string error = make_params(params, call, encode); !error.empty()) return error;
+  if (const std::string error = make_params(params, call, launch::encode_for_emulator);
+      !error.empty())
+    return error;
   try {
     seed % 2 == 0 ? run<Kernel>(params, seed) : run<TightKernel>(params, seed);
   } catch (const host::Hazard& hazard) {
@@ -115,11 +102,9 @@ std::string report(Selection selection, unsigned seed) {
 
 template <template <class...> class Kernel, class Config, class TightConfig>
 std::string first_report(Selection selection, unsigned seeds) {
-  for (unsigned seed = 0; seed < seeds; ++seed) {
-    const std::string text = report<Kernel<Config>, Kernel<TightConfig>>(selection, seed);
-    if (!text.empty()) return "seed " + std::to_string(seed) + ": " + text;
-  }
-  return "nothing";
+  return first_of(seeds, [=](unsigned seed) {
+    return report<Kernel<Config>, Kernel<TightConfig>>(selection, seed);
+  });
 }
 
 #ifndef VSA_EACH_BUG

@@ -6,8 +6,10 @@
 #include <cmath>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "launch/emulated_map.h"
 #include "launch/fine_params.h"
 #include "prim/host_block.h"
 
@@ -34,6 +36,13 @@ struct Few<OneRing<Stages, Any>, Consumers> {
   using Rings = OneRing<3, Consumers>;
 };
 
+// So few stages that every slot is waited for, in rings like those of another head dim.
+template <template <class, int> class Config, int RingsOf, int Steps>
+struct Tight : Config<Element, D> {
+  using Rings =
+      typename Few<typename Config<Element, RingsOf>::Rings, Config<Element, D>::kConsumers>::Rings;
+  static constexpr int kPlanSteps = Steps;
+};
 // Steps of a chunk: so few that every item has several, or enough for consumers to stop in windows.
 constexpr int kFewSteps = 2, kWindows = 20;
 
@@ -112,12 +121,33 @@ void select_unevenly(std::vector<uint32_t>& selected, int tiles, bool of_keys, s
           bitmap::set(&selected[head * tiles + (of_keys ? tile : row)], of_keys ? row : tile);
 }
 
-std::string encode(TensorMap& map, const launch::MapArguments& a) {
-  map = {a.base, {}, {}, {}};
-  std::copy(std::begin(a.dims), std::end(a.dims), map.dims);
-  std::copy(std::begin(a.strides), std::end(a.strides), map.strides);
-  std::copy(std::begin(a.box), std::end(a.box), map.box);
-  return "";
+// The keys that a token of a head attends, by where they begin, and their weights before division
+// by the sum.
+struct Attended {
+  std::vector<std::pair<int, double>> weights;
+  double sum = 0;
+
+  Attended(const Grid& grid,
+           const uint32_t* selected,  // of the head: [tiles]
+           int token,
+           const double* query,  // [D]
+           const std::vector<double>& keys,
+           float scale) {
+    for (int j = 0; j < grid.num_tokens(); ++j) {
+      if (!bitmap::test(&selected[grid.tile_of(token)], grid.tile_of(j))) continue;
+      weights.push_back({j * D, std::exp(scale * dot(query, &keys[j * D]))});
+      sum += weights.back().second;
+    }
+  }
+};
+
+// "seed N: " and the first of the reports within so many seeds, or "nothing".
+template <class Report>
+std::string first_of(unsigned seeds, Report report) {
+  for (unsigned seed = 0; seed < seeds; ++seed)
+    if (const std::string text = report(seed); !text.empty())
+      return "seed " + std::to_string(seed) + ": " + text;
+  return "nothing";
 }
 
 template <class Kernel>
