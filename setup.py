@@ -42,10 +42,27 @@ class Plan:
     why: str
 
     def record(self, package: Path) -> None:
-        """Leaves in the package what `vsa info` and the tests need to know about the build."""
+        """Leaves in the package what is asked about the build: by `vsa info`, beside figures."""
         facts = {"compiled": self.compiler is not None, "cuda": self.toolkit is not None}
+        facts["commit"] = commit()
         package.mkdir(parents=True, exist_ok=True)
         (package / "_build.json").write_text(json.dumps(facts | {"why": self.why}) + "\n")
+
+
+def commit() -> str | None:
+    """Of this checkout, with a plus if files have changed since; None where there is none."""
+
+    def git(*asked: str) -> str:
+        command = ["git", "-C", str(HERE), *asked]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != HERE:
+            return None  # unpacked below a checkout of something else
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + "+" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 @functools.cache

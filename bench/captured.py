@@ -28,11 +28,12 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-import lists
 import video_transformer
 import vsa
 from facts import facts
+from layers import LAYERS, parse_layer
 from video_transformer import Latents, VideoTransformer
+from vsa import lists
 from vsa.cli.clip import decode, default_clip
 from vsa.cli.experiment import input_dtype
 from vsa.grid import Extent
@@ -162,8 +163,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--layers",
         nargs="+",
-        type=lists.parse_layer,
-        default=[lists.parse_layer(text) for text in lists.LAYERS],
+        type=parse_layer,
+        default=[parse_layer(text) for text in LAYERS],
         metavar="TxHxW:HEADS",
         help=f"grids to capture, with up to {MOST_HEADS} heads",
     )

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import lists
 import vsa
 from facts import facts
+from vsa import lists
 from vsa.measure import seconds, spread
 
 SHAPES = (((32, 32, 32), 12), ((21, 30, 52), 12), ((20, 48, 80), 8))

@@ -36,10 +36,11 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-import lists
 from comparison import report, worker
 from comparison.problem import Case
 from facts import facts
+from layers import LAYERS, parse_layer
+from vsa import lists
 from vsa.cli.options import wide_console
 
 Row = dict[str, Any]
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--peers", type=Path, nargs="+", default=[], metavar="DIR")
     found.add_argument("--kernels", nargs="+", choices=worker.KERNELS, default=list(worker.KERNELS))
-    found.add_argument("--layers", nargs="+", type=lists.parse_layer, metavar="TxHxW:HEADS")
+    found.add_argument("--layers", nargs="+", type=parse_layer, metavar="TxHxW:HEADS")
     found.add_argument("--head-dims", nargs="+", type=int, choices=(64, 128), default=[128, 64])
     found.add_argument("--kinds", nargs="+", choices=lists.KINDS, help="of lists; default: all")
     found.add_argument("--lists", type=Path, metavar="FILE", help="made by bench/captured.py")
@@ -74,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
 def cases(options: argparse.Namespace) -> list[Case]:
     """All layers and kinds of lists, captured ones only where there is a file."""
-    layers = options.layers or map(lists.parse_layer, TINY_LAYERS if options.tiny else lists.LAYERS)
+    layers = options.layers or map(parse_layer, TINY_LAYERS if options.tiny else LAYERS)
     kinds = options.kinds or [kind for kind in lists.KINDS if kind != "captured" or options.lists]
     return [
         Case(grid, heads, head_dim, kind, options.topk)

@@ -36,6 +36,7 @@ FACTS = (
     "cuda",
     "cudnn",
     "vsa",
+    "backend",
     "compiled",
     "commit",
     "date",
@@ -215,14 +216,14 @@ def sweep(rows: Sequence[Row]) -> Iterator[str]:
     yield markdown(
         (
             *("layer", "heads", "head_dim", "kept", "direction", "dense, ms", "sparse, ms"),
-            *("speed-up", "dense TFLOP/s", "sparse TFLOP/s"),
+            *("speed-up", "dense TFLOP/s", "sparse TFLOP/s", "dense, MHz, W", "sparse, MHz, W"),
         ),
         (
             [
                 row["shape"],
                 str(row["heads"]),
                 str(row["head_dim"]),
-                f"{row['kept']} of {row['tiles']}",
+                f"{row['kept']} of {row['tiles']}" + _lists(row),
                 row["direction"],
                 *(
                     f"{row[kind] * 1e3:,.3f} ±{row[f'{kind}_spread']:.1%}"
@@ -230,10 +231,19 @@ def sweep(rows: Sequence[Row]) -> Iterator[str]:
                 ),
                 f"{row['dense'] / row['sparse']:.2f}",
                 *(f"{row[f'{kind}_tflops']:.0f}" for kind in ("dense", "sparse")),
+                *(_clock_and_power(row[f"{kind}_gpu"]) for kind in ("dense", "sparse")),
             ]
             for row in rows
         ),
     )
+
+
+def _lists(row: Row) -> str:
+    return "" if row["lists"] == "chosen" else f", {row['lists'].removesuffix('.pt')}"
+
+
+def _clock_and_power(gpu: dict[str, float]) -> str:
+    return f"{gpu['clock']:.0f}, {gpu['power']:.0f}" if gpu else "-"
 
 
 def parallel(rows: Sequence[Row]) -> Iterator[str]:

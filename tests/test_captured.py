@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import captured
-import lists
 import video_transformer
 import vsa
 from video_transformer import places, rotate, subgrids, turns_of
+from vsa import lists
 
 CPU = torch.device("cpu")
 

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from matplotlib.image import imread
 from typer.testing import CliRunner
 
 import vsa
-from vsa import parity, shapes
+from vsa import lists, measure, parity, shapes
 from vsa.backends import BACKENDS
 from vsa.cli import app, check
 from vsa.cli.bench import time_and_rate
+from vsa.cli.stage_table import parts
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
 SMALL = ["--grid", "4,8,8", "--heads", "1", "--head-dim", "16", "--repeats", "1", "--device", "cpu"]
@@ -90,6 +93,76 @@ def test_bench_does_not_time_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_
     assert json.loads(figures.read_text())["rows"] == []
 
 
+def test_bench_says_where_its_figures_come_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/vsa", "bench", "--json", "of mine.json"])
+    figures = tmp_path / "bench.json"
+    result = RUNNER.invoke(app, ["bench", *SMALL, "--forward-only", "--json", str(figures)])
+    assert result.exit_code == 0, result.output
+    about = json.loads(figures.read_text())
+    assert about["machine"] and about["vsa"] == vsa.__version__ and about["date"]
+    assert about["backend"] == "torch" and about["dtype"] == "float32"
+    assert about["command"] == "vsa bench --json 'of mine.json'"
+
+
+@pytest.mark.parametrize("kind", ["random", "correlated", "captured"])
+def test_bench_takes_lists_that_attention_did_not_choose(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    grid, file = vsa.Grid((4, 8, 16)), tmp_path / "made.pt"
+    lists.save(file, {}, {"4x8x16": lists.selection("random", grid, 2, 3, torch.device("cpu"))})
+    given = str(file) if kind == "captured" else kind
+    used = []
+    right = vsa.attention
+
+    def noting(*args: Any, **options: Any) -> Any:
+        used.append(options["selection"])
+        return right(*args, **options)
+
+    monkeypatch.setattr(vsa, "attention", noting)
+    arguments = ["--grid", "4,8,16", "--heads", "1", "--topk", "3", *SMALL[4:], "--lists", given]
+    figures = tmp_path / "bench.json"
+    result = RUNNER.invoke(app, ["bench", *arguments, "--json", str(figures)])
+    assert result.exit_code == 0, result.output
+    name = "made.pt" if kind == "captured" else kind
+    said = " ".join(result.output.split())
+    assert f"3 of 8 tiles kept (37.5%), {name} lists" in said
+    assert {row["lists"] for row in json.loads(figures.read_text())["rows"]} == {name}
+    wanted = lists.selection(kind, grid, 1, 3, torch.device("cpu"), file)
+    assert len(used) > 2 and all(torch.equal(x.mask(), wanted.mask()) for x in used)
+
+
+def test_bench_times_and_draws_stages(tmp_path: Path) -> None:
+    figures, picture, plain = (tmp_path / name for name in ("b.json", "b.png", "plain.png"))
+    arguments = ["--topk", "0.5", "--stages", "--json", str(figures), "--plot", str(picture)]
+    result = RUNNER.invoke(app, ["bench", *SMALL, *arguments])
+    assert result.exit_code == 0, result.output
+    assert "stages, forward+backward" in result.output and "select" in result.output
+    forward, both = (row["stages"] for row in json.loads(figures.read_text())["rows"])
+    assert {"forward", "coarse", "select", "fine"} <= set(forward) and "backward" not in forward
+    assert {"backward", "backward: fine"} <= set(both)
+    for times in (forward, both):
+        for whole, rows in parts(times).items():
+            assert sum(rows.values()) == pytest.approx(times[whole]) and min(rows.values()) >= 0
+    RUNNER.invoke(app, ["bench", *SMALL, "--topk", "0.5", "--plot", str(plain)])
+    tall, flat = (imread(path).shape[0] for path in (picture, plain))
+    assert tall > flat
+
+
+def test_calls_in_a_row_fill_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def timed(function: Any, device: torch.device, calls: int) -> float:
+        asked.append(calls)
+        return 0.001 if len(asked) > 1 else 0.01  # the first waits for its kernels to be loaded
+
+    monkeypatch.setattr(measure, "_timed", timed)
+    assert measure.settled(lambda: None, torch.device("cuda")) == round(measure.TIMED / 0.001)
+    assert asked[0] == 1 and 0.01 + 0.001 * sum(asked[1:]) >= measure.SETTLING
+    assert measure.settled(lambda: None, torch.device("cpu")) == 1
+
+
 def test_what_the_gpu_did_stands_below_the_time() -> None:
     assert time_and_rate(0.0015, 0.01, 500.0, {"clock": 1700.0, "power": 699.6}) == (
         "1.5 ms ±1%\n500 TFLOP/s\n1700 MHz, 700 W"
@@ -114,6 +187,8 @@ def test_what_the_gpu_did_stands_below_the_time() -> None:
         (["--plot", "picture.gif"], "plot"),
         (["--shape", "wan"], "shape"),
         (["--sweep", "length"], "sweep"),
+        (["--lists", "captured"], "lists"),
+        (["--lists", __file__], "lists"),
         (["--sweep", "density", "--topk", "1"], "sweep"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),

@@ -16,8 +16,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import vsa
+from vsa.cli.provenance import provenance
 
 TREE = Path(__file__).resolve().parents[1]
 LAYERS = ["prim", "tile", "kernels", "launch", "bind"]  # each may include itself and those before
@@ -194,6 +196,14 @@ def test_unknown_switch_is_refused(toolchain, monkeypatch):
     monkeypatch.setenv("VSA_CUDA", "yes")
     with pytest.raises(SystemExit, match="VSA_CUDA must be auto, 0 or 1"):
         toolchain.cuda_switch()
+
+
+def test_figures_name_the_commit_of_the_checkout_or_of_the_build(monkeypatch, tmp_path):
+    monkeypatch.setattr(vsa, "__file__", str(tmp_path / "vsa" / "__init__.py"))
+    assert provenance(torch.device("cpu"))["commit"] is None
+    (tmp_path / "vsa").mkdir()
+    (tmp_path / "vsa" / "_build.json").write_text('{"commit": "abc+"}')
+    assert provenance(torch.device("cpu"))["commit"] == "abc+"
 
 
 @pytest.mark.slow

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import facts
-import lists
 import peers
 import vsa
 from comparison import report, worker
 from comparison.archives import Unavailable, unpacked
 from comparison.problem import Case
+from vsa import lists
 
 pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
 

@@ -19,6 +19,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 Result = TypeVar("Result")
 CALLS_IN_A_ROW = 10
+SETTLING, TIMED = 0.3, 0.15
+"""Seconds of calls before any is timed, and seconds of calls in a row that are."""
 L2_CACHES = 3
 """How many times the L2 cache all inputs that calls go round fill at least."""
 
@@ -36,6 +38,23 @@ def seconds(
     """
     function()
     return [_timed(function, device, calls) for _ in range(repeats)]
+
+
+def settled(function: Callable[[], object], device: torch.device) -> int:
+    """Call until a GPU's clock has settled, and say how many calls in a row to time.
+
+    They fill ``TIMED`` seconds, so that neither the first launch of them nor the clock of a GPU
+    that has rested counts for much; on a CPU it is one.
+    """
+    if device.type != "cuda":
+        return 1
+    function()
+    once = total = _timed(function, device, 1)
+    while total < SETTLING:
+        calls = max(1, int(TIMED / once))
+        once = _timed(function, device, calls)
+        total += once * calls
+    return max(1, int(TIMED / once))
 
 
 def _timed(function: Callable[[], object], device: torch.device, calls: int) -> float:

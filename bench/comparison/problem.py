@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-import lists
 import vsa
+from vsa import lists
 from vsa.grid import SLOTS, Extent
 from vsa.measure import sets_beyond_cache
 

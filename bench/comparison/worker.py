@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-import lists
 from comparison.archives import Unavailable
 from comparison.dense import CudnnDense, FlashAttention3
 from comparison.flexible import FlexAttention
@@ -21,6 +20,7 @@ from comparison.kernel import Kernel
 from comparison.problem import Case, Problem
 from comparison.sparse import CudnnBsa, Ours, ThunderKittensVsa, WholeAttention
 from comparison.timing import rested, rotated
+from vsa import lists
 from vsa.measure import spread
 from vsa.monitor import Monitor
 from vsa.sampled import Sample

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
@@ -19,10 +21,25 @@ from rich.progress import Progress
 from rich.table import Table
 
 import vsa
+from vsa import lists as lists_of
 from vsa.cli import layers, options
 from vsa.cli.bench_case import Case, Measurement, WrongResults, inputs_of
 from vsa.cli.extras import require_demo_extra
+from vsa.cli.provenance import provenance
+from vsa.cli.stage_table import stage_table
 from vsa.monitor import Monitor
+from vsa.shapes import Shape
+
+CHOSEN = "chosen"
+
+
+def parse_lists(text: str) -> str:
+    """A kind of lists, or the file that holds captured ones."""
+    if text not in (CHOSEN, *lists_of.KINDS[:2]) and not Path(text).is_file():
+        raise typer.BadParameter(
+            f"lists must be chosen, random, correlated or a file, but they are {text!r}"
+        )
+    return text
 
 
 def bench(
@@ -49,6 +66,19 @@ def bench(
     ] = "fp32",
     device: options.Device = "auto",
     backend: options.BackendName = "auto",
+    lists: Annotated[
+        str,
+        typer.Option(
+            "--lists",
+            parser=parse_lists,
+            metavar="KIND",
+            help="chosen by attention itself; random or correlated ones, or those of a file that "
+            "bench/captured.py wrote, which leaves the coarse stage and the choice out.",
+        ),
+    ] = CHOSEN,
+    with_stages: Annotated[
+        bool, typer.Option("--stages", help="Time the stages too, called one by one.")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each; the median counts.")] = 5,
     forward_only: Annotated[
         bool, typer.Option("--forward-only", help="Leave the backward out.")
@@ -62,10 +92,10 @@ def bench(
 ) -> None:
     """Time vsa.attention against dense attention in the same run, forward and forward+backward.
 
-    Sampled tiles are held to fp64 first. Inputs are random, so the tiles that are kept have no
-    structure to exploit, and on a GPU calls go round as many as are beyond its L2 cache. TFLOP/s
-    count selected tokens only; MHz and W are nvidia-smi's meanwhile. --shape, --grid and --topk may
-    be given several times; the default is --grid 16,32,16 --topk 0.125.
+    Sampled tiles are held to fp64 first. Inputs are random, so the tiles that attention chooses
+    have no structure to exploit, and on a GPU calls go round as many as are beyond its L2 cache.
+    TFLOP/s count selected tokens only; MHz and W are nvidia-smi's meanwhile. --shape, --grid and
+    --topk may be given several times; the default is --grid 16,32,16 --topk 0.125.
     """
     options.check_folder(json_file, ".json", "--json")
     options.check_folder(plot, ".png", "--plot")
@@ -75,6 +105,11 @@ def bench(
     cases = layers.layers(shape, grid, tile, heads, head_dim)
     for each in cases.values():
         name = options.check_backend(backend, device, dtype, each.head_dim, not forward_only)
+    selections = {
+        (called, share): _selection(lists, layer, share, device)
+        for called, layer in cases.items()
+        for share in topk
+    }
     console = Console()
     directions = ["forward"] if forward_only else ["forward", "forward+backward"]
     measurements = []
@@ -85,7 +120,17 @@ def bench(
             for called, layer in cases.items():
                 inputs = inputs_of(layer, device, dtype)
                 for share, direction in product(topk, directions):
-                    case = Case(called, layer, share, name, repeats, inputs)
+                    case = Case(
+                        called,
+                        layer,
+                        share,
+                        Path(lists).name,
+                        selections[called, share],
+                        name,
+                        repeats,
+                        inputs,
+                        with_stages,
+                    )
                     measurements.append(case.measure(direction, monitor))
                     progress.advance(task)
         except WrongResults as error:
@@ -99,9 +144,8 @@ def bench(
         console.print(f"Sampled tiles lie within {worst:.1e} of fp64.")
     if json_file is not None:
         rows = [asdict(row) for row in measurements]
-        json_file.write_text(
-            json.dumps({"machine": head, "date": str(date.today()), "rows": rows}, indent=1)
-        )
+        about = {"command": shlex.join(["vsa", *sys.argv[1:]]), "backend": name, "dtype": kind}
+        json_file.write_text(json.dumps(provenance(device) | about | {"rows": rows}, indent=1))
     if wrong is not None:
         console.print(f"[bold red]{wrong}; `vsa check` says more[/bold red]")
         raise typer.Exit(1)
@@ -114,9 +158,23 @@ def bench(
             draw_sweep(measurements, sweep, head, plot)
 
 
+def _selection(kind: str, layer: Shape, share: float, device: torch.device) -> vsa.Selection | None:
+    """The lists of a layer; none where attention chooses."""
+    if kind == CHOSEN:
+        return None
+    file = None if kind in lists_of.KINDS else Path(kind)
+    topk = vsa.checks.top_k(share, layer.grid.num_tiles)
+    kind = "captured" if file else kind
+    try:
+        return lists_of.selection(kind, layer.grid, layer.heads, topk, device, file)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--lists") from None
+
+
 def _tables(measurements: list[Measurement]) -> Iterator[Table]:
     """One for each layer, narrow enough for 80 columns."""
-    for layer, rows in groupby(measurements, _layer):
+    for layer, group in groupby(measurements, _layer):
+        rows = list(group)
         table = Table(title=layer, title_justify="left")
         table.add_column("direction", no_wrap=True)
         for column in ("dense", "sparse", "speed-up", "memory"):
@@ -131,6 +189,9 @@ def _tables(measurements: list[Measurement]) -> Iterator[Table]:
                 f"{row.memory / row.inputs:.2f}x\ninputs",
             )
         yield table
+        for row in rows:
+            if row.stages:
+                yield stage_table(row.stages, title=f"stages, {row.direction}")
 
 
 def time_and_rate(seconds: float, spread: float, tflops: float, gpu: dict[str, float]) -> str:
@@ -146,4 +207,5 @@ def _layer(row: Measurement) -> str:
     return (
         f"{math.prod(row.grid):,}{text} tokens = {row.shape}, {row.heads} heads of "
         f"{row.head_dim}, {row.kept} of {row.tiles} tiles kept ({row.kept / row.tiles:.1%})"
+        + (f", {row.lists} lists" if row.lists != CHOSEN else "")
     )

@@ -8,15 +8,18 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 import vsa
+from vsa import stages
 from vsa.grid import Extent
-from vsa.measure import peak_memory, seconds, sets_beyond_cache, spread
+from vsa.measure import peak_memory, seconds, sets_beyond_cache, settled, spread
 from vsa.monitor import Monitor
+from vsa.ranges import record
 from vsa.sampled import Sample
 from vsa.shapes import Shape
 
@@ -33,6 +36,7 @@ class Measurement:
 
     Attributes:
         shape: its name in ``vsa.shapes``, or its grid.
+        lists: "chosen" by vsa.attention from q and k, or what the lists were that it was given.
         grid: (T, H, W) tokens.
         text: tokens that are not video.
         heads: query, key and value heads.
@@ -41,7 +45,8 @@ class Measurement:
         kept: key tiles per query tile.
         tiles: key tiles in all.
         dense: median seconds of scaled_dot_product_attention.
-        sparse: median seconds of vsa.attention, all stages.
+        sparse: median seconds of vsa.attention, all stages; without coarse and select where it was
+            given its lists.
         dense_spread: half the distance between the quartiles, as a share of the median.
         sparse_spread: likewise.
         dense_tflops: dense operations per second, in 10**12.
@@ -51,9 +56,11 @@ class Measurement:
         errors: of vsa.attention on sampled tiles, before it was timed (``vsa.sampled``).
         dense_gpu: what the GPU did meanwhile (``vsa.monitor``); empty on a CPU.
         sparse_gpu: likewise.
+        stages: seconds of the parts of vsa.attention, called one by one; empty if not asked for.
     """
 
     shape: str
+    lists: str
     grid: Extent
     text: int
     heads: int
@@ -72,6 +79,7 @@ class Measurement:
     errors: dict[str, float] = field(default_factory=dict)
     dense_gpu: dict[str, float] = field(default_factory=dict)
     sparse_gpu: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,17 +90,23 @@ class Case:
         name: of the layer.
         layer: its grid and heads.
         topk: key tiles per query tile.
+        lists: what they are called; "chosen" by attention itself, or "random" and so on.
+        selection: those lists; None where attention chooses.
         backend: of the sparse runs.
         repeats: of every timing.
         sets: inputs that calls go round, so that none finds its own in the L2 cache.
+        with_stages: whether the stages of the sparse runs are timed too, in calls of their own.
     """
 
     name: str
     layer: Shape
     topk: float
+    lists: str
+    selection: vsa.Selection | None
     backend: str
     repeats: int
     sets: Sequence[Inputs]
+    with_stages: bool
 
     def measure(self, direction: str, monitor: Monitor) -> Measurement:
         """Parity first, then both times.
@@ -106,8 +120,9 @@ class Case:
         errors = self._errors(sets[0], upstream, backward)
 
         def timed(run: Callable[[], object]) -> tuple[list[float], dict[str, float]]:
+            calls = settled(run, upstream.device)
             begin = time.monotonic()
-            times = seconds(run, upstream.device, self.repeats)
+            times = seconds(run, upstream.device, self.repeats, calls)
             return times, monitor.during(begin, time.monotonic())
 
         dense, dense_gpu = timed(_around(_dense, sets, upstream, backward))
@@ -119,6 +134,7 @@ class Case:
         dense_time, sparse_time = statistics.median(dense), statistics.median(sparse)
         return Measurement(
             shape=self.name,
+            lists=self.lists,
             grid=grid.shape,
             text=grid.text,
             heads=self.layer.heads,
@@ -137,23 +153,36 @@ class Case:
             errors=errors,
             dense_gpu=dense_gpu,
             sparse_gpu=sparse_gpu,
+            stages=self._stages(sets, upstream, backward) if self.with_stages else {},
         )
 
-    def _sparse(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return vsa.attention(q, k, v, self.topk, grid=self.layer.grid, backend=self.backend)
-
-    def _errors(self, inputs: Inputs, upstream: Tensor, backward: bool) -> dict[str, float]:
-        q, k, v = inputs
-        out, chosen, lse = vsa.attention(
+    def _sparse(self, q: Tensor, k: Tensor, v: Tensor, **returns: bool) -> Any:
+        return vsa.attention(
             q,
             k,
             v,
-            self.topk,
+            self.topk if self.selection is None else None,
             grid=self.layer.grid,
+            selection=self.selection,
             backend=self.backend,
-            return_selection=True,
-            return_lse=True,
+            **cast("Any", returns),
         )
+
+    def _stages(self, sets: Sequence[Inputs], upstream: Tensor, backward: bool) -> dict[str, float]:
+        around = itertools.cycle(sets)
+
+        def run(open_range: stages.Range) -> None:
+            inputs = next(around)
+            with open_range("forward"):
+                out = self._sparse(*inputs)
+            if backward:
+                with open_range("backward"):
+                    torch.autograd.grad(out, inputs, upstream)
+
+        return record(run, upstream.device, self.repeats)
+
+    def _errors(self, inputs: Inputs, upstream: Tensor, backward: bool) -> dict[str, float]:
+        out, chosen, lse = self._sparse(*inputs, return_selection=True, return_lse=True)
         fixed = (x.detach() for x in inputs)
         exact = Sample(self.layer.grid, chosen.mask()[0], *fixed, upstream)
         errors = exact.forward_errors(out.detach(), lse.detach())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of ``vsa bench``: speed-up over dense attention, beside the limit."""
+"""The picture of ``vsa bench``: speed-up over dense attention, beside the limit, and stages."""
 
 from __future__ import annotations
 
@@ -8,20 +8,34 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from vsa import stages
+from vsa.cli.stage_table import REST, parts
 
 if TYPE_CHECKING:
     from vsa.cli.bench_case import Measurement
 
 COLOURS = {"forward": "#0072b2", "forward+backward": "#e69f00"}
+STAGES = {
+    stages.COARSE: "#56b4e9",
+    stages.SELECT: "#f0e442",
+    stages.FINE: "#0072b2",
+    stages.COMBINE: "#009e73",
+    stages.FINE_BACKWARD: "#e69f00",
+    stages.MEANS_BACKWARD: "#cc79a7",
+    REST: "0.7",
+}
+BAR = 0.34
+"""Inches of a bar of stages."""
 
 
 def draw(measurements: list[Measurement], machine: str, path: Path) -> None:
     """Grouped bars, one group per layer and density, written to a PNG."""
     cases = list(dict.fromkeys((row.shape, row.kept, row.tiles) for row in measurements))
     directions = list(dict.fromkeys(row.direction for row in measurements))
-    figure = Figure(figsize=(max(6.0, 1.6 * len(cases) + 3), 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _panels(measurements, (max(6.0, 1.6 * len(cases) + 3), 4.2))
     width = 0.8 / len(directions)
     for offset, direction in enumerate(directions):
         rows = [row for row in measurements if row.direction == direction]
@@ -57,8 +71,7 @@ def draw(measurements: list[Measurement], machine: str, path: Path) -> None:
 
 def draw_sweep(measurements: list[Measurement], sweep: str, machine: str, path: Path) -> None:
     """Lines of the speed-up over length or density, one per direction and layer; a PNG."""
-    figure = Figure(figsize=(7.0, 4.4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _panels(measurements, (7.0, 4.4))
     lines: dict[tuple[str, str], list[Measurement]] = {}
     for row in measurements:
         layer = row.shape if sweep == "density" else ""
@@ -93,3 +106,44 @@ def draw_sweep(measurements: list[Measurement], sweep: str, machine: str, path: 
     axes.legend(frameon=False)
     figure.suptitle(fill(machine, 90), fontsize=8, color="0.35")
     figure.savefig(path, dpi=150)
+
+
+def _panels(measurements: list[Measurement], size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """A figure and where its speed-ups go; below, the stages of all rows that have them."""
+    rows = [row for row in measurements if row.stages]
+    width, height = size
+    if not rows:
+        figure = Figure(figsize=size, layout="constrained")
+        return figure, figure.subplots()
+    below = 1.2 + BAR * len(rows)
+    figure = Figure(figsize=(max(width, 8.0), height + below), layout="constrained")
+    axes, bars = figure.subplots(2, 1, height_ratios=[height, below])
+    _draw_stages(bars, rows)
+    figure.legend(
+        handles=bars.containers, frameon=False, fontsize=8, ncols=4, loc="outside lower center"
+    )
+    return figure, axes
+
+
+def _draw_stages(axes: Axes, rows: list[Measurement]) -> None:
+    """A bar for each row, cut into stages by their share of its time."""
+    ends = [0.0] * len(rows)
+    for stage, colour in STAGES.items():
+        begins = ends.copy()
+        for i, row in enumerate(rows):
+            found = [times.get(stage, 0.0) for times in parts(row.stages).values()]
+            whole = sum(row.stages[direction] for direction in parts(row.stages))
+            ends[i] += sum(found) / whole
+        shares = [end - begin for begin, end in zip(begins, ends, strict=True)]
+        if any(shares):
+            axes.barh(range(len(rows)), shares, 0.8, begins, color=colour, label=stage)
+    for i, row in enumerate(rows):
+        whole = sum(row.stages[direction] for direction in parts(row.stages))
+        axes.annotate(f" {whole * 1e3:,.2f} ms", (1.0, i), va="center", fontsize=8)
+    names = [f"{row.shape}, {row.kept / row.tiles:.3g}, {row.direction}" for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.14)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}" if x <= 1 else "")
+    axes.set_xlabel("share of the time, called stage by stage")
+    axes.spines[["top", "right"]].set_visible(False)

@@ -18,6 +18,7 @@ from torch import Tensor
 import vsa
 from vsa import stages
 from vsa.cli import layers, ncu_report, options
+from vsa.cli.stage_table import stage_table
 from vsa.ranges import record
 from vsa.shapes import Shape
 
@@ -78,7 +79,7 @@ def profile(
     workload = _workload(layer, topk, device, dtype, name, backward, gates)
     times = record(workload, device, repeats)
     console = Console()
-    console.print(_stage_table(times))
+    console.print(stage_table(times))
     console.print(
         f"{called}: {layer.grid.length:,} tokens, {layer.heads} heads of {layer.head_dim}, "
         f"topk {topk}, {str(dtype).removeprefix('torch.')}, backend {name}, "
@@ -122,22 +123,6 @@ def _workload(
                 torch.autograd.grad(out, leaves, upstream)
 
     return run
-
-
-def _stage_table(times: dict[str, float]) -> Table:
-    table = Table("stage")
-    table.add_column("ms", justify="right")
-    table.add_column("share", justify="right")
-    for whole, inner in (("forward", stages.FORWARD), ("backward", stages.BACKWARD)):
-        if whole not in times:
-            continue
-        rows = {stage: times[stage] for stage in inner if stage in times}
-        rows["the rest"] = max(0.0, times[whole] - sum(rows.values()))
-        table.add_row(f"[bold]{whole}[/bold]", f"{times[whole] * 1e3:,.3f}", "")
-        for stage, seconds in rows.items():
-            share = f"{seconds / times[whole]:.1%}"
-            table.add_row(f"  {stage}", f"{seconds * 1e3:,.3f}", share)
-    return table
 
 
 def _print_commands(what: list[str], run: list[str]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from datetime import date
@@ -23,7 +24,7 @@ def provenance(device: torch.device, *packages: str) -> dict[str, str | None]:
         packages: distributions to name with their versions.
 
     Returns:
-        Strings by name; None for what is not installed, or for the commit outside of a checkout.
+        Strings by name; None for what is not installed, or for a commit that nobody knows.
     """
     return {
         "date": str(date.today()),
@@ -49,10 +50,11 @@ def _driver() -> str | None:
 
 
 def _commit() -> str | None:
-    """Of the checkout that vsa is imported from, with a plus if files have changed since."""
+    """Of the checkout that vsa is imported or was built from; a plus if files had changed since."""
     root = Path(vsa.__file__).resolve().parents[1]
     if _line("git", "-C", str(root), "rev-parse", "--show-toplevel") != str(root):
-        return None  # installed elsewhere, perhaps below a checkout of something else
+        record = root / "vsa" / "_build.json"
+        return json.loads(record.read_text()).get("commit") if record.is_file() else None
     commit = _line("git", "-C", str(root), "rev-parse", "HEAD")
     changed = _line("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
     return commit and commit + "+" * bool(changed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which key tiles each query tile attends: the lists that kernels are measured on.
+"""Which key tiles each query tile attends: lists that kernels are measured on.
 
 random      drawn uniformly: neighbours share as little as chance has it, the worst case
 correlated  smooth noise that falls with distance: neighbours share most of their lists
@@ -8,23 +8,18 @@ captured    what a video transformer chose, from the file that bench/captured.py
 
 from __future__ import annotations
 
-import argparse
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 from torch import Tensor
 from torch.nn import functional
 
 import vsa
 from vsa.backends import kernels
-from vsa.cli.options import parse_extent
-from vsa.grid import Extent
 
 KINDS = ("random", "correlated", "captured")
-LAYERS = ("32x32x32:12", "20x48x80:8")
-"""Grids and heads that are measured unless others are asked for."""
 
 
 def selection(
@@ -67,17 +62,6 @@ def _seeded(device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(0)
 
 
-def parse_layer(text: str) -> tuple[Extent, int]:
-    """A grid and its heads as options write them, such as 32x32x32:12."""
-    grid, _, heads = text.partition(":")
-    try:
-        return parse_extent(grid), int(heads)
-    except (ValueError, typer.BadParameter):
-        raise argparse.ArgumentTypeError(
-            f"a grid and its heads are written as 32x32x32:12, but this is {text!r}"
-        ) from None
-
-
 def layer_name(grid: vsa.Grid) -> str:
     """A grid as files and options write it, such as 20x48x80."""
     return "x".join(map(str, grid.shape))
@@ -91,7 +75,19 @@ def save(path: Path, about: dict[str, Any], layers: dict[str, vsa.Selection]) ->
 
 def layers(path: Path) -> list[str]:
     """The grids that a file holds lists for."""
-    return list(torch.load(path, weights_only=True)["layers"])
+    return list(_kept(path))
+
+
+def _kept(path: Path) -> dict[str, tuple[Tensor, int]]:
+    """Bitmaps and numbers of key tiles, by the name of their grid.
+
+    Raises:
+        ValueError: a file that ``save`` did not write.
+    """
+    try:
+        return torch.load(path, weights_only=True)["layers"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, IndexError):
+        raise ValueError(f"lists come from a file of bench/captured.py, not from {path}") from None
 
 
 def captured(path: Path, grid: vsa.Grid, heads: int, topk: int) -> vsa.Selection:
@@ -100,7 +96,7 @@ def captured(path: Path, grid: vsa.Grid, heads: int, topk: int) -> vsa.Selection
     Raises:
         ValueError: a file without that grid, with fewer heads, or with lists of another length.
     """
-    layers = torch.load(path, weights_only=True)["layers"]
+    layers = _kept(path)
     name = layer_name(grid)
     if name not in layers:
         raise ValueError(f"{path} holds lists for {', '.join(layers)}, but {name} is wanted")
@@ -126,7 +122,12 @@ def shared_along_w(selection: vsa.Selection) -> float:
 
 
 def chosen_axes(selection: vsa.Selection) -> Tensor:
-    """Along which axis the kernels take query tiles together, (B, heads): 0 for w, 1 for t."""
+    """Along which axis the kernels take query tiles together, (B, heads): 0 for w, 1 for t.
+
+    Args:
+        selection: one that knows its queries' grid.
+    """
+    assert selection.grid is not None
     return kernels.neighbour_axes(
         selection.bitmap.contiguous(), selection.grid.tiles, selection.shape[1]
     )
@@ -144,6 +145,7 @@ def reuse(selection: vsa.Selection, tiles: int, axes: Tensor | None = None) -> f
     """
     mask = selection.mask()
     if axes is not None:
+        assert selection.grid is not None
         along_t = torch.arange(mask.shape[2], device=mask.device).view(selection.grid.tiles[0], -1)
         along_t[:, 1::2] = along_t[:, 1::2].flip(0)  # to and fro
         mask = torch.where(axes[..., None, None] == 1, mask[:, :, along_t.T.flatten()], mask)
