@@ -70,7 +70,8 @@ launch::FineForward forward_call(const Views& q,
                                  uintptr_t query_text_rows,
                                  uintptr_t key_text_rows,
                                  uintptr_t query_axes,
-                                 uintptr_t lse) {
+                                 uintptr_t lse,
+                                 uintptr_t tickets) {
   launch::FineForward call;
   call.q = sequence(q);
   call.k = sequence(k);
@@ -90,6 +91,7 @@ launch::FineForward forward_call(const Views& q,
   call.key_text_rows = pointer<const uint64_t>(key_text_rows);
   call.query_axes = pointer<const int>(query_axes);
   call.lse = pointer<float>(lse);
+  call.tickets = pointer<int>(tickets);
   return call;
 }
 
@@ -224,7 +226,7 @@ void bind_fine(py::module_& m) {
            py::arg("out"), py::arg("gates"), py::arg("grid"), py::arg("kv_grid"), py::arg("batch"),
            py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("bf16"),
            py::arg("scale"), py::arg("selected"), py::arg("query_text_rows"),
-           py::arg("key_text_rows"), py::arg("query_axes"), py::arg("lse"))
+           py::arg("key_text_rows"), py::arg("query_axes"), py::arg("lse"), py::arg("tickets"))
       .def(
           "launch",
           [](const launch::FineForward& call, int device, uintptr_t stream) {

@@ -17,7 +17,8 @@ struct FineBackwardParams {
   const int* query_axes;       // [batch, heads] along which query tiles are neighbours
   const int* key_axes;         // [batch, kv_heads] likewise key tiles
   const int* order;            // [batch, kv_heads, groups of key tiles] the longest first
-  int* tickets;                // how many items of the first pass have been taken: 0 at its start
+  int* key_tickets;            // how many items of the pass over keys are taken: 0 at its start
+  int* query_tickets;          // likewise over queries
   int batch, heads, kv_heads;
   float scale;       // of the scores
   float scale_log2;  // the same times log2(e)

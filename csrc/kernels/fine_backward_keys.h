@@ -99,22 +99,21 @@ struct FineBackwardKeys {
     fence_async_proxy();
   }
 
-  // Columns differ in length, so blocks take items as they get done, the longest first within each
-  // key head. The query heads that share it come one after the other.
+  // The longest columns first within each key head. The query heads that share it come one after
+  // the other.
   VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
     Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps, Rings::kFirst, Rings::kSecond>
         planner(s.plan, p.keys, p.queries, p.grad_out, p.q);
     const WorkList list(p.keys, kConsumers, p.batch, p.kv_heads, p.key_axes);
     const int tiles = p.keys.grid.num_tiles(), words = bitmap::words(p.queries.grid.num_tiles());
     const int sharing = p.heads / p.kv_heads;
-    const auto take = [&] { return first_lane([&] { return take_ticket(p.tickets); }); };
-    for (int item = take(); item < list.items; item = take()) {
-      Work work = list.work(item, kConsumers);
-      work.first_place = load_global(p.order + item) * kConsumers;
+    list.take_each(p.key_tickets, kConsumers, [&](Work work) {
+      const int* order = p.order + (work.batch * p.kv_heads + work.head) * list.groups;
+      work.first_place = load_global(order + work.first_place / kConsumers) * kConsumers;
       const int head = work.head * sharing;
       planner.add(work, bitmap_of(p.transposed, work.batch, p.heads, head, tiles, words), head,
                   sharing);
-    }
+    });
     planner.stop();
   }
 

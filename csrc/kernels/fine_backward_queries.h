@@ -89,7 +89,7 @@ struct FineBackwardQueries {
   VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
     Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps, Rings::kFirst, Rings::kSecond>
         planner(s.plan, p.queries, p.keys, p.v, p.k);
-    planner.add_query_tiles(p);
+    planner.add_query_tiles(p, p.query_tickets);
     planner.stop();
   }
 

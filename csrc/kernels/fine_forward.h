@@ -86,7 +86,7 @@ struct FineForward {
   VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
     Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps, Rings::kFirst, Rings::kSecond>
         planner(s.plan, p.queries, p.keys, p.k, p.v);
-    planner.add_query_tiles(p);
+    planner.add_query_tiles(p, p.tickets);
     planner.stop();
   }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the fine kernels are told: where the tensors lie, how tokens are cut into tiles, and which
-// work is whose. Plain values that travel as kernel parameters.
+// What the fine kernels are told: where the tensors lie, and how tokens are cut into tiles. Plain
+// values that travel as kernel parameters.
 #pragma once
 #include "tile/tile.h"
 
@@ -105,43 +105,8 @@ struct FineForwardParams {
   const int* query_axes;     // [batch, heads] along which query tiles are neighbours
   float* lse;                // [batch, heads, S_q] natural logarithm
   int batch, heads, kv_heads;
-  float scale;  // of the scores, times log2(e)
-};
-
-// One work item: neighbouring tiles of one head, one for each consumer of a block.
-struct Work {
-  int batch, head, first_place, axis;
-};
-
-// Tiles in the order of work: the text's come first, because they attend everything. -1 past the
-// last one.
-VSA_DEVICE int tile_at(const TiledSequence& sequence, int place, int axis) {
-  if (place >= sequence.num_tiles()) return -1;
-  const Grid& grid = sequence.grid;
-  if (place < sequence.text_tiles) return grid.num_tiles() + place;
-  return tile_in_turn(place - sequence.text_tiles, axis, grid.tiles.t, grid.layer.by);
-}
-
-// Items of a sequence whose tiles go in groups to the blocks. Heads are outermost, so that all
-// blocks read one head's tiles at a time.
-struct WorkList {
-  int groups, heads, items;
-  const int* axes;  // [batch, heads]
-
-  VSA_DEVICE WorkList(const TiledSequence& sequence,
-                      int consumers,
-                      int batch,
-                      int heads,
-                      const int* axes)
-      : groups(ceil_div(sequence.num_tiles(), consumers)),
-        heads(heads),
-        items(batch * heads * groups),
-        axes(axes) {}
-
-  VSA_DEVICE Work work(int item, int consumers) const {
-    const int head = item / groups;
-    return {head / heads, head % heads, item % groups * consumers, load_global(axes + head)};
-  }
+  float scale;   // of the scores, times log2(e)
+  int* tickets;  // how many items have been taken: 0 at the start
 };
 
 // What a consumer is told about an item, so that it keeps no list of its own in registers.

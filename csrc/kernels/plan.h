@@ -7,8 +7,7 @@
 //   full      all lanes of the planner                producers, consumers
 //   empty     each producer, all of every consumer    planner
 #pragma once
-#include "kernels/params.h"
-#include "prim/warp.h"
+#include "kernels/work_list.h"
 #include "tile/ring.h"
 
 namespace vsa {

@@ -32,16 +32,15 @@ class Planner {
                      const TokenTensor& second)
       : plan_(plan), rows_(rows), columns_(columns), first_(first), second_(second) {}
 
-  // What a block is dealt of a pass over query tiles.
+  // What a block takes of a pass over query tiles.
   template <class Params>
-  VSA_DEVICE void add_query_tiles(const Params& p) {
+  VSA_DEVICE void add_query_tiles(const Params& p, int* tickets) {
     const WorkList list(p.queries, Rows, p.batch, p.heads, p.query_axes);
     const int tiles = p.queries.grid.num_tiles(), sharing = p.heads / p.kv_heads;
-    for (int item = block_index(); item < list.items; item += block_count()) {
-      const Work work = list.work(item, Rows);
+    list.take_each(tickets, Rows, [&](const Work& work) {
       add(work, bitmap_of(p.selected, work.batch, p.heads, work.head, tiles, words()),
           work.head / sharing);
-    }
+    });
   }
 
   // An item. bitmaps: [heads, tiles of the rows' video, words]; the columns of the first are those

@@ -47,6 +47,7 @@ struct FineForward {
   const uint64_t* key_text_rows;    // likewise of the keys
   const int* query_axes;            // [batch, heads] of AxisChoice
   float* lse;                       // [batch, heads, S_q]
+  int* tickets;                     // one int of scratch
 };
 
 // out = gate_fine * fine + gate_coarse * coarse[tile of the token]
@@ -81,7 +82,7 @@ struct FineBackward {
   const float *grad_q_means, *grad_k_means, *grad_v_means;
   const float* lse;       // [batch, heads, S_q]
   const float* grad_lse;  // likewise, or null
-  int* tickets;           // one int of scratch
+  int* tickets;           // two ints of scratch
   void* row_stats;        // [batch, heads, tiles of the queries, 2, 64] floats, written and read
 };
 

@@ -72,7 +72,7 @@ std::string fine_backward(const FineBackward& call, int device, void* opaque_str
     using Keys = FineBackwardKeys<FineBackwardKeysConfig<Element, head_dim()>>;
     using Queries = FineBackwardQueries<FineBackwardQueriesConfig<Element, head_dim()>>;
     static_assert(Keys::kConsumers == kKeyTilesPerGroup, "the order of items is made for this");
-    error = cudaMemsetAsync(call.tickets, 0, sizeof(int), stream);
+    error = cudaMemsetAsync(call.tickets, 0, 2 * sizeof(int), stream);
     if (error != cudaSuccess) return;
     error = launch_persistent<Keys>(params, params.keys, params.kv_heads, device, stream);
     if (error != cudaSuccess) return;

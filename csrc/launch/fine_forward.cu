@@ -13,6 +13,8 @@ std::string launch_forward(const FineForward& call, int device, cudaStream_t str
   cudaError_t error = cudaSuccess;
   const bool found = with_config(call, [&](auto element, auto head_dim) {
     using Config = FineForwardConfig<decltype(element), head_dim()>;
+    error = cudaMemsetAsync(call.tickets, 0, sizeof(int), stream);
+    if (error != cudaSuccess) return;
     error = launch_persistent<vsa::FineForward<Config, Epilogue>>(params, params.queries,
                                                                   params.heads, device, stream);
   });

@@ -35,6 +35,7 @@ std::string emulate_forward(const FineForward& call, int blocks, unsigned seed) 
     return error;
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Config = FineForwardConfig<decltype(element), head_dim()>;
+    *call.tickets = 0;
     run_blocks<vsa::FineForward<Config, Epilogue>>(params, blocks, seed);
   });
 }
@@ -92,7 +93,7 @@ std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigne
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
     constexpr int D = head_dim();
-    *call.tickets = 0;
+    std::fill_n(call.tickets, 2, 0);
     run_blocks<FineBackwardKeys<FineBackwardKeysConfig<Element, D>>>(params, blocks, seed);
     run_blocks<FineBackwardQueries<FineBackwardQueriesConfig<Element, D>>>(params, blocks, seed);
   });

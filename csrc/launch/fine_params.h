@@ -58,6 +58,7 @@ std::string make_params(FineForwardParams& p, const FineForward& call, Encode en
   p.heads = call.heads;
   p.kv_heads = call.kv_heads;
   p.scale = call.scale * static_cast<float>(M_LOG2E);
+  p.tickets = call.tickets;
   return make_tensors({{"q", p.q, call.q, call.grid, call.heads},
                        {"k", p.k, call.k, call.kv_grid, call.kv_heads},
                        {"v", p.v, call.v, call.kv_grid, call.kv_heads},
@@ -75,7 +76,8 @@ std::string make_params(FineBackwardParams& p, const FineBackward& call, Encode 
   p.query_axes = call.query_axes;
   p.key_axes = call.key_axes;
   p.order = call.order;
-  p.tickets = call.tickets;
+  p.key_tickets = call.tickets;
+  p.query_tickets = call.tickets + 1;
   p.grad_q_means = {call.grad_q_means};
   p.grad_k_means = {call.grad_k_means};
   p.grad_v_means = {call.grad_v_means};

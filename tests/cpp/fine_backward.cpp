@@ -36,7 +36,7 @@ struct Problem {
   // In one layer both axes give the same order.
   int query_axes[kHeads] = {kAlongT, kAlongW}, key_axes[kKvHeads] = {kAlongT};
   std::vector<int> order;
-  int tickets = 0;
+  int tickets[2] = {};
   std::vector<RowStats> stats;
 
   Problem(Selection selection, unsigned seed)
@@ -125,7 +125,7 @@ struct Problem {
     call.query_axes = query_axes;
     call.key_axes = key_axes;
     call.order = order.data();
-    call.tickets = &tickets;
+    call.tickets = tickets;
     call.row_stats = stats.data();
     return call;
   }

@@ -21,6 +21,7 @@ struct Problem {
   const float scale = 1 / std::sqrt(static_cast<float>(D));
   Tensor q{tokens, kHeads}, k{tokens, kKvHeads}, v{tokens, kKvHeads}, out{tokens, kHeads};
   Sums wanted{tokens, kHeads};
+  int tickets = 0;
   std::vector<float> lse;          // [heads, tokens]
   std::vector<double> wanted_lse;  // likewise
   std::vector<uint32_t> selected;  // [heads, tiles]
@@ -78,6 +79,7 @@ struct Problem {
     call.selected = selected.data();
     call.query_axes = query_axes;
     call.lse = lse.data();
+    call.tickets = &tickets;
     return call;
   }
 };

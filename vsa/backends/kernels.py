@@ -23,7 +23,7 @@ from vsa.backends.layout import Plan
 from vsa.grid import SLOTS, Extent, Grid
 
 EMULATED_BLOCKS = 2
-"""Blocks of the persistent grid in the emulator: enough for each to have several work items."""
+"""Blocks of the persistent grid in the emulator: one that takes all items, one that finds none."""
 EMULATED_SEED = 0
 """Of the emulator's schedule: in which order agents run, and when copies and products land."""
 ALIGNMENT = 16
@@ -95,6 +95,7 @@ def forward(
     words, rows = words.contiguous(), rows_of_text(text_valid, q, plan)
     clean = [without_invalid_text(x, text_valid, plan.kv_grid) for x in (k, v)]
     axes = neighbour_axes(words, plan.grid.tiles, q.shape[2])
+    tickets = torch.empty(1, dtype=torch.int32, device=q.device)
     call = _C.FineForward(
         q=views(q, q, plan.grid),
         k=views(k, clean[0], plan.kv_grid),
@@ -104,6 +105,7 @@ def forward(
         scale=scale,
         query_axes=axes.data_ptr(),
         lse=lse.data_ptr(),
+        tickets=tickets.data_ptr(),
         **shared_arguments(q, k, words, rows, plan),
     )
     run(call, q.device)

@@ -102,7 +102,7 @@ def gated_backward(
     row_stats = torch.empty(
         *q.shape[::2], query_tiles, 2, SLOTS, dtype=torch.float32, device=q.device
     )
-    tickets = torch.empty(1, dtype=torch.int32, device=q.device)
+    tickets = torch.empty(2, dtype=torch.int32, device=q.device)
     rows = kernels.rows_of_text(text_valid, q, plan)
     clean = [
         kernels.without_invalid_text(x, text_valid, grid)

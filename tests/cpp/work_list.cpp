@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// Lets a few blocks take all items of random sequences, and holds what they get against what there
+// is to do.
+//
+//   work_list NAMESPACE SEEDS    "seed N: " and the first report within so many, or "nothing"
+//
+// The namespaces are vsa, or those of VSA_EACH_BUG: tests/test_work_list.py writes them, each with
+// a list of its own that has a bug.
+#include "kernels/work_list.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <random>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "prim/host_block.h"
+
+namespace vsa::test {
+namespace {
+
+void require(bool holds, const char* what) {
+  if (!holds) throw std::runtime_error(what);
+}
+
+struct Problem {
+  std::mt19937 rng;
+  const int consumers, batch, heads;
+  const TiledSequence sequence;
+  std::vector<int> axes;  // [batch, heads]
+  int tickets = 0;
+
+  explicit Problem(unsigned seed)
+      : rng(seed),
+        consumers(1 + below(4)),
+        batch(1 + below(3)),
+        heads(1 + below(4)),
+        sequence{make_grid({1 + below(9), 1 + below(9), 1 + below(20)}, {4, 4, 4}, 0, 0), below(9),
+                 nullptr} {
+    for (int i = 0; i < batch * heads; ++i) axes.push_back(below(2));
+  }
+
+  int below(int end) { return static_cast<int>(rng() % static_cast<unsigned>(end)); }
+};
+
+// A block of which only the warp that plans does anything.
+template <class List, class Work>
+struct Taking {
+  static constexpr int kConsumers = 1, kThreads = (1 + kConsumers) * kWarpgroupThreads;
+  static constexpr int kProducers = 1;
+  static constexpr int kProducerRegisters = 24, kConsumerRegisters = 24;
+
+  struct Params {
+    Problem& problem;
+    std::vector<Work>& taken;
+  };
+  struct SharedMemory {};
+
+  static void init_barriers(SharedMemory&) {}
+  static void prologue(const Params&, SharedMemory&, int, int) {}
+  static void plan(const Params& p, SharedMemory&) {
+    Problem& problem = p.problem;
+    const List list(problem.sequence, problem.consumers, problem.batch, problem.heads,
+                    problem.axes.data());
+    list.take_each(&problem.tickets, problem.consumers,
+                   [&](const Work& work) { p.taken.push_back(work); });
+  }
+  static void produce(const Params&, SharedMemory&, int) {}
+  static void consume(const Params&, SharedMemory&, int) {}
+};
+
+template <class Work>
+void check(const Problem& problem, const std::vector<Work>& taken) {
+  std::set<std::tuple<int, int, int>> seen;
+  bool video = false;
+  std::tuple<int, int, int> before = {};
+  for (const Work& work : taken) {
+    const std::tuple<int, int, int> item = {work.batch, work.head, work.first_place};
+    require(work.batch >= 0 && work.batch < problem.batch && work.head >= 0 &&
+                work.head < problem.heads && work.first_place >= 0 &&
+                work.first_place < problem.sequence.num_tiles() &&
+                work.first_place % problem.consumers == 0,
+            "WRONG ITEM: there is none like it");
+    require(seen.insert(item).second, "WRONG ITEM: it comes twice");
+    require(work.axis == problem.axes[work.batch * problem.heads + work.head], "WRONG AXIS");
+    const bool text = work.first_place < problem.sequence.text_tiles;
+    require(!(text && video), "WRONG ORDER: text comes late");
+    const bool begins = seen.size() == 1 || video == text;
+    require(begins || item > before, "WRONG ORDER: of heads or within one");
+    video = !text;
+    before = item;
+  }
+  const int groups = ceil_div(problem.sequence.num_tiles(), problem.consumers);
+  require(static_cast<int>(seen.size()) == problem.batch * problem.heads * groups,
+          "WRONG ITEM: one is missing");
+}
+
+template <class List, class Work>
+std::string first_report(unsigned seeds) {
+  for (unsigned seed = 0; seed < seeds; ++seed) {
+    try {
+      Problem problem(seed);
+      std::vector<Work> taken;
+      for (int block = 0; block < 2; ++block)
+        host::run_block<Taking<List, Work>>({problem, taken}, block, 2, seed);
+      check(problem, taken);
+    } catch (const std::runtime_error& report) {
+      return "seed " + std::to_string(seed) + ": " + report.what();
+    }
+  }
+  return "nothing";
+}
+
+#ifndef VSA_EACH_BUG
+#define VSA_EACH_BUG(LIST) LIST(vsa)
+#endif
+
+std::string answer(const std::string& space, unsigned seeds) {
+#define VSA_LIST(name) \
+  if (space == #name) return first_report<name::WorkList, name::Work>(seeds);
+  VSA_EACH_BUG(VSA_LIST)
+  return "?";
+}
+
+}  // namespace
+}  // namespace vsa::test
+
+int main(int argc, char** argv) {
+  std::puts(argc == 3 ? vsa::test::answer(argv[1], std::stoul(argv[2])).c_str() : "?");
+}
