@@ -50,6 +50,7 @@ def test_every_item_comes_once_and_text_first(compiler, tmp_path):
     flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
     program = build(compiler, PROGRAM, tmp_path / "work_list", *flags)
     assert program("vsa", 10 * SEEDS) == "nothing"
+    assert program("tickets left", 1) == "seed 0: TICKETS LEFT: the counter is 3, not 0"
 
 
 def test_bugs_are_reported_by_name(compiler, tmp_path):

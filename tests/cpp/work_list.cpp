@@ -2,7 +2,8 @@
 // Lets a few blocks take all items of random sequences, and holds what they get against what there
 // is to do.
 //
-//   work_list NAMESPACE SEEDS    "seed N: " and the first report within so many, or "nothing"
+//   work_list NAMESPACE SEEDS         "seed N: " and the first report within so many, or "nothing"
+//   work_list "tickets left" SEEDS    likewise where a launch before has taken some
 //
 // The namespaces are vsa, or those of VSA_EACH_BUG: tests/test_work_list.py writes them, each with
 // a list of its own that has a bug.
@@ -98,14 +99,18 @@ void check(const Problem& problem, const std::vector<Work>& taken) {
           "WRONG ITEM: one is missing");
 }
 
+// tickets: that are taken before there are any blocks
 template <class List, class Work>
-std::string first_report(unsigned seeds) {
+std::string first_report(unsigned seeds, int tickets = 0) {
   for (unsigned seed = 0; seed < seeds; ++seed) {
     try {
       Problem problem(seed);
-      std::vector<Work> taken;
+      problem.tickets = tickets;
+      std::vector<Work> of_block[2], taken;
       for (int block = 0; block < 2; ++block)
-        host::run_block<Taking<List, Work>>({problem, taken}, block, 2, seed);
+        host::run_block<Taking<List, Work>>({problem, of_block[block]}, block, 2, seed);
+      for (size_t i = 0; i < of_block[0].size() + of_block[1].size(); ++i)
+        taken.push_back(of_block[i % 2].at(i / 2));
       check(problem, taken);
     } catch (const std::runtime_error& report) {
       return "seed " + std::to_string(seed) + ": " + report.what();
@@ -122,6 +127,7 @@ std::string answer(const std::string& space, unsigned seeds) {
 #define VSA_LIST(name) \
   if (space == #name) return first_report<name::WorkList, name::Work>(seeds);
   VSA_EACH_BUG(VSA_LIST)
+  if (space == "tickets left") return first_report<WorkList, Work>(seeds, 3);
   return "?";
 }
 

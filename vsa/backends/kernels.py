@@ -23,7 +23,7 @@ from vsa.backends.layout import Plan
 from vsa.grid import SLOTS, Extent, Grid
 
 EMULATED_BLOCKS = 2
-"""Blocks of the persistent grid in the emulator: one that takes all items, one that finds none."""
+"""Blocks of the persistent grid in the emulator: enough for each to have several work items."""
 EMULATED_SEED = 0
 """Of the emulator's schedule: in which order agents run, and when copies and products land."""
 ALIGNMENT = 16
