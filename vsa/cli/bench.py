@@ -72,8 +72,8 @@ def bench(
             "--lists",
             parser=parse_lists,
             metavar="KIND",
-            help="chosen by attention itself; random or correlated ones, or those of a file that "
-            "bench/captured.py wrote, which leaves the coarse stage and the choice out.",
+            help="Which tiles are kept: chosen by attention from q and k; or, without the coarse "
+            "stage and the choice, random, correlated, or a file of bench/captured.py.",
         ),
     ] = CHOSEN,
     with_stages: Annotated[
