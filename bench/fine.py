@@ -116,7 +116,7 @@ def main() -> None:
     for head_dim in (128, 64):
         for shape, heads in SHAPES:
             is_captured = lists.layer_name(vsa.Grid(shape)) in kept
-            kinds = lists.KINDS if is_captured else lists.KINDS[:2]
+            kinds = lists.KINDS if is_captured else lists.DRAWN
             for row in measure(head_dim, shape, heads, kinds, arguments.lists):
                 rows.append(row)
                 print(

@@ -19,7 +19,8 @@ from torch.nn import functional
 import vsa
 from vsa.backends import kernels
 
-KINDS = ("random", "correlated", "captured")
+DRAWN = ("random", "correlated")
+KINDS = (*DRAWN, "captured")
 
 
 def selection(

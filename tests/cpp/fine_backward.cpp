@@ -105,24 +105,12 @@ struct Problem {
   const char* wrong_of_queries() const { return wanted_q.agrees(grad_q) ? nullptr : "dq"; }
 
   launch::FineBackward call() {
-    launch::FineBackward call{};
-    call.q = q.sequence();
-    call.k = k.sequence();
-    call.v = v.sequence();
+    auto call = call_for<launch::FineBackward>(*this);
     call.grad_out = grad_out.sequence();
     call.grad_q = grad_q.sequence();
     call.grad_k = grad_k.sequence();
     call.grad_v = grad_v.sequence();
-    call.grid = call.kv_grid = grid;
-    call.batch = 1;
-    call.heads = kHeads;
-    call.kv_heads = kKvHeads;
-    call.head_dim = D;
-    call.element = launch::ElementType::Bf16;
-    call.scale = scale;
-    call.selected = selected.data();
     call.transposed = transposed.data();
-    call.query_axes = query_axes;
     call.key_axes = key_axes;
     call.order = order.data();
     call.tickets = tickets;
@@ -131,22 +119,16 @@ struct Problem {
   }
 };
 
-// What is wrong, or nothing.
+// Throws what is wrong.
 template <class Kernel, class TightKernel>
-std::string report(Selection selection, unsigned seed, const char* (Problem::*wrong)() const) {
+void check(Selection selection, unsigned seed, const char* (Problem::*wrong)() const) {
   Problem problem(selection, seed);
-  const launch::FineBackward call = problem.call();
   FineBackwardParams params;
-  if (const std::string error = make_params(params, call, launch::encode_for_emulator);
-      !error.empty())
-    return error;
-  try {
-    seed % 2 == 0 ? run<Kernel>(params, seed) : run<TightKernel>(params, seed);
-  } catch (const host::Hazard& hazard) {
-    return hazard.what();
-  }
+  const std::string error = make_params(params, problem.call(), launch::encode_for_emulator);
+  require(error.empty(), error);
+  seed % 2 == 0 ? run<Kernel>(params, seed) : run<TightKernel>(params, seed);
   const char* gradient = (problem.*wrong)();
-  return gradient != nullptr ? std::string("WRONG NUMBERS in ") + gradient : "";
+  require(gradient == nullptr, std::string("WRONG NUMBERS in ") + (gradient ? gradient : ""));
 }
 
 template <template <class> class Kernel, class Config, class TightConfig>
@@ -154,7 +136,7 @@ std::string first_report(Selection selection,
                          unsigned seeds,
                          const char* (Problem::*wrong)() const) {
   return first_of(seeds, [=](unsigned seed) {
-    return report<Kernel<Config>, Kernel<TightConfig>>(selection, seed, wrong);
+    check<Kernel<Config>, Kernel<TightConfig>>(selection, seed, wrong);
   });
 }
 

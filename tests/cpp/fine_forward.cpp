@@ -64,49 +64,30 @@ struct Problem {
   }
 
   launch::FineForward call() {
-    launch::FineForward call{};
-    call.q = q.sequence();
-    call.k = k.sequence();
-    call.v = v.sequence();
+    auto call = call_for<launch::FineForward>(*this);
     call.out = out.sequence();
-    call.grid = call.kv_grid = grid;
-    call.batch = 1;
-    call.heads = kHeads;
-    call.kv_heads = kKvHeads;
-    call.head_dim = D;
-    call.element = launch::ElementType::Bf16;
-    call.scale = scale;
-    call.selected = selected.data();
-    call.query_axes = query_axes;
     call.lse = lse.data();
     call.tickets = &tickets;
     return call;
   }
 };
 
-// What is wrong, or nothing.
+// Throws what is wrong.
 template <class Kernel, class TightKernel>
-std::string report(Selection selection, unsigned seed) {
+void check(Selection selection, unsigned seed) {
   Problem problem(selection, seed);
-  const launch::FineForward call = problem.call();
   FineForwardParams params;
-  if (const std::string error = make_params(params, call, launch::encode_for_emulator);
-      !error.empty())
-    return error;
-  try {
-    seed % 2 == 0 ? run<Kernel>(params, seed) : run<TightKernel>(params, seed);
-  } catch (const host::Hazard& hazard) {
-    return hazard.what();
-  }
+  const std::string error = make_params(params, problem.call(), launch::encode_for_emulator);
+  require(error.empty(), error);
+  seed % 2 == 0 ? run<Kernel>(params, seed) : run<TightKernel>(params, seed);
   const char* wrong = problem.wrong();
-  return wrong != nullptr ? std::string("WRONG NUMBERS in ") + wrong : "";
+  require(wrong == nullptr, std::string("WRONG NUMBERS in ") + (wrong ? wrong : ""));
 }
 
 template <template <class...> class Kernel, class Config, class TightConfig>
 std::string first_report(Selection selection, unsigned seeds) {
-  return first_of(seeds, [=](unsigned seed) {
-    return report<Kernel<Config>, Kernel<TightConfig>>(selection, seed);
-  });
+  return first_of(
+      seeds, [=](unsigned seed) { check<Kernel<Config>, Kernel<TightConfig>>(selection, seed); });
 }
 
 #ifndef VSA_EACH_BUG

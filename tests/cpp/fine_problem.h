@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What small problems for the kernels of the fine stage share: tensors, selections, sums in fp64,
-// and rings of as few stages as they may have.
+// calls, and rings of as few stages as they may have.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -12,6 +12,7 @@
 #include "launch/emulated_map.h"
 #include "launch/fine_params.h"
 #include "prim/host_block.h"
+#include "reports.h"
 
 namespace vsa::test {
 namespace {
@@ -141,13 +142,23 @@ struct Attended {
   }
 };
 
-// "seed N: " and the first of the reports within so many seeds, or "nothing".
-template <class Report>
-std::string first_of(unsigned seeds, Report report) {
-  for (unsigned seed = 0; seed < seeds; ++seed)
-    if (const std::string text = report(seed); !text.empty())
-      return "seed " + std::to_string(seed) + ": " + text;
-  return "nothing";
+// A call of either direction, with what they share filled in.
+template <class Call, class Problem>
+Call call_for(Problem& problem) {
+  Call call{};
+  call.q = problem.q.sequence();
+  call.k = problem.k.sequence();
+  call.v = problem.v.sequence();
+  call.grid = call.kv_grid = problem.grid;
+  call.batch = 1;
+  call.heads = kHeads;
+  call.kv_heads = kKvHeads;
+  call.head_dim = D;
+  call.element = launch::ElementType::Bf16;
+  call.scale = problem.scale;
+  call.selected = problem.selected.data();
+  call.query_axes = problem.query_axes;
+  return call;
 }
 
 template <class Kernel>

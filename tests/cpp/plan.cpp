@@ -10,26 +10,18 @@
 #include <bit>
 #include <cstdio>
 #include <random>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "kernels/planner.h"
 #include "prim/host_block.h"
+#include "reports.h"
 
 namespace vsa::test {
 namespace {
 
 constexpr int kBatch = 2, kKeyHeads = 2;
 constexpr Axes kTile = {3, 5, 4};
-
-// The plan is not what the selection asks for.
-struct Wrong : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-void require(bool holds, const std::string& what) {
-  if (!holds) throw Wrong(what);
-}
 
 struct Item {
   Work work;
@@ -365,17 +357,12 @@ void run(unsigned seed) {
 
 template <template <int, int> class Plan, template <int, int, int, int, int> class Planner>
 std::string first_report(unsigned seeds) {
-  for (unsigned seed = 0; seed < seeds; ++seed) {
-    try {
-      seed / 2 % 2 == 0   ? seed / 4 % 2 == 0 ? run<Plan, Planner, Sizes<2, 8, 40, 4, 6>>(seed)
-                                              : run<Plan, Planner, Sizes<2, 2, 20, 4, 5>>(seed)
-      : seed / 4 % 2 == 0 ? run<Plan, Planner, Sizes<3, 8, 96, 4, 6>>(seed)
-                          : run<Plan, Planner, Sizes<3, 2, 7, 9, 12>>(seed);
-    } catch (const std::runtime_error& report) {
-      return "seed " + std::to_string(seed) + ": " + report.what();
-    }
-  }
-  return "nothing";
+  return first_of(seeds, [](unsigned seed) {
+    seed / 2 % 2 == 0   ? seed / 4 % 2 == 0 ? run<Plan, Planner, Sizes<2, 8, 40, 4, 6>>(seed)
+                                            : run<Plan, Planner, Sizes<2, 2, 20, 4, 5>>(seed)
+    : seed / 4 % 2 == 0 ? run<Plan, Planner, Sizes<3, 8, 96, 4, 6>>(seed)
+                        : run<Plan, Planner, Sizes<3, 2, 7, 9, 12>>(seed);
+  });
 }
 
 #ifndef VSA_EACH_BUG

@@ -13,19 +13,15 @@
 #include <cstdio>
 #include <random>
 #include <set>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "prim/host_block.h"
+#include "reports.h"
 
 namespace vsa::test {
 namespace {
-
-void require(bool holds, const char* what) {
-  if (!holds) throw std::runtime_error(what);
-}
 
 struct Problem {
   std::mt19937 rng;
@@ -102,21 +98,16 @@ void check(const Problem& problem, const std::vector<Work>& taken) {
 // tickets: that are taken before there are any blocks
 template <class List, class Work>
 std::string first_report(unsigned seeds, int tickets = 0) {
-  for (unsigned seed = 0; seed < seeds; ++seed) {
-    try {
-      Problem problem(seed);
-      problem.tickets = tickets;
-      std::vector<Work> of_block[2], taken;
-      for (int block = 0; block < 2; ++block)
-        host::run_block<Taking<List, Work>>({problem, of_block[block]}, block, 2, seed);
-      for (size_t i = 0; i < of_block[0].size() + of_block[1].size(); ++i)
-        taken.push_back(of_block[i % 2].at(i / 2));
-      check(problem, taken);
-    } catch (const std::runtime_error& report) {
-      return "seed " + std::to_string(seed) + ": " + report.what();
-    }
-  }
-  return "nothing";
+  return first_of(seeds, [=](unsigned seed) {
+    Problem problem(seed);
+    problem.tickets = tickets;
+    std::vector<Work> of_block[2], taken;
+    for (int block = 0; block < 2; ++block)
+      host::run_block<Taking<List, Work>>({problem, of_block[block]}, block, 2, seed);
+    for (size_t i = 0; i < of_block[0].size() + of_block[1].size(); ++i)
+      taken.push_back(of_block[i % 2].at(i / 2));
+    check(problem, taken);
+  });
 }
 
 #ifndef VSA_EACH_BUG

@@ -35,7 +35,7 @@ CHOSEN = "chosen"
 
 def parse_lists(text: str) -> str:
     """A kind of lists, or the file that holds captured ones."""
-    if text not in (CHOSEN, *lists_of.KINDS[:2]) and not Path(text).is_file():
+    if text not in (CHOSEN, *lists_of.DRAWN) and not Path(text).is_file():
         raise typer.BadParameter(
             f"lists must be chosen, random, correlated or a file, but they are {text!r}"
         )
@@ -162,9 +162,8 @@ def _selection(kind: str, layer: Shape, share: float, device: torch.device) -> v
     """The lists of a layer; none where attention chooses."""
     if kind == CHOSEN:
         return None
-    file = None if kind in lists_of.KINDS else Path(kind)
+    kind, file = (kind, None) if kind in lists_of.DRAWN else ("captured", Path(kind))
     topk = vsa.checks.top_k(share, layer.grid.num_tiles)
-    kind = "captured" if file else kind
     try:
         return lists_of.selection(kind, layer.grid, layer.heads, topk, device, file)
     except ValueError as error:
