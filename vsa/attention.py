@@ -44,8 +44,9 @@ def attention(
         k: likewise with the keys' grid; its heads divide those of q.
         v: like k.
         topk: key tiles per query tile: an int (clamped to their number); a float in (0, 1], their
-            share, ceil(topk * n), at least 1; a tuple with one of these for each query head; or a
-            ``vsa.TopP``, as many as hold a share of the softmax. None only beside ``selection``.
+            share, ceil(topk * n), at least 1; a tuple with one of these for each query head; a
+            tensor () of one of these on the CPU; or a ``vsa.TopP``, as many as hold a share of the
+            softmax. None only beside ``selection``. Numbers that vary do not compile code again.
         grid: (T, H, W) or ``vsa.Grid`` of the queries; None takes it from a video-shaped q, or cuts
             a flat one into runs of 64 tokens.
         kv_grid: the keys' grid where it differs.
@@ -87,7 +88,7 @@ def attention(
     num_key_tiles = call.kv_grid.num_tiles
     given = selection is not None and topk is None
     budget = resolve(1.0 if given else topk, num_key_tiles, call.q.shape[2])
-    choose = selection is None and not budget.is_everything(num_key_tiles)
+    choose = selection is None and not budget.is_everything
 
     with torch.autocast(call.q.device.type, enabled=False):
         means: list[Tensor] = []

@@ -6,6 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from vsa import checks
 
 
@@ -37,8 +40,9 @@ class TopP:
         checks.top_k(self.floor, num_tiles=1, name="floor")
 
 
-TopK = float | TopP | Sequence[float]
-"""What ``topk`` may be: an int, a float in (0, 1], a ``TopP``, or an int or float per head."""
+TopK = float | TopP | Sequence[float] | Tensor
+"""What ``topk`` may be: an int, a float in (0, 1], a ``TopP``, an int or float per head, or a
+tensor () on the CPU that holds an int or float."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,20 @@ class Budget:
     Attributes:
         counts: least tiles of a row, from 1 to n_k; one number for all query heads, or one each.
         mass: least share of a row's softmax, 0 for none.
+        is_everything: whether all tiles are kept whatever the scores.
+        numbers: what stands for all of these in compiled code that was made for numbers that vary,
+            (1 + one or heads,) fp64 on the CPU: the mass, then shares of the tiles.
     """
 
     counts: tuple[int, ...]
     mass: float = 0.0
+    is_everything: bool = False
+    numbers: Tensor | None = None
 
     @property
     def most(self) -> int | None:
-        """The most tiles that a row keeps, None if only the scores can tell."""
-        return None if self.mass else max(self.counts)
-
-    def is_everything(self, num_tiles: int) -> bool:
-        """Whether all tiles are kept whatever the scores."""
-        return min(self.counts) >= num_tiles
+        """The most tiles that a row keeps, None if only the scores or ``numbers`` can tell."""
+        return None if self.mass or self.numbers is not None else max(self.counts)
 
 
 def resolve(topk: object, num_tiles: int, heads: int) -> Budget:
@@ -69,14 +74,74 @@ def resolve(topk: object, num_tiles: int, heads: int) -> Budget:
     Raises:
         ValueError, TypeError: in one sentence that names ``topk``.
     """
+    mass, values, names = 0.0, (topk,), ["topk"]
     if isinstance(topk, TopP):
-        return Budget((checks.top_k(topk.floor, num_tiles),), topk.mass)
-    if isinstance(topk, (tuple, list)):
+        mass, values, names = topk.mass, (topk.floor,), ["floor"]
+    elif isinstance(topk, (tuple, list)):
         checks.one_per_head("topk", topk, heads)
-        return Budget(
-            tuple(
-                checks.top_k(each, num_tiles, name=f"topk[{head}]")
-                for head, each in enumerate(topk)
-            )
-        )
-    return Budget((checks.top_k(topk, num_tiles),))
+        values, names = tuple(topk), [f"topk[{head}]" for head in range(heads)]
+    elif isinstance(topk, Tensor):
+        checks.number_tensor("topk", topk)
+        if not torch.compiler.is_compiling():
+            values = (topk.item(),)
+    if torch.compiler.is_compiling() and _vary(mass, values):
+        return Budget((1,), numbers=_as_data(mass, values, num_tiles, names))
+    counts = tuple(
+        checks.top_k(value, num_tiles, name) for value, name in zip(values, names, strict=True)
+    )
+    everything = all(count >= num_tiles for count in counts) if _known(num_tiles, counts) else False
+    return Budget(counts, mass, everything)
+
+
+def counts_and_mass(
+    counts: Sequence[int], mass: float, numbers: Tensor | None, num_tiles: int
+) -> tuple[list[int], float]:
+    """The counts and the mass that a ``Budget`` stands for, when it is spent.
+
+    Raises:
+        ValueError: a share outside (0, 1] among ``numbers``.
+    """
+    if numbers is None:
+        return list(counts), mass
+    mass, *shares = numbers.tolist()
+    # A number of tiles above n_k is a share above 1.
+    return [checks.top_k(min(share, 1.0), num_tiles) for share in shares], mass
+
+
+def _known(num_tiles: int, counts: Sequence[int]) -> bool:
+    """Whether these are numbers: comparing symbols would make a graph for each answer."""
+    if not torch.compiler.is_compiling():
+        return True
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return all(has_static_value(number) for number in (num_tiles, *counts))
+
+
+def _vary(mass: float, values: Sequence[object]) -> bool:
+    """Whether torch.compile has been told that a number changes between calls.
+
+    Whole numbers may: they can be sizes. Fractions and what depends on them can be no sizes, and
+    would be constants again, and another graph, for every value.
+    """
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return any(
+        isinstance(value, Tensor) or (isinstance(value, float) and not has_static_value(value))
+        for value in (mass, *values)
+    )
+
+
+def _as_data(mass: float, values: Sequence[object], num_tiles: int, names: Sequence[str]) -> Tensor:
+    """``Budget.numbers``: as products, since these are what torch.compile makes data of."""
+    one = torch.ones((), dtype=torch.float64)
+    shares: list[Tensor] = []
+    for value, name in zip(values, names, strict=True):
+        if isinstance(value, Tensor):
+            share = value.double()
+            whole = not value.is_floating_point()
+        else:
+            checks.top_k(value, 1, name)
+            share, whole = one * value, not isinstance(value, float)  # type: ignore[operator]
+        # A half less, so that what is rounded up again is the number that it was.
+        shares.append((share - 0.5) / num_tiles if whole else share)
+    return torch.stack([one * mass, *shares])

@@ -16,21 +16,23 @@ if TYPE_CHECKING:
     from vsa.grid import Grid
     from vsa.select import Selection
 
+SYMBOLS = (torch.SymInt, torch.SymFloat)
+"""What numbers may be while torch.compile or torch.export traces a call."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def integer(name: str, value: object, at_least: int) -> int:
-    """A whole number of at least ``at_least``."""
-    # The first question is the quick one; the second is slow and for NumPy's numbers and the like.
-    if type(value) is not int and (
-        isinstance(value, bool) or not isinstance(value, numbers.Integral)
-    ):
-        raise TypeError(
-            f"{name} must be a whole number, but it is {value!r} of type {type(value).__name__}"
-        )
+    """A whole number of at least ``at_least``; one that is a symbol while tracing stays one."""
+    # The first question is the quick one; the last is slow and for NumPy's numbers and the like.
+    if type(value) is not int and not isinstance(value, torch.SymInt):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(
+                f"{name} must be a whole number, but it is {value!r} of type {type(value).__name__}"
+            )
+        value = operator.index(value)
     if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, but it is {value}")
-    return operator.index(value)  # under torch.compile too, where a size may be a symbol
+    return value  # type: ignore[return-value]
 
 
 def count(name: str, value: object) -> int:
@@ -72,13 +74,13 @@ def sequence_length(name: str, length: int, grid: Grid) -> None:
 
 def top_k(topk: object, num_tiles: int, name: str = "topk") -> int:
     """Key tiles that ``topk`` keeps of ``num_tiles``: an int is clamped, a float is a share."""
-    if isinstance(topk, bool) or not isinstance(topk, numbers.Real):
+    if isinstance(topk, bool) or not isinstance(topk, (*SYMBOLS, numbers.Real)):
         more = ", a vsa.TopP or a tuple with one of these numbers per head" * (name == "topk")
         raise TypeError(
             f"{name} must be an int (key tiles) or a float in (0, 1] (share of them){more}, "
             f"but it is {topk!r:.60} of type {type(topk).__name__}"
         )
-    if isinstance(topk, numbers.Integral):
+    if isinstance(topk, (torch.SymInt, numbers.Integral)):
         return min(integer(name, topk, at_least=1), num_tiles)
     value = float(topk)
     if not 0 < value <= 1:
@@ -86,6 +88,16 @@ def top_k(topk: object, num_tiles: int, name: str = "topk") -> int:
             f"{name} as a float is a share of the key tiles in (0, 1], but it is {topk}"
         )
     return max(1, math.ceil(value * num_tiles))
+
+
+def number_tensor(name: str, value: Tensor) -> None:
+    """A tensor () on the CPU: one number that is read without waiting for a device."""
+    kinds = (torch.bool, torch.complex64, torch.complex128)
+    if value.ndim or value.device.type != "cpu" or value.dtype in kinds:
+        raise ValueError(
+            f"{name} as a tensor must be a single number on the CPU, but it is {value.dtype} of "
+            f"the shape {tuple(value.shape)} on {value.device}"
+        )
 
 
 def share(name: str, value: object) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vsa import gated_ops, inputs
+from vsa.backends.layout import token_valid
 from vsa.coarse import coarse_attention
 from vsa.fine import fine, most_kept
 from vsa.grid import Grid
@@ -52,7 +53,12 @@ def gated_attention(
     if not is_one_operator(call.backend) or (gate_fine is None and gate_coarse is None):
         coarse = coarse_attention(means[0], means[1], means[2], call.scale) if means else None
         out, lse = fine(call, selection)
-        return combine(out.view(call.shape), coarse, gate_fine, gate_coarse, call.grid), lse
+        whole = combine(out.view(call.shape), coarse, gate_fine, gate_coarse, call.grid)
+        if gate_fine is not None and call.text_valid is not None:
+            # Zero times a gate is not zero where the gate of what is no token is NaN.
+            real = token_valid(call.text_valid, call.grid, out.device)
+            whole = whole.masked_fill(~real[..., None, None], 0)
+        return whole, lse
     if means and coarse is None:
         coarse = gated_ops.coarse_output(means[0], means[1], means[2], call.scale)
     gates = _for_kernels(gate_fine, call), _for_kernels(gate_coarse, call)
@@ -113,13 +119,12 @@ def combine(
     if gate_fine is not None:
         out = out * gate_fine.to(wide)
     if coarse is not None and gate_coarse is not None:
-        out = out + _broadcast_to_tokens(coarse, grid).view(fine.shape) * gate_coarse.to(wide)
+        rows = coarse.transpose(1, 2)[:, grid.tile_of_token(coarse.device)]
+        gate = gate_coarse.to(wide)
+        if not grid.text:
+            return (out + rows.view(fine.shape) * gate).to(fine.dtype)
+        # Text tokens get none of it, whatever their gate is.
+        gate = gate.expand(fine.shape).narrow(1, grid.prefix, grid.tokens)
+        text = (0, 0, 0, 0, grid.prefix, grid.suffix)
+        out = out + torch.nn.functional.pad(rows * gate, text)
     return out.to(fine.dtype)
-
-
-def _broadcast_to_tokens(coarse: Tensor, grid: Grid) -> Tensor:
-    """Every token gets its tile's row, text tokens zeros: -> (B, length, heads, head_dim)."""
-    rows = coarse.transpose(1, 2)[:, grid.tile_of_token(coarse.device)]
-    return (
-        torch.nn.functional.pad(rows, (0, 0, 0, 0, grid.prefix, grid.suffix)) if grid.text else rows
-    )

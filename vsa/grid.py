@@ -8,6 +8,7 @@ never padded.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,7 +50,11 @@ class Grid:
 
     def __post_init__(self) -> None:
         shape = checks.extent("grid", self.shape)
-        tile = best_tile(shape) if self.tile == "auto" else checks.tile("tile", self.tile, SLOTS)
+        if self.tile == "auto":
+            T, H, W = map(operator.index, shape)  # compiled code makes a graph for each of these
+            tile = best_tile((T, H, W))
+        else:
+            tile = checks.tile("tile", self.tile, SLOTS)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "tile", tile)
         object.__setattr__(self, "prefix", checks.count("prefix", self.prefix))
@@ -179,7 +184,10 @@ class Grid:
 
     @staticmethod
     def from_ints(ints: Sequence[int]) -> Grid:
-        """The inverse of ``as_ints``."""
+        """The inverse of ``as_ints``; extents that are symbols while tracing stay symbols."""
+        if any(isinstance(number, torch.SymInt) for number in ints):  # a hash would fix them
+            T, H, W, t, h, w, prefix, suffix = ints
+            return Grid((T, H, W), (t, h, w), prefix, suffix)
         return _grid_of_ints(*ints)
 
 
@@ -202,6 +210,11 @@ def best_tile(shape: Extent) -> Extent:
     shape = checks.extent("shape", shape)
     best = min((_num_tiles(shape, tile), max(tile), tile) for tile in _compact_tiles(shape))
     return best[2]
+
+
+# What torch.compiler.assume_constant_result sets, which would load torch._dynamo: the tile is found
+# when code is traced.
+best_tile._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _per_axis(function: Callable[[int, int], int], a: Extent, b: Extent) -> Extent:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ class VideoSparseAttention(nn.Module):
         dim: channels of the input and output.
         heads: query heads; head_dim = dim / heads.
         topk: key tiles per query tile, as in ``vsa.attention``; an attribute that a schedule may
-            change.
+            change, compiled or not.
         kv_heads: key and value heads, a divisor of ``heads``; None for as many.
         gates: None for the fine stage alone, "coarse" for the paper's fine-tuning form, "both" for
             its training form.
@@ -69,7 +70,8 @@ class VideoSparseAttention(nn.Module):
             raise ValueError(f'gates must be None, "coarse" or "both", but it is {gates!r}')
         resolve(topk, num_tiles=1, heads=heads)
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
-        self.topk, self.tile, self.backend = topk, tile, backend
+        self.tile, self.backend = tile, backend
+        self.topk = topk
         self.to_qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
         self.to_gate_compress = _gate(dim, start=0.0) if gates else None
         self.to_gate_fine = _gate(dim, start=1.0) if gates == "both" else None
@@ -108,7 +110,7 @@ class VideoSparseAttention(nn.Module):
             q,
             k,
             v,
-            self.topk,
+            self._topk_for_call(),
             grid=grid,
             tile=self.tile,
             gate_coarse=self._gate_of(self.to_gate_compress, x),
@@ -123,6 +125,26 @@ class VideoSparseAttention(nn.Module):
         return (
             None if projection is None else projection(x).unflatten(-1, (self.heads, self.head_dim))
         )
+
+    @property
+    def topk(self) -> TopK:
+        """Key tiles per query tile; a change of the number does not compile the layer again."""
+        if self._budget is not None:
+            return self._budget
+        return int(self._count) if self._counts else self._count
+
+    @topk.setter
+    def topk(self, value: TopK) -> None:
+        # torch.compile takes a module's ints for constants, but not its floats.
+        simple = isinstance(value, (int, float)) and not isinstance(value, bool)
+        self._budget = None if simple else value
+        self._counts = isinstance(value, int)
+        self._count = float(value) if simple else 0.0  # type: ignore[arg-type]
+
+    def _topk_for_call(self) -> TopK:
+        if self._budget is None and self._counts and torch.compiler.is_compiling():
+            return (torch.ones((), dtype=torch.float64) * self._count).long()
+        return self.topk
 
     def extra_repr(self) -> str:
         """What ``print(layer)`` says of the layer itself."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from vsa import bitmap
 from vsa.backends import kernels, kernels_backward, pytorch, pytorch_routing, routing
 from vsa.backends.layout import Plan, accumulation_dtype
+from vsa.budget import counts_and_mass
 from vsa.grid import Grid
 
 _FORWARD = {"torch": pytorch.forward, "hopper": kernels.forward, "emulated": kernels.forward}
@@ -45,8 +46,7 @@ def tile_means(xs: Sequence[Tensor], grids: Sequence[int]) -> list[Tensor]:
 
 
 def _grids(ints: Sequence[int]) -> list[Grid]:
-    numbers = [int(number) for number in ints]  # under torch.compile they may be symbols
-    return [Grid.from_ints(numbers[start : start + 8]) for start in range(0, len(numbers), 8)]
+    return [Grid.from_ints(ints[start : start + 8]) for start in range(0, len(ints), 8)]
 
 
 @tile_means.register_fake
@@ -81,6 +81,7 @@ def select_tiles(
     topk: Sequence[int],
     scale: float,
     mass: float = 0.0,
+    numbers: Tensor | None = None,
 ) -> Tensor:
     """The key tiles with the largest scores scale * q_means . k_means for every query tile.
 
@@ -96,11 +97,14 @@ def select_tiles(
         topk: from 1 to n_k; one number for all query heads, or one each.
         scale: factor of the scores.
         mass: in [0, 1].
+        numbers: stands for both ``topk`` and ``mass`` where they vary in compiled code, see
+            ``vsa.budget.Budget``; (1 + one or heads,) fp64 on the CPU.
 
     Returns:
         (B, heads, n_q, words) int32.
     """
-    words, _ = _routing_of(q_means, topk).select(q_means, k_means, must, topk, scale, mass)
+    counts, mass = counts_and_mass(topk, mass, numbers, k_means.shape[2])
+    words, _ = _routing_of(q_means, counts).select(q_means, k_means, must, counts, scale, mass)
     return words
 
 
@@ -110,7 +114,7 @@ def _routing_of(means: Tensor, topk: Sequence[int]) -> Any:
 
 
 @select_tiles.register_fake
-def _(q_means, k_means, must, topk, scale, mass=0.0):
+def _(q_means, k_means, must, topk, scale, mass=0.0, numbers=None):
     return q_means.new_empty(
         *q_means.shape[:3], bitmap.num_words(k_means.shape[2]), dtype=torch.int32
     )
@@ -125,6 +129,7 @@ def select_and_attend(
     topk: Sequence[int],
     scale: float,
     mass: float = 0.0,
+    numbers: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``select_tiles``, and the coarse attention out of the same scores.
 
@@ -136,16 +141,19 @@ def select_and_attend(
         topk: likewise.
         scale: likewise.
         mass: likewise.
+        numbers: likewise.
 
     Returns:
         words: (B, heads, n_q, words) int32, the selection.
         coarse: (B, heads, n_q, head_dim), the type of the means, contiguous; without gradient.
     """
-    return _routing_of(q_means, topk).select(q_means, k_means, must, topk, scale, mass, v_means)
+    counts, mass = counts_and_mass(topk, mass, numbers, k_means.shape[2])
+    routing_of_means = _routing_of(q_means, counts)
+    return routing_of_means.select(q_means, k_means, must, counts, scale, mass, v_means)
 
 
 @select_and_attend.register_fake
-def _(q_means, k_means, v_means, must, topk, scale, mass=0.0):
+def _(q_means, k_means, v_means, must, topk, scale, mass=0.0, numbers=None):
     words = q_means.new_empty(
         *q_means.shape[:3], bitmap.num_words(k_means.shape[2]), dtype=torch.int32
     )

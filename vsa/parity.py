@@ -6,6 +6,7 @@ The tests and ``vsa check`` hold every backend to the same list.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from vsa import reference
 from vsa.attention import attention
-from vsa.budget import TopK, TopP
+from vsa.budget import TopP
 from vsa.grid import Grid
 from vsa.select import Selection
 
@@ -31,7 +32,7 @@ class Problem:
     heads: int = 2
     kv_heads: int = 2
     head_dim: int = 16
-    topk: TopK = 3
+    topk: float | TopP | Sequence[float] = 3
     prefix: int = 0
     suffix: int = 0
     kv_grid: tuple[int, int, int] | None = None

@@ -190,7 +190,13 @@ def select_tiles(
     if isinstance(must, str):
         must = torch.eye(call.grid.num_tiles, dtype=torch.bool, device=q_means.device)
     words = ops.select_tiles(
-        q_means.detach(), k_means.detach(), must, budget.counts, call.scale, budget.mass
+        q_means.detach(),
+        k_means.detach(),
+        must,
+        budget.counts,
+        call.scale,
+        budget.mass,
+        budget.numbers,
     )
     return Selection(words, call.kv_grid.num_tiles, call.grid, call.kv_grid, most)
 
@@ -210,7 +216,14 @@ def select_and_attend(
     """
     q_means, k_means, v_means = means
     words, coarse = ops.select_and_attend(
-        q_means, k_means, v_means, None, budget.counts, call.scale, budget.mass
+        q_means,
+        k_means,
+        v_means,
+        None,
+        budget.counts,
+        call.scale,
+        budget.mass,
+        budget.numbers,
     )
     selection = Selection(words, call.kv_grid.num_tiles, call.grid, call.kv_grid, budget.most)
     return selection, coarse

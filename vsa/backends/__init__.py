@@ -107,7 +107,6 @@ BACKENDS = {
 }
 
 
-@torch.compiler.assume_constant_result
 def choose(
     name: str, device: str, index: int | None, dtype: str, head_dim: int, gradients: bool
 ) -> str:
@@ -130,6 +129,10 @@ def choose(
         raise RuntimeError(f"backend {name!r} cannot run here: {missing}")
     return name
 
+
+# What torch.compiler.assume_constant_result sets: compiled code takes the decision as it was when
+# it was traced. The decorator itself would load torch._dynamo, twice the time of import torch.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 _warned: set[tuple[int | None, str]] = set()
 

@@ -85,20 +85,29 @@ def backward(
         sums = _KeyGradients.zeros(keys)
         for head in heads:
             head_lse = lse[batch, head]
-            idle = head_lse == float("-inf")  # tokens that attend nothing, invalid text among them
+            # Tokens that attend nothing, invalid text among them: whatever lies in their rows, and
+            # be it NaN, must not reach the keys that the others of their tile attend.
+            idle = head_lse == float("-inf")
             head_grad = grad_out[batch, :, head].to(lse.dtype).masked_fill(idle[:, None], 0)
             # The gradient of lse enters where delta does: both multiply the probabilities.
             delta = (head_grad * out[batch, :, head]).sum(-1)
             if grad_lse is not None:
                 delta = delta - grad_lse[batch, head].masked_fill(idle, 0)
-            queries = _queries(q[batch, :, head], token, plan.scale)
+            queries = _queries(q[batch, :, head].masked_fill(idle[:, None], 0), token, plan.scale)
             grads, deltas, lses = (
                 _to_tiles(x, token) for x in (head_grad, delta, head_lse.masked_fill(idle, 0))
             )
+            idle_rows = _to_tiles(idle, token).bool()
             tile_dq = torch.empty_like(grads)
             for rows, tile in _query_blocks(len(token), words[batch, head], plan, keys):
                 tile_dq[rows], tile_dk, tile_dv = _attend_backward(
-                    queries[rows], *keys.of(tile), grads[rows], deltas[rows], lses[rows]
+                    queries[rows],
+                    *keys.of(tile),
+                    grads[rows],
+                    deltas[rows],
+                    lses[rows],
+                    # Of the video's tiles idle rows find padding alone, of the text's every key.
+                    idle_rows[rows] if rows.start >= plan.grid.num_tiles else None,
                 )
                 sums.add(tile, tile_dk, tile_dv)
             dq[batch, :, head] = _to_sequence(tile_dq, token, len(idle)).mul_(plan.scale)
@@ -128,12 +137,25 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _attend_backward(
-    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, delta: Tensor, lse: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    delta: Tensor,
+    lse: Tensor,
+    idle: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``_attend`` in q, k and v; lse (R, L_q) brings the probabilities back."""
+    """Gradients of ``_attend`` in q, k and v.
+
+    lse (R, L_q) brings the probabilities back; rows of ``idle`` (R, L_q) bool have none.
+    """
     weights = _exp(torch.bmm(q, k.mT).sub_(lse.unsqueeze(-1)))
+    if idle is not None:
+        weights.masked_fill_(idle.unsqueeze(-1), 0)
     dv = torch.bmm(weights.mT, grad)
     grad_scores = torch.bmm(grad, v.mT).sub_(delta.unsqueeze(-1)).mul_(weights)
+    if idle is not None:
+        grad_scores.masked_fill_(idle.unsqueeze(-1), 0)
     return torch.bmm(grad_scores, k[..., :-1]), torch.bmm(grad_scores.mT, q[..., :-1]), dv
 
 
