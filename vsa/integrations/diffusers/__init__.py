@@ -14,5 +14,14 @@ if find_spec("diffusers") is None:
 from vsa.integrations.diffusers.apply import apply_vsa, remove_vsa
 from vsa.integrations.diffusers.collect import collect
 from vsa.integrations.diffusers.gates import gates_state_dict, load_gates
+from vsa.integrations.diffusers.steps import count_steps, denoising_step
 
-__all__ = ["apply_vsa", "collect", "gates_state_dict", "load_gates", "remove_vsa"]
+__all__ = [
+    "apply_vsa",
+    "collect",
+    "count_steps",
+    "denoising_step",
+    "gates_state_dict",
+    "load_gates",
+    "remove_vsa",
+]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from torch import nn
 
@@ -13,16 +13,45 @@ from vsa.budget import TopK, resolve
 from vsa.grid import SLOTS
 from vsa.inputs import DEFAULT_TILE, Tile
 from vsa.integrations.diffusers.families import Family, family_of
-from vsa.integrations.diffusers.gates import create_gates, delete_gates
+from vsa.integrations.diffusers.gates import NAME, create_gates, delete_gates
 from vsa.integrations.diffusers.plan import PLAN, Plan, Schedule, Settings
 from vsa.integrations.diffusers.processors import SparseProcessor
 from vsa.integrations.diffusers.sharding import sharding_over
+from vsa.integrations.diffusers.steps import Steps
 
 Transformer = TypeVar("Transformer", bound=nn.Module)
 
 
+@overload
 def apply_vsa(
     transformer: Transformer,
+    topk: TopK | Schedule = ...,
+    *,
+    tile: Tile = ...,
+    dense_layers: Sequence[int] = ...,
+    dense_steps: int = ...,
+    gates: Literal["coarse"] | None = ...,
+    refresh_every: int = ...,
+    group: Any = ...,
+) -> Transformer: ...
+
+
+@overload
+def apply_vsa(
+    transformer: Sequence[Transformer],
+    topk: TopK | Schedule = ...,
+    *,
+    tile: Tile = ...,
+    dense_layers: Sequence[int] = ...,
+    dense_steps: int = ...,
+    gates: Literal["coarse"] | None = ...,
+    refresh_every: int = ...,
+    group: Any = ...,
+) -> list[Transformer]: ...
+
+
+def apply_vsa(
+    transformer: Any,
     topk: TopK | Schedule = 0.1,
     *,
     tile: Tile = "auto",
@@ -31,7 +60,7 @@ def apply_vsa(
     gates: Literal["coarse"] | None = None,
     refresh_every: int = 1,
     group: Any = None,
-) -> Transformer:
+) -> Any:
     """Make the self-attention of a diffusers video transformer sparse, in place.
 
     Only self-attention of video tokens changes: cross-attention stays, and in joint attention all
@@ -39,13 +68,16 @@ def apply_vsa(
     every call. A second call replaces the settings of the first and keeps gates that are wanted
     again.
 
-    Denoising steps are counted by the ``timestep`` argument: a smaller one is the next step, the
-    same one another call of this step (guidance), a larger one a new generation. Reading it costs
-    one synchronisation per call, and is done only where steps make a difference.
+    Denoising steps are counted by the ``timestep`` argument, in each thread for itself: a smaller
+    one is the next step, the same one another call of this step (guidance), a larger one a new
+    generation (for Mochi, whose timesteps rise, a larger one is next). Reading it costs one
+    synchronisation per call, and is done only where steps make a difference. Where timesteps do not
+    tell, say the step with ``denoising_step`` or ``count_steps``.
 
     Args:
-        transformer: ``pipe.transformer`` of Wan 2.1 and 2.2 (each of its two), LTX, HunyuanVideo,
-            HunyuanVideo 1.5, CogVideoX or Mochi.
+        transformer: ``pipe.transformer`` of Wan 2.1 and 2.2, LTX, HunyuanVideo, HunyuanVideo 1.5,
+            CogVideoX or Mochi; or several that share the steps of one generation, as
+            ``[pipe.transformer, pipe.transformer_2]`` of Wan 2.2 A14B.
         topk: as in ``vsa.attention``: a number or share of tiles, one for each head, or a
             ``vsa.TopP``; or a function topk(layer, step) that returns one of these, or None for
             dense attention.
@@ -63,13 +95,42 @@ def apply_vsa(
             ``enable_parallelism`` with a ulysses_degree instead.
 
     Returns:
-        The transformer.
+        The transformer, or a list of them where several were given.
 
     Raises:
         TypeError, ValueError, NotImplementedError: in one sentence that names the argument; the
             transformer is unchanged then.
         RuntimeError: a group without torch.distributed initialised.
     """
+    several = isinstance(transformer, (list, tuple))
+    prepared = [
+        _prepare(each, topk, tile, dense_layers, dense_steps, gates, refresh_every, group)
+        for each in (transformer if several else [transformer])
+    ]
+    if not prepared:
+        raise ValueError("transformer must be a transformer or several, but it is an empty list")
+    steps = Steps()
+    for module, plan, earlier in prepared:
+        plan.steps = steps
+        _replace(module, plan, earlier, gates)
+    return list(transformer) if several else transformer
+
+
+Prepared = tuple[Any, Plan, "Plan | None"]
+"""A transformer, what it is to get, and what it has."""
+
+
+def _prepare(
+    transformer: Any,
+    topk: TopK | Schedule,
+    tile: Tile,
+    dense_layers: Sequence[int],
+    dense_steps: int,
+    gates: str | None,
+    refresh_every: int,
+    group: Any,
+) -> Prepared:
+    """Everything that may be refused, before anything is changed."""
     module: Any = getattr(transformer, "_orig_mod", transformer)
     family = family_of(module)
     layers = family.layers(module)
@@ -87,17 +148,25 @@ def apply_vsa(
     earlier: Plan | None = getattr(module, PLAN, None)
     originals = {path: _original(attn, earlier) for path, attn in layers.items()}
     _check_replaceable(family, originals)
-
-    if earlier is not None:
-        earlier.remove(module)
-    create_gates(layers) if gates else delete_gates(layers)
     processors = {
         layer: family.processor(original)
         for layer, original in enumerate(originals.values())
         if layer not in dense or sharding is not None
     }
-    Plan(family, settings, layers, processors, dense, sharding).install(module)
-    return transformer
+    return module, Plan(family, settings, layers, processors, dense, sharding), earlier
+
+
+def _replace(module: Any, plan: Plan, earlier: Plan | None, gates: str | None) -> None:
+    # What may fail first: then the transformer is as it was.
+    made = create_gates(plan.layers) if gates else {}
+    if earlier is not None:
+        earlier.remove(module)
+    if gates:
+        for attn, gate in made.items():
+            attn.add_module(NAME, gate)
+    else:
+        delete_gates(plan.layers)
+    plan.install(module)
 
 
 def remove_vsa(transformer: Transformer) -> Transformer:

@@ -28,6 +28,7 @@ class Family:
         processor: our processor.
         replaces: the name of diffusers' processor that ours stands in for.
         grid: (T, H, W) of the video tokens, from the configuration and the arguments of forward.
+        rising: whether timesteps rise while a video is denoised.
     """
 
     transformer: str
@@ -36,6 +37,7 @@ class Family:
     processor: type[own.SparseProcessor]
     replaces: str
     grid: Callable[[Any, Call], Extent]
+    rising: bool = False
 
     def layers(self, transformer: nn.Module) -> dict[str, nn.Module]:
         """The self-attention modules by the path of their block, in the order they run."""
@@ -127,6 +129,7 @@ FAMILIES = (
         own.MochiSparseProcessor,
         "MochiAttnProcessor2_0",
         _mochi,
+        rising=True,
     ),
 )
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vsa.integrations.diffusers.plan import PLAN, Plan
@@ -19,9 +20,18 @@ NAME = "to_gate_compress"
 _KEY = re.compile(rf"(?:.*?\.)??((?:\w+_)?blocks\.\d+)\.(?:attn1?\.)?{NAME}\.(.+)")
 
 
-def create_gates(layers: Mapping[str, nn.Module]) -> None:
-    """Give every layer without a gate one that is zero, so that it changes nothing yet."""
-    for attn in layers.values():
+def create_gates(layers: Mapping[str, nn.Module]) -> dict[nn.Module, nn.Linear]:
+    """A gate that is zero, so that it changes nothing yet, for every layer without one.
+
+    Returns:
+        By layer, which has not got it yet.
+
+    Raises:
+        ValueError: weights that are stored in a type in which nothing can be computed, and that
+            do not say in which they are.
+    """
+    made = {}
+    for path, attn in layers.items():
         if hasattr(attn, NAME):
             continue
         to_q: Any = attn.to_q
@@ -29,11 +39,32 @@ def create_gates(layers: Mapping[str, nn.Module]) -> None:
             to_q.in_features,
             to_q.out_features,
             device=to_q.weight.device,
-            dtype=to_q.weight.dtype,
+            dtype=_compute_dtype(path, attn),
         )
         nn.init.zeros_(gate.weight)
         nn.init.zeros_(gate.bias)
-        attn.add_module(NAME, gate)
+        made[attn] = gate
+    return made
+
+
+def _compute_dtype(path: str, attn: Any) -> torch.dtype:
+    """What a layer computes in, which its weights may not be stored in.
+
+    Quantised weights are whole numbers or 8-bit floats; norms and biases beside them are not. A
+    cast layer by layer (``enable_layerwise_casting``) leaves a hook that knows.
+    """
+    registry = getattr(attn.to_q, "_diffusers_hook", None)
+    for hook in () if registry is None else registry.hooks.values():
+        if isinstance(getattr(hook, "compute_dtype", None), torch.dtype):
+            return hook.compute_dtype
+    for tensor in (attn.to_q.weight, *attn.parameters()):
+        if tensor.is_floating_point() and tensor.element_size() > 1:
+            return tensor.dtype
+    raise ValueError(
+        f"gates cannot be made for {path}, whose weights are stored in "
+        f"{attn.to_q.weight.dtype} with nothing beside them that says in which type it computes: "
+        "call apply_vsa before the weights are quantised"
+    )
 
 
 def delete_gates(layers: Mapping[str, nn.Module]) -> None:

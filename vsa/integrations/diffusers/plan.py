@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vsa.budget import TopK, resolve
@@ -20,8 +19,10 @@ from vsa.grid import Extent, best_tile
 from vsa.inputs import Tile
 from vsa.integrations.diffusers.families import Family
 from vsa.integrations.diffusers.parallel import sharding_group
-from vsa.integrations.diffusers.processors import SparseProcessor
+from vsa.integrations.diffusers.passes import BoundCheckpoint, OfThread, Passes, recomputing
+from vsa.integrations.diffusers.processors import REFRESH, SparseProcessor
 from vsa.integrations.diffusers.sharding import Sharding
+from vsa.integrations.diffusers.steps import MOST_CALLS, Steps, timestep_of
 from vsa.integrations.diffusers.work import Store, Work
 from vsa.record import Record
 
@@ -30,6 +31,8 @@ Schedule = Callable[[int, int], TopK | None]
 
 PLAN = "_vsa_plan"
 """The attribute of a transformer that holds its plan."""
+CHECKPOINT = "_gradient_checkpointing_func"
+"""The attribute in which diffusers holds its checkpointing function."""
 
 _tile_for = lru_cache(maxsize=64)(best_tile)
 
@@ -49,22 +52,26 @@ class Settings:
         return callable(self.topk) or self.dense_steps > 0 or self.refresh_every > 1
 
 
-@dataclass
-class Steps:
-    """Counts denoising steps by the timestep, which only falls within one generation."""
+class Stores(OfThread):
+    """Selections of a generation, in each thread others: a few for every layer."""
 
-    step: int = -1
-    call: int = 0
-    timestep: float = float("-inf")
+    def __init__(self) -> None:
+        self._stores: dict[tuple[int, int], Store] = {}
 
-    def advance(self, timestep: object) -> None:
-        """Take note of one forward pass: another step, another call of it, or a new generation."""
-        now = float(timestep.max() if isinstance(timestep, Tensor) else timestep)  # type: ignore[arg-type]
-        if now == self.timestep:  # guidance calls the transformer several times per step
-            self.call += 1
-            return
-        self.step = 0 if now > self.timestep else self.step + 1
-        self.call, self.timestep = 0, now
+    def of(self, layer: int, call: int) -> Store:
+        """Where the selections of a layer in one of the calls of a step are kept.
+
+        Calls beyond what guidance needs keep theirs in one place, so that loops of constant
+        timesteps do not keep more and more of them.
+        """
+        return self._stores.setdefault((layer, min(call, MOST_CALLS)), Store())
+
+
+class _Pass(OfThread):
+    """The pass that runs in this thread: the works that it took the place of, innermost last."""
+
+    def __init__(self) -> None:
+        self.outer: list[dict[int, Work | None]] = []
 
 
 @dataclass(eq=False)
@@ -78,6 +85,10 @@ class Plan:
         processors: ours by layer number; dense layers have none, unless the video is sharded.
         dense_layers: those that stay dense.
         sharding: of the video by hooks of ours, if any.
+        steps: of the generation, which several transformers may share.
+        stores: selections that are taken again.
+        passes: recent ones, for recomputation.
+        running: what runs in this thread.
         record: what is filled in while the transformer runs, by ``collect``.
         noted: whether this pass goes into the record.
     """
@@ -89,10 +100,11 @@ class Plan:
     dense_layers: frozenset[int] = frozenset()
     sharding: Sharding | None = None
     steps: Steps = field(default_factory=Steps)
-    stores: dict[tuple[int, int], Store] = field(default_factory=dict)
+    stores: Stores = field(default_factory=Stores)
+    passes: Passes = field(default_factory=Passes)
+    running: _Pass = field(default_factory=_Pass)
     record: Record | None = None
     noted: bool = False
-    checkpointing: Any = None
     handles: list[RemovableHandle] = field(default_factory=list)
 
     def install(self, transformer: nn.Module) -> None:
@@ -117,6 +129,9 @@ class Plan:
                 attentions[layer].processor = processor.original
         for handle in self.handles:
             handle.remove()
+        checkpoint = getattr(transformer, CHECKPOINT, None)
+        if isinstance(checkpoint, BoundCheckpoint):
+            setattr(transformer, CHECKPOINT, checkpoint.original)
         delattr(transformer, PLAN)
 
     def before(self, transformer: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
@@ -127,22 +142,47 @@ class Plan:
         shape = self.family.grid(transformer.config, call)
         if self.sharding is not None:
             self.sharding.tokens = math.prod(shape)
-        if self.settings.need_steps or self.record is not None:
-            self.steps.advance(call["timestep"])
+        again = not torch.compiler.is_compiling() and recomputing()
+        if again and self.settings.need_steps:
+            if self.settings.refresh_every > 1:
+                raise RuntimeError(REFRESH.format(what="activation checkpointing"))
+            works = self.passes.of(call["hidden_states"])
+        else:
+            works = self._new_works(call, shape, group, again)
+        self._begin(transformer, works)
+
+    def _new_works(
+        self, call: Mapping[str, Any], shape: Extent, group: Any, again: bool
+    ) -> dict[int, Work]:
+        recorded = self.record is not None and not again
+        if self.settings.need_steps or recorded:
+            self.steps.advance(timestep_of(call), self.family.rising)
         # The first call of a step is noted; what guidance adds would take its place.
-        self.noted = (
-            self.record is not None and not self.steps.call and self.record.begin(self.steps.step)
-        )
+        self.noted = recorded and not self.steps.call and self.record.begin(self.steps.step)  # type: ignore[union-attr]
         works = {layer: self._work(layer, shape, group) for layer in self.processors}
-        self._set(works)
+        for layer, work in works.items():
+            if work.note is None:
+                self.processors[layer].remembered.add(work)
+        if self.settings.need_steps:
+            self.passes.add(call["hidden_states"], works)
+        return works
+
+    def _begin(self, transformer: Any, works: Mapping[int, Work]) -> None:
         if torch.is_grad_enabled() and getattr(transformer, "gradient_checkpointing", False):
-            self._bind_checkpointing(transformer, works)
+            if self.settings.refresh_every > 1:
+                raise ValueError(REFRESH.format(what="gradient checkpointing"))
+            checkpoint = getattr(transformer, CHECKPOINT)
+            if not isinstance(checkpoint, BoundCheckpoint):
+                setattr(transformer, CHECKPOINT, BoundCheckpoint(checkpoint, sparse_layers))
+        self.running.outer.append(
+            {layer: processor.work for layer, processor in self.processors.items()}
+        )
+        self._set(works)
 
     def after(self, transformer: Any) -> None:
         """Take back what only this pass needed, also when it failed."""
-        if self.checkpointing is not None:
-            transformer._gradient_checkpointing_func = self.checkpointing
-            self.checkpointing = None
+        if self.running.outer:  # the pass may have failed before it began
+            self._set(self.running.outer.pop())
 
     def _work(self, layer: int, shape: Extent, group: Any = None) -> Work:
         settings, step = self.settings, max(self.steps.step, 0)
@@ -155,7 +195,7 @@ class Plan:
         note = self._note(layer, step)
         if settings.refresh_every == 1 or topk is None:
             return Work(shape, tile, topk, group=group, sharding=self.sharding, note=note)
-        store = self.stores.setdefault((layer, self.steps.call), Store())
+        store = self.stores.of(layer, self.steps.call)
         reuse = (step - settings.dense_steps) % settings.refresh_every != 0
         return Work(shape, tile, topk, store, reuse, group, self.sharding, note)
 
@@ -194,32 +234,13 @@ class Plan:
             )
         return group
 
-    def _bind_checkpointing(self, transformer: Any, works: Mapping[int, Work]) -> None:
-        """Make recomputation in the backward pass see this pass's work, whatever ran since."""
-        if self.settings.refresh_every > 1:
-            raise ValueError(
-                f"refresh_every is {self.settings.refresh_every}, but gradient checkpointing "
-                "recomputes layers later, when other selections are stored: use 1 in training"
-            )
-        checkpoint = self.checkpointing = transformer._gradient_checkpointing_func
 
-        def bound(block: Callable[..., Any], *args: Any) -> Any:
-            return checkpoint(partial(self._run_with, works, block), *args)
-
-        transformer._gradient_checkpointing_func = bound
-
-    def _run_with(self, works: Mapping[int, Work], block: Callable[..., Any], *args: Any) -> Any:
-        with self._working(works):
-            return block(*args)
-
-    @contextmanager
-    def _working(self, works: Mapping[int, Work]) -> Iterator[None]:
-        current = {layer: processor.work for layer, processor in self.processors.items()}
-        self._set(works)
-        try:
-            yield
-        finally:
-            self._set(current)
+def sparse_layers(block: Any) -> list[SparseProcessor]:
+    """The sparse processors inside of a block, or of what is called for one."""
+    if not isinstance(block, nn.Module):
+        return []
+    found = (getattr(module, "processor", None) for module in block.modules())
+    return [processor for processor in found if isinstance(processor, SparseProcessor)]
 
 
 @torch.compiler.disable

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vsa.attention import attention
 from vsa.distributed import ulysses_attention
 from vsa.grid import Grid
+from vsa.integrations.diffusers.passes import OfThread, Remembered, recomputing
 from vsa.integrations.diffusers.rotary import Rotary, of_pairs, turn_pairs
 from vsa.integrations.diffusers.work import Work
 
@@ -27,13 +28,24 @@ class Given(NamedTuple):
     rotary: Rotary | None
 
 
+REFRESH = (
+    "refresh_every must be 1 where {what} recomputes layers later, when other selections are "
+    "stored, but it is larger: call apply_vsa again without it for training"
+)
+
+
+class _Running(OfThread):
+    work: Work | None = None
+
+
 class SparseProcessor:
     """What all families share: the call of diffusers' attention modules, and the sparse core.
 
     Attributes:
         plan_of_diffusers: whether diffusers can shard the sequence (enable_parallelism).
         original: the processor that was there before, which computes dense passes.
-        work: what the current pass asks for; the transformer's pre-hook sets it.
+        work: what the pass that runs in this thread asks for; the transformer's pre-hook sets it.
+        remembered: what passes have asked for so far, for recomputation outside of any.
     """
 
     plan_of_diffusers = True
@@ -44,9 +56,35 @@ class SparseProcessor:
 
     def __init__(self, original: Any) -> None:
         self.original = original
-        self.work: Work | None = None
+        self._running = _Running()
+        self.remembered: Remembered[Work] = Remembered()
         self._attention_backend = getattr(original, "_attention_backend", None)
         self._parallel_config = getattr(original, "_parallel_config", None)
+
+    @property
+    def work(self) -> Work | None:
+        """In this thread; None outside of a pass of the transformer."""
+        return self._running.work
+
+    @work.setter
+    def work(self, work: Work | None) -> None:
+        self._running.work = work
+
+    def _own_work(self, tokens: int) -> Work:
+        """What the forward asked for that is now recomputed, or an error."""
+        if not recomputing():
+            raise ValueError(
+                "the grid is unknown, because this layer ran outside of its transformer: "
+                "call the transformer itself, or remove_vsa(transformer) first"
+            )
+
+        def fits(work: Work) -> bool:
+            return work.group is not None or work.tokens == tokens
+
+        work = self.remembered.only(fits, "a sparse layer")
+        if work.store is not None:
+            raise RuntimeError(REFRESH.format(what="activation checkpointing"))
+        return work
 
     def hand_settings_on(self) -> None:
         """Give the original what diffusers has set here."""
@@ -81,10 +119,7 @@ class SparseProcessor:
         """
         work = self.work
         if work is None:
-            raise ValueError(
-                "the grid is unknown, because this layer ran outside of its transformer: "
-                "call the transformer itself, or remove_vsa(transformer) first"
-            )
+            work = self._own_work(hidden_states.shape[1])
         if work.topk is None and work.sharding is None:
             return self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,11 @@ class Work:
     group: Any = None
     sharding: Sharding | None = None
     note: Callable[[Tensor, Tensor, Selection], None] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Video tokens of this pass."""
+        return math.prod(self.shape)
 
 
 @dataclass(eq=False)
