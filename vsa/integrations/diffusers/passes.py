@@ -57,6 +57,10 @@ class Remembered(Generic[Value]):
             if not self._lost:
                 self._values[value] = None
 
+    def any(self, holds: Callable[[Value], bool]) -> bool:
+        """Whether something holds for one of the values."""
+        return any(map(holds, list(self._values)))
+
     def only(self, fits: Callable[[Value], bool], what: str) -> Value:
         """The one value that fits.
 

@@ -81,10 +81,9 @@ class SparseProcessor:
         def fits(work: Work) -> bool:
             return work.group is not None or work.tokens == tokens
 
-        work = self.remembered.only(fits, "a sparse layer")
-        if work.store is not None:
+        if self.remembered.any(lambda work: work.store is not None):
             raise RuntimeError(REFRESH.format(what="activation checkpointing"))
-        return work
+        return self.remembered.only(fits, "a sparse layer")
 
     def hand_settings_on(self) -> None:
         """Give the original what diffusers has set here."""

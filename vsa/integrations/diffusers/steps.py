@@ -81,7 +81,7 @@ class Steps(OfThread):
         before, self.timestep = self.timestep, now
         if _said.step is not None:
             self.call = self.call + 1 if _said.step == self.step else 0
-            self.step = _said.step
+            self.step, self.timestep = _said.step, None  # whoever counts next starts anew
             return
         if now == before:  # guidance calls the transformer several times per step
             self.call += 1

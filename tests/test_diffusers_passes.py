@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passes of one transformer beside each other and run again: each has its own grid and step."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+pytest.importorskip("diffusers")
+from tiny_transformers import BATCH, FAMILIES, mochi, run, wan
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
+
+from vsa.integrations.diffusers import apply_vsa, count_steps, denoising_step
+
+TIMESTEPS = (900.0, 700.0, 500.0)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "constant": {"topk": 0.3},
+    "schedule": {"topk": lambda layer, step: 1 - 0.4 * step},
+    "dense first": {"topk": 0.3, "dense_steps": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_after_the_other() -> Iterator[None]:
+    yield
+    torch.autograd.set_multithreading_enabled(True)
+
+
+def gradients(
+    settings: dict[str, Any], wrap: Callable[[Any, Callable[[Tensor], Tensor]], Any]
+) -> list[Tensor]:
+    """Of the weights, through three steps of sampling, as reward fine-tuning takes them."""
+    torch.manual_seed(0)
+    model, inputs = wan()
+    apply_vsa(model, tile=(2, 2, 2), **settings)
+    z = inputs["hidden_states"].requires_grad_()
+    for timestep in TIMESTEPS:
+
+        def step(z: Tensor, timestep: float = timestep) -> Tensor:
+            given = {**inputs, "timestep": torch.full((BATCH,), timestep), "hidden_states": z}
+            return run(model, given)
+
+        z = z - 0.2 * wrap(model, step)(z)
+    z.square().sum().backward()
+    return [p.grad for p in model.blocks.parameters() if p.grad is not None]
+
+
+def plainly(model: Any, step: Any) -> Any:
+    return step
+
+
+def whole(reentrant: bool) -> Any:
+    return lambda model, step: lambda z: checkpoint(step, z, use_reentrant=reentrant)
+
+
+def each_block(model: Any, step: Any) -> Any:
+    if not any("Checkpoint" in type(block).__name__ for block in model.blocks):
+        names = {id(block) for block in model.blocks}
+        apply_activation_checkpointing(model, check_fn=lambda module: id(module) in names)
+    return step
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize(
+    "wrap", [whole(False), whole(True), each_block], ids=["whole", "reentrant", "blocks"]
+)
+def test_external_checkpointing_recomputes_its_own_pass_or_raises(settings: str, wrap: Any) -> None:
+    expected = gradients(SETTINGS[settings], plainly)
+    if wrap is each_block and settings != "constant":
+        with pytest.raises(RuntimeError, match=r"^a sparse layer is recomputed .* cannot be told"):
+            gradients(SETTINGS[settings], wrap)
+        return
+    found = gradients(SETTINGS[settings], wrap)
+    assert len(found) == len(expected) > 10
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [whole(False), each_block])
+def test_stored_selections_are_not_recomputed(wrap: Any) -> None:
+    with pytest.raises((RuntimeError, ValueError), match="refresh_every must be 1 where"):
+        gradients({"topk": 0.3, "refresh_every": 2}, wrap)
+
+
+def test_a_pass_in_between_changes_no_gradient() -> None:
+    """Another grid of as many tokens, run between a forward and its backward."""
+    model, inputs = wan()
+    apply_vsa(model, topk=0.3, tile=(2, 2, 2))
+    out = run(model, inputs)
+    expected = torch.autograd.grad(out.square().sum(), list(model.blocks.parameters()))
+    other = inputs["hidden_states"].transpose(3, 4).contiguous()
+
+    def step(z: Tensor) -> Tensor:
+        return run(model, {**inputs, "hidden_states": z})
+
+    z = inputs["hidden_states"].clone().requires_grad_()
+    out = checkpoint(step, z, use_reentrant=False)
+    with torch.no_grad():
+        step(other)
+    found = torch.autograd.grad(out.square().sum(), list(model.blocks.parameters()))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.__defaults__])
+def test_two_threads_keep_their_grids_apart(family: Any) -> None:
+    torch.manual_seed(0)
+    model, inputs = family()
+    others = {"first": inputs, "second": family((4, 8, 5))[1]}
+    apply_vsa(model, topk=0.3, tile=(2, 2, 2), dense_steps=1)
+
+    def denoise(given: dict[str, Any]) -> list[Tensor]:
+        times = TIMESTEPS[::-1] if family is mochi else TIMESTEPS
+        return [run(model, {**given, "timestep": torch.full((BATCH,), t)}) for t in times]
+
+    alone = {name: denoise(given) for name, given in others.items()}
+    wrong: list[str] = []
+    barrier = threading.Barrier(2)
+
+    def request(name: str) -> None:
+        with torch.no_grad():
+            for _ in range(4):
+                barrier.wait()
+                found = denoise(others[name])
+                same = [
+                    torch.allclose(a, b, atol=1e-5) for a, b in zip(found, alone[name], strict=True)
+                ]
+                wrong.extend([name] * (not all(same)))
+
+    threads = [threading.Thread(target=request, args=(name,)) for name in others]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not wrong
+
+
+def steps_of(model: Any, inputs: dict[str, Any], times: Any, seen: list[int]) -> list[int]:
+    seen.clear()
+    with torch.no_grad():
+        for time in times:
+            run(model, {**inputs, "timestep": torch.full((BATCH,), time)})
+    return seen[::2]  # of two layers
+
+
+@pytest.mark.parametrize("family", [wan, mochi])
+def test_steps_are_counted_in_the_direction_of_the_family(family: Any) -> None:
+    model, inputs = family()
+    seen: list[int] = []
+    apply_vsa(model, topk=lambda layer, step: seen.append(step) or 0.5)
+    times = [0.0, 300.0, 300.0, 999.0] if family is mochi else [999.0, 300.0, 300.0, 0.0]
+    for _generation in range(2):
+        assert steps_of(model, inputs, times, seen) == [0, 1, 1, 2]
+
+
+def test_a_pair_of_transformers_shares_the_steps_of_a_generation() -> None:
+    (high, inputs), (low, _) = wan(), wan()
+    seen: list[int] = []
+    both = apply_vsa([high, low], topk=lambda layer, step: seen.append(step) or 0.5)
+    assert both == [high, low]
+    for _generation in range(2):
+        assert steps_of(high, inputs, [999.0, 900.0], seen) == [0, 1]
+        assert steps_of(low, inputs, [800.0, 700.0], seen) == [2, 3]
+    with pytest.raises(ValueError, match="transformer must be a transformer or several"):
+        apply_vsa([])
+
+
+def test_a_step_can_be_said() -> None:
+    model, inputs = wan()
+    seen: list[int] = []
+    apply_vsa(model, topk=lambda layer, step: seen.append(step) or 0.5)
+    for step in range(3):  # a model of one step, or rolling noise
+        with denoising_step(step):
+            assert steps_of(model, inputs, [999.0, 999.0], seen) == [step, step]
+    pipe = type("Pipeline", (), {"num_timesteps": 3})()
+    for _generation in range(2):
+        for step in range(3):
+            assert steps_of(model, inputs, [999.0 - step], seen) == [step]
+            assert count_steps(pipe, step, None, {"latents": 1}) == {"latents": 1}
+    with pytest.raises(ValueError, match="step must be at least 0"), denoising_step(-1):
+        pass
+
+
+def test_steps_that_look_alike_are_said_to() -> None:
+    model, inputs = wan()
+    apply_vsa(model, topk=0.5, dense_steps=2)
+    with pytest.warns(UserWarning, match="timestep values were equal in 5 calls"):
+        steps_of(model, inputs, [999.0] * 5, [])
+    apply_vsa(model, topk=0.5, dense_steps=2)
+    rounded = {**inputs, "timestep": torch.full((BATCH,), 999.0, dtype=torch.bfloat16)}
+    with torch.no_grad(), pytest.warns(UserWarning, match=r"rounded to torch\.bfloat16"):
+        run(model, rounded)
+
+
+def test_selections_do_not_pile_up_where_timesteps_are_constant() -> None:
+    model, inputs = wan()
+    apply_vsa(model, topk=2, refresh_every=2)
+    with pytest.warns(UserWarning, match="equal in 5 calls"):
+        steps_of(model, inputs, [999.0] * 12, [])
+    assert len(model._vsa_plan.stores._stores) <= 2 * 5
+
+
+def test_a_refused_call_leaves_the_transformer_as_it_was() -> None:
+    model, inputs = wan()
+    apply_vsa(model, topk=0.3)
+    plan, before = model._vsa_plan, run(model, inputs)
+    stored = copy.deepcopy(model.state_dict())
+    for parameter in model.blocks[1].attn1.parameters():
+        parameter.requires_grad_(False)
+    for name in ("to_q", "to_k", "to_v"):
+        layer = getattr(model.blocks[1].attn1, name)
+        layer.weight = torch.nn.Parameter(layer.weight.to(torch.uint8), requires_grad=False)
+        layer.bias = None
+    model.blocks[1].attn1.to_out[0] = torch.nn.Identity()
+    model.blocks[1].attn1.norm_q = model.blocks[1].attn1.norm_k = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"gates cannot be made for blocks\.1.* torch\.uint8"):
+        apply_vsa(model, topk=0.3, gates="coarse")
+    assert model._vsa_plan is plan and not hasattr(model.blocks[0].attn1, "to_gate_compress")
+    del stored, before
+
+
+@pytest.mark.parametrize("storage", [torch.float8_e4m3fn, torch.bfloat16])
+def test_gates_compute_in_the_type_of_the_layer(storage: torch.dtype) -> None:
+    model, inputs = wan()
+    apply_vsa(model, topk=0.3, tile=(2, 2, 2))
+    model.enable_layerwise_casting(storage_dtype=storage, compute_dtype=torch.float32)
+    with torch.no_grad():
+        expected = run(model, inputs)
+        apply_vsa(model, topk=0.3, tile=(2, 2, 2), gates="coarse")
+        torch.testing.assert_close(run(model, inputs), expected)  # gates are zero
+    assert model.blocks[0].attn1.to_gate_compress.weight.dtype == torch.float32
