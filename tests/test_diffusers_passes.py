@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 pytest.importorskip("diffusers")
@@ -239,3 +240,18 @@ def test_gates_compute_in_the_type_of_the_layer(storage: torch.dtype) -> None:
         apply_vsa(model, topk=0.3, tile=(2, 2, 2), gates="coarse")
         torch.testing.assert_close(run(model, inputs), expected)  # gates are zero
     assert model.blocks[0].attn1.to_gate_compress.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_compiled_transformer_with_checkpointing_is_one_graph(fullgraph: bool) -> None:
+    model, inputs = wan()
+    apply_vsa(model, topk=0.3, tile=(2, 2, 2))
+    model.enable_gradient_checkpointing()
+    parameters = list(model.blocks.parameters())
+    expected = torch.autograd.grad(run(model, inputs).square().sum(), parameters)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=fullgraph)
+    found = torch.autograd.grad(run(compiled, inputs).square().sum(), parameters)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert counter.frame_count == 1

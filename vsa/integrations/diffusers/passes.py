@@ -127,6 +127,8 @@ class BoundCheckpoint:
 
     def __call__(self, block: Any, *args: Any) -> Any:
         """Checkpoint a block."""
+        if torch.compiler.is_compiling():  # the work is part of the graph that is recomputed
+            return self.original(block, *args)
         works = [(processor, processor.work) for processor in self.layers(block)]
         return self.original(partial(_with_works, works, block), *args)
 
