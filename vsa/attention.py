@@ -90,6 +90,7 @@ def attention(
     budget = resolve(1.0 if given else topk, num_key_tiles, call.q.shape[2])
     choose = selection is None and not budget.is_everything
 
+    selection = None if selection is None else selection.savable()
     with torch.autocast(call.q.device.type, enabled=False):
         means: list[Tensor] = []
         if gate_coarse is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
     from vsa.grid import Grid
@@ -62,11 +63,11 @@ def tile(name: str, value: object, most: int) -> tuple[int, int, int]:
     return shape
 
 
-def sequence_length(name: str, length: int, grid: Grid) -> None:
-    """The sequence of ``name`` is as long as its grid says."""
+def sequence_length(name: str, length: int, grid: Grid, argument: str = "grid") -> None:
+    """The sequence of ``name`` is as long as its grid says, which came as ``argument``."""
     if length != grid.length:
         raise ValueError(
-            f"{name} has {length} tokens in its sequence, but its grid has {grid.length}: "
+            f"{name} has {length} tokens in its sequence, but its {argument} has {grid.length}: "
             f"prefix {grid.prefix} + {grid.shape[0]}*{grid.shape[1]}*{grid.shape[2]} "
             f"video + suffix {grid.suffix}"
         )
@@ -155,6 +156,30 @@ def tensor(name: str, value: object) -> Tensor:
     return value
 
 
+def plain(name: str, x: Tensor) -> None:
+    """A tensor of numbers, outside of what operators with a backward alone cannot follow.
+
+    Forward-mode tangents would be lost without a word, and so come out as zero.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if x.device.type == "meta":
+        raise ValueError(
+            f"{name} must hold numbers, but it is on the meta device: use FakeTensorMode or "
+            "torch.compile to find shapes"
+        )
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        raise NotImplementedError(
+            f"{name} is inside of a transform of torch.func (vmap, grad, jvp, ...), which vsa does "
+            "not support: use a batch axis, torch.autograd.grad or finite differences instead"
+        )
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(
+            f"{name} has a forward-mode tangent, which vsa does not support, as its derivatives "
+            "are reverse-mode: use torch.autograd.grad or finite differences instead"
+        )
+
+
 def layout(name: str, x: Tensor) -> None:
     """Video-shaped or flat, and not empty."""
     if x.ndim not in (4, 6):
@@ -212,7 +237,7 @@ def gate(name: str, value: Tensor | None, q: Tensor) -> None:
     """None, or a floating-point tensor that broadcasts to q."""
     if value is None:
         return
-    tensor(name, value)
+    plain(name, tensor(name, value))
     sizes = zip(reversed(value.shape), reversed(q.shape), strict=False)
     if value.ndim > q.ndim or not all(size == 1 or size == whole for size, whole in sizes):
         raise ValueError(

@@ -106,6 +106,6 @@ def block_sparse_attention(
         selection=selection,
         backend=backend,
     )
-    out, lse = fine(call, selection)
+    out, lse = fine(call, selection.savable())
     out = out.view(call.shape)
     return (out, lse) if return_lse else out

@@ -18,6 +18,7 @@ from vsa.backends.layout import Plan
 from vsa.backends.pytorch_routing import full_precision
 from vsa.coarse import coarse_attention
 from vsa.grid import Grid
+from vsa.ops import once_only
 
 
 @torch.library.custom_op("vsa::coarse_attention", mutates_args=())
@@ -192,6 +193,9 @@ def _(
         return q.new_empty(0) if x is None else x.new_empty(x.shape)
 
     return tuple(like(x) for x in (q, k, v, gate_fine, gate_coarse))
+
+
+gated_attention_backward.register_autograd(once_only)
 
 
 def _save(ctx, inputs, output):

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from vsa import backends, checks
-from vsa.grid import SLOTS, Extent, Grid
+from vsa.grid import SLOTS, Extent, Grid, best_tile
 
 if TYPE_CHECKING:
     from vsa.select import Selection
@@ -69,7 +72,8 @@ def resolve(
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
     for name, x in (("q", q), ("k", k), *([("v", v)] if v is not None else [])):
-        checks.layout(name, checks.tensor(name, x))
+        checks.plain(name, checks.tensor(name, x))
+        checks.layout(name, x)
     q, k, v = under_autocast(q, k, k if v is None else v)
     checks.alike(q, {"k": k, "v": v})
     checks.keys_match(q, k, v)
@@ -89,7 +93,7 @@ def resolve(
         grid=query_grid,
         kv_grid=key_grid,
         scale=checks.scale(scale, q.shape[-1]),
-        text_valid=text_valid,
+        text_valid=None if text_valid is None else savable(text_valid),
         backend=backends.choose(
             backend,
             q.device.type,
@@ -100,6 +104,13 @@ def resolve(
         ),
         shape=q.shape,
     )
+
+
+def savable(x: Tensor) -> Tensor:
+    """A tensor that autograd may keep, which it refuses of those made in inference mode."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not x.is_inference():
+        return x
+    return x.clone()
 
 
 def wants_gradients(*tensors: Tensor) -> bool:
@@ -132,8 +143,10 @@ def _grid_of(name: str, owner: str, x: Tensor, grid: Extent | Grid | None, tile:
         found = Grid(
             (1, 1, x.shape[1]), tile=(1, 1, SLOTS) if tile in (DEFAULT_TILE, "auto") else tile
         )
+    if not torch.compiler.is_compiling():
+        _warn_of_thin_tiles(found, tile)
     if x.ndim == 4:
-        checks.sequence_length(owner, x.shape[1], found)
+        checks.sequence_length(owner, x.shape[1], found, name)
     elif found.text or found.shape != tuple(x.shape[1:4]):
         raise ValueError(
             f"{name} is {found.shape} with {found.text} text tokens, but {owner} is "
@@ -141,6 +154,21 @@ def _grid_of(name: str, owner: str, x: Tensor, grid: Extent | Grid | None, tile:
             f"{tuple(x.shape[1:4])} and no room for text: pass a flat tensor or the grid of {owner}"
         )
     return found
+
+
+@lru_cache(maxsize=64)
+def _warn_of_thin_tiles(grid: Grid, tile: Tile) -> None:
+    """Once for each grid: tiles that an axis cuts down cost as much as whole ones."""
+    if tile != DEFAULT_TILE or grid.tile != DEFAULT_TILE or 2 * math.prod(grid.box) >= SLOTS:
+        return
+    better = best_tile(grid.shape)
+    if 2 * Grid(grid.shape, better).num_tiles <= grid.num_tiles:
+        warnings.warn(
+            f"tile {grid.tile} holds {math.prod(grid.box)} of {SLOTS} tokens on the grid "
+            f'{grid.shape}, which makes attention many times slower: pass tile="auto", which '
+            f"takes {better}",
+            stacklevel=2,
+        )
 
 
 def _key_grid(q: Tensor, k: Tensor, grid: Grid, kv_grid: Extent | Grid | None, tile: Tile) -> Grid:

@@ -251,6 +251,17 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
+def once_only(ctx, *grads):
+    """The gradient of a gradient: nobody has written it."""
+    raise NotImplementedError(
+        "vsa.attention has first derivatives only, but a second one is asked for: leave out "
+        "create_graph=True, or use dense attention where gradients are differentiated"
+    )
+
+
+block_sparse_attention_backward.register_autograd(once_only)
+
+
 def _save(ctx, inputs, output):
     q, k, v, words, text_valid, *ctx.plan = inputs
     ctx.set_materialize_grads(False)

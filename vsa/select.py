@@ -8,7 +8,7 @@ the lowest score.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -91,6 +91,11 @@ class Selection:
         return Selection(
             self.bitmap.to(device), self.num_key_tiles, self.grid, self.kv_grid, self.most
         )
+
+    def savable(self) -> Selection:
+        """One that autograd may keep, whatever mode this one was made in."""
+        bits = inputs.savable(self.bitmap)
+        return self if bits is self.bitmap else replace(self, bitmap=bits)
 
     def recall(
         self,
