@@ -74,3 +74,31 @@ def test_what_lies_in_rows_of_no_token_reaches_nothing(
     for name, x in found.items():
         assert torch.equal(x[:, ~invalid], clean[name][:, ~invalid]), name
         assert torch.equal(x[:, invalid], torch.zeros_like(x[:, invalid])), name
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 6e4])
+@pytest.mark.parametrize("kind", ["torch", "kernels"])
+def test_a_video_query_without_any_tile_reaches_nothing(
+    kind: str, bad: float, machine: tuple[str, str]
+) -> None:
+    backend, device = machine
+    dtype, head_dim = (torch.float32, 16) if kind == "torch" else (torch.bfloat16, 64)
+    grid = vsa.Grid((4, 4, 8))
+    selection = vsa.Selection.from_mask(EMPTY_ROWS.to(device), grid)
+    idle = ~EMPTY_ROWS.any(-1)[0].repeat_interleave(64, dim=1)  # (heads, tokens)
+    in_order = grid.from_tiles(idle.T.view(1, 2, 64, 2))[0].T
+    found = []
+    for value in (0.0, bad):
+        generator = torch.Generator().manual_seed(2)
+        q, k, v, up = torch.randn(4, 1, grid.length, 2, head_dim, generator=generator).to(dtype)
+        q[0][in_order.T] = value
+        leaves = [x.to(device).requires_grad_() for x in (q, k, v)]
+        out, lse = vsa.block_sparse_attention(
+            *leaves, selection, return_lse=True, backend="torch" if kind == "torch" else backend
+        )
+        grads = torch.autograd.grad(out, leaves, up.to(device))
+        found.append([x.cpu() for x in (out.detach(), lse.detach(), *grads)])
+    assert in_order.any() and not in_order.all()
+    for clean, dirty in zip(*found, strict=True):
+        assert torch.equal(clean, dirty)
+    assert (found[1][1][0].isinf() == in_order).all()

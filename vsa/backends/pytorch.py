@@ -133,7 +133,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     weights = _exp(scores.sub_(top))
     total = weights.sum(-1, keepdim=True)
     lse = (top + total.log()).squeeze(-1)
-    return torch.bmm(weights, v).div_(total.masked_fill_(total == 0, 1)), lse
+    out = torch.bmm(weights, v).div_(total.masked_fill_(total == 0, 1))
+    # By the keys, not by the scores: those of a query that is NaN are NaN, masked or not.
+    nothing = (k[..., -1] != 0).all(-1)
+    return (
+        out.masked_fill_(nothing[:, None, None], 0),
+        lse.masked_fill_(nothing[:, None], float("-inf")),
+    )
 
 
 def _attend_backward(
