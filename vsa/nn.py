@@ -68,6 +68,7 @@ class VideoSparseAttention(nn.Module):
         if gates not in (None, "coarse", "both"):
             raise ValueError(f'gates must be None, "coarse" or "both", but it is {gates!r}')
         resolve(topk, num_tiles=1, heads=heads)
+        Grid((1, 1, 1), tile)  # for its checks
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
         self.topk, self.tile, self.backend = topk, tile, backend
         self.to_qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
