@@ -39,7 +39,8 @@ def test_error_is_at_most_twice_that_of_sdpa(
     problem: Problem, head_dim: int, element: torch.dtype, machine: Machine
 ) -> None:
     problem = replace(problem, head_dim=head_dim, dtype=element)
-    assert parity.relative_to_sdpa(problem, machine[1], backend=machine[0])["out"] <= 2
+    ratios = parity.relative_to_sdpa(problem, machine[1], backend=machine[0])
+    assert all(ratio <= 2 for ratio in ratios.values()), ratios
 
 
 @pytest.mark.parametrize("volume", [1, 2, 3, 7, 12, 31, 47, 63, 64])
@@ -48,7 +49,8 @@ def test_every_tile_volume(volume: int, machine: Machine) -> None:
         "volume", grid=(1, 1, 3 * volume + 1), tile=(1, 1, volume), topk=3, head_dim=64,
         heads=1, kv_heads=1, dtype=torch.bfloat16,
     )  # fmt: skip
-    assert parity.relative_to_sdpa(problem, machine[1], backend=machine[0])["out"] <= 2
+    ratios = parity.relative_to_sdpa(problem, machine[1], backend=machine[0])
+    assert all(ratio <= 2 for ratio in ratios.values()), ratios
 
 
 def test_lse_is_exact_and_minus_infinity_where_nothing_is_attended(machine: Machine) -> None:
