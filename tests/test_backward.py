@@ -62,7 +62,7 @@ def test_error_is_at_most_twice_that_of_sdpa(
 ) -> None:
     problem = replace(problem, head_dim=head_dim, dtype=element)
     ratios = parity.relative_to_sdpa(problem, machine[1], gradients=True, backend=machine[0])
-    assert max(ratios.values()) <= 2, ratios
+    assert all(ratio <= 2 for ratio in ratios.values()), ratios
 
 
 @pytest.mark.parametrize("volume", [1, 2, 3, 7, 12, 31, 47, 63, 64])
@@ -72,7 +72,7 @@ def test_every_tile_volume(volume: int, machine: Machine) -> None:
         heads=1, kv_heads=1, dtype=torch.bfloat16,
     )  # fmt: skip
     ratios = parity.relative_to_sdpa(problem, machine[1], gradients=True, backend=machine[0])
-    assert max(ratios.values()) <= 2, ratios
+    assert all(ratio <= 2 for ratio in ratios.values()), ratios
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])

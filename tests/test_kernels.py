@@ -39,7 +39,8 @@ def test_error_is_at_most_twice_that_of_sdpa(
     problem: Problem, head_dim: int, element: torch.dtype, machine: Machine
 ) -> None:
     problem = replace(problem, head_dim=head_dim, dtype=element)
-    assert parity.relative_to_sdpa(problem, machine[1], backend=machine[0])["out"] <= 2
+    ratios = parity.relative_to_sdpa(problem, machine[1], backend=machine[0])
+    assert all(ratio <= 2 for ratio in ratios.values()), ratios
 
 
 @pytest.mark.parametrize("volume", [1, 2, 3, 7, 12, 31, 47, 63, 64])
@@ -48,7 +49,8 @@ def test_every_tile_volume(volume: int, machine: Machine) -> None:
         "volume", grid=(1, 1, 3 * volume + 1), tile=(1, 1, volume), topk=3, head_dim=64,
         heads=1, kv_heads=1, dtype=torch.bfloat16,
     )  # fmt: skip
-    assert parity.relative_to_sdpa(problem, machine[1], backend=machine[0])["out"] <= 2
+    ratios = parity.relative_to_sdpa(problem, machine[1], backend=machine[0])
+    assert all(ratio <= 2 for ratio in ratios.values()), ratios
 
 
 def test_lse_is_exact_and_minus_infinity_where_nothing_is_attended(machine: Machine) -> None:
@@ -119,35 +121,31 @@ def test_strided_views_give_the_bits_of_copies(layout: str, machine: Machine) ->
     assert all(torch.equal(a, b) for a, b in zip(views, copies, strict=True))
 
 
+def _rows(channels: int = 64) -> torch.Tensor:
+    return torch.randn(2, 4, 6, channels).bfloat16()
+
+
 @pytest.mark.parametrize(
-    ("view", "copied"),
+    ("x", "copied"),
     [
-        (lambda x: x, False),
-        (lambda x: x.transpose(1, 2), False),
-        (lambda x: x[:, :, ::2], False),
-        (lambda x: x[..., :60], True),
-        (lambda x: x.flatten()[1:129].view(1, 1, 1, 128), True),
-        (lambda x: x[:1].expand(2, -1, -1, -1), True),
-        (lambda x: x.transpose(1, 2)[:, :, :3], True),
-    ],
-    ids=[
-        "contiguous",
-        "heads-first",
-        "every-other-head",
-        "odd",
-        "misaligned",
-        "expanded",
-        "some-heads",
+        pytest.param(_rows(), False, id="contiguous"),
+        pytest.param(_rows().transpose(1, 2), False, id="heads-first"),
+        pytest.param(_rows()[:, :, ::2], False, id="every-other-head"),
+        pytest.param(_rows(72)[..., :64], False, id="multiples-of-16-bytes"),
+        pytest.param(_rows(68)[..., :64], True, id="odd-strides"),
+        pytest.param(_rows().flatten()[1:129].view(1, 1, 1, 128), True, id="misaligned"),
+        pytest.param(_rows()[:1].expand(2, -1, -1, -1), True, id="expanded"),
+        pytest.param(_rows().transpose(1, 2)[:, :, :3], True, id="some-heads"),
+        pytest.param(torch.randn(2, 4, 64, 6).bfloat16().mT, True, id="channels-outside"),
     ],
 )
-def test_only_what_tma_cannot_address_is_copied(view, copied: bool, machine: Machine) -> None:
-    x = view(
-        torch.randn(2, 4, 6, 68 if copied and view.__code__.co_consts.count(60) else 64).bfloat16()
-    )
-    assert (kernels.addressable(x).data_ptr() != x.data_ptr()) == copied
+def test_only_what_tma_cannot_address_is_copied(x: torch.Tensor, copied: bool) -> None:
+    found = kernels.addressable(x)
+    assert (found is not x) == copied and torch.equal(found, x)
+    assert found.is_contiguous() or not copied
 
 
-def test_strides_that_no_tensor_map_holds_are_copied(machine: Machine) -> None:
+def test_strides_that_no_tensor_map_holds_are_copied() -> None:
     for stride, copied in ((2**30, False), (2**39, True), (2**40 + 8, True)):
         x = torch.empty_strided(
             (2, 4, 1, 64), (stride, 64, 64, 1), dtype=torch.bfloat16, device="meta"

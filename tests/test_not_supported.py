@@ -98,5 +98,5 @@ def test_thin_videos_are_told_of_tiles_that_fit() -> None:
 
 def test_keys_that_do_not_fit_their_grid_name_it() -> None:
     q = torch.randn(1, 128, 2, 16)
-    with pytest.raises(ValueError, match=r"^k has 128 tokens in its sequence, but its kv_grid has"):
+    with pytest.raises(ValueError, match=r"^k has 128 tokens in its sequence, but kv_grid has"):
         vsa.attention(q, q, q, 1, grid=(4, 4, 8), kv_grid=(4, 4, 4))

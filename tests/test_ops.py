@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.checkpoint import (
@@ -12,8 +15,9 @@ from torch.utils.checkpoint import (
 )
 
 import vsa
+from vsa import ops
 from vsa.measure import peak_memory
-from vsa.parity import by_name, ours, worst
+from vsa.parity import Problem, by_name, ours, worst
 
 
 def _fine_arguments(dtype: torch.dtype = torch.float32) -> tuple:
@@ -38,6 +42,56 @@ def test_opcheck() -> None:
     out, lse = torch.ops.vsa.block_sparse_attention(q, k, v, *plan)
     backward = (torch.randn_like(out), torch.randn_like(lse), q, k, v, out, lse, *plan)
     torch.library.opcheck(torch.ops.vsa.block_sparse_attention_backward, backward)
+
+
+GATED = Problem(
+    "gated", grid=(4, 4, 5), prefix=3, suffix=2, text_valid=True, batch=2, heads=4, kv_heads=2,
+    topk=1, head_dim=64, dtype=torch.bfloat16, gate_coarse=True, gate_fine=True,
+)  # fmt: skip
+GATES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor] | None, ...]] = {
+    "none": (None, None),
+    "fine": (lambda gate: gate, None),
+    "coarse": (None, lambda gate: gate),
+    "both": (lambda gate: gate, lambda gate: gate),
+    "per-head-fp32": (
+        lambda gate: gate[:1, :1, :, :1].float().expand_as(gate),
+        lambda gate: gate[..., :1].float().expand_as(gate),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_opcheck_of_gated_operators(kind: str) -> None:
+    tensors, grid = GATED.inputs(), GATED.query_grid
+    words = vsa.select(tensors["q"], tensors["k"], 1, grid=grid).bitmap
+    fine, coarse = (
+        None if make is None else make(tensors[name]).detach().requires_grad_()
+        for make, name in zip(GATES[kind], ("gate_fine", "gate_coarse"), strict=True)
+    )
+    means: list[torch.Tensor | None] = [None] * 3
+    rows = None
+    if coarse is not None:
+        means = ops.tile_means([tensors[name] for name in "qkv"], 3 * grid.as_ints())
+        rows = torch.ops.vsa.coarse_attention(*means, 0.3)
+    plan = (grid.as_ints(), grid.as_ints(), 1, 0.3, "emulated")
+    valid = GATED.valid()
+    q, k, v = (tensors[name].requires_grad_() for name in "qkv")
+    arguments = (q, k, v, words, valid, *means, rows, fine, coarse, *plan)
+    torch.library.opcheck(torch.ops.vsa.gated_attention, arguments)
+    with torch.no_grad():
+        inference = (*arguments[:5], *arguments[8:])
+        torch.library.opcheck(
+            torch.ops.vsa.gated_attention_inference, [_detached(x) for x in inference]
+        )
+        out, lse, part = torch.ops.vsa.gated_attention(*arguments)
+    for grad_lse in (None, torch.randn_like(lse)):
+        given = (torch.randn_like(out), grad_lse, q, k, v, lse, part, rows, words, valid)
+        backward = [_detached(x) for x in (*given, fine, coarse, *means)]
+        torch.library.opcheck(torch.ops.vsa.gated_attention_backward, (*backward, *plan))
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, torch.Tensor) else x
 
 
 @pytest.mark.parametrize("name", ["gates", "text", "other-keys", "dense"])

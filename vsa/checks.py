@@ -63,11 +63,11 @@ def tile(name: str, value: object, most: int) -> tuple[int, int, int]:
     return shape
 
 
-def sequence_length(name: str, length: int, grid: Grid, argument: str = "grid") -> None:
-    """The sequence of ``name`` is as long as its grid says, which came as ``argument``."""
+def sequence_length(name: str, length: int, grid: Grid, source: str = "its grid") -> None:
+    """The sequence of ``name`` is as long as the grid says that ``source`` gives."""
     if length != grid.length:
         raise ValueError(
-            f"{name} has {length} tokens in its sequence, but its {argument} has {grid.length}: "
+            f"{name} has {length} tokens in its sequence, but {source} has {grid.length}: "
             f"prefix {grid.prefix} + {grid.shape[0]}*{grid.shape[1]}*{grid.shape[2]} "
             f"video + suffix {grid.suffix}"
         )
@@ -285,7 +285,14 @@ def is_selection(value: object) -> None:
 
 
 def selection(value: Selection, q: Tensor, grid: Grid, kv_grid: Grid) -> None:
-    """A selection made for these batches, heads and tiles."""
+    """A selection made for these batches, heads and tiles, whose bitmap is in order."""
+    words = -(-value.num_key_tiles // 32)
+    if value.bitmap.dtype != torch.int32 or value.bitmap.shape[3:] != (words,):
+        raise ValueError(
+            f"selection must have a bitmap (B, heads, n_q, {words}) int32 for its "
+            f"{value.num_key_tiles} key tiles, but it is {tuple(value.bitmap.shape)} "
+            f"{value.bitmap.dtype}: make one by vsa.select or vsa.Selection.from_mask"
+        )
     wanted = (q.shape[0], q.shape[-2], grid.num_tiles, kv_grid.num_tiles)
     if value.shape != wanted:
         raise ValueError(
@@ -304,8 +311,8 @@ def selection(value: Selection, q: Tensor, grid: Grid, kv_grid: Grid) -> None:
         )
 
 
-def must(value: object, grid: Grid, kv_grid: Grid) -> None:
-    """None, "self", or (n_q, n_k) bool."""
+def must(value: object, q: Tensor, grid: Grid, kv_grid: Grid) -> None:
+    """None, "self", or (n_q, n_k) bool on the device of q."""
     if value is None:
         return
     if isinstance(value, str):
@@ -324,6 +331,10 @@ def must(value: object, grid: Grid, kv_grid: Grid) -> None:
         raise ValueError(
             f"must has to be (n_q, n_k) = {(grid.num_tiles, kv_grid.num_tiles)}, but "
             f"its shape is {tuple(value.shape)}"
+        )
+    if value.device != q.device:
+        raise ValueError(
+            f"must has to share the device of q, but it is on {value.device} and q is on {q.device}"
         )
 
 

@@ -77,21 +77,19 @@ def resolve(
     q, k, v = under_autocast(q, k, k if v is None else v)
     checks.alike(q, {"k": k, "v": v})
     checks.keys_match(q, k, v)
+    names = ["grid", "kv_grid"]
     if selection is not None:
         checks.is_selection(selection)
-        grid = selection.grid if grid is None else grid
-        kv_grid = selection.kv_grid if kv_grid is None else kv_grid
-    query_grid = _grid_of("grid", "q", q, grid, tile)
-    key_grid = _key_grid(q, k, query_grid, kv_grid, tile)
+        if grid is None and selection.grid is not None:
+            grid, names[0] = selection.grid, "the grid of selection"
+        if kv_grid is None and selection.kv_grid is not None:
+            kv_grid, names[1] = selection.kv_grid, "the kv_grid of selection"
+    query_grid = _grid_of(names[0], "q", q, grid, tile)
+    key_grid = _key_grid(q, k, query_grid, kv_grid, tile, names[1])
     checks.text_valid(text_valid, q, query_grid, key_grid)
     if selection is not None:
         checks.selection(selection, q, query_grid, key_grid)
     return Inputs(
-        q=_flat(q),
-        k=_flat(k),
-        v=_flat(v),
-        grid=query_grid,
-        kv_grid=key_grid,
         scale=checks.scale(scale, q.shape[-1]),
         text_valid=None if text_valid is None else savable(text_valid),
         backend=backends.choose(
@@ -102,6 +100,12 @@ def resolve(
             operator.index(q.shape[-1]),
             wants_gradients(q, k, v),
         ),
+        # Last, since strides may make these copies, and what is above may refuse.
+        q=_flat(q),
+        k=_flat(k),
+        v=_flat(v),
+        grid=query_grid,
+        kv_grid=key_grid,
         shape=q.shape,
     )
 
@@ -146,7 +150,8 @@ def _grid_of(name: str, owner: str, x: Tensor, grid: Extent | Grid | None, tile:
     if not torch.compiler.is_compiling():
         _warn_of_thin_tiles(found, tile)
     if x.ndim == 4:
-        checks.sequence_length(owner, x.shape[1], found, name)
+        source = f"its {name}" if grid is None else name
+        checks.sequence_length(owner, x.shape[1], found, source)
     elif found.text or found.shape != tuple(x.shape[1:4]):
         raise ValueError(
             f"{name} is {found.shape} with {found.text} text tokens, but {owner} is "
@@ -171,10 +176,12 @@ def _warn_of_thin_tiles(grid: Grid, tile: Tile) -> None:
         )
 
 
-def _key_grid(q: Tensor, k: Tensor, grid: Grid, kv_grid: Extent | Grid | None, tile: Tile) -> Grid:
+def _key_grid(
+    q: Tensor, k: Tensor, grid: Grid, kv_grid: Extent | Grid | None, tile: Tile, name: str
+) -> Grid:
     """The keys' grid: the queries' unless ``kv_grid`` says otherwise."""
     if kv_grid is not None:
-        return _grid_of("kv_grid", "k", k, kv_grid, tile)
+        return _grid_of(name, "k", k, kv_grid, tile)
     if k.shape[1:-2] != q.shape[1:-2]:
         raise ValueError(
             f"k has the grid or length {tuple(k.shape[1:-2])} and q has {tuple(q.shape[1:-2])}: "

@@ -69,6 +69,7 @@ class VideoSparseAttention(nn.Module):
         if gates not in (None, "coarse", "both"):
             raise ValueError(f'gates must be None, "coarse" or "both", but it is {gates!r}')
         resolve(topk, num_tiles=1, heads=heads)
+        Grid((1, 1, 1), tile)  # for its checks
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
         self.tile, self.backend = tile, backend
         self.topk = topk

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random problems, their reference results, and the rule for how close is close enough.
 
-The tests and ``vsa check`` hold every backend to the same list.
+The tests and ``vsa check`` hold every backend to the same list by the same rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vsa import reference
+from vsa import dense, reference
 from vsa.attention import attention
 from vsa.budget import TopP
 from vsa.grid import Grid
@@ -174,16 +176,19 @@ def ours(
 
 
 def expected(
-    problem: Problem, tensors: dict[str, Tensor], mask: Tensor | None = None
+    problem: Problem,
+    tensors: dict[str, Tensor],
+    mask: Tensor | None = None,
+    oracle: Callable[..., tuple[Tensor, Tensor, Tensor]] = reference.attention,
 ) -> tuple[Result, Tensor]:
-    """The same by the reference, in fp64."""
+    """The same in fp64 by the reference, or by ``dense.attention``."""
     leaves = _leaves({name: x.double() for name, x in tensors.items()}, "cpu")
     topk, mass = (
         (problem.topk.floor, problem.topk.mass)
         if isinstance(problem.topk, TopP)
         else (problem.topk, 0.0)
     )
-    out, chosen, lse = reference.attention(
+    out, chosen, lse = oracle(
         **leaves,
         topk=topk,
         mass=mass,
@@ -203,13 +208,11 @@ def sdpa(
     problem: Problem, tensors: dict[str, Tensor], mask: Tensor, device: torch.device | str = "cpu"
 ) -> Result:
     """PyTorch's own attention in the same type on the same keys: no text, no gates."""
-    attended = torch.zeros(
-        *mask.shape[:2], problem.query_grid.length, problem.key_grid.length, dtype=torch.bool
+    tiles = (
+        dense.membership(grid, problem.tile, 0, 0)
+        for grid in (problem.grid, problem.kv_grid or problem.grid)
     )
-    query_tiles = reference.tiles_of(problem.grid, problem.tile, 0)
-    key_tiles = reference.tiles_of(problem.kv_grid or problem.grid, problem.tile, 0)
-    for b, h, i, j in mask.nonzero().tolist():
-        attended[b, h, torch.tensor(query_tiles[i])[:, None], torch.tensor(key_tiles[j])] = True
+    attended = dense.attended(mask, *tiles)
     leaves = _leaves({name: tensors[name] for name in "qkv"}, device)
     group = problem.heads // problem.kv_heads
     q, k, v = (x.transpose(1, 2) for x in leaves.values())
@@ -256,9 +259,9 @@ def error(x: Tensor, truth: Tensor) -> float:
 
 
 def errors(result: Result, truth: Result) -> dict[str, float]:
-    """``error`` of the output and of those gradients in q, k and v that the result has."""
+    """``error`` of the output and of those gradients that the result has."""
     return {"out": error(result.out, truth.out)} | {
-        name: error(result.grads[name], truth.grads[name]) for name in "qkv" if name in result.grads
+        name: error(grad, truth.grads[name]) for name, grad in result.grads.items()
     }
 
 
@@ -270,37 +273,48 @@ def relative_to_sdpa(
 ) -> dict[str, float]:
     """Errors, text and gates included, as multiples of those of PyTorch's without them.
 
-    PyTorch's error counts for no less than that of rounding the true result once: where softmax
-    picks single tokens it is smaller, but gates make new numbers.
+    At most 2 passes; NaN stays NaN, so compare each. PyTorch's error counts for no less than that
+    of rounding the true result once: where softmax picks single tokens it is smaller, but gates
+    make new numbers. Gradients of gates, which PyTorch's has not, are compared with its output.
 
     Returns:
-        by name, out and with ``gradients`` also q, k and v.
+        by name: selection, 0 where it is that of the definition and infinite elsewhere; out, where
+        no gradient is wanted; with ``gradients`` also the training forward's out, as "trained",
+        and every gradient.
     """
-    tensors = problem.inputs()
-    result, selection = ours(problem, tensors, device, gradients, **options)
-    truth, _ = expected(problem, tensors, selection.mask())
-    plain = problem.without_extras()
-    plain_tensors = plain.inputs()
-    plain_tensors["upstream_lse"].zero_()
-    _, selection = ours(plain, plain_tensors, device, gradients=False, **options)
-    plain_truth, _ = expected(plain, plain_tensors, selection.mask())
-    yardstick = errors(sdpa(plain, plain_tensors, selection.mask(), device), plain_truth)
-    true = {"out": truth.out, **truth.grads}
-    return {
-        name: found / max(yardstick[name], error(true[name].to(problem.dtype), true[name]))
-        for name, found in errors(result, truth).items()
+    tensors, truth, chosen = _truth(problem)
+    result, selection = ours(problem, tensors, device, gradients=False, **options)
+    found = errors(result, truth)
+    if gradients:
+        result, again = ours(problem, tensors, device, gradients=True, **options)
+        trained = errors(result, truth)
+        found |= {"trained": trained.pop("out"), **trained}
+        selection = selection if torch.equal(again.bitmap, selection.bitmap) else again
+    plain = replace(problem.without_extras(), name="")
+    yardstick = _error_of_sdpa(plain, torch.device(device))
+    true = {"out": truth.out, "trained": truth.out, **truth.grads}
+    right = torch.equal(selection.mask(), chosen)
+    return {"selection": 0.0 if right else math.inf} | {
+        name: off
+        / max(
+            yardstick.get(name, yardstick["out"]),
+            error(true[name].to(problem.dtype), true[name]),
+        )
+        for name, off in found.items()
     }
 
 
-def against_sdpa(
-    problem: Problem, device: torch.device | str = "cpu", **options: Any
-) -> dict[str, float]:
-    """Errors as multiples of those of PyTorch's own attention; at most 2 passes."""
-    plain = problem.without_extras()
+@lru_cache(maxsize=128)
+def _truth(problem: Problem) -> tuple[dict[str, Tensor], Result, Tensor]:
+    """Inputs, true results and the true choice: the same for all who are compared with them."""
+    tensors = problem.inputs()
+    return tensors, *expected(problem, tensors, oracle=dense.attention)
+
+
+@lru_cache(maxsize=128)
+def _error_of_sdpa(plain: Problem, device: torch.device) -> dict[str, float]:
+    """What PyTorch's own attention makes of a problem without text and gates."""
     tensors = plain.inputs()
     tensors["upstream_lse"].zero_()
-    result, selection = ours(plain, tensors, device, **options)
-    truth, _ = expected(plain, tensors, selection.mask())
-    yardstick = errors(sdpa(plain, tensors, selection.mask(), device), truth)
-    found = errors(result, truth)
-    return {name: found[name] / yardstick[name] for name in found}
+    truth, chosen = expected(plain, tensors, oracle=dense.attention)
+    return errors(sdpa(plain, tensors, chosen, device), truth)

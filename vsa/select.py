@@ -177,7 +177,7 @@ def select(
         q, k, None, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend="torch"
     )
     budget = resolve(topk, call.kv_grid.num_tiles, call.q.shape[2])
-    checks.must(must, call.grid, call.kv_grid)
+    checks.must(must, call.q, call.grid, call.kv_grid)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         q_means, k_means = tile_means((call.q, call.k), (call.grid, call.kv_grid))
         return select_tiles(q_means, k_means, budget, call, must)
