@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from no_work import is_named
 
 import vsa
 from vsa import bitmap, diagnostics, plots
@@ -100,8 +101,9 @@ def test_recall_curve_is_the_recall_of_each_budget() -> None:
     ],
 )
 def test_bad_input_is_named(name: str, call: Callable[[Path], None], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=name.replace("[", r"\[")) as caught:
+    with pytest.raises(ValueError) as caught:
         call(tmp_path / "nothing.png")
+    assert is_named(name, str(caught.value))
     assert len(str(caught.value).split()) >= 5 and not list(tmp_path.iterdir())
 
 
