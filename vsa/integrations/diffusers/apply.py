@@ -70,9 +70,11 @@ def apply_vsa(
 
     Denoising steps are counted by the ``timestep`` argument, in each thread for itself: a smaller
     one is the next step, the same one another call of this step (guidance), a larger one a new
-    generation (for Mochi, whose timesteps rise, a larger one is next). Reading it costs one
-    synchronisation per call, and is done only where steps make a difference. Where timesteps do not
-    tell, say the step with ``denoising_step`` or ``count_steps``.
+    generation (for Mochi, whose timesteps rise, a larger one is next). Timesteps that were rounded
+    to the same 16 bits are told apart by what else is given. Reading it costs one synchronisation
+    per call, a second one where timesteps are equal, and is done only where steps make a
+    difference. Where timesteps do not tell, a warning says so: say the step with
+    ``denoising_step`` or ``count_steps``.
 
     Args:
         transformer: ``pipe.transformer`` of Wan 2.1 and 2.2, LTX, HunyuanVideo, HunyuanVideo 1.5,

@@ -22,7 +22,7 @@ from vsa.integrations.diffusers.parallel import sharding_group
 from vsa.integrations.diffusers.passes import BoundCheckpoint, OfThread, Passes, recomputing
 from vsa.integrations.diffusers.processors import REFRESH, SparseProcessor
 from vsa.integrations.diffusers.sharding import Sharding
-from vsa.integrations.diffusers.steps import MOST_CALLS, Steps, timestep_of
+from vsa.integrations.diffusers.steps import MOST_CALLS, Steps
 from vsa.integrations.diffusers.work import Store, Work
 from vsa.record import Record
 
@@ -56,15 +56,22 @@ class Stores(OfThread):
     """Selections of a generation, in each thread others: a few for every layer."""
 
     def __init__(self) -> None:
+        self._generation = 0
         self._stores: dict[tuple[int, int], Store] = {}
 
-    def of(self, layer: int, call: int) -> Store:
-        """Where the selections of a layer in one of the calls of a step are kept.
+    def of(self, layer: int, steps: Steps) -> Store | None:
+        """Where a layer's selections are kept in this call of this generation.
 
-        Calls beyond what guidance needs keep theirs in one place, so that loops of constant
-        timesteps do not keep more and more of them.
+        Calls beyond what guidance needs keep none, so that loops of constant timesteps do not keep
+        more and more of them. A transformer that joins a generation late (the second of a pair)
+        finds none of the one before.
         """
-        return self._stores.setdefault((layer, min(call, MOST_CALLS)), Store())
+        if self._generation != steps.generation:
+            self._generation = steps.generation
+            self._stores.clear()
+        if steps.call >= MOST_CALLS:
+            return None
+        return self._stores.setdefault((layer, steps.call), Store())
 
 
 class _Pass(OfThread):
@@ -156,7 +163,7 @@ class Plan:
     ) -> dict[int, Work]:
         recorded = self.record is not None and not again
         if self.settings.need_steps or recorded:
-            self.steps.advance(timestep_of(call), self.family.rising)
+            self.steps.advance(call, self.family.rising)
         # The first call of a step is noted; what guidance adds would take its place.
         self.noted = recorded and not self.steps.call and self.record.begin(self.steps.step)  # type: ignore[union-attr]
         works = {layer: self._work(layer, shape, group) for layer in self.processors}
@@ -195,7 +202,7 @@ class Plan:
         note = self._note(layer, step)
         if settings.refresh_every == 1 or topk is None:
             return Work(shape, tile, topk, group=group, sharding=self.sharding, note=note)
-        store = self.stores.of(layer, self.steps.call)
+        store = self.stores.of(layer, self.steps)
         reuse = (step - settings.dense_steps) % settings.refresh_every != 0
         return Work(shape, tile, topk, store, reuse, group, self.sharding, note)
 

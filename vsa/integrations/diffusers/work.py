@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from vsa.budget import TopK
@@ -61,5 +62,9 @@ class Store:
     def fitting(self, grid: Grid, batch: int) -> Selection | None:
         """The stored selection, None if it is of another grid or batch size."""
         found = self.selection
-        fits = found is not None and found.grid == grid and found.bitmap.shape[0] == batch
-        return found if fits else None
+        if found is None or found.grid != grid or found.bitmap.shape[0] != batch:
+            return None
+        if found.bitmap.is_inference() and not torch.is_inference_mode_enabled():
+            # Chosen under inference_mode, and now wanted where autograd takes no such tensor.
+            found = self.selection = replace(found, bitmap=found.bitmap.clone())
+        return found
