@@ -15,6 +15,7 @@ pytest.importorskip("diffusers")
 from tiny_transformers import BATCH, FAMILIES, HEAD_DIM, HEADS, run, wan
 
 from vsa.integrations.diffusers import apply_vsa, gates_state_dict, load_gates
+from vsa.integrations.diffusers.coordinates import Layout
 
 
 def test_fastvideo_gates_round_trip_and_weigh_the_coarse_branch() -> None:
@@ -66,7 +67,7 @@ def test_a_gated_layer_is_coarse_times_gate_plus_fine_on_tiles_of_64() -> None:
     nn.init.normal_(attn.to_gate_compress.bias)
     grid = vsa.Grid((5, 6, 7), tile=(4, 4, 4))
     x = torch.randn(BATCH, grid.tokens, HEADS * HEAD_DIM)
-    model._vsa_plan._set({0: model._vsa_plan._work(0, grid.shape)})
+    model._vsa_plan._set({0: model._vsa_plan._work(0, Layout(grid.shape))})
     q, k, v, gate = (
         projected.unflatten(2, (HEADS, HEAD_DIM))
         for projected in (

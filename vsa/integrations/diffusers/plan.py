@@ -15,8 +15,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vsa.budget import TopK, resolve
-from vsa.grid import Extent, best_tile
+from vsa.grid import best_tile
 from vsa.inputs import Tile
+from vsa.integrations.diffusers.coordinates import Layout
 from vsa.integrations.diffusers.families import Family
 from vsa.integrations.diffusers.parallel import sharding_group
 from vsa.integrations.diffusers.passes import BoundCheckpoint, OfThread, Passes, recomputing
@@ -146,27 +147,27 @@ class Plan:
         names = _parameters(transformer)
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         group = self._check_processors()
-        shape = self.family.grid(transformer.config, call)
+        layout = self.family.layout(transformer.config, call)
         if self.sharding is not None:
-            self.sharding.tokens = math.prod(shape)
+            self.sharding.tokens = math.prod(layout.shape)
         again = not torch.compiler.is_compiling() and recomputing()
         if again and self.settings.need_steps:
             if self.settings.refresh_every > 1:
                 raise RuntimeError(REFRESH.format(what="activation checkpointing"))
             works = self.passes.of(call["hidden_states"])
         else:
-            works = self._new_works(call, shape, group, again)
+            works = self._new_works(call, layout, group, again)
         self._begin(transformer, works)
 
     def _new_works(
-        self, call: Mapping[str, Any], shape: Extent, group: Any, again: bool
+        self, call: Mapping[str, Any], layout: Layout, group: Any, again: bool
     ) -> dict[int, Work]:
         recorded = self.record is not None and not again
         if self.settings.need_steps or recorded:
             self.steps.advance(call, self.family.rising)
         # The first call of a step is noted; what guidance adds would take its place.
         self.noted = recorded and not self.steps.call and self.record.begin(self.steps.step)  # type: ignore[union-attr]
-        works = {layer: self._work(layer, shape, group) for layer in self.processors}
+        works = {layer: self._work(layer, layout, group) for layer in self.processors}
         for layer, work in works.items():
             if work.note is None:
                 self.processors[layer].remembered.add(work)
@@ -191,20 +192,28 @@ class Plan:
         if self.running.outer:  # the pass may have failed before it began
             self._set(self.running.outer.pop())
 
-    def _work(self, layer: int, shape: Extent, group: Any = None) -> Work:
+    def _work(self, layer: int, layout: Layout, group: Any = None) -> Work:
         settings, step = self.settings, max(self.steps.step, 0)
+        shape, before, after = layout
+        if group is not None and before + after:
+            raise NotImplementedError(
+                f"video_coords hold {before + after} tokens of keyframes, which cannot be "
+                "told from the video's where the sequence is sharded: run it on one device"
+            )
         tile = _tile_for(shape) if settings.tile == "auto" else settings.tile
         topk = settings.topk(layer, step) if callable(settings.topk) else settings.topk
         if step < settings.dense_steps or layer in self.dense_layers:
             topk = None
         if topk is not None:
             resolve(topk, 1, self._heads(layer))
+        store, reuse = None, False
+        if settings.refresh_every > 1 and topk is not None:
+            store = self.stores.of(layer, self.steps)
+            reuse = (step - settings.dense_steps) % settings.refresh_every != 0
         note = self._note(layer, step)
-        if settings.refresh_every == 1 or topk is None:
-            return Work(shape, tile, topk, group=group, sharding=self.sharding, note=note)
-        store = self.stores.of(layer, self.steps)
-        reuse = (step - settings.dense_steps) % settings.refresh_every != 0
-        return Work(shape, tile, topk, store, reuse, group, self.sharding, note)
+        return Work(
+            shape, tile, topk, store, reuse, group, self.sharding, note, before=before, after=after
+        )
 
     def _note(self, layer: int, step: int) -> Callable[..., None] | None:
         if self.record is None or not self.noted:

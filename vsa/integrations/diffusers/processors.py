@@ -123,10 +123,9 @@ class SparseProcessor:
             return self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
-        T, H, W = work.shape
-        if work.group is None and hidden_states.shape[1] != T * H * W:
+        if work.group is None and hidden_states.shape[1] != work.tokens:
             raise ValueError(
-                f"the grid of the transformer's input is {work.shape}, {T * H * W} tokens, but "
+                f"the grid of the transformer's input is {work.shape}, {work.tokens} tokens, but "
                 f"this layer got {hidden_states.shape[1]}: VSA needs the whole video in raster "
                 "order"
             )
@@ -228,7 +227,7 @@ class WanSparseProcessor(SparseProcessor):
 
 
 class LTXSparseProcessor(SparseProcessor):
-    """LTX: video tokens only, norms and rotation over all heads."""
+    """LTX: video tokens and keyframes, norms and rotation over all heads."""
 
     def attend(self, work: Work, attn: Any, given: Given) -> Tensor:
         """Attend; -> (B, S, channels)."""
@@ -237,7 +236,11 @@ class LTXSparseProcessor(SparseProcessor):
         if given.rotary is not None:
             q, k = turn_pairs((q, k), *of_pairs(given.rotary))
         q, k, v = (heads_of(each, attn) for each in (q, k, v))
-        return project_out(attn, sparse(work, (q, k, v), gate_of(attn, x)))
+        gate = gate_of(attn, x)
+        if gate is not None and (work.before or work.after):
+            gate = gate[:, work.before : x.shape[1] - work.after]
+        out = sparse(work, (q, k, v), gate, prefix=work.before, suffix=work.after)
+        return project_out(attn, out)
 
 
 class JointSparseProcessor(SparseProcessor):

@@ -36,6 +36,8 @@ class Work:
         group: process group whose ranks hold the sequence in shards; None for one process.
         sharding: of video tokens by hooks of ours, which the group is then that of.
         note: is told the queries, keys and selection of this pass, if somebody looks.
+        before: tokens of keyframes that stand before the video, and attend everything.
+        after: likewise after it.
     """
 
     shape: Extent
@@ -46,11 +48,13 @@ class Work:
     group: Any = None
     sharding: Sharding | None = None
     note: Callable[[Tensor, Tensor, Selection], None] | None = None
+    before: int = 0
+    after: int = 0
 
     @property
     def tokens(self) -> int:
-        """Video tokens of this pass."""
-        return math.prod(self.shape)
+        """Tokens of the video's own sequence in this pass, keyframes and all."""
+        return self.before + math.prod(self.shape) + self.after
 
 
 @dataclass(eq=False)
