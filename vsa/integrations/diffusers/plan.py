@@ -46,11 +46,21 @@ class Settings:
     tile: Tile
     dense_steps: int
     refresh_every: int
+    gates: str | None = None
 
     @property
     def need_steps(self) -> bool:
         """Whether the denoising step makes a difference."""
         return callable(self.topk) or self.dense_steps > 0 or self.refresh_every > 1
+
+    def __str__(self) -> str:
+        topk = self.topk
+        words = [f"topk={getattr(topk, '__name__', 'function') if callable(topk) else topk}"]
+        words.append(f"tile={self.tile}")
+        words.append(f"gates={self.gates}")
+        words += [f"dense_steps={self.dense_steps}"] if self.dense_steps else []
+        words += [f"refresh_every={self.refresh_every}"] if self.refresh_every > 1 else []
+        return ", ".join(words)
 
 
 class Stores(OfThread):
@@ -120,6 +130,8 @@ class Plan:
         attentions: list[Any] = list(self.layers.values())
         for layer, processor in self.processors.items():
             attentions[layer].processor = processor
+            # print(transformer) shows modules, not their processors.
+            attentions[layer].extra_repr = partial(repr, processor)
         self.handles = [
             transformer.register_forward_pre_hook(_before, with_kwargs=True),
             transformer.register_forward_hook(_after, always_call=True),
@@ -135,12 +147,14 @@ class Plan:
             if attentions[layer].processor is processor:
                 processor.hand_settings_on()
                 attentions[layer].processor = processor.original
+            vars(attentions[layer]).pop("extra_repr", None)
         for handle in self.handles:
             handle.remove()
         checkpoint = getattr(transformer, CHECKPOINT, None)
         if isinstance(checkpoint, BoundCheckpoint):
             setattr(transformer, CHECKPOINT, checkpoint.original)
-        delattr(transformer, PLAN)
+        if getattr(transformer, PLAN, None) is self:  # not where installing it has failed
+            delattr(transformer, PLAN)
 
     def before(self, transformer: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Give every layer its work, before the transformer runs."""
@@ -235,9 +249,10 @@ class Plan:
             if processor is None:
                 continue
             if attn.processor is not processor:
+                name = type(attn.processor).__name__
                 raise RuntimeError(
-                    f"the attention processor of {path} has been replaced by a "
-                    f"{type(attn.processor).__name__} since apply_vsa: call apply_vsa again, or "
+                    f"the attention processor of {path} has been replaced by a {name} since "
+                    f"apply_vsa: {way_back(name, 'call apply_vsa again')}, or "
                     "remove_vsa(transformer)"
                 )
             if processor._parallel_config is not None:
@@ -249,6 +264,13 @@ class Plan:
                 "whole queries and keys: record it on one device"
             )
         return group
+
+
+def way_back(processor: str, otherwise: str) -> str:
+    """How to be rid of a processor of this name, which stands where ours cannot."""
+    if processor.startswith("Fused"):
+        return "call transformer.unfuse_qkv_projections(), which sparse attention has no use for"
+    return otherwise
 
 
 def sparse_layers(block: Any) -> list[SparseProcessor]:

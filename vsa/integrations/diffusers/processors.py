@@ -44,6 +44,7 @@ class SparseProcessor:
     Attributes:
         plan_of_diffusers: whether diffusers can shard the sequence (enable_parallelism).
         original: the processor that was there before, which computes dense passes.
+        settings: what ``apply_vsa`` was asked for, to be shown.
         work: what the pass that runs in this thread asks for; the transformer's pre-hook sets it.
         remembered: what passes have asked for so far, for recomputation outside of any.
     """
@@ -54,8 +55,9 @@ class SparseProcessor:
     _attention_backend: Any = None
     _parallel_config: Any = None
 
-    def __init__(self, original: Any) -> None:
+    def __init__(self, original: Any, settings: object = "") -> None:
         self.original = original
+        self.settings = settings
         self._running = _Running()
         self.remembered: Remembered[Work] = Remembered()
         self._attention_backend = getattr(original, "_attention_backend", None)
@@ -131,6 +133,9 @@ class SparseProcessor:
             )
         given = Given(hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         return self.attend(work, attn, given)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.settings}, backend=auto)"
 
     def attend(self, work: Work, attn: Any, given: Given) -> Any:
         """Project, attend with ``sparse`` and project back."""
