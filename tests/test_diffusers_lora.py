@@ -15,7 +15,7 @@ from peft import LoraConfig
 from tiny_transformers import FAMILIES, run, wan
 
 from vsa.integrations.diffusers import apply_vsa, gates_state_dict, load_gates, remove_vsa
-from vsa.integrations.diffusers.gates import NAME as GATE
+from vsa.integrations.diffusers.gate_files import NAME as GATE
 
 PROJECTIONS = ["to_q", "to_k", "to_v"]
 
@@ -66,6 +66,6 @@ def test_gates_under_an_adapter_are_saved_once_it_is_fused() -> None:
         model.unload_lora()
         saved = gates_state_dict(model)
         assert len(saved) == 4 and all(saved[f"blocks.{n}.{GATE}.weight"].any() for n in range(2))
-        apply_vsa(model, topk=2)  # which drops the gates
+        remove_vsa(model)  # which drops the gates
         load_gates(apply_vsa(model, topk=2, gates="coarse"), saved)
         torch.testing.assert_close(run(model, inputs), adapted, rtol=1e-4, atol=1e-5)

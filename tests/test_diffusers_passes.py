@@ -14,13 +14,15 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
+import vsa
+
 pytest.importorskip("diffusers")
 from tiny_transformers import BATCH, FAMILIES, mochi, run, wan
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
 )
 
-from vsa.integrations.diffusers import apply_vsa, count_steps, denoising_step
+from vsa.integrations.diffusers import apply_vsa, count_steps, denoising_step, processors
 
 TIMESTEPS = (900.0, 700.0, 500.0)
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -198,9 +200,91 @@ def test_steps_that_look_alike_are_said_to() -> None:
     with pytest.warns(UserWarning, match="timestep values were equal in 5 calls"):
         steps_of(model, inputs, [999.0] * 5, [])
     apply_vsa(model, topk=0.5, dense_steps=2)
-    rounded = {**inputs, "timestep": torch.full((BATCH,), 999.0, dtype=torch.bfloat16)}
-    with torch.no_grad(), pytest.warns(UserWarning, match=r"rounded to torch\.bfloat16"):
-        run(model, rounded)
+    with torch.no_grad(), pytest.warns(UserWarning, match="equal in 2 calls"):
+        for _ in range(2):  # of a model of one step, on other latents each time
+            run(model, {**inputs, "hidden_states": torch.randn_like(inputs["hidden_states"])})
+    apply_vsa(model, topk=0.5, dense_steps=2)
+    with pytest.warns(UserWarning, match="timestep 700 is the first, .* in one list"):
+        steps_of(model, inputs, [700.0], [])
+
+
+@pytest.mark.filterwarnings("error:timestep")
+@pytest.mark.parametrize("guidance", [1, 2])
+def test_timesteps_that_were_rounded_to_one_are_two_steps(guidance: int) -> None:
+    model, inputs = wan()
+    seen: list[int] = []
+    apply_vsa(model, topk=lambda layer, step: seen.append(step) or 0.5)
+    texts = [torch.randn(BATCH, 5, 16) for _ in range(guidance)]
+    for _generation in range(2):
+        seen.clear()
+        for time in (999.0, 998.0, 997.0, 992.0, 990.0):  # two of them are one in bf16
+            latents = torch.randn_like(inputs["hidden_states"])
+            timestep = torch.full((BATCH,), time, dtype=torch.bfloat16)
+            for text in texts:
+                given = {"hidden_states": latents, "encoder_hidden_states": text}
+                with torch.no_grad():
+                    run(model, {**inputs, **given, "timestep": timestep})
+        assert seen[::2] == [step for step in range(5) for _ in texts]
+
+
+def test_a_generation_that_broke_off_does_not_shift_the_next() -> None:
+    model, inputs = wan()
+    seen: list[int] = []
+    apply_vsa(model, topk=lambda layer, step: seen.append(step) or 0.5)
+    pipe = type("Pipeline", (), {"num_timesteps": 4})()
+    for step in range(2):
+        assert steps_of(model, inputs, [999.0 - step], seen) == [step]
+        count_steps(pipe, step, None, {})
+    for step in range(4):  # timesteps fall back
+        assert steps_of(model, inputs, [999.0 - step], seen) == [step]
+        count_steps(pipe, step, None, {})
+    for step in range(2):  # and where they are constant, the callback is told too little
+        steps_of(model, inputs, [999.0], seen)
+        count_steps(pipe, step, None, {})
+    steps_of(model, inputs, [999.0], seen)
+    with pytest.raises(RuntimeError, match="step 0 of the pipeline was taken for step 2"):
+        count_steps(pipe, 0, None, {})
+    for step in range(4):
+        assert steps_of(model, inputs, [999.0], seen) == [step]
+        count_steps(pipe, step, None, {})
+
+
+@torch.no_grad()
+def test_a_pair_takes_no_selection_of_the_generation_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (high, inputs), (low, _) = wan(), wan()
+    reused: list[bool] = []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        reused.append(kwargs["selection"] is not None)
+        return vsa.attention(*args, **kwargs)
+
+    monkeypatch.setattr(processors, "attention", spy)
+    apply_vsa([high, low], topk=2, refresh_every=3)
+    for _generation in range(2):
+        reused.clear()
+        for model, times in ((high, [999.0, 950.0]), (low, [850.0, 700.0, 600.0])):
+            steps_of(model, inputs, times, [])
+        # the low one begins with step 2, which would take again what step 0 chose
+        assert reused[::2] == [False, True, False, False, True]
+
+
+def test_selections_made_under_inference_mode_serve_training() -> None:
+    model, inputs = wan()
+    apply_vsa(model, topk=2, refresh_every=2)
+    at = [{**inputs, "timestep": torch.full((BATCH,), time)} for time in (999.0, 900.0)]
+    with torch.inference_mode():
+        run(model, at[0])
+    mixed = run(model, at[1])
+    mixed.sum().backward()
+    grad = model.blocks[0].attn1.to_q.weight.grad.clone()
+    model.zero_grad()
+    apply_vsa(model, topk=2, refresh_every=2)
+    run(model, at[0])
+    plain = run(model, at[1])
+    plain.sum().backward()
+    assert torch.equal(mixed, plain) and torch.equal(grad, model.blocks[0].attn1.to_q.weight.grad)
 
 
 def test_selections_do_not_pile_up_where_timesteps_are_constant() -> None:
@@ -208,7 +292,7 @@ def test_selections_do_not_pile_up_where_timesteps_are_constant() -> None:
     apply_vsa(model, topk=2, refresh_every=2)
     with pytest.warns(UserWarning, match="equal in 5 calls"):
         steps_of(model, inputs, [999.0] * 12, [])
-    assert len(model._vsa_plan.stores._stores) <= 2 * 5
+    assert len(model._vsa_plan.stores._stores) <= 2 * 4
 
 
 def test_a_refused_call_leaves_the_transformer_as_it_was() -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vsa.grid import Extent
-from vsa.integrations.diffusers.gates import gates_in, is_gate
+from vsa.integrations.diffusers.gate_files import gates_in, is_gate
 
 FRAMES_PER_LATENT, PIXELS_PER_LATENT = 4, 8
 """What one latent of Wan's VAE stands for, along t and along each of h and w."""

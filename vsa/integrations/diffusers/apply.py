@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar, overload
 
 from torch import nn
@@ -13,8 +14,8 @@ from vsa.budget import TopK, resolve
 from vsa.grid import SLOTS
 from vsa.inputs import DEFAULT_TILE, Tile
 from vsa.integrations.diffusers.families import Family, family_of
-from vsa.integrations.diffusers.gates import NAME, create_gates, delete_gates
-from vsa.integrations.diffusers.plan import PLAN, Plan, Schedule, Settings
+from vsa.integrations.diffusers.gates import check_untrained, gates_of, new_gates, put_gates
+from vsa.integrations.diffusers.plan import PLAN, Plan, Schedule, Settings, way_back
 from vsa.integrations.diffusers.processors import SparseProcessor
 from vsa.integrations.diffusers.sharding import sharding_over
 from vsa.integrations.diffusers.steps import Steps
@@ -66,13 +67,15 @@ def apply_vsa(
     Only self-attention of video tokens changes: cross-attention stays, and in joint attention all
     text tokens are attended and attend everything. The grid is read from the transformer's input at
     every call. A second call replaces the settings of the first and keeps gates that are wanted
-    again.
+    again; without ``gates`` it is refused where they are trained.
 
     Denoising steps are counted by the ``timestep`` argument, in each thread for itself: a smaller
     one is the next step, the same one another call of this step (guidance), a larger one a new
-    generation (for Mochi, whose timesteps rise, a larger one is next). Reading it costs one
-    synchronisation per call, and is done only where steps make a difference. Where timesteps do not
-    tell, say the step with ``denoising_step`` or ``count_steps``.
+    generation (for Mochi, whose timesteps rise, a larger one is next). Timesteps that were rounded
+    to the same 16 bits are told apart by what else is given. Reading it costs one synchronisation
+    per call, a second one where timesteps are equal, and is done only where steps make a
+    difference. Where timesteps do not tell, a warning says so: say the step with
+    ``denoising_step`` or ``count_steps``.
 
     Args:
         transformer: ``pipe.transformer`` of Wan 2.1 and 2.2, LTX, HunyuanVideo, HunyuanVideo 1.5,
@@ -85,7 +88,8 @@ def apply_vsa(
             gates, as they were trained with it.
         dense_layers: layers that keep diffusers' own attention, negative ones from the end.
         dense_steps: denoising steps at the beginning that do so.
-        gates: "coarse" adds a coarse branch behind gates that are zero until trained or loaded.
+        gates: "coarse" adds a coarse branch behind gates: those that the transformer has, else
+            those in the local folder that it was loaded from, else zero until trained or loaded.
         refresh_every: tiles are chosen every so many steps and taken again in between.
         group: process group, or ``DeviceMesh`` of one dimension, whose ranks share out the video
             of HunyuanVideo, HunyuanVideo 1.5, CogVideoX or Mochi; they must divide the heads.
@@ -110,14 +114,21 @@ def apply_vsa(
     if not prepared:
         raise ValueError("transformer must be a transformer or several, but it is an empty list")
     steps = Steps()
-    for module, plan, earlier in prepared:
-        plan.steps = steps
-        _replace(module, plan, earlier, gates)
+    undo: list[Callable[[], None]] = []
+    try:
+        for module, plan, earlier, wanted in prepared:
+            plan.steps = steps
+            undo.append(partial(_replace, module, earlier, plan, gates_of(plan.layers)))
+            _replace(module, plan, earlier, wanted)
+    except BaseException:
+        for back in reversed(undo):
+            back()
+        raise
     return list(transformer) if several else transformer
 
 
-Prepared = tuple[Any, Plan, "Plan | None"]
-"""A transformer, what it is to get, and what it has."""
+Prepared = tuple[Any, Plan, "Plan | None", dict[str, nn.Module]]
+"""A transformer, what it is to get, what it has, and the gates it is to have by block."""
 
 
 def _prepare(
@@ -139,6 +150,7 @@ def _prepare(
         tile=_checked_tile(tile, gates),
         dense_steps=checks.integer("dense_steps", dense_steps, at_least=0),
         refresh_every=checks.integer("refresh_every", refresh_every, at_least=1),
+        gates=gates,
     )
     dense = _checked_layers(dense_layers, len(layers))
     if gates not in (None, "coarse"):
@@ -149,24 +161,28 @@ def _prepare(
     originals = {path: _original(attn, earlier) for path, attn in layers.items()}
     _check_replaceable(family, originals)
     processors = {
-        layer: family.processor(original)
+        layer: family.processor(original, settings)
         for layer, original in enumerate(originals.values())
         if layer not in dense or sharding is not None
     }
-    return module, Plan(family, settings, layers, processors, dense, sharding), earlier
+    wanted: dict[str, nn.Module] = {}
+    if gates:
+        wanted = gates_of(layers) | new_gates(module, layers)
+    else:
+        check_untrained(gates_of(layers))
+    return module, Plan(family, settings, layers, processors, dense, sharding), earlier, wanted
 
 
-def _replace(module: Any, plan: Plan, earlier: Plan | None, gates: str | None) -> None:
-    # What may fail first: then the transformer is as it was.
-    made = create_gates(plan.layers) if gates else {}
+def _replace(
+    module: Any, plan: Plan | None, earlier: Plan | None, gates: Mapping[str, nn.Module]
+) -> None:
+    """Take out what is there of one plan, and put in another with its gates."""
+    layers = (plan or earlier).layers  # type: ignore[union-attr]
     if earlier is not None:
         earlier.remove(module)
-    if gates:
-        for attn, gate in made.items():
-            attn.add_module(NAME, gate)
-    else:
-        delete_gates(plan.layers)
-    plan.install(module)
+    put_gates(layers, gates)
+    if plan is not None:
+        plan.install(module)
 
 
 def remove_vsa(transformer: Transformer) -> Transformer:
@@ -189,7 +205,7 @@ def remove_vsa(transformer: Transformer) -> Transformer:
     plan: Plan | None = getattr(module, PLAN, None)
     if plan is not None:
         plan.remove(module)
-        delete_gates(plan.layers)
+        put_gates(plan.layers, {})
     return transformer
 
 
@@ -226,8 +242,10 @@ def _original(attn: Any, earlier: Plan | None) -> Any:
 
 def _check_replaceable(family: Family, originals: dict[str, Any]) -> None:
     for path, original in originals.items():
-        if type(original).__name__ != family.replaces:
+        name = type(original).__name__
+        if name != family.replaces:
+            way = way_back(name, "restore the default processors before apply_vsa")
             raise TypeError(
                 f"the attention processor of {path} must be diffusers' {family.replaces}, but it "
-                f"is a {type(original).__name__}: restore the default processors before apply_vsa"
+                f"is a {name}: {way}"
             )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import diffusers
 from torch import nn
 
-from vsa.grid import Extent
 from vsa.integrations.diffusers import processors as own
+from vsa.integrations.diffusers.coordinates import Layout, layout_of
 
 Call = Mapping[str, Any]
 """The arguments of the transformer's forward, by name."""
@@ -27,7 +28,7 @@ class Family:
         attention: the attribute of a block that is self-attention.
         processor: our processor.
         replaces: the name of diffusers' processor that ours stands in for.
-        grid: (T, H, W) of the video tokens, from the configuration and the arguments of forward.
+        layout: of the video tokens, from the configuration and the arguments of forward.
         rising: whether timesteps rise while a video is denoised.
     """
 
@@ -36,7 +37,7 @@ class Family:
     attention: str
     processor: type[own.SparseProcessor]
     replaces: str
-    grid: Callable[[Any, Call], Extent]
+    layout: Callable[[Any, Call], Layout]
     rising: bool = False
 
     def layers(self, transformer: nn.Module) -> dict[str, nn.Module]:
@@ -48,36 +49,43 @@ class Family:
         }
 
 
-def _wan(config: Any, call: Call) -> Extent:
+def _wan(config: Any, call: Call) -> Layout:
     _, _, T, H, W = call["hidden_states"].shape
     t, h, w = config.patch_size
-    return T // t, H // h, W // w
+    return Layout((T // t, H // h, W // w))
 
 
-def _ltx(config: Any, call: Call) -> Extent:
+def _ltx(config: Any, call: Call) -> Layout:
+    tokens = call["hidden_states"].shape[1]
     given = call.get("num_frames"), call.get("height"), call.get("width")
-    if None in given:
+    known = None not in given
+    coordinates = call.get("video_coords")
+    # Beside coordinates diffusers reads no extents, and pipelines pass ones.
+    if coordinates is not None and not (known and math.prod(given) == tokens):  # type: ignore[arg-type]
+        return layout_of(coordinates, tokens)
+    if not known:
         raise ValueError(
             f"num_frames, height and width are {given}, but LTX packs its video, so that VSA needs "
-            "all three: pass them to the transformer"
+            "all three, or video_coords: pass them to the transformer"
         )
-    return given  # type: ignore[return-value]
+    return Layout(given)  # type: ignore[arg-type]
 
 
-def _hunyuan(config: Any, call: Call) -> Extent:
+def _hunyuan(config: Any, call: Call) -> Layout:
     _, _, T, H, W = call["hidden_states"].shape
-    return T // config.patch_size_t, H // config.patch_size, W // config.patch_size
+    return Layout((T // config.patch_size_t, H // config.patch_size, W // config.patch_size))
 
 
-def _cogvideox(config: Any, call: Call) -> Extent:
+def _cogvideox(config: Any, call: Call) -> Layout:
     _, T, _, H, W = call["hidden_states"].shape
     # CogVideoX 1.5 pads to whole patches in time; 1.0 has none.
-    return -(-T // (config.patch_size_t or 1)), H // config.patch_size, W // config.patch_size
+    T = -(-T // (config.patch_size_t or 1))
+    return Layout((T, H // config.patch_size, W // config.patch_size))
 
 
-def _mochi(config: Any, call: Call) -> Extent:
+def _mochi(config: Any, call: Call) -> Layout:
     _, _, T, H, W = call["hidden_states"].shape
-    return T, H // config.patch_size, W // config.patch_size
+    return Layout((T, H // config.patch_size, W // config.patch_size))
 
 
 _STREAMS = ("transformer_blocks",)

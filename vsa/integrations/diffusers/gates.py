@@ -7,44 +7,85 @@ coarse branch: out = coarse * gate + fine. diffusers drops these weights when it
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vsa.integrations.diffusers.gate_files import NAME, gates_at, gates_beside, gates_in
 from vsa.integrations.diffusers.plan import PLAN, Plan
 
-NAME = "to_gate_compress"
-_KEY = re.compile(rf"(?:.*?\.)??((?:\w+_)?blocks\.\d+)\.(?:attn1?\.)?{NAME}\.(.+)")
+
+class Gate(nn.Linear):
+    """A linear layer that goes where its input is, as its weights may be offloaded apart."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), on the device of x and, outside of autocast, in its type."""
+        weight, bias = self.weight.to(x.device), self.bias.to(x.device)
+        if weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
+            return nn.functional.linear(x, weight, bias)
+        return nn.functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
 
-def create_gates(layers: Mapping[str, nn.Module]) -> dict[nn.Module, nn.Linear]:
-    """A gate that is zero, so that it changes nothing yet, for every layer without one.
+def gates_of(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The gates that layers have, by the path of their block."""
+    return {path: getattr(attn, NAME) for path, attn in layers.items() if hasattr(attn, NAME)}
+
+
+def put_gates(layers: Mapping[str, nn.Module], gates: Mapping[str, nn.Module]) -> None:
+    """Give layers these gates, by the path of their block, and take all others out."""
+    for path, attn in layers.items():
+        if hasattr(attn, NAME):
+            delattr(attn, NAME)
+        if path in gates:
+            attn.add_module(NAME, gates[path])
+
+
+def new_gates(transformer: Any, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """A gate for every layer without one: as it lies beside the model's weights, or zero.
 
     Returns:
-        By layer, which has not got it yet.
+        By the path of a block, which has not got it yet.
 
     Raises:
         ValueError: weights that are stored in a type in which nothing can be computed, and that
-            do not say in which they are.
+            do not say in which they are; or gates beside the weights that are not these layers'.
     """
-    made = {}
+    made: dict[str, nn.Module] = {}
     for path, attn in layers.items():
         if hasattr(attn, NAME):
             continue
         to_q: Any = attn.to_q
-        gate = nn.Linear(
+        device = to_q.weight.device
+        gate = Gate(
             to_q.in_features,
             to_q.out_features,
-            device=to_q.weight.device,
+            # Weights that are offloaded to "meta" have no memory that ours could be beside.
+            device="cpu" if device.type == "meta" else device,
             dtype=_compute_dtype(path, attn),
         )
         nn.init.zeros_(gate.weight)
         nn.init.zeros_(gate.bias)
-        made[attn] = gate
+        made[path] = gate
+    if len(made) == len(layers) and (found := gates_beside(transformer)):
+        _load(made, found)
     return made
+
+
+def check_untrained(gates: Mapping[str, nn.Module]) -> None:
+    """Refuse to let go of gates that hold anything.
+
+    Raises:
+        ValueError: so they do.
+    """
+    for path, gate in gates.items():
+        if any(x.is_meta or x.detach().float().any() for x in gate.parameters()):
+            raise ValueError(
+                f"gates is None, but {path} has a trained gate, which would be lost: pass "
+                'gates="coarse" to keep it, or call remove_vsa(transformer) first to delete it'
+            )
 
 
 def _compute_dtype(path: str, attn: Any) -> torch.dtype:
@@ -53,10 +94,12 @@ def _compute_dtype(path: str, attn: Any) -> torch.dtype:
     Quantised weights are whole numbers or 8-bit floats; norms and biases beside them are not. A
     cast layer by layer (``enable_layerwise_casting``) leaves a hook that knows.
     """
-    registry = getattr(attn.to_q, "_diffusers_hook", None)
-    for hook in () if registry is None else registry.hooks.values():
-        if isinstance(getattr(hook, "compute_dtype", None), torch.dtype):
-            return hook.compute_dtype
+    to_q = getattr(attn.to_q, "base_layer", attn.to_q)  # of an adapter
+    registry = getattr(to_q, "_diffusers_hook", None)
+    hooks = () if registry is None else registry.hooks.values()
+    for each in (*hooks, to_q):  # bitsandbytes and GGUF say it in the layer itself
+        if isinstance(getattr(each, "compute_dtype", None), torch.dtype):
+            return each.compute_dtype
     for tensor in (attn.to_q.weight, *attn.parameters()):
         if tensor.is_floating_point() and tensor.element_size() > 1:
             return tensor.dtype
@@ -65,13 +108,6 @@ def _compute_dtype(path: str, attn: Any) -> torch.dtype:
         f"{attn.to_q.weight.dtype} with nothing beside them that says in which type it computes: "
         "call apply_vsa before the weights are quantised"
     )
-
-
-def delete_gates(layers: Mapping[str, nn.Module]) -> None:
-    """Take the gates out."""
-    for attn in layers.values():
-        if hasattr(attn, NAME):
-            delattr(attn, NAME)
 
 
 def gates_state_dict(transformer: nn.Module) -> dict[str, Tensor]:
@@ -93,22 +129,32 @@ def gates_state_dict(transformer: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def load_gates(transformer: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load the gates of a FastVideo checkpoint.
+def load_gates(
+    transformer: nn.Module, state_dict: Mapping[str, Tensor] | str | os.PathLike[str]
+) -> None:
+    """Load the gates of a FastVideo checkpoint, or of a transformer that was saved with its own.
 
     Args:
         transformer: one on which ``apply_vsa(..., gates="coarse")`` has been called.
         state_dict: the whole checkpoint or its gates; other weights are passed over. Both
             ``blocks.N.to_gate_compress`` and ``blocks.N.attn1.to_gate_compress`` are understood,
-            under any prefix.
+            under any prefix. Or the path of a safetensors file, or of a folder of them.
 
     Raises:
-        ValueError: a transformer without gates, or gates that are missing, left over or of another
-            shape; nothing has been loaded then.
+        ValueError: a transformer without gates, a path without any, or gates that are missing, left
+            over or of another shape; nothing has been loaded then.
     """
     gates = _gates(transformer)
+    _load(gates, gates_at(state_dict) if isinstance(state_dict, (str, os.PathLike)) else state_dict)
+
+
+def _load(gates: Mapping[str, nn.Module], state_dict: Mapping[str, Tensor]) -> None:
     found = gates_in(state_dict)
-    wanted = gates_state_dict(transformer)
+    wanted = {
+        f"{path}.{NAME}.{name}": value
+        for path, gate in gates.items()
+        for name, value in gate.state_dict().items()
+    }
     for kind, names in (
         ("lacks", wanted.keys() - found.keys()),
         ("has no layer for", found.keys() - wanted.keys()),
@@ -127,20 +173,6 @@ def load_gates(transformer: nn.Module, state_dict: Mapping[str, Tensor]) -> None
             )
     for path, gate in gates.items():
         gate.load_state_dict({name: found[f"{path}.{NAME}.{name}"] for name in gate.state_dict()})
-
-
-def gates_in(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gates among the weights of a checkpoint, by ``blocks.N.to_gate_compress.*``."""
-    return {
-        f"{match[1]}.{NAME}.{match[2]}": value
-        for key, value in state_dict.items()
-        if (match := _KEY.fullmatch(key))
-    }
-
-
-def is_gate(key: str) -> bool:
-    """Whether a checkpoint's weight of this name belongs to a gate."""
-    return _KEY.fullmatch(key) is not None
 
 
 def _gates(transformer: nn.Module) -> dict[str, nn.Module]:

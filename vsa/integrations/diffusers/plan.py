@@ -15,14 +15,15 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vsa.budget import TopK, resolve
-from vsa.grid import Extent, best_tile
+from vsa.grid import best_tile
 from vsa.inputs import Tile
+from vsa.integrations.diffusers.coordinates import Layout
 from vsa.integrations.diffusers.families import Family
 from vsa.integrations.diffusers.parallel import sharding_group
 from vsa.integrations.diffusers.passes import BoundCheckpoint, OfThread, Passes, recomputing
 from vsa.integrations.diffusers.processors import REFRESH, SparseProcessor
 from vsa.integrations.diffusers.sharding import Sharding
-from vsa.integrations.diffusers.steps import MOST_CALLS, Steps, timestep_of
+from vsa.integrations.diffusers.steps import MOST_CALLS, Steps
 from vsa.integrations.diffusers.work import Store, Work
 from vsa.record import Record
 
@@ -45,26 +46,43 @@ class Settings:
     tile: Tile
     dense_steps: int
     refresh_every: int
+    gates: str | None = None
 
     @property
     def need_steps(self) -> bool:
         """Whether the denoising step makes a difference."""
         return callable(self.topk) or self.dense_steps > 0 or self.refresh_every > 1
 
+    def __str__(self) -> str:
+        topk = self.topk
+        words = [f"topk={getattr(topk, '__name__', 'function') if callable(topk) else topk}"]
+        words.append(f"tile={self.tile}")
+        words.append(f"gates={self.gates}")
+        words += [f"dense_steps={self.dense_steps}"] if self.dense_steps else []
+        words += [f"refresh_every={self.refresh_every}"] if self.refresh_every > 1 else []
+        return ", ".join(words)
+
 
 class Stores(OfThread):
     """Selections of a generation, in each thread others: a few for every layer."""
 
     def __init__(self) -> None:
+        self._generation = 0
         self._stores: dict[tuple[int, int], Store] = {}
 
-    def of(self, layer: int, call: int) -> Store:
-        """Where the selections of a layer in one of the calls of a step are kept.
+    def of(self, layer: int, steps: Steps) -> Store | None:
+        """Where a layer's selections are kept in this call of this generation.
 
-        Calls beyond what guidance needs keep theirs in one place, so that loops of constant
-        timesteps do not keep more and more of them.
+        Calls beyond what guidance needs keep none, so that loops of constant timesteps do not keep
+        more and more of them. A transformer that joins a generation late (the second of a pair)
+        finds none of the one before.
         """
-        return self._stores.setdefault((layer, min(call, MOST_CALLS)), Store())
+        if self._generation != steps.generation:
+            self._generation = steps.generation
+            self._stores.clear()
+        if steps.call >= MOST_CALLS:
+            return None
+        return self._stores.setdefault((layer, steps.call), Store())
 
 
 class _Pass(OfThread):
@@ -112,6 +130,8 @@ class Plan:
         attentions: list[Any] = list(self.layers.values())
         for layer, processor in self.processors.items():
             attentions[layer].processor = processor
+            # print(transformer) shows modules, not their processors.
+            attentions[layer].extra_repr = partial(repr, processor)
         self.handles = [
             transformer.register_forward_pre_hook(_before, with_kwargs=True),
             transformer.register_forward_hook(_after, always_call=True),
@@ -127,39 +147,41 @@ class Plan:
             if attentions[layer].processor is processor:
                 processor.hand_settings_on()
                 attentions[layer].processor = processor.original
+            vars(attentions[layer]).pop("extra_repr", None)
         for handle in self.handles:
             handle.remove()
         checkpoint = getattr(transformer, CHECKPOINT, None)
         if isinstance(checkpoint, BoundCheckpoint):
             setattr(transformer, CHECKPOINT, checkpoint.original)
-        delattr(transformer, PLAN)
+        if getattr(transformer, PLAN, None) is self:  # not where installing it has failed
+            delattr(transformer, PLAN)
 
     def before(self, transformer: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Give every layer its work, before the transformer runs."""
         names = _parameters(transformer)
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         group = self._check_processors()
-        shape = self.family.grid(transformer.config, call)
+        layout = self.family.layout(transformer.config, call)
         if self.sharding is not None:
-            self.sharding.tokens = math.prod(shape)
+            self.sharding.tokens = math.prod(layout.shape)
         again = not torch.compiler.is_compiling() and recomputing()
         if again and self.settings.need_steps:
             if self.settings.refresh_every > 1:
                 raise RuntimeError(REFRESH.format(what="activation checkpointing"))
             works = self.passes.of(call["hidden_states"])
         else:
-            works = self._new_works(call, shape, group, again)
+            works = self._new_works(call, layout, group, again)
         self._begin(transformer, works)
 
     def _new_works(
-        self, call: Mapping[str, Any], shape: Extent, group: Any, again: bool
+        self, call: Mapping[str, Any], layout: Layout, group: Any, again: bool
     ) -> dict[int, Work]:
         recorded = self.record is not None and not again
         if self.settings.need_steps or recorded:
-            self.steps.advance(timestep_of(call), self.family.rising)
+            self.steps.advance(call, self.family.rising)
         # The first call of a step is noted; what guidance adds would take its place.
         self.noted = recorded and not self.steps.call and self.record.begin(self.steps.step)  # type: ignore[union-attr]
-        works = {layer: self._work(layer, shape, group) for layer in self.processors}
+        works = {layer: self._work(layer, layout, group) for layer in self.processors}
         for layer, work in works.items():
             if work.note is None:
                 self.processors[layer].remembered.add(work)
@@ -184,20 +206,28 @@ class Plan:
         if self.running.outer:  # the pass may have failed before it began
             self._set(self.running.outer.pop())
 
-    def _work(self, layer: int, shape: Extent, group: Any = None) -> Work:
+    def _work(self, layer: int, layout: Layout, group: Any = None) -> Work:
         settings, step = self.settings, max(self.steps.step, 0)
+        shape, before, after = layout
+        if group is not None and before + after:
+            raise NotImplementedError(
+                f"video_coords hold {before + after} tokens of keyframes, which cannot be "
+                "told from the video's where the sequence is sharded: run it on one device"
+            )
         tile = _tile_for(shape) if settings.tile == "auto" else settings.tile
         topk = settings.topk(layer, step) if callable(settings.topk) else settings.topk
         if step < settings.dense_steps or layer in self.dense_layers:
             topk = None
         if topk is not None:
             resolve(topk, 1, self._heads(layer))
+        store, reuse = None, False
+        if settings.refresh_every > 1 and topk is not None:
+            store = self.stores.of(layer, self.steps)
+            reuse = (step - settings.dense_steps) % settings.refresh_every != 0
         note = self._note(layer, step)
-        if settings.refresh_every == 1 or topk is None:
-            return Work(shape, tile, topk, group=group, sharding=self.sharding, note=note)
-        store = self.stores.of(layer, self.steps.call)
-        reuse = (step - settings.dense_steps) % settings.refresh_every != 0
-        return Work(shape, tile, topk, store, reuse, group, self.sharding, note)
+        return Work(
+            shape, tile, topk, store, reuse, group, self.sharding, note, before=before, after=after
+        )
 
     def _note(self, layer: int, step: int) -> Callable[..., None] | None:
         if self.record is None or not self.noted:
@@ -219,9 +249,10 @@ class Plan:
             if processor is None:
                 continue
             if attn.processor is not processor:
+                name = type(attn.processor).__name__
                 raise RuntimeError(
-                    f"the attention processor of {path} has been replaced by a "
-                    f"{type(attn.processor).__name__} since apply_vsa: call apply_vsa again, or "
+                    f"the attention processor of {path} has been replaced by a {name} since "
+                    f"apply_vsa: {way_back(name, 'call apply_vsa again')}, or "
                     "remove_vsa(transformer)"
                 )
             if processor._parallel_config is not None:
@@ -233,6 +264,13 @@ class Plan:
                 "whole queries and keys: record it on one device"
             )
         return group
+
+
+def way_back(processor: str, otherwise: str) -> str:
+    """How to be rid of a processor of this name, which stands where ours cannot."""
+    if processor.startswith("Fused"):
+        return "call transformer.unfuse_qkv_projections(), which sparse attention has no use for"
+    return otherwise
 
 
 def sparse_layers(block: Any) -> list[SparseProcessor]:

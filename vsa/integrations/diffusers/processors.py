@@ -44,6 +44,7 @@ class SparseProcessor:
     Attributes:
         plan_of_diffusers: whether diffusers can shard the sequence (enable_parallelism).
         original: the processor that was there before, which computes dense passes.
+        settings: what ``apply_vsa`` was asked for, to be shown.
         work: what the pass that runs in this thread asks for; the transformer's pre-hook sets it.
         remembered: what passes have asked for so far, for recomputation outside of any.
     """
@@ -54,8 +55,9 @@ class SparseProcessor:
     _attention_backend: Any = None
     _parallel_config: Any = None
 
-    def __init__(self, original: Any) -> None:
+    def __init__(self, original: Any, settings: object = "") -> None:
         self.original = original
+        self.settings = settings
         self._running = _Running()
         self.remembered: Remembered[Work] = Remembered()
         self._attention_backend = getattr(original, "_attention_backend", None)
@@ -123,15 +125,17 @@ class SparseProcessor:
             return self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
-        T, H, W = work.shape
-        if work.group is None and hidden_states.shape[1] != T * H * W:
+        if work.group is None and hidden_states.shape[1] != work.tokens:
             raise ValueError(
-                f"the grid of the transformer's input is {work.shape}, {T * H * W} tokens, but "
+                f"the grid of the transformer's input is {work.shape}, {work.tokens} tokens, but "
                 f"this layer got {hidden_states.shape[1]}: VSA needs the whole video in raster "
                 "order"
             )
         given = Given(hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         return self.attend(work, attn, given)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.settings}, backend=auto)"
 
     def attend(self, work: Work, attn: Any, given: Given) -> Any:
         """Project, attend with ``sparse`` and project back."""
@@ -228,7 +232,7 @@ class WanSparseProcessor(SparseProcessor):
 
 
 class LTXSparseProcessor(SparseProcessor):
-    """LTX: video tokens only, norms and rotation over all heads."""
+    """LTX: video tokens and keyframes, norms and rotation over all heads."""
 
     def attend(self, work: Work, attn: Any, given: Given) -> Tensor:
         """Attend; -> (B, S, channels)."""
@@ -237,7 +241,11 @@ class LTXSparseProcessor(SparseProcessor):
         if given.rotary is not None:
             q, k = turn_pairs((q, k), *of_pairs(given.rotary))
         q, k, v = (heads_of(each, attn) for each in (q, k, v))
-        return project_out(attn, sparse(work, (q, k, v), gate_of(attn, x)))
+        gate = gate_of(attn, x)
+        if gate is not None and (work.before or work.after):
+            gate = gate[:, work.before : x.shape[1] - work.after]
+        out = sparse(work, (q, k, v), gate, prefix=work.before, suffix=work.after)
+        return project_out(attn, out)
 
 
 class JointSparseProcessor(SparseProcessor):

@@ -1,25 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which denoising step a forward pass belongs to: as the user says, or counted by timesteps."""
+"""Which denoising step a forward pass belongs to: as the user says, or counted.
+
+Counting goes by timesteps, and where two are equal by what else the transformer is given: guidance
+works on the latents of its step. Where that does not decide, a warning says so.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from vsa import checks
 from vsa.integrations.diffusers.passes import OfThread
 
 MOST_CALLS = 4
 """Calls of one step that guidance may need; more are steps that look alike."""
+MIDDLE = 900.0
+"""Of timesteps that fall from 1000: what begins below may be the second half of a generation."""
+SAMPLED = 64
+"""Values by which latents are told apart."""
+
+Identities = dict[tuple[int, int, int], StorageWeakRef]
 
 
 class _Said(OfThread):
+    """What was said of this thread's steps.
+
+    Attributes:
+        step: inside of ``denoising_step``.
+        next: the step after the last that a pipeline's callback knows to have ended.
+        ended: generations that callbacks know to have ended.
+        counted: the step that the last pass was taken for, if any since the last callback.
+    """
+
     step: int | None = None
+    next: int | None = None
+    ended: int = 0
+    counted: int | None = None
 
 
 _said = _Said()
@@ -32,7 +56,7 @@ def denoising_step(step: int) -> Iterator[None]:
     For schedules whose timesteps do not tell: constant ones, rounded ones, ones of one's own.
 
     Args:
-        step: counted from 0.
+        step: counted from 0; a smaller one than before begins a new generation.
 
     Raises:
         ValueError, TypeError: naming step.
@@ -50,10 +74,74 @@ def count_steps(
     """Count steps of a pipeline: pass it as ``callback_on_step_end``.
 
     The steps of this thread are then those of the pipeline's loop, whatever its timesteps are.
+
+    Raises:
+        RuntimeError: the step that has ended had been taken for another one.
     """
     last = step + 1 >= getattr(pipe, "num_timesteps", step + 2)
-    _said.step = None if last else step + 1
+    counted, _said.counted = _said.counted, None
+    wrong = counted is not None and counted != step
+    _said.next = None if last or wrong else step + 1
+    _said.ended += last or wrong
+    if wrong:
+        raise RuntimeError(
+            f"step {step} of the pipeline was taken for step {counted}, perhaps because an earlier "
+            "generation in this thread broke off: run the pipeline again"
+        )
     return callback_kwargs
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What a call of the transformer was given, as far as it tells steps with equal timesteps.
+
+    Attributes:
+        latents: some of their values.
+        timestep: which tensor it was, if it was one.
+        others: which tensors the other arguments were.
+        rounded: whether the timestep has 16 bits.
+    """
+
+    latents: Tensor
+    timestep: Identities
+    others: Identities
+    rounded: bool
+
+    @classmethod
+    def of(cls, call: Mapping[str, Any]) -> _Given:
+        timestep, latents = call["timestep"], call["hidden_states"]
+        others = [x for name, x in call.items() if name not in ("timestep", "hidden_states")]
+        values = latents.detach().flatten()
+        return cls(
+            values[:: max(1, len(values) // SAMPLED)].nan_to_num().clone(),
+            _identities([timestep]),
+            _identities(others),
+            isinstance(timestep, Tensor) and timestep.dtype in (torch.bfloat16, torch.float16),
+        )
+
+    def same_latents(self, earlier: _Given) -> bool:
+        """Whether both calls had the same; reading it waits for the device."""
+        theirs = earlier.latents.to(self.latents)
+        return torch.equal(self.latents, theirs)
+
+    def follows(self, earlier: _Given) -> bool:
+        """Whether this is the next step, whose timestep was rounded to the one before.
+
+        Guidance is given the very same timestep, or the same latents and another text.
+        """
+        if not self.rounded or self.timestep.keys() == earlier.timestep.keys():
+            return False
+        return self.others.keys() == earlier.others.keys() or not self.same_latents(earlier)
+
+
+def _identities(values: Iterable[object]) -> Identities:
+    """Which tensors these are: no other has the identity while its storage is referred to."""
+    found = {}
+    for x in values:
+        if isinstance(x, Tensor):
+            storage = StorageWeakRef(x.untyped_storage())
+            found[storage.cdata, x.data_ptr(), 0 if x.is_inference() else x._version] = storage
+    return found
 
 
 class Steps(OfThread):
@@ -63,49 +151,84 @@ class Steps(OfThread):
         step: counted from 0.
         call: of the transformer within this step, counted from 0.
         timestep: the last one.
+        generation: changes whenever a new one begins.
+        told: doubts that a warning has told of.
     """
 
     step: int = -1
     call: int = 0
     timestep: float | None = None
-    warned: bool = False
+    generation: int = 0
+    told: frozenset[str] = frozenset()
+    _ended: int = 0
+    _given: _Given | None = None
 
-    def advance(self, timestep: object, rising: bool) -> None:
+    def advance(self, call: Mapping[str, Any], rising: bool) -> None:
         """Take note of one forward pass: another step, another call of it, or a new generation.
 
         Args:
-            timestep: a number, or a tensor of which the largest counts.
+            call: the arguments of the transformer's forward, by name.
             rising: whether timesteps rise towards the clean video.
         """
+        if _said.step is not None:
+            self._go_to(_said.step)
+            self.timestep = None  # whoever counts next starts anew
+        else:
+            self._count(call, rising)
+            _said.counted = self.step
+
+    def _count(self, call: Mapping[str, Any], rising: bool) -> None:
+        timestep = timestep_of(call)
         now = float(timestep.max() if isinstance(timestep, Tensor) else timestep)  # type: ignore[arg-type]
         before, self.timestep = self.timestep, now
-        if _said.step is not None:
-            self.call = self.call + 1 if _said.step == self.step else 0
-            self.step, self.timestep = _said.step, None  # whoever counts next starts anew
-            return
-        if now == before:  # guidance calls the transformer several times per step
-            self.call += 1
+        earlier, self._given = self._given, _Given.of(call)
+        over, self._ended = self._ended != _said.ended, _said.ended
+        moved = before is not None and now != before
+        onwards = moved and (now > before) == rising  # type: ignore[operator]
+        if before is None or earlier is None or over:
+            self._begin()
+        elif moved and not onwards:
+            _said.next = None  # of a generation that broke off
+            self._begin()
+        elif _said.next is not None:
+            self._go_to(_said.next)
+        elif onwards or self._given.follows(earlier):
+            self._go_to(self.step + 1)
         else:
-            onwards = before is not None and (now > before) == rising
-            self.step, self.call = self.step + 1 if onwards else 0, 0
-        rounded = isinstance(timestep, Tensor) and timestep.dtype in (
-            torch.bfloat16,
-            torch.float16,
+            self._go_to(self.step)
+            if self.call >= MOST_CALLS or not self._given.same_latents(earlier):
+                self._doubt(
+                    "equal",
+                    f"timestep values were equal in {self.call + 1} calls that do not look like "
+                    f"guidance, and are all taken for step {self.step}",
+                )
+        if before is None and not rising and 1 < now < MIDDLE:
+            self._doubt(
+                "first",
+                f"timestep {now:.6g} is the first, and is taken for step 0 (where another "
+                "transformer runs before this one, give both to apply_vsa in one list)",
+            )
+
+    def _doubt(self, kind: str, what: str) -> None:
+        if kind in self.told:
+            return
+        self.told |= {kind}
+        warnings.warn(
+            f"{what}, so that dense_steps, refresh_every or a schedule can take effect at the "
+            "wrong step: say the step with vsa.integrations.diffusers.denoising_step(step), or "
+            "pass callback_on_step_end=count_steps to the pipeline",
+            stacklevel=2,
         )
-        if not self.warned and (rounded or self.call >= MOST_CALLS):
-            self.warned = True
-            what = (
-                f"are rounded to {timestep.dtype}"  # type: ignore[attr-defined]
-                if rounded
-                else f"were equal in {self.call + 1} calls"
-            )
-            warnings.warn(
-                f"timestep values {what}, so that neighbouring steps can look like one, and "
-                "dense_steps, refresh_every or a schedule can take effect at the wrong step: say "
-                "the step with vsa.integrations.diffusers.denoising_step(step), or pass "
-                "callback_on_step_end=count_steps to the pipeline",
-                stacklevel=2,
-            )
+
+    def _begin(self) -> None:
+        self.generation += 1
+        self.step, self.call = 0, 0
+
+    def _go_to(self, step: int) -> None:
+        if step < self.step:
+            self.generation += 1
+        self.call = self.call + 1 if step == self.step else 0
+        self.step = step
 
 
 def timestep_of(call: Mapping[str, Any]) -> object:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from vsa.budget import TopK
@@ -35,6 +36,8 @@ class Work:
         group: process group whose ranks hold the sequence in shards; None for one process.
         sharding: of video tokens by hooks of ours, which the group is then that of.
         note: is told the queries, keys and selection of this pass, if somebody looks.
+        before: tokens of keyframes that stand before the video, and attend everything.
+        after: likewise after it.
     """
 
     shape: Extent
@@ -45,11 +48,13 @@ class Work:
     group: Any = None
     sharding: Sharding | None = None
     note: Callable[[Tensor, Tensor, Selection], None] | None = None
+    before: int = 0
+    after: int = 0
 
     @property
     def tokens(self) -> int:
-        """Video tokens of this pass."""
-        return math.prod(self.shape)
+        """Tokens of the video's own sequence in this pass, keyframes and all."""
+        return self.before + math.prod(self.shape) + self.after
 
 
 @dataclass(eq=False)
@@ -61,5 +66,9 @@ class Store:
     def fitting(self, grid: Grid, batch: int) -> Selection | None:
         """The stored selection, None if it is of another grid or batch size."""
         found = self.selection
-        fits = found is not None and found.grid == grid and found.bitmap.shape[0] == batch
-        return found if fits else None
+        if found is None or found.grid != grid or found.bitmap.shape[0] != batch:
+            return None
+        if found.bitmap.is_inference() and not torch.is_inference_mode_enabled():
+            # Chosen under inference_mode, and now wanted where autograd takes no such tensor.
+            found = self.selection = replace(found, bitmap=found.bitmap.clone())
+        return found

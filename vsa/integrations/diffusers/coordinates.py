@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a packed video's tokens are: its grid, out of the coordinates that LTX is given."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vsa.grid import Extent
+
+
+class Layout(NamedTuple):
+    """The tokens of a video's own sequence: a grid, and keyframes before and after it."""
+
+    shape: Extent
+    before: int = 0
+    after: int = 0
+
+
+def layout_of(coordinates: Tensor, tokens: int) -> Layout:
+    """The layout of frames that have one raster: the longest run of rising times is the video.
+
+    Frames outside of it, as keyframes are, are tokens before and after the video. Reading the
+    coordinates waits for the device.
+
+    Args:
+        coordinates: (B, 3, tokens) of any type, the time, y and x of every token.
+        tokens: of the input.
+
+    Raises:
+        ValueError: coordinates of another form, or that are not those of such frames.
+    """
+    if coordinates.ndim != 3 or tuple(coordinates.shape[1:]) != (3, tokens):
+        raise ValueError(
+            f"video_coords must be (B, 3, {tokens}), as hidden_states has {tokens} tokens, but "
+            f"its shape is {tuple(coordinates.shape)}"
+        )
+    layouts = {_layout(each) for each in coordinates.detach().cpu().double()}
+    layout = layouts.pop()
+    if layouts or layout is None:
+        raise ValueError(
+            "video_coords must be those of whole frames in raster order, the same in all videos of "
+            "a batch, but they are not, so that VSA cannot know the grid: pass num_frames, height "
+            "and width as well"
+        )
+    return layout
+
+
+def _layout(coordinates: Tensor) -> Layout | None:
+    """Of one video, (3, tokens); None where there is no raster."""
+    _, y, x = coordinates
+    width = _rising(x)
+    height = _rising(y[::width])
+    size = height * width
+    if x.numel() % size:
+        return None
+    time, y, x = coordinates.view(3, -1, height, width)
+    raster = (
+        (time == time[:, :1, :1]).all() and (y == y[:1, :, :1]).all() and (x == x[:1, :1, :]).all()
+    )
+    if not raster:
+        return None
+    times = time[:, 0, 0]
+    falls = torch.nonzero(times.diff() <= 0).flatten() + 1
+    runs = pairwise([0, *falls.tolist(), len(times)])
+    # Of two as long the later one, as pipelines put keyframes first.
+    start, end = max(runs, key=lambda run: (run[1] - run[0], run[0]))
+    return Layout((end - start, height, width), start * size, (len(times) - end) * size)
+
+
+def _rising(values: Tensor) -> int:
+    """How many values rise from the first on."""
+    falls = torch.nonzero(values.diff() <= 0)
+    return int(falls[0]) + 1 if len(falls) else len(values)
