@@ -12,10 +12,13 @@ if take_built(Path(__file__).resolve().parent):  # else the installed package is
     from vsa.attention import attention
     from vsa.budget import TopP
     from vsa.fine import block_sparse_attention
+    from vsa.flop_formulas import register_when_imported
     from vsa.flops import flops
     from vsa.grid import Grid, best_tile
     from vsa.schedule import SparsityRamp
     from vsa.select import Selection, select
+
+    register_when_imported()
 
 __all__ = [
     "Grid",
