@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vsa import checks
+from vsa import checks, hints
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,12 @@ def resolve(topk: object, num_tiles: int, heads: int) -> Budget:
     Raises:
         ValueError, TypeError: in one sentence that names ``topk``.
     """
+    budget = _resolved(topk, num_tiles, heads)
+    hints.about_budget(topk, num_tiles)
+    return budget
+
+
+def _resolved(topk: object, num_tiles: int, heads: int) -> Budget:
     if isinstance(topk, TopP):
         return Budget((checks.top_k(topk.floor, num_tiles),), topk.mass)
     if isinstance(topk, (tuple, list)):

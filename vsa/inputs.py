@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from vsa import backends, checks
+from vsa import backends, checks, hints
 from vsa.grid import SLOTS, Extent, Grid
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def resolve(
     checks.text_valid(text_valid, q, query_grid, key_grid)
     if selection is not None:
         checks.selection(selection, q, query_grid, key_grid)
+    hints.about_runs(q, grid, tile)
     return Inputs(
         q=_flat(q),
         k=_flat(k),

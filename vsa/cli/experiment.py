@@ -175,7 +175,10 @@ def measure(
             return (lse - dense_lse).exp()[0].cpu()
 
         step(DENSE_WORK, "recall")
-        selections = {count: vsa.select(q, k, count, grid=grid) for count in counts}
+        # As shares, since of many tiles a whole number 1 is asked about.
+        selections = {
+            count: vsa.select(q, k, (count - 0.5) / grid.num_tiles, grid=grid) for count in counts
+        }
         chosen = {count: token_recall(selection) for count, selection in selections.items()}
         drawn = torch.rand(1, q.shape[2], grid.num_tiles, grid.num_tiles, generator=generator)
         order = drawn.argsort(-1).argsort(-1).to(device)
