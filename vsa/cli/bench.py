@@ -25,7 +25,7 @@ from rich.progress import (
 import vsa
 from vsa import lists as lists_of
 from vsa.cli import layers, options, patience
-from vsa.cli.bench_case import Case, Measurement, WrongResults, inputs_of
+from vsa.cli.bench_case import Case, Measurement, WrongResults, dense_kernel, inputs_of
 from vsa.cli.bench_table import CHOSEN, line, tables
 from vsa.cli.extras import require_demo_extra
 from vsa.cli.outputs import INTERRUPTED, check_output, write_json
@@ -123,8 +123,8 @@ def bench(
     if slow := patience.warning(rows, repeats, device, dtype, name):
         console.print(f"[yellow]{slow}[/yellow]")
     kind = str(dtype).removeprefix("torch.")
-    about = {"command": shlex.join(["vsa", *sys.argv[1:]]), "backend": name, "dtype": kind}
-    about = provenance(device) | about
+    about = provenance(device)
+    about |= {"command": shlex.join(["vsa", *sys.argv[1:]]), "backend": name, "dtype": kind}
     measurements: list[Measurement] = []
 
     def keep(complete: bool) -> None:
@@ -142,6 +142,7 @@ def bench(
         try:
             for called, layer in cases.items():
                 inputs = inputs_of(layer, device, dtype)
+                dense = about["dense_kernel"] = dense_kernel(inputs[0], not forward_only)
                 for share, direction in product(topk, directions):
                     case = Case(
                         called,
@@ -176,9 +177,9 @@ def bench(
         from vsa.cli.bench_plot import draw, draw_sweep  # needs the extra
 
         if sweep is None:
-            draw(measurements, head, plot)
+            draw(measurements, head, dense, plot)
         else:
-            draw_sweep(measurements, sweep, head, plot)
+            draw_sweep(measurements, sweep, head, dense, plot)
 
 
 def _selection(kind: str, layer: Shape, share: float, device: torch.device) -> vsa.Selection | None:
