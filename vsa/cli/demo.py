@@ -75,7 +75,7 @@ def demo(
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="CLIP") from None
         findings = experiment.measure(source, tile, topk, name, device, seed, step)
-        picture.draw(findings, out)
+        picture.draw(findings, out, busy=_busy(findings) is not None)
     for table in _tables(findings):
         console.print(table)
     console.print(f"\nThe picture is in [bold]{out}[/bold].", soft_wrap=True)

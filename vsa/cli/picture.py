@@ -31,8 +31,8 @@ DIFFERENCE_GAIN = 10
 Box = tuple[tuple[float, float], int, int]
 
 
-def draw(findings: Findings, path: Path) -> None:
-    """Write one PNG of 1800 x 1250 pixels."""
+def draw(findings: Findings, path: Path, busy: bool = False) -> None:
+    """Write one PNG of 1800 x 1250 pixels; ``busy`` if its times are not to be trusted."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -52,7 +52,8 @@ def draw(findings: Findings, path: Path) -> None:
         panel = {"bottom": 0.17, "top": 0.86}
         _draw_recall(findings, left.subplots(gridspec_kw={"left": 0.18, "right": 0.96, **panel}))
         _draw_outputs(findings, middle)
-        _draw_cost(findings, right.subplots(gridspec_kw={"left": 0.05, "right": 0.95, **panel}))
+        place = {"left": 0.05, "right": 0.95, **panel}
+        _draw_cost(findings, busy, right.subplots(gridspec_kw=place))
         figure.savefig(path)
 
 
@@ -270,7 +271,7 @@ def _draw_outputs(findings: Findings, figure: Figure) -> None:
     figure.text(0.02, 0.835, explained, fontsize=8, color=MUTED)
 
 
-def _draw_cost(findings: Findings, axes: Axes) -> None:
+def _draw_cost(findings: Findings, busy: bool, axes: Axes) -> None:
     """Dense and sparse side by side, each pair on a scale of its own."""
     dense, sparse = findings.dense, findings.sparse
     pairs = {
@@ -298,7 +299,7 @@ def _draw_cost(findings: Findings, axes: Axes) -> None:
         )
     axes.set(xlim=(0, 1), ylim=(8.0, -1.3))
     axes.axis("off")
-    axes.set_title("What it costs here")
+    axes.set_title("What it costs here" + " (machine busy: no measure)" * busy)
     axes.text(0, -0.1, findings.machine, transform=axes.transAxes, fontsize=7.5, color=MUTED)
 
 
