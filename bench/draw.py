@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of measurements: a roofline, and what each stage takes.
+"""Pictures of measurements: a roofline, what each stage takes, and those of `vsa bench` again.
 
 usage: python bench/draw.py roofline --ceilings ceilings.json --peers peers.json --out roofline.png
        python bench/draw.py stages --routing routing.json --out stages.png
+       python bench/draw.py bench --rows layers.json [--dense cuDNN] --out layers.png
 
 Roofline: forward TFLOP/s against the products per byte that come from L2. Both ceilings were
 measured by bench/ceilings.py: the fastest wgmma, and tiles of 4x4x4 tokens by TMA at the smallest
 footprint. The intensity is derived, not measured: a pair of tiles makes 64 FLOP per byte of its K
 and V, times the reuse among the query tiles that share loads: ``CONSUMERS`` of them for our
-kernels and one for the others.
+kernels and one for the others. Files of `vsa bench --json` name the dense kernel since 0.1.0;
+--dense is for those that do not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
@@ -26,6 +29,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from comparison.worker import KERNELS
+from vsa.cli import bench_plot
+from vsa.cli.bench_case import Measurement
 
 Row = dict[str, Any]
 FLOP_PER_BYTE = 64
@@ -34,6 +39,11 @@ CONSUMERS = {128: 3, 64: 4}
 COLOURS = {"vsa": "#0b5cad", "cudnn_bsa": "#e8590c", "tk_vsa": "#2f9e44", "flex": "#9c36b5"}
 MARKERS = {"random": "o", "correlated": "s", "captured": "^"}
 STAGES = "#0b5cad", "#e8590c", "#8fb8de", "#2f9e44", "#9c36b5", "#868e96"
+MODELS = {
+    "480p": "Wan2.1-1.3B at 480p: 21x30x52 tokens, 12 heads of 128",
+    "720p": "Wan2.1-14B at 720p: 21x45x80 tokens, 40 heads of 128",
+}
+"""What the videos of bench/routing.py are layers of."""
 WHOLE = "attention, inference"
 """Rows of bench/routing.py that are the whole operation."""
 
@@ -153,13 +163,36 @@ def stages(measured: Row, path: Path) -> None:
         axes.set_yticks(range(len(bars)), list(bars))
         axes.invert_yaxis()
         axes.set_xlim(0, 1.12 * max(bars.values()))
-        axes.set_title(video, loc="left", fontweight="bold")
+        axes.set_title(MODELS.get(video, video), loc="left", fontweight="bold")
         axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("ms")
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    figure.suptitle(measured["device"], fontsize=8)
+    title = f"Inference of vsa.attention, 12.5 % of the tiles kept; {measured['device']}"
+    figure.suptitle(f"{title}, commit {measured.get('commit', 'unknown')}", fontsize=9)
     figure.savefig(path, dpi=150)
+
+
+def bench(measured: Row, dense: str | None, path: Path) -> None:
+    """What ``vsa bench --plot`` draws, from what it wrote; to a PNG.
+
+    Raises:
+        ValueError: a file of something else, or one without rows or the dense kernel's name.
+    """
+    if not measured.get("rows") or "dense_spread" not in measured["rows"][0]:
+        raise ValueError("the rows must be those of vsa bench --json, and one at least")
+    kernel = dense or measured.get("dense_kernel")
+    if kernel is None:
+        raise ValueError("--dense must name the dense kernel, as the file does not")
+    rows = [Measurement(**row) for row in measured["rows"]]
+    commit = (measured.get("commit") or "unknown")[:12]
+    about = f"{measured['machine']}, backend {measured['backend']}, {measured['dtype']}, "
+    about += f"commit {commit}, {measured['date']}"
+    sweep = re.search(r"--sweep[ =](length|density)", measured["command"])
+    if sweep:
+        bench_plot.draw_sweep(rows, sweep[1], about, kernel, path)
+    else:
+        bench_plot.draw(rows, about, kernel, path)
 
 
 def main() -> None:
@@ -173,13 +206,18 @@ def main() -> None:
     roof.add_argument("--peers", type=Path, required=True, metavar="FILE")
     bars = kinds.add_parser("stages", help="stacked bars of bench/routing.py")
     bars.add_argument("--routing", type=Path, required=True, metavar="FILE")
-    for each in (roof, bars):
+    again = kinds.add_parser("bench", help="speed-ups of vsa bench --json")
+    again.add_argument("--rows", type=Path, required=True, metavar="FILE")
+    again.add_argument("--dense", help="the dense kernel, where the file does not name it")
+    for each in (roof, bars, again):
         each.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .png file")
     options = parser.parse_args()
     try:
         if options.kind == "roofline":
             machine, peers = (json.loads(x.read_text()) for x in (options.ceilings, options.peers))
             roofline(peers, machine, options.out)
+        elif options.kind == "bench":
+            bench(json.loads(options.rows.read_text()), options.dense, options.out)
         else:
             stages(json.loads(options.routing.read_text()), options.out)
     except (OSError, ValueError) as error:

@@ -110,6 +110,8 @@ def main() -> None:
     parser.add_argument("--commit", help="of the sources, where they are no clone")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("no CUDA GPU is visible, and these kernels need a Hopper one: H100 or H200")
     about = facts(torch.device("cuda", 0), arguments.commit)
     kept = lists.layers(arguments.lists) if arguments.lists else ()
     rows = []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parity of the fine stage with fp64 on the token grids of real models, on sampled tiles.
 
-usage: python bench/grids.py [--backward] [--only SUBSTRING] [--out results.json]
+usage: python bench/grids.py [--backward] [--only SUBSTRING] [--tiny] [--out results.json]
 
 Sampled query tiles (the last, one clipped along each axis, the first, random ones) and all valid
 text in runs of 64 are compared one by one, each over the tokens of its key tiles and the valid
@@ -146,14 +146,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--backend", default="hopper")
-    parser.add_argument("--device", default="cuda", type=torch.device)
+    parser.add_argument("--backend", help="by default hopper, on a CPU emulated")
+    parser.add_argument("--device", type=torch.device, help="by default a GPU; with --tiny a CPU")
     parser.add_argument("--backward", action="store_true", help="check the gradients too")
     parser.add_argument("--only", default="", help="grids whose name contains this")
     parser.add_argument("--tiles", type=int, default=24, help="sampled query tiles of a grid")
     parser.add_argument("--tiny", action="store_true", help="a quarter along each axis")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    options.device = options.device or torch.device("cpu" if options.tiny else "cuda")
+    if options.device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA GPU is visible: --tiny takes small grids, on the emulator by default")
+    kernels = "emulated" if options.device.type == "cpu" else "hopper"
+    options.backend = options.backend or kernels
     grids = {x: tiny(y) if options.tiny else y for x, y in GRIDS.items() if options.only in x}
     if not grids:
         parser.error(f"--only {options.only}: no such grid among {', '.join(GRIDS)}")

@@ -283,6 +283,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a tiny case on the emulator")
     parser.add_argument("--commit", help="of the sources, where they are no clone")
     arguments = parser.parse_args()
+    if not arguments.smoke and not torch.cuda.is_available():
+        parser.error("no CUDA GPU is visible: --smoke runs a tiny case on the emulator")
     device = torch.device("cpu") if arguments.smoke else torch.device("cuda", 0)
     head = facts(device, arguments.commit) | {
         "command": f"bench/routing.py {' '.join(sys.argv[1:])}"

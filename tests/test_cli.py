@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 import vsa
 from vsa import combine, lists, measure, ops, parity, shapes
 from vsa.backends import BACKENDS, kernels, kernels_backward, pytorch
-from vsa.cli import app, check
-from vsa.cli.bench import time_and_rate
+from vsa.cli import app, check, options, patience
+from vsa.cli.bench_case import Case
+from vsa.cli.bench_table import time_and_rate
 from vsa.cli.stage_table import parts
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
@@ -149,6 +150,92 @@ def test_bench_measures_draws_and_writes(tmp_path: Path) -> None:
     assert set(rows[1]["errors"]) == {"out", "lse", "dq", "dk", "dv"}
 
 
+def test_an_interrupted_bench_keeps_its_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measure_one, figures, seen = Case.measure, tmp_path / "bench.json", []
+
+    def measuring(self: Case, *arguments: Any) -> Any:
+        if figures.is_file():
+            seen.append(json.loads(figures.read_text()))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return measure_one(self, *arguments)
+
+    monkeypatch.setattr(Case, "measure", measuring)
+    arguments = ["--topk", "1", "--topk", "0.5", "--topk", "1.0", "--json", str(figures)]
+    result = RUNNER.invoke(app, ["bench", *SMALL, *arguments])
+    assert result.exit_code == 130
+    assert "interrupted after 2 of 6 rows" in result.output
+    assert [(len(each["rows"]), each["complete"]) for each in seen] == [
+        (n, False) for n in (0, 1, 2)
+    ]
+    written = json.loads(figures.read_text())
+    assert written == seen[-1] and [row["kept"] for row in written["rows"]] == [1, 1]
+    assert result.output.count("4x8x8, 1 of 4 tiles, forward+backward: dense") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+
+
+def test_a_killed_bench_leaves_whole_rows(tmp_path: Path) -> None:
+    figures = tmp_path / "bench.json"
+    many = [x for _ in range(60) for x in ("--topk", "0.5")]
+    command = [sys.executable, "-m", "vsa", "bench", *SMALL, *many, "--json", str(figures)]
+    with subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, text=True) as process:
+        while process.stdout.readline().count("dense") == 0:  # until the first row is printed
+            assert process.poll() is None
+        process.stdout.readline()  # the second comes after the first was written
+        process.kill()
+    written = json.loads(figures.read_text())
+    assert len(written["rows"]) >= 1 and not written["complete"]
+    assert written["rows"][0]["direction"] == "forward"
+
+
+def test_a_long_run_is_announced_and_a_short_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, cpu = shapes.by_name("wan-1.3b-480p"), torch.device("cpu")
+    rows = [(layer, 0.125, backward) for backward in (False, True)]
+    monkeypatch.setattr(patience, "_rate", lambda *_: 1e11)
+    flops = [vsa.flops(layer.grid, 12, 128, 0.125, backward=backward) for _, _, backward in rows]
+    seconds = sum(6 * each.full + 8 * each.fine for each in flops) / 1e11
+    said = patience.warning(rows, 5, cpu, torch.float32, "torch")
+    assert f"some {seconds / 60:.0f} minutes" in said
+    monkeypatch.setattr(patience, "_rate", lambda *_: 1e14)
+    assert patience.warning(rows, 5, cpu, torch.float32, "torch") is None
+    assert "emulator" in patience.warning(rows, 5, cpu, torch.float32, "emulated")
+    assert patience.warning(rows, 5, torch.device("cuda"), torch.float32, "torch") is None
+
+
+def test_the_speed_that_announces_is_that_of_dense_attention() -> None:
+    rate = patience._rate(torch.device("cpu"), torch.float32)
+    x = torch.randn(1, 4, 4096, 64)
+    (time, *_) = measure.seconds(
+        lambda: torch.nn.functional.scaled_dot_product_attention(x, x, x), x.device, 1
+    )
+    assert 0.2 < 4 * 4 * 64 * 4096**2 / time / rate < 5
+
+
+@pytest.mark.parametrize("arguments", [["bench", "--json"], ["wan", "--tiny", "--json"]])
+def test_files_that_cannot_be_written_are_refused_before_any_work(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "folder.json").mkdir()
+    for file in (tmp_path / "folder.json", Path("/proc/no.json")):
+        result = RUNNER.invoke(app, [*arguments, str(file)])
+        assert result.exit_code == 2 and "cannot be" in result.output, result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.json"]
+
+
+def test_the_version_and_short_help_are_there() -> None:
+    assert RUNNER.invoke(app, ["--version"]).output == f"vsa {vsa.__version__}\n"
+    for command in ([], ["bench"], ["info"]):
+        short, long = (RUNNER.invoke(app, [*command, name]) for name in ("-h", "--help"))
+        assert short.exit_code == 0 and short.output == long.output and "Usage" in short.output
+
+
+def test_types_have_the_names_that_tables_print() -> None:
+    assert options.parse_dtype("bfloat16") == options.parse_dtype("bf16") == torch.bfloat16
+    assert options.parse_dtype("float32") == torch.float32
+
+
 def test_bench_does_not_time_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     right = vsa.attention
 
@@ -248,7 +335,8 @@ def test_what_the_gpu_did_stands_below_the_time() -> None:
         (["--grid", "4,8,0"], "grid"),
         (["--topk", "0"], "topk"),
         (["--topk", "1.5"], "topk"),
-        (["--topk", "many"], "topk"),
+        (["--topk", "many"], "but it is 'many'"),
+        (["--grid", "4,8,x"], "but it is '4,8,x'"),
         (["--tile", "5,5,5"], "tile"),
         (["--dtype", "fp8"], "dtype"),
         (["--device", "cuda:99"], "device"),
@@ -285,7 +373,7 @@ def test_bench_takes_the_heads_and_text_of_a_shape(monkeypatch: pytest.MonkeyPat
 def test_bench_sweeps_and_draws(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sweep: str, rows: int
 ) -> None:
-    monkeypatch.setattr(shapes, "LENGTHS", (vsa.Grid((4, 4, 8)), vsa.Grid((4, 8, 8))))
+    monkeypatch.setattr(shapes, "CPU_LENGTHS", (vsa.Grid((4, 4, 8)), vsa.Grid((4, 8, 8))))
     figures, picture = tmp_path / "bench.json", tmp_path / "bench.png"
     arguments = [*SMALL[2:], "--forward-only", "--json", str(figures), "--plot", str(picture)]
     arguments += SMALL[:2] if sweep == "density" else []

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 import vsa
-from vsa.cli import app, experiment
+from vsa.cli import app, demo, experiment
 from vsa.cli import clip as clips
 
 av = pytest.importorskip("av")
@@ -76,8 +76,23 @@ def test_demo_errors_shrink_to_rounding_with_all_tiles(clip, tmp_path):
         relative_errors(run(clip, "--out", tmp_path / "a.png", "--topk", topk, "--device", "cpu"))
         for topk in ("2", "1.0")
     )
-    assert len(few) == len(all_tiles) == 4
-    assert max(all_tiles) < 1e-4 < min(few)
+    assert len(few) == len(all_tiles) == 8  # tiles left out, then rounding
+    assert max(all_tiles + few[4:]) < 1e-4 < min(few[:4])
+    assert min(all_tiles[:1] + few[4:]) > 0
+    assert all_tiles[:4] == all_tiles[4:]
+
+
+def test_a_busy_machine_is_named(clip, tmp_path, monkeypatch):
+    arguments = clip, "--out", tmp_path / "a.png", "--device", "cpu"
+    monkeypatch.setattr(demo, "BUSY_RANGE", 1e9)
+    monkeypatch.setattr(experiment, "other_load", lambda: 0.1)
+    assert "This machine is busy" not in sentence(run(*arguments))
+    monkeypatch.setattr(experiment, "other_load", lambda: 1.5)
+    said = sentence(run(*arguments))
+    assert "This machine is busy (other programs kept 150% of its cores busy before): times" in said
+    monkeypatch.setattr(demo, "BUSY_LOAD", 1e9)
+    monkeypatch.setattr(demo, "BUSY_RANGE", -1.0)
+    assert "repeats lie up to" in sentence(run(*arguments))
 
 
 def test_demo_takes_a_ragged_tile(clip, tmp_path):
@@ -110,6 +125,7 @@ def test_demo_recall_is_that_of_the_selection(clip):
         (["--device", "toaster"], "--device"),
         (["--out", "no-such-folder/a.png"], "--out"),
         (["--out", "picture.txt"], "--out"),
+        (["--out", "/proc/picture.png"], "--out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

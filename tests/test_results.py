@@ -14,7 +14,10 @@ import results_table
 
 pytest.importorskip("matplotlib")
 
+from matplotlib.image import imread
+
 import draw
+import routing
 
 PNG = b"\x89PNG\r\n"
 
@@ -157,6 +160,26 @@ def test_only_our_blocks_share_loads() -> None:
 def test_parts_are_the_fastest_and_none_is_counted_twice() -> None:
     parts = {"means": 1.0, "fine": 9.0, "scores + select + coarse": 0.7}
     assert draw.parts(ROUTING["rows"]) == parts
+
+
+def test_videos_are_named_as_the_layers_that_they_are() -> None:
+    for name, (extent, heads, head_dim) in routing.SHAPES.items():
+        title = draw.MODELS[name]
+        assert f"{'x'.join(map(str, extent))} tokens, {heads} heads of {head_dim}" in title
+
+
+@pytest.mark.parametrize("name", ["layers", "length", "density"])
+def test_pictures_of_vsa_bench_are_drawn_again_from_their_rows(tmp_path: Path, name: str) -> None:
+    rows = Path(draw.__file__).parent / "results" / f"2026-11-25-h200-{name}.json"
+    picture = tmp_path / "again.png"
+    draw.bench(json.loads(rows.read_text()), "cuDNN", picture)
+    assert picture.read_bytes().startswith(PNG)
+    kept = Path(draw.__file__).parent / "pictures" / f"{name}.png"
+    assert imread(picture).shape == imread(kept).shape  # drawn by the same command
+    with pytest.raises(ValueError, match="--dense must name"):
+        draw.bench(json.loads(rows.read_text()), None, picture)
+    with pytest.raises(ValueError, match="those of vsa bench"):
+        draw.bench(PEERS, "cuDNN", picture)
 
 
 def test_pictures_are_written(tmp_path: Path) -> None:

@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Video Sparse Attention: trainable block-sparse 3-D attention for video diffusion transformers."""
 
-from vsa.installation import installed_version
+from pathlib import Path
 
-__version__ = installed_version()
+from vsa.installation import installed_version, take_built
 
-from vsa import diagnostics, distributed, nn, plots
-from vsa.attention import attention
-from vsa.budget import TopP
-from vsa.fine import block_sparse_attention
-from vsa.flops import flops
-from vsa.grid import Grid, best_tile
-from vsa.schedule import SparsityRamp
-from vsa.select import Selection, select
+if take_built(Path(__file__).resolve().parent):  # else the installed package is in its place
+    __version__ = installed_version()
+
+    from vsa import diagnostics, distributed, nn, plots
+    from vsa.attention import attention
+    from vsa.budget import TopP
+    from vsa.fine import block_sparse_attention
+    from vsa.flop_formulas import register_when_imported
+    from vsa.flops import flops
+    from vsa.grid import Grid, best_tile
+    from vsa.schedule import SparsityRamp
+    from vsa.select import Selection, select
+
+    register_when_imported()
 
 __all__ = [
     "Grid",

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m vsa``."""
 
-from vsa.cli import main
+from video_sparse_attention import main
 
 main()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vsa import checks
+from vsa import checks, hints
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ def resolve(topk: object, num_tiles: int, heads: int) -> Budget:
     Raises:
         ValueError, TypeError: in one sentence that names ``topk``.
     """
+    budget = _resolved(topk, num_tiles, heads)
+    hints.about_budget(topk, num_tiles)
+    return budget
+
+
+def _resolved(topk: object, num_tiles: int, heads: int) -> Budget:
     mass, values, names = 0.0, (topk,), ["topk"]
     if isinstance(topk, TopP):
         mass, values, names = topk.mass, (topk.floor,), ["floor"]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SYMBOLS = (torch.SymInt, torch.SymFloat)
 """What numbers may be while torch.compile or torch.export traces a call."""
+MOST_HEADS = 256
+"""More heads than any model has: more of them than tokens are an axis in the wrong place."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
@@ -193,6 +195,12 @@ def layout(name: str, x: Tensor) -> None:
         raise ValueError(
             f"{name} must have a contiguous last dimension (head_dim), but its "
             f"strides are {tuple(x.stride())}"
+        )
+    # A small number of heads, as models have it, is asked about first: it is no symbol.
+    if x.ndim == 4 and x.shape[2] >= MOST_HEADS and x.shape[2] > x.shape[1]:
+        raise ValueError(
+            f"{name} must be (B, S, heads, head_dim), but its shape {tuple(x.shape)} has more "
+            "heads than tokens: pass x.transpose(1, 2) if it is (B, heads, S, head_dim)"
         )
 
 

@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-import math
 import operator
-import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from vsa import backends, checks
-from vsa.grid import SLOTS, Extent, Grid, best_tile
+from vsa import backends, checks, hints
+from vsa.grid import SLOTS, Extent, Grid
 
 if TYPE_CHECKING:
     from vsa.select import Selection
@@ -89,6 +86,7 @@ def resolve(
     checks.text_valid(text_valid, q, query_grid, key_grid)
     if selection is not None:
         checks.selection(selection, q, query_grid, key_grid)
+    hints.about_runs(q, grid, tile)
     return Inputs(
         scale=checks.scale(scale, q.shape[-1]),
         text_valid=None if text_valid is None else savable(text_valid),
@@ -147,8 +145,7 @@ def _grid_of(name: str, owner: str, x: Tensor, grid: Extent | Grid | None, tile:
         found = Grid(
             (1, 1, x.shape[1]), tile=(1, 1, SLOTS) if tile in (DEFAULT_TILE, "auto") else tile
         )
-    if not torch.compiler.is_compiling():
-        _warn_of_thin_tiles(found, tile)
+    hints.about_thin_tiles(found, tile == DEFAULT_TILE)
     if x.ndim == 4:
         source = f"its {name}" if grid is None else name
         checks.sequence_length(owner, x.shape[1], found, source)
@@ -159,21 +156,6 @@ def _grid_of(name: str, owner: str, x: Tensor, grid: Extent | Grid | None, tile:
             f"{tuple(x.shape[1:4])} and no room for text: pass a flat tensor or the grid of {owner}"
         )
     return found
-
-
-@lru_cache(maxsize=64)
-def _warn_of_thin_tiles(grid: Grid, tile: Tile) -> None:
-    """Once for each grid: tiles that an axis cuts down cost as much as whole ones."""
-    if tile != DEFAULT_TILE or grid.tile != DEFAULT_TILE or 2 * math.prod(grid.box) >= SLOTS:
-        return
-    better = best_tile(grid.shape)
-    if 2 * Grid(grid.shape, better).num_tiles <= grid.num_tiles:
-        warnings.warn(
-            f"tile {grid.tile} holds {math.prod(grid.box)} of {SLOTS} tokens on the grid "
-            f'{grid.shape}, which makes attention many times slower: pass tile="auto", which '
-            f"takes {better}",
-            stacklevel=2,
-        )
 
 
 def _key_grid(

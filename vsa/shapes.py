@@ -48,6 +48,14 @@ LENGTHS = (
 )
 """8k to 128k tokens without a clipped tile."""
 
+CPU_LENGTHS = (
+    Grid((4, 16, 16)),
+    Grid((8, 16, 16)),
+    Grid((8, 16, 32)),
+    Grid((8, 32, 32)),
+)
+"""1k to 8k tokens, likewise: what takes a CPU minutes."""
+
 DENSITIES = (0.03125, 0.0625, 0.125, 0.25, 0.5, 1.0)
 """Shares of key tiles, by factors of two."""
 

@@ -4,19 +4,39 @@
 from __future__ import annotations
 
 import inspect
+from typing import Annotated
 
 import typer
 
+import vsa
 from vsa.cli import bench, check, demo, info, profile, wan
 
 app = typer.Typer(
     name="vsa",
-    help="Video Sparse Attention: what runs here, what it gains, and whether it is right.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vsa {vsa.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit."),
+    ] = False,
+) -> None:
+    """Video Sparse Attention: what runs here, what it gains, and whether it is right."""
+
+
 for command in (info.info, demo.demo, check.check, bench.bench, profile.profile, wan.wan):
     # Rich breaks paragraphs for the terminal; it would keep the breaks of the source as well.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")

@@ -3,34 +3,35 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shlex
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
-from itertools import groupby, product
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 import vsa
 from vsa import lists as lists_of
-from vsa.cli import layers, options
-from vsa.cli.bench_case import Case, Measurement, WrongResults, inputs_of
+from vsa.cli import layers, options, patience
+from vsa.cli.bench_case import Case, Measurement, WrongResults, dense_kernel, inputs_of
+from vsa.cli.bench_table import CHOSEN, line, tables
 from vsa.cli.extras import require_demo_extra
+from vsa.cli.outputs import INTERRUPTED, check_output, write_json
 from vsa.cli.provenance import provenance
-from vsa.cli.stage_table import stage_table
 from vsa.monitor import Monitor
 from vsa.shapes import Shape
-
-CHOSEN = "chosen"
 
 
 def parse_lists(text: str) -> str:
@@ -61,7 +62,7 @@ def bench(
     dtype: Annotated[
         torch.dtype,
         typer.Option(
-            "--dtype", parser=options.parse_dtype, metavar="DTYPE", help="fp32, bf16 or fp16."
+            "--dtype", parser=options.parse_dtype, metavar="DTYPE", help=options.DTYPE_HELP
         ),
     ] = "fp32",
     device: options.Device = "auto",
@@ -96,12 +97,15 @@ def bench(
     have no structure to exploit, and on a GPU calls go round as many as are beyond its L2 cache.
     TFLOP/s count selected tokens only; MHz and W are nvidia-smi's meanwhile. --shape, --grid and
     --topk may be given several times; the default is --grid 16,32,16 --topk 0.125.
+
+    Every row is printed, and written to --json, when it has been measured: what is interrupted
+    keeps its rows. On a CPU sweeps are of smaller videos, and a run that will be long says so.
     """
-    options.check_folder(json_file, ".json", "--json")
-    options.check_folder(plot, ".png", "--plot")
+    check_output(json_file, ".json", "--json")
+    check_output(plot, ".png", "--plot")
     if plot is not None:
         require_demo_extra("matplotlib", purpose="the plot is drawn by matplotlib")
-    grid, topk = layers.swept(sweep, shape, grid, topk)
+    grid, topk = layers.swept(sweep, shape, grid, topk, device)
     cases = layers.layers(shape, grid, tile, heads, head_dim)
     for each in cases.values():
         name = options.check_backend(backend, device, dtype, each.head_dim, not forward_only)
@@ -112,13 +116,33 @@ def bench(
     }
     console = Console()
     directions = ["forward"] if forward_only else ["forward", "forward+backward"]
-    measurements = []
-    wrong = None
-    with Progress(console=console, transient=True) as progress, Monitor(device) as monitor:
-        task = progress.add_task("timing", total=len(cases) * len(topk) * len(directions))
+    rows = [
+        (layer, share, way != "forward")
+        for layer, share, way in product(cases.values(), topk, directions)
+    ]
+    if slow := patience.warning(rows, repeats, device, dtype, name):
+        console.print(f"[yellow]{slow}[/yellow]")
+    kind = str(dtype).removeprefix("torch.")
+    about = provenance(device)
+    about |= {"command": shlex.join(["vsa", *sys.argv[1:]]), "backend": name, "dtype": kind}
+    measurements: list[Measurement] = []
+
+    def keep(complete: bool) -> None:
+        done = [asdict(row) for row in measurements]
+        write_json(json_file, about | {"complete": complete, "rows": done})
+
+    stopped = None
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with (
+        Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress,
+        Monitor(device) as monitor,
+    ):
+        task = progress.add_task("inputs", total=len(rows))
+        keep(complete=False)
         try:
             for called, layer in cases.items():
                 inputs = inputs_of(layer, device, dtype)
+                dense = about["dense_kernel"] = dense_kernel(inputs[0], not forward_only)
                 for share, direction in product(topk, directions):
                     case = Case(
                         called,
@@ -131,31 +155,31 @@ def bench(
                         inputs,
                         with_stages,
                     )
+                    progress.update(task, description=f"{called}, topk {share:g}, {direction}")
                     measurements.append(case.measure(direction, monitor))
+                    progress.console.print(line(measurements[-1]), soft_wrap=True)
                     progress.advance(task)
+                    keep(complete=len(measurements) == len(rows))
         except WrongResults as error:
-            wrong = str(error)
-    console.print(*_tables(measurements), sep="\n")
-    kind = str(dtype).removeprefix("torch.")
+            stopped = f"{error}; `vsa check` says more", 1
+        except KeyboardInterrupt:
+            stopped = f"interrupted after {len(measurements)} of {len(rows)} rows", INTERRUPTED
+    console.print(*tables(measurements), sep="\n")
     head = f"{options.machine(device)}, backend {name}, {kind}, vsa {vsa.__version__}"
     console.print(f"{head}, {date.today()}; median of {repeats}, ± half the quartile distance")
     if measurements:
         worst = max(max(row.errors.values()) for row in measurements)
         console.print(f"Sampled tiles lie within {worst:.1e} of fp64.")
-    if json_file is not None:
-        rows = [asdict(row) for row in measurements]
-        about = {"command": shlex.join(["vsa", *sys.argv[1:]]), "backend": name, "dtype": kind}
-        json_file.write_text(json.dumps(provenance(device) | about | {"rows": rows}, indent=1))
-    if wrong is not None:
-        console.print(f"[bold red]{wrong}; `vsa check` says more[/bold red]")
-        raise typer.Exit(1)
+    if stopped is not None:
+        console.print(f"[bold red]{stopped[0]}[/bold red]")
+        raise typer.Exit(stopped[1])
     if plot is not None:
         from vsa.cli.bench_plot import draw, draw_sweep  # needs the extra
 
         if sweep is None:
-            draw(measurements, head, plot)
+            draw(measurements, head, dense, plot)
         else:
-            draw_sweep(measurements, sweep, head, plot)
+            draw_sweep(measurements, sweep, head, dense, plot)
 
 
 def _selection(kind: str, layer: Shape, share: float, device: torch.device) -> vsa.Selection | None:
@@ -168,43 +192,3 @@ def _selection(kind: str, layer: Shape, share: float, device: torch.device) -> v
         return lists_of.selection(kind, layer.grid, layer.heads, topk, device, file)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--lists") from None
-
-
-def _tables(measurements: list[Measurement]) -> Iterator[Table]:
-    """One for each layer, narrow enough for 80 columns."""
-    for layer, group in groupby(measurements, _layer):
-        rows = list(group)
-        table = Table(title=layer, title_justify="left")
-        table.add_column("direction", no_wrap=True)
-        for column in ("dense", "sparse", "speed-up", "memory"):
-            table.add_column(column, justify="right")
-        for row in rows:
-            table.add_row(
-                row.direction,
-                time_and_rate(row.dense, row.dense_spread, row.dense_tflops, row.dense_gpu),
-                time_and_rate(row.sparse, row.sparse_spread, row.sparse_tflops, row.sparse_gpu),
-                f"[bold]{row.dense / row.sparse:.2f}x[/bold]\n"
-                f"{row.sparse_tflops / row.dense_tflops:.0%} rate",
-                f"{row.memory / row.inputs:.2f}x\ninputs",
-            )
-        yield table
-        for row in rows:
-            if row.stages:
-                yield stage_table(row.stages, title=f"stages, {row.direction}")
-
-
-def time_and_rate(seconds: float, spread: float, tflops: float, gpu: dict[str, float]) -> str:
-    """A cell: what was measured and, where it is known, what the GPU did meanwhile."""
-    lines = [f"{seconds * 1e3:,.1f} ms ±{spread:.0%}", f"{tflops:.3g} TFLOP/s"]
-    if gpu:
-        lines.append(f"{gpu['clock']:.0f} MHz, {gpu['power']:.0f} W")
-    return "\n".join(lines)
-
-
-def _layer(row: Measurement) -> str:
-    text = f" + {row.text}" if row.text else ""
-    return (
-        f"{math.prod(row.grid):,}{text} tokens = {row.shape}, {row.heads} heads of "
-        f"{row.head_dim}, {row.kept} of {row.tiles} tiles kept ({row.kept / row.tiles:.1%})"
-        + (f", {row.lists} lists" if row.lists != CHOSEN else "")
-    )

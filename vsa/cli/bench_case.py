@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend
 
 import vsa
 from vsa import stages
@@ -24,6 +25,14 @@ from vsa.sampled import Sample
 from vsa.shapes import Shape
 
 Inputs = tuple[Tensor, ...]  # q, k and v, (1, S, heads, head_dim)
+
+
+KERNELS = {
+    SDPBackend.CUDNN_ATTENTION.value: "cuDNN",
+    SDPBackend.FLASH_ATTENTION.value: "PyTorch's FlashAttention",
+    SDPBackend.EFFICIENT_ATTENTION.value: "PyTorch's memory-efficient kernel",
+    SDPBackend.MATH.value: "PyTorch's products and softmax",
+}
 
 
 class WrongResults(Exception):
@@ -199,6 +208,12 @@ def inputs_of(layer: Shape, device: torch.device, dtype: torch.dtype) -> list[In
     first = torch.randn(size, device=device, dtype=dtype)
     more = range(sets_beyond_cache(first.nbytes, device) - 1)
     return [tuple(x) for x in (first, *(torch.randn_like(first) for _ in more))]
+
+
+def dense_kernel(inputs: Inputs, backward: bool) -> str:
+    """Which kernel PyTorch's scaled_dot_product_attention takes for these inputs."""
+    q, k, v = (x.detach().transpose(1, 2).requires_grad_(backward) for x in inputs)
+    return KERNELS.get(torch._fused_sdp_choice(q, k, v), "PyTorch's scaled_dot_product_attention")
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

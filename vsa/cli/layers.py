@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import torch
 import typer
 
 import vsa
@@ -16,8 +17,8 @@ from vsa.grid import Extent
 Sweep = Annotated[
     Literal["length", "density"] | None,
     typer.Option(
-        help="8k to 128k tokens, or shares of key tiles from 1/32 to 1 (at 32,32,32 unless a "
-        "shape or grid is given)."
+        help="8k to 128k tokens (on a CPU 1k to 8k), or shares of key tiles from 1/32 to 1 (at "
+        "32,32,32, on a CPU at 8,16,32, unless a shape or grid is given)."
     ),
 ]
 Heads = Annotated[
@@ -70,9 +71,13 @@ def layers(
 
 
 def swept(
-    sweep: str | None, names: list[str], grids: list[Extent], topk: list[float]
+    sweep: str | None,
+    names: list[str],
+    grids: list[Extent],
+    topk: list[float],
+    device: torch.device,
 ) -> tuple[list[Extent], list[float]]:
-    """Grids and shares of a sweep, or the usual ones.
+    """Grids and shares of a sweep, or the usual ones; those of a CPU take it minutes, not hours.
 
     Raises:
         typer.BadParameter: if what the sweep brings was given too.
@@ -87,7 +92,9 @@ def swept(
             "--sweep density brings its own shares: leave --topk out", param_hint="--sweep"
         )
     if sweep == "length":
-        grids = [grid.shape for grid in shapes.LENGTHS]
+        lengths = shapes.CPU_LENGTHS if device.type == "cpu" else shapes.LENGTHS
+        grids = [grid.shape for grid in lengths]
     elif not names and not grids:
-        grids = [(32, 32, 32) if sweep else (16, 32, 16)]
+        of_sweep = (8, 16, 32) if device.type == "cpu" else (32, 32, 32)
+        grids = [of_sweep if sweep else (16, 32, 16)]
     return grids, list(shapes.DENSITIES) if sweep == "density" else topk or [0.125]

@@ -16,6 +16,7 @@ from vsa import backends, checks
 from vsa.grid import SLOTS, Extent
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPE_HELP = "fp32, bf16 or fp16 (float32 and so on, as tables print them, are the same)."
 
 
 def parse_topk(text: str) -> float:
@@ -23,20 +24,20 @@ def parse_topk(text: str) -> float:
     try:
         value = float(text) if set(text) & set(".e") else int(text)
         checks.top_k(value, num_tiles=1)
-    except ValueError as error:
-        raise typer.BadParameter(f"topk is a whole number or a share in (0, 1]: {error}") from None
+    except ValueError:
+        raise typer.BadParameter(
+            f"topk must be a whole number of at least 1 or a share in (0, 1], but it is {text!r}"
+        ) from None
     return value
 
 
 def parse_extent(text: str) -> Extent:
     """Three token counts such as 21,30,52."""
     try:
-        return checks.extent(
-            "the argument", [int(part) for part in text.replace("x", ",").split(",")]
-        )
-    except (ValueError, TypeError) as error:
+        return checks.extent("it", [int(part) for part in text.replace("x", ",").split(",")])
+    except (ValueError, TypeError):
         raise typer.BadParameter(
-            f"three whole numbers such as 21,30,52 are needed: {error}"
+            f"three whole numbers of at least 1 such as 21,30,52 are needed, but it is {text!r}"
         ) from None
 
 
@@ -68,10 +69,11 @@ def parse_device(text: str) -> torch.device:
 
 
 def parse_dtype(text: str) -> torch.dtype:
-    """fp32, bf16 or fp16."""
-    if text not in DTYPES:
-        raise typer.BadParameter(f"dtype must be one of {', '.join(DTYPES)}, but it is {text!r}")
-    return DTYPES[text]
+    """fp32, bf16 or fp16, or the name that PyTorch has for it."""
+    by_name = DTYPES | {str(each).removeprefix("torch."): each for each in DTYPES.values()}
+    if text not in by_name:
+        raise typer.BadParameter(f"dtype must be one of {', '.join(by_name)}, but it is {text!r}")
+    return by_name[text]
 
 
 def check_backend(
@@ -82,14 +84,6 @@ def check_backend(
         return backends.choose(name, device.type, device.index, str(dtype), head_dim, gradients)
     except (ValueError, RuntimeError) as error:
         raise typer.BadParameter(str(error), param_hint="--backend") from None
-
-
-def check_folder(path: Path | None, suffix: str, hint: str) -> None:
-    """A file to write must have the right ending and a folder to go to, before any work is done."""
-    if path is not None and (path.suffix != suffix or not path.absolute().parent.is_dir()):
-        raise typer.BadParameter(
-            f"a {suffix} file in a folder that exists is needed, but it is {path}", param_hint=hint
-        )
 
 
 def machine(device: torch.device) -> str:

@@ -31,8 +31,8 @@ DIFFERENCE_GAIN = 10
 Box = tuple[tuple[float, float], int, int]
 
 
-def draw(findings: Findings, path: Path) -> None:
-    """Write one PNG of 1800 x 1250 pixels."""
+def draw(findings: Findings, path: Path, busy: bool = False) -> None:
+    """Write one PNG of 1800 x 1250 pixels; ``busy`` if its times are not to be trusted."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -52,7 +52,8 @@ def draw(findings: Findings, path: Path) -> None:
         panel = {"bottom": 0.17, "top": 0.86}
         _draw_recall(findings, left.subplots(gridspec_kw={"left": 0.18, "right": 0.96, **panel}))
         _draw_outputs(findings, middle)
-        _draw_cost(findings, right.subplots(gridspec_kw={"left": 0.05, "right": 0.95, **panel}))
+        place = {"left": 0.05, "right": 0.95, **panel}
+        _draw_cost(findings, busy, right.subplots(gridspec_kw=place))
         figure.savefig(path)
 
 
@@ -115,8 +116,9 @@ def _draw_selection(findings: Findings, figure: Figure) -> None:
     figure.text(
         0.02,
         0.89,
-        f"They hold {float(mass[kept].sum()):.0%} of the query tile's dense attention "
-        f"(head “{clips.HEADS[HEAD]}”); it never reads the pale tiles.",
+        f"They hold {float(mass[kept].sum()):.0%} of the query tile's dense attention in the head "
+        f"“{clips.HEADS[HEAD]}”, which goes by looks and by distance; "
+        + ("no tile is left out." if kept.all() else "the pale tiles are never read."),
         fontsize=10.5,
         color=MUTED,
     )
@@ -210,7 +212,8 @@ def _draw_recall(findings: Findings, axes: Axes) -> None:
     axes.set_xscale("log")
     axes.set_xticks([0.01, 0.1, 1], ["1 %", "10 %", "100 %"])
     axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
-    axes.set(ylim=(0, 1.03), xlabel="key tiles kept (log scale)")
+    axes.set(ylim=(0, 1.36), xlabel="key tiles kept (log scale)")  # room for words above
+    axes.spines["left"].set_bounds(0, 1)
     axes.set_title("Attention on the kept tiles")
     height = min(0.48, own_recall - 0.1)
     axes.plot([own, own], [height, own_recall], color=BLUE, linewidth=1)
@@ -223,11 +226,11 @@ def _draw_recall(findings: Findings, axes: Axes) -> None:
         va="top",
         color=BLUE,
         fontweight="bold",
+        bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1},
     )
-    axes.text(
-        0.03, 0.99, "chosen by vsa\n(band: heads)", transform=axes.transAxes, color=BLUE, va="top"
-    )
-    axes.text(0.68, 0.08, "random tiles", transform=axes.transAxes, color=MUTED)
+    words: dict[str, Any] = {"transform": axes.transAxes, "va": "top"}
+    axes.text(0.02, 1.0, "line: chosen by vsa (band: heads)", color=BLUE, **words)
+    axes.text(0.02, 0.89, "dashed: as many random tiles", color=MUTED, **words)
 
 
 def _draw_outputs(findings: Findings, figure: Figure) -> None:
@@ -245,26 +248,30 @@ def _draw_outputs(findings: Findings, figure: Figure) -> None:
         "left": 0.02,
         "right": 0.98,
         "bottom": 0.06,
-        "top": 0.82,
-        "wspace": 0.04,
-        "hspace": 0.22,
+        "top": 0.72,
+        "wspace": 0.06,
+        "hspace": 0.24,
     }
     down, across = (1, 4) if grid.shape[1] > grid.shape[2] else (2, 2)
     panels = figure.subplots(down, across, gridspec_kw=place)
+    gain = f"difference{chr(10) if down == 1 else ' '}× {DIFFERENCE_GAIN}"
     pictures = {
         "the clip": source,
         "dense": dense,
         "sparse": sparse,
-        f"difference × {DIFFERENCE_GAIN}": 1 - difference,
+        gain: 1 - difference,
     }
     for axes, (name, image) in zip(panels.flat, pictures.items(), strict=True):
         axes.imshow(image.numpy())
-        axes.axis("off")
-        axes.set_title(name, fontsize=9, fontweight="normal", color=MUTED, pad=3)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set(visible=True, color=PALE, linewidth=0.8)
+        axes.set_title(name, fontsize=9, fontweight="normal", color=MUTED, pad=3, loc="center")
     figure.text(0.02, 0.89, "What attention makes of the pixels", fontsize=12, fontweight="bold")
+    explained = "It averages patches that look alike, hence the blur. White: no difference."
+    figure.text(0.02, 0.835, explained, fontsize=8, color=MUTED)
 
 
-def _draw_cost(findings: Findings, axes: Axes) -> None:
+def _draw_cost(findings: Findings, busy: bool, axes: Axes) -> None:
     """Dense and sparse side by side, each pair on a scale of its own."""
     dense, sparse = findings.dense, findings.sparse
     pairs = {
@@ -292,7 +299,7 @@ def _draw_cost(findings: Findings, axes: Axes) -> None:
         )
     axes.set(xlim=(0, 1), ylim=(8.0, -1.3))
     axes.axis("off")
-    axes.set_title("What it costs here")
+    axes.set_title("What it costs here" + " (machine busy: no measure)" * busy)
     axes.text(0, -0.1, findings.machine, transform=axes.transAxes, fontsize=7.5, color=MUTED)
 
 

@@ -41,7 +41,7 @@ def profile(
             "--dtype",
             parser=options.parse_dtype,
             metavar="DTYPE",
-            help="fp32, bf16 or fp16; by default bf16 on a GPU and fp32 on a CPU.",
+            help=f"{options.DTYPE_HELP} By default bf16 on a GPU and fp32 on a CPU.",
         ),
     ] = None,
     device: options.Device = "auto",

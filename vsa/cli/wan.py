@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from vsa.cli import options
 from vsa.cli.extras import require_demo_extra, require_diffusers_extra
+from vsa.cli.outputs import INTERRUPTED, check_output, write_json
 from vsa.cli.provenance import provenance
 from vsa.inputs import DEFAULT_TILE
 
@@ -106,14 +106,15 @@ def wan(
 
     The model is built from its public configuration, with random weights unless --weights gives
     real ones; both runs start from the same noise. Dense attention is the fastest kernel that
-    PyTorch has here for the shape.
+    PyTorch has here for the shape. The table of a size is printed, and written to --json, when it
+    is done.
     """
     require_diffusers_extra("vsa wan runs a transformer of diffusers")
     from vsa.cli import wan_compare, wan_loop, wan_model  # these need the extra
 
-    options.check_folder(json_file, ".json", "--json")
+    check_output(json_file, ".json", "--json")
     if report is not None:
-        options.check_folder(report, ".png" if report.suffix == ".png" else ".html", "--report")
+        check_output(report, ".png" if report.suffix == ".png" else ".html", "--report")
         require_demo_extra("matplotlib", purpose="the report is drawn by matplotlib")
     if device.type == "cpu" and weights is None and not tiny:
         _refuse("--device", "a step of Wan takes hours on a CPU: add --tiny, or use a GPU")
@@ -144,30 +145,54 @@ def wan(
         # Each size compiled for itself, as in a pipeline that only ever makes one.
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
 
-    comparisons = []
+    origin = provenance(device, "torch", "diffusers")
+    called = "tiny" if tiny else model if weights is None else str(weights)
+    about: dict[str, Any] = {
+        **origin,
+        "model": called,
+        "random_weights": weights is None,
+        "dtype": str(dtype),
+        "backend": backend,
+        "compiled": compiled,
+        "guidance": guidance,
+        **settings,
+        "gates_from": None if source is None else str(source),
+        "weights": wan_model.bytes_of(transformer),
+    }
+    comparisons: list[wan_compare.Comparison] = []
+
+    def keep(complete: bool) -> None:
+        done = [wan_compare.figures(found) for found in comparisons]
+        write_json(json_file, about | {"complete": complete, "sizes": done})
+
+    interrupted = False
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         total = steps * (2 * len(sizes) + (report is not None))
         task = progress.add_task("warming up", total=total)
-        for each in sizes:
+        keep(complete=False)
+        try:
+            for each in sizes:
 
-            def told(kind: str, each: Size = each) -> None:
-                progress.update(task, advance=1, description=f"{each}, {kind}")
+                def told(kind: str, each: Size = each) -> None:
+                    progress.update(task, advance=1, description=f"{each}, {kind}")
 
-            noise = torch.randn(1, wan_model.LATENT_CHANNELS, *each.latents, device=device)
-            denoiser = wan_loop.Denoiser(transformer, noise, prompt, steps, guidance)
-            comparisons.append(wan_compare.compare(denoiser, each, settings, trained, told))
-            if report is not None and each == sizes[0]:
-                noted = partial(told, "report")
-                wan_compare.observe(denoiser, settings, trained, noted, report)
+                noise = torch.randn(1, wan_model.LATENT_CHANNELS, *each.latents, device=device)
+                denoiser = wan_loop.Denoiser(transformer, noise, prompt, steps, guidance)
+                found = wan_compare.compare(denoiser, each, settings, trained, told)
+                comparisons.append(found)
+                progress.console.print(wan_compare.table(found, transformer, compiled))
+                progress.console.print(wan_compare.kernel_line(found))
+                keep(complete=len(comparisons) == len(sizes))
+                if report is not None and each == sizes[0]:
+                    noted = partial(told, "report")
+                    wan_compare.observe(denoiser, settings, trained, noted, report)
+        except KeyboardInterrupt:
+            interrupted = True
 
-    for found in comparisons:
-        console.print(wan_compare.table(found, transformer, compiled))
-    origin = provenance(device, "torch", "diffusers")
-    called = "tiny" if tiny else model if weights is None else str(weights)
     console.print(
         f"{called}, {str(dtype).removeprefix('torch.')}{COMPILED * compiled}, backend {backend}, "
-        f"weights {wan_compare.in_bytes(wan_model.bytes_of(transformer))}"
+        f"weights {wan_compare.in_bytes(about['weights'])}"
     )
     if trained:
         console.print(f"sparse runs add the coarse branch behind the gates of {source}")
@@ -176,27 +201,14 @@ def wan(
         f"{(origin['commit'] or 'unknown')[:12]}, {origin['date']}"
     )
     for found in comparisons:
-        console.print(wan_compare.kernel_line(found))
         console.print(f"the results at {found.size} differ by {found.difference:.1%}")
+    if interrupted:
+        console.print(f"interrupted after {len(comparisons)} of {len(sizes)} videos", style="red")
+        raise typer.Exit(INTERRUPTED)
     if report is not None:
         console.print(f"what the sparse run kept, by layer and step: {report}")
     if weights is None:
         console.print(RANDOM, style="bold")
-    if json_file is not None:
-        written = {
-            **origin,
-            "model": called,
-            "random_weights": weights is None,
-            "dtype": str(dtype),
-            "backend": backend,
-            "compiled": compiled,
-            "guidance": guidance,
-            **settings,
-            "gates_from": None if source is None else str(source),
-            "weights": wan_model.bytes_of(transformer),
-            "sizes": [wan_compare.figures(found) for found in comparisons],
-        }
-        json_file.write_text(json.dumps(written, indent=1))
 
 
 def _loaded(
@@ -247,8 +259,11 @@ def _parse_size(text: str) -> Size:
         return SIZES[text]
     try:
         return Size(*options.parse_extent(text))
-    except (ValueError, typer.BadParameter) as error:
-        _refuse("--size", f"{', '.join(SIZES)} or frames x height x width is needed: {error}")
+    except ValueError as error:
+        _refuse("--size", str(error))
+    except typer.BadParameter:
+        names = ", ".join(SIZES)
+        _refuse("--size", f"{names} or one such as 81x480x832 is needed, but it is {text!r}")
 
 
 def _parse_layers(text: str, count: int) -> list[int]:

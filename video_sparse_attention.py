@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``vsa`` command from outside the package ``vsa``, and whether that package is ours.
+
+The distribution ``vsa`` on the package index (0.0.5 and before) is FastVideo's own VSA kernels.
+Its files lie under the same import name, so that installing it after this project overwrites
+``vsa/__init__.py``, and uninstalling it deletes that file. What tells so cannot lie in ``vsa``.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import platform
+import sys
+from importlib.metadata import Distribution, PackageNotFoundError, PackagePath, distribution
+from importlib.util import find_spec
+from pathlib import Path
+
+DISTRIBUTION = "video-sparse-attention"
+FOREIGN = "vsa"
+"""The distribution whose files have the same import name."""
+MARK = "from vsa.installation import"
+"""A line that only our own vsa/__init__.py has."""
+REPAIR = (
+    f"run: pip uninstall -y {FOREIGN} {DISTRIBUTION}, then install {DISTRIBUTION} again "
+    "(pip install . in its folder)"
+)
+
+
+def installed(name: str) -> Distribution | None:
+    """What is installed under the name of a distribution."""
+    try:
+        return distribution(name)
+    except PackageNotFoundError:
+        return None
+
+
+def neighbour() -> str | None:
+    """The other distribution in words, None where it is not installed."""
+    foreign = installed(FOREIGN)
+    if foreign is None:
+        return None
+    about = f" ({foreign.metadata['Summary']})" if "Summary" in foreign.metadata else ""
+    return f"{FOREIGN} {foreign.version}{about}"
+
+
+def overwritten() -> str | None:
+    """Why ``import vsa`` does not give this project's own files, in one sentence; None if so."""
+    spec = find_spec("vsa")
+    theirs = neighbour()
+    blame = f"the distribution {theirs}" if theirs else "another distribution"
+    if spec is None or spec.origin is None:
+        return (
+            f"vsa/__init__.py of {DISTRIBUTION} is missing, as after pip uninstall {FOREIGN}, "
+            f"which takes what both have written; {REPAIR}"
+        )
+    origin = Path(spec.origin)
+    changed = [] if MARK in origin.read_text(errors="replace") else [origin]
+    changed += [path for path in _shared() if path != origin and origin.parent in path.parents]
+    if not changed:
+        return None
+    return (
+        f"{', '.join(map(str, changed))} was overwritten by {blame}, whose import name is vsa as "
+        f"that of {DISTRIBUTION} is; {REPAIR}"
+    )
+
+
+def _shared() -> list[Path]:
+    """Files that both distributions have written and that hold what the other one wrote."""
+    ours, theirs = installed(DISTRIBUTION), installed(FOREIGN)
+    if ours is None or theirs is None:
+        return []
+    names = {str(path) for path in theirs.files or ()}
+    both = [path for path in ours.files or () if str(path) in names]
+    return [Path(str(path.locate())) for path in both if not _as_installed(path)]
+
+
+def _as_installed(path: PackagePath) -> bool:
+    """Whether a file's contents are those that its distribution recorded."""
+    file = Path(str(path.locate()))
+    if path.hash is None:
+        return True
+    if not file.is_file():
+        return False
+    digest = hashlib.new(path.hash.mode, file.read_bytes()).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == path.hash.value
+
+
+def main() -> None:
+    """Entry point of the ``vsa`` script and of ``python -m vsa``."""
+    why = overwritten()
+    if why is None:
+        from vsa.cli import main as command
+
+        command()
+        return
+    if sys.argv[1:2] == ["info"]:
+        print(_facts(why))
+    else:
+        print(f"vsa: {why}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _facts(why: str) -> str:
+    """What ``vsa info`` says where the package cannot be asked."""
+    ours, torch = installed(DISTRIBUTION), installed("torch")
+    rows = {
+        DISTRIBUTION: f"{ours.version if ours else 'not installed'}, but not whole: {why}",
+        "beside it": neighbour() or f"no distribution {FOREIGN} is installed now",
+        "Python": f"{platform.python_version()} on {platform.platform()}",
+        "PyTorch": torch.version if torch else "not installed",
+    }
+    return "\n".join(f"{name:24s}{value}" for name, value in rows.items())
