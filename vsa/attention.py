@@ -13,7 +13,13 @@ from vsa.budget import TopK, resolve
 from vsa.coarse import tile_means
 from vsa.combine import gated_attention, is_one_operator
 from vsa.grid import Extent, Grid
-from vsa.select import Selection, everything, select_and_attend, select_tiles
+from vsa.select import (
+    Selection,
+    everything,
+    select_and_attend,
+    select_outside,
+    select_tiles,
+)
 
 
 def attention(
@@ -81,6 +87,7 @@ def attention(
         scale=scale,
         text_valid=text_valid,
         selection=selection,
+        gates={"gate_coarse": gate_coarse, "gate_fine": gate_fine},
         backend=backend,
     )
     checks.gate("gate_coarse", gate_coarse, q)
@@ -95,11 +102,13 @@ def attention(
         means: list[Tensor] = []
         if gate_coarse is not None:
             means = tile_means(_for_means(call), (call.grid, call.kv_grid, call.kv_grid))
-        elif choose:
+        elif choose and not call.transformed:
             means = tile_means((call.q.detach(), call.k.detach()), (call.grid, call.kv_grid))
         coarse: Tensor | None = None
         if choose and gate_coarse is not None and is_one_operator(call.backend):
             selection, coarse = select_and_attend(means, budget, call)
+        elif choose and call.transformed:
+            selection = select_outside(budget, call)
         elif choose:
             selection = select_tiles(means[0], means[1], budget, call)
         elif selection is None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from vsa import transforms
 
 if TYPE_CHECKING:
     from vsa.grid import Grid
@@ -159,10 +160,7 @@ def tensor(name: str, value: object) -> Tensor:
 
 
 def plain(name: str, x: Tensor) -> None:
-    """A tensor of numbers, outside of what operators with a backward alone cannot follow.
-
-    Forward-mode tangents would be lost without a word, and so come out as zero.
-    """
+    """A tensor of numbers, none of whose axes is hidden."""
     if torch.compiler.is_compiling():
         return
     if x.device.type == "meta":
@@ -170,15 +168,10 @@ def plain(name: str, x: Tensor) -> None:
             f"{name} must hold numbers, but it is on the meta device: use FakeTensorMode or "
             "torch.compile to find shapes"
         )
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if transforms.is_batched(x):
         raise NotImplementedError(
-            f"{name} is inside of a transform of torch.func (vmap, grad, jvp, ...), which vsa does "
-            "not support: use a batch axis, torch.autograd.grad or finite differences instead"
-        )
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
-        raise NotImplementedError(
-            f"{name} has a forward-mode tangent, which vsa does not support, as its derivatives "
-            "are reverse-mode: use torch.autograd.grad or finite differences instead"
+            f"{name} is inside of torch.func.vmap, which vsa does not support: give the axis to "
+            "the batch instead"
         )
 
 

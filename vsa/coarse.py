@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional
 
-from vsa import ops
+from vsa import ops, transforms
+from vsa.backends import pytorch_routing
 from vsa.grid import Grid
 
 
@@ -27,6 +28,8 @@ def tile_means(xs: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
     Returns:
         (B, heads, num_tiles, head_dim) each, fp32 or wider; differentiable.
     """
+    if any(map(transforms.is_transformed, xs)):
+        return [pytorch_routing.tile_means(x, grid) for x, grid in zip(xs, grids, strict=True)]
     return ops.tile_means(list(xs), [number for grid in grids for number in grid.as_ints()])
 
 
@@ -44,4 +47,6 @@ def coarse_attention(q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: f
     """
     if (group := q_means.shape[1] // k_means.shape[1]) > 1:
         k_means, v_means = (x.repeat_interleave(group, dim=1) for x in (k_means, v_means))
+    if any(map(transforms.is_transformed, (q_means, k_means, v_means))):
+        return ((q_means @ k_means.mT) * scale).softmax(-1) @ v_means  # the fused one has no jvp
     return functional.scaled_dot_product_attention(q_means, k_means, v_means, scale=scale)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from vsa import checks, inputs, ops
-from vsa.backends import flex
+from vsa.backends import composite, flex
+from vsa.backends.layout import Plan
 from vsa.grid import Extent, Grid
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ def fine(call: inputs.Inputs, selection: Selection) -> tuple[Tensor, Tensor]:
         lse: (B, heads, S) fp32 (fp64 for fp64 inputs), natural logarithm; -inf where a token
             attends nothing.
     """
+    if call.transformed:
+        plan = Plan(call.grid, call.kv_grid, most_kept(selection), call.scale)
+        return composite.forward(call.q, call.k, call.v, selection.bitmap, call.text_valid, plan)
     if call.backend == "flex":
         return flex.attend(
             call.q,

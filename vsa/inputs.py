@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from vsa import backends, checks, hints
+from vsa import backends, checks, hints, transforms
 from vsa.grid import SLOTS, Extent, Grid
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Inputs:
         text_valid: (B, prefix + suffix) bool or None for all valid.
         backend: the backend's name, never "auto".
         shape: the shape that the user's q had, which outputs take.
+        transformed: whether forward-mode tangents or torch.func ask for PyTorch's own operators.
     """
 
     q: Tensor
@@ -45,6 +47,7 @@ class Inputs:
     text_valid: Tensor | None
     backend: str
     shape: torch.Size
+    transformed: bool = False
 
 
 def resolve(
@@ -58,11 +61,13 @@ def resolve(
     scale: float | None = None,
     text_valid: Tensor | None = None,
     selection: Selection | None = None,
+    gates: Mapping[str, Tensor | None] | None = None,
     backend: str = "auto",
 ) -> Inputs:
     """Check everything that the parts of ``vsa`` have in common.
 
-    ``v=None`` where there are no values. A selection brings the grids that the caller left out.
+    ``v=None`` where there are no values. A selection brings the grids that the caller left out;
+    gates are checked elsewhere.
 
     Raises:
         ValueError, TypeError: naming the argument, what it was and what is allowed.
@@ -87,11 +92,13 @@ def resolve(
     if selection is not None:
         checks.selection(selection, q, query_grid, key_grid)
     hints.about_runs(q, grid, tile)
+    transformed = _transformed(backend, {"q": q, "k": k, "v": v, **(gates or {})})
     return Inputs(
         scale=checks.scale(scale, q.shape[-1]),
         text_valid=None if text_valid is None else savable(text_valid),
+        transformed=transformed,
         backend=backends.choose(
-            backend,
+            "torch" if transformed else backend,
             q.device.type,
             q.device.index,
             str(q.dtype),
@@ -106,6 +113,17 @@ def resolve(
         kv_grid=key_grid,
         shape=q.shape,
     )
+
+
+def _transformed(backend: object, tensors: Mapping[str, Tensor | None]) -> bool:
+    """Whether some tensor needs more than a backward, which only ``torch`` has."""
+    found = [name for name, x in tensors.items() if transforms.is_transformed(x)]
+    if found and backend not in ("auto", "torch"):
+        raise NotImplementedError(
+            f"{found[0]} has a forward-mode tangent or is inside of a transform of torch.func, "
+            f'which only backend="torch" follows, but backend is {backend!r}'
+        )
+    return bool(found)
 
 
 def savable(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vsa import bitmap, checks, inputs, ops
+from vsa import bitmap, checks, inputs, ops, transforms
 from vsa.budget import Budget, TopK, resolve
 from vsa.coarse import tile_means
 from vsa.fine import fine
@@ -178,6 +178,8 @@ def select(
     )
     budget = resolve(topk, call.kv_grid.num_tiles, call.q.shape[2])
     checks.must(must, call.q, call.grid, call.kv_grid)
+    if call.transformed:
+        return select_outside(budget, call, must)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         q_means, k_means = tile_means((call.q, call.k), (call.grid, call.kv_grid))
         return select_tiles(q_means, k_means, budget, call, must)
@@ -204,6 +206,20 @@ def select_tiles(
         budget.numbers,
     )
     return Selection(words, call.kv_grid.num_tiles, call.grid, call.kv_grid, most)
+
+
+def select_outside(
+    budget: Budget, call: inputs.Inputs, must: Tensor | Literal["self"] | None = None
+) -> Selection:
+    """The choice for tensors inside of transforms, of their numbers: nothing flows through it."""
+    q, k = transforms.primal(call.q), transforms.primal(call.k)
+    with (
+        transforms.outside(),
+        torch.no_grad(),
+        torch.autocast(q.device.type, enabled=False),
+    ):
+        q_means, k_means = tile_means((q, k), (call.grid, call.kv_grid))
+        return select_tiles(q_means, k_means, budget, call, must)
 
 
 def select_and_attend(

@@ -49,7 +49,7 @@ def forward(
             queries = _queries(q[batch, :, head], token, plan.scale)
             tile_out = queries.new_empty(*token.shape, q.shape[-1])
             tile_lse = queries.new_empty(token.shape)
-            for rows, tile in _query_blocks(len(token), words[batch, head], plan, keys):
+            for rows, tile in keys.blocks_of(len(token), words[batch, head], plan):
                 tile_out[rows], tile_lse[rows] = _attend(queries[rows], *keys.of(tile))
             out[batch, :, head] = _to_sequence(tile_out, token, len(unreal)).masked_fill_(
                 unreal[:, None], 0
@@ -99,7 +99,7 @@ def backward(
             )
             idle_rows = _to_tiles(idle, token).bool()
             tile_dq = torch.empty_like(grads)
-            for rows, tile in _query_blocks(len(token), words[batch, head], plan, keys):
+            for rows, tile in keys.blocks_of(len(token), words[batch, head], plan):
                 tile_dq[rows], tile_dk, tile_dv = _attend_backward(
                     queries[rows],
                     *keys.of(tile),
@@ -198,6 +198,13 @@ class _KeyTiles:
         mask = torch.zeros_like(k[..., :1]).masked_fill_(masked, float("-inf"))
         return _KeyTiles(token, torch.cat((k, mask), dim=-1), v)
 
+    def blocks_of(self, tiles: int, words: Tensor, plan: Plan) -> Iterator[tuple[slice, Tensor]]:
+        """``query_blocks`` over these keys."""
+        x = self.v
+        return query_blocks(
+            tiles, words, plan, len(x), (x.shape[1], x.shape[2]), x.device, x.element_size()
+        )
+
     def of(self, tile: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (R, K * V, D + 1) and values (R, K * V, D) of tiles (R, K)."""
         # index_select on whole rows copies tile by tile, which indexing does not.
@@ -233,8 +240,14 @@ class _KeyGradients:
             total.flatten(1).index_add_(0, tile.flatten(), x.view(tile.numel(), -1))
 
 
-def _query_blocks(
-    tiles: int, words: Tensor, plan: Plan, keys: _KeyTiles
+def query_blocks(
+    tiles: int,
+    words: Tensor,
+    plan: Plan,
+    key_tiles: int,
+    tile_shape: tuple[int, int],
+    device: torch.device,
+    element_size: int,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of query tiles of one head and the key tiles (R, K) that each of their rows attends.
 
@@ -242,14 +255,17 @@ def _query_blocks(
         tiles: query tiles, the text's after the video's.
         words: (n_q, words), the head's rows of the selection.
         plan: the grids and the longest row.
-        keys: the head's keys.
+        key_tiles: the video's, the text's, and an empty one to pad rows with.
+        tile_shape: slots and channels of a key tile.
+        device: of the keys.
+        element_size: bytes of one of their numbers.
     """
-    device, columns, empty_tile = words.device, plan.kv_grid.num_tiles, len(keys.token) - 1
+    columns, empty_tile = plan.kv_grid.num_tiles, key_tiles - 1
     text = torch.arange(columns, empty_tile, device=device)
     most = plan.most
     if device.type == "cpu":  # elsewhere the count would have to be waited for
         most = int(bitmap.unpack(words, columns).sum(-1).max())
-    step = _rows_per_chunk(max(1, most + len(text)), keys)
+    step = _rows_per_chunk(max(1, most + len(text)), tile_shape, device, element_size)
     slab = step * max(1, LIST_BYTES // (8 * columns * step))
     for begin in range(0, len(words), slab):
         chosen = bitmap.unpack(words[begin : begin + slab], columns)
@@ -270,11 +286,13 @@ def _indices(chosen: Tensor, most: int, pad: int) -> Tensor:
     return column.new_full((len(chosen), most + 1), pad).scatter_(1, place, column)[:, :most]
 
 
-def _rows_per_chunk(tiles: int, keys: _KeyTiles) -> int:
+def _rows_per_chunk(
+    tiles: int, tile_shape: tuple[int, int], device: torch.device, element_size: int
+) -> int:
     """Query tiles whose keys, values and two matrices of scores fit a chunk's memory."""
-    slots, channels = keys.v.shape[1:]
-    row_bytes = tiles * slots * (2 * channels + 2 * slots) * keys.v.element_size()
-    if keys.v.device.type != "cpu":
+    slots, channels = tile_shape
+    row_bytes = tiles * slots * (2 * channels + 2 * slots) * element_size
+    if device.type != "cpu":
         return max(1, CHUNK_BYTES // row_bytes)
     # A multiple of the threads: each multiplies whole query tiles.
     return torch.get_num_threads() * max(1, THREAD_CHUNK_BYTES // row_bytes)

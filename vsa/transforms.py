@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors inside of forward-mode differentiation or of a transform of torch.func.
+
+Operators of our own have a backward and nothing else: a tangent would be lost in them without a
+word. Where one is at stake, attention is composed of PyTorch's operators instead
+(``vsa.composite``), and the choice of tiles, through which nothing flows, is made of plain tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
+
+
+def is_transformed(x: Tensor | None) -> bool:
+    """Whether a tensor has a tangent, or is inside of a transform."""
+    if x is None or torch.compiler.is_compiling():
+        return False
+    return _functorch.is_functorch_wrapped_tensor(x) or _has_tangent(x)
+
+
+def is_batched(x: Tensor) -> bool:
+    """Whether ``vmap`` hides an axis of a tensor."""
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if _functorch.is_batchedtensor(x):
+            return True
+        x = _functorch.get_unwrapped(x)
+    return False
+
+
+def primal(x: Tensor) -> Tensor:
+    """The numbers of a tensor, without tangent and history."""
+    while _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return (forward_ad.unpack_dual(x).primal if _has_tangent(x) else x).detach()
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """Without the transforms that are under way."""
+    if torch.compiler.is_compiling() or _functorch.peek_interpreter_stack() is None:
+        yield
+        return
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    with temporarily_clear_interpreter_stack():
+        yield
+
+
+def _has_tangent(x: Tensor) -> bool:
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
