@@ -9,7 +9,7 @@ block and gather the result behind the last projection; between them all attenti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,11 @@ from torch.utils.hooks import RemovableHandle
 
 from vsa.distributed.shards import even_shares, ranks_of
 from vsa.integrations.diffusers.families import Family
+from vsa.integrations.diffusers.passes import OfThread
+
+
+class _Tokens(OfThread):
+    tokens: int = 0
 
 
 @dataclass(eq=False)
@@ -29,16 +34,25 @@ class Sharding:
         group: the process group.
         ranks: their number.
         rank: this one.
-        tokens: of the whole video in the pass that runs; the transformer's pre-hook sets it.
     """
 
     group: Any
     ranks: int
     rank: int
-    tokens: int = 0
+    _running: _Tokens = field(default_factory=_Tokens)
 
     def __deepcopy__(self, memo: object) -> Sharding:
-        return replace(self)  # a process group cannot be copied, and need not be
+        # A process group cannot be copied, and need not be.
+        return Sharding(self.group, self.ranks, self.rank)
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole video in the pass that runs in this thread; the pre-hook sets it."""
+        return self._running.tokens
+
+    @tokens.setter
+    def tokens(self, tokens: int) -> None:
+        self._running.tokens = tokens
 
     def install(self, transformer: Any, family: Family) -> list[RemovableHandle]:
         """Put the hooks in place."""
