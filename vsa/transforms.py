@@ -17,9 +17,9 @@ from torch._C import _functorch
 from torch.autograd import forward_ad
 
 
-def is_transformed(x: Tensor | None) -> bool:
-    """Whether a tensor has a tangent, or is inside of a transform."""
-    if x is None or torch.compiler.is_compiling():
+def is_transformed(x: object) -> bool:
+    """Whether something is a tensor with a tangent, or inside of a transform."""
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor):
         return False
     return _functorch.is_functorch_wrapped_tensor(x) or _has_tangent(x)
 
