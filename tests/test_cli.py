@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,17 @@ def test_check_fails_when_a_backend_is_wrong(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(check, "_ratios", lambda *_: {"out": float("nan"), "q": 1.0})
     result = RUNNER.invoke(app, ["check"])
     assert result.exit_code == 1 and "WRONG" in result.output
+
+
+def test_check_looks_at_few_emulated_problems_beside_a_gpu() -> None:
+    names = [
+        {problem.name for problem in check._problems(replace(row, beside_a_gpu=beside))}
+        for beside in (False, True)
+        for row in check._rows()
+        if row.backend == "emulated" and row.dtype == torch.bfloat16
+    ]
+    assert names[0] == {problem.name for problem in parity.PROBLEMS}
+    assert names[1] == set(check.BESIDE_A_GPU)
 
 
 def test_check_prints_rows_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:

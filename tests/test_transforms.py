@@ -166,11 +166,13 @@ def test_what_was_made_in_inference_mode_can_be_used_in_training(gated: bool) ->
 def test_thin_videos_are_told_of_tiles_that_fit() -> None:
     x = torch.randn(1, 1, 1, 640, 1, 16)
     with pytest.warns(UserWarning, match=r"holds 4 of 64 tokens .* takes \(1, 1, 64\)"):
-        vsa.attention(x, x, x, 1)
+        vsa.attention(x, x, x, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        vsa.attention(x, x, x, 1)  # once
-        vsa.attention(x, x, x, 1, tile="auto")
+        vsa.attention(x, x, x, 2)  # once
+        vsa.attention(x, x, x, 2, tile="auto")
+        chosen = vsa.Grid((1, 1, 640), tile=(1, 1, 8))
+        vsa.attention(*[x.flatten(1, 3)] * 3, 2, grid=chosen)
         y = torch.randn(1, 5, 6, 7, 1, 16)
         vsa.attention(y, y, y, 1)
 

@@ -163,7 +163,7 @@ def _grid_of(name: str, owner: str, x: Tensor, grid: Extent | Grid | None, tile:
         found = Grid(
             (1, 1, x.shape[1]), tile=(1, 1, SLOTS) if tile in (DEFAULT_TILE, "auto") else tile
         )
-    hints.about_thin_tiles(found, tile == DEFAULT_TILE)
+    hints.about_thin_tiles(found, found.tile == tile == DEFAULT_TILE)
     if x.ndim == 4:
         source = f"its {name}" if grid is None else name
         checks.sequence_length(owner, x.shape[1], found, source)
