@@ -31,7 +31,7 @@ FLEX_PROBLEMS = {
     "cuda": ("text",),
 }
 """FlexAttention is compiled anew for every shape, which takes seconds each on a GPU."""
-BESIDE_A_GPU = ("ragged", "text")
+BESIDE_A_GPU = ("text",)
 """What the emulator and FlexAttention on a CPU are held to where a GPU runs the kernels: it is the
 one that matters, and all of this should take half a minute."""
 ALSO_AT_128 = ("ragged", "grouped-query", "gates", "text")
