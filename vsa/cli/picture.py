@@ -299,7 +299,7 @@ def _draw_cost(findings: Findings, busy: bool, axes: Axes) -> None:
         )
     axes.set(xlim=(0, 1), ylim=(8.0, -1.3))
     axes.axis("off")
-    axes.set_title("What it costs here" + " (machine busy: no measure)" * busy)
+    axes.set_title("Busy machine: no measure" if busy else "What it costs here")
     axes.text(0, -0.1, findings.machine, transform=axes.transAxes, fontsize=7.5, color=MUTED)
 
 
