@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 import vsa
-from vsa import combine, lists, measure, ops, parity, shapes
-from vsa.backends import BACKENDS, kernels, kernels_backward, pytorch
-from vsa.cli import app, check, options, patience
+from vsa import lists, measure, shapes
+from vsa.backends import BACKENDS
+from vsa.cli import app, options, patience
 from vsa.cli.bench_case import Case
 from vsa.cli.bench_table import time_and_rate
 from vsa.cli.stage_table import parts
@@ -42,103 +41,6 @@ def test_info_says_what_runs_and_why_not() -> None:
     assert all(name in result.output for name in BACKENDS)
     assert "compiled part" in result.output and "auto takes" in result.output
     assert "no: it needs a CUDA device of compute capability 9.0" in result.output
-
-
-def test_check_passes_here_and_prints_a_reason_for_each_absent_backend() -> None:
-    result = RUNNER.invoke(app, ["check"])
-    assert result.exit_code == 0, result.output
-    assert "exact enough" in result.output and "WRONG" not in result.output
-    assert "hopper" in result.output and "cannot run here: it needs" in result.output
-
-
-def test_check_fails_when_a_backend_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "PROBLEMS", [parity.by_name("ragged")])
-    monkeypatch.setattr(check, "_ratios", lambda *_: {"out": float("nan"), "q": 1.0})
-    result = RUNNER.invoke(app, ["check"])
-    assert result.exit_code == 1 and "WRONG" in result.output
-
-
-def test_check_looks_at_few_emulated_problems_beside_a_gpu() -> None:
-    names = [
-        {problem.name for problem in check._problems(replace(row, beside_a_gpu=beside))}
-        for beside in (False, True)
-        for row in check._rows()
-        if row.backend == "emulated" and row.dtype == torch.bfloat16
-    ]
-    assert names[0] == {problem.name for problem in parity.PROBLEMS}
-    assert names[1] == set(check.BESIDE_A_GPU)
-
-
-def test_check_prints_rows_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row stands there before the next one is begun."""
-    monkeypatch.setattr(parity, "PROBLEMS", [parity.by_name("ragged")])
-    printed, seen = [], []
-    line, ratios = check._line, check._ratios
-    monkeypatch.setattr(check, "_line", lambda *a, **o: printed.append(a[0]) or line(*a, **o))
-
-    def noting(problem: Any, row: check.Row) -> dict[str, float]:
-        seen.append((len(printed), row.backend))
-        return ratios(problem, row)
-
-    monkeypatch.setattr(check, "_ratios", noting)
-    assert RUNNER.invoke(app, ["check"]).exit_code == 0
-    assert len(seen) > 5 and all(printed[before] == backend for before, backend in seen)
-
-
-def _spoiled(function: Any, spoil: Any) -> Any:
-    return lambda *args, **options: spoil(function(*args, **options), *args, **options)
-
-
-def _wrong_epilogue(found: Any, *args: Any) -> Any:
-    out, lse = found
-    return (1.02 * out if args[6:] and args[6] is not None else out), lse
-
-
-def _wrong(place: int) -> Any:
-    return lambda found, *_, **__: tuple(
-        1.02 * x if index == place and x is not None else x for index, x in enumerate(found)
-    )
-
-
-def _nan(found: Any, *_: Any) -> Any:
-    found[0].view(-1)[7] = float("nan")
-    return found
-
-
-def _all_real(rows: Any, *_: Any) -> Any:
-    return None if rows is None else rows | 1
-
-
-FAULTS = {
-    "gated epilogue": ("emulated", kernels, "forward", _wrong_epilogue),
-    "combine of training": ("emulated", kernels, "combine", lambda out, *_: 1.02 * out),
-    "gradient of gate_fine": ("emulated", kernels_backward, "gated_backward", _wrong(3)),
-    "gradient of gate_coarse": ("emulated", kernels_backward, "gated_backward", _wrong(4)),
-    "gradient of k": ("emulated", kernels_backward, "gated_backward", _wrong(1)),
-    "invalid text": ("emulated", kernels, "text_rows", _all_real),
-    "NaN": ("emulated", kernels, "forward", _nan),
-    "gates of torch": ("torch", combine, "combine", lambda out, *_: 1.02 * out),
-    "text of torch": ("torch", pytorch, "token_valid", lambda real, *_: real | True),
-    "gradient of torch": ("torch", pytorch, "backward", _wrong(2)),
-    "choice": ("torch", ops, "select_tiles", lambda words, *_: words.flip(2)),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_check_finds(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend, module, name, spoil = FAULTS[fault]
-    spoiled = _spoiled(getattr(module, name), spoil)
-    monkeypatch.setattr(module, name, spoiled)
-    for table in (ops._FORWARD, ops._BACKWARD):
-        for key, function in table.items():
-            if function.__name__ == name and function.__module__ == module.__name__:
-                monkeypatch.setitem(table, key, spoiled)
-    problems = [p for p in parity.PROBLEMS if p.name in ("gates", "text")]
-    monkeypatch.setattr(parity, "PROBLEMS", problems)
-    result = RUNNER.invoke(app, ["check"])
-    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
-    verdicts = [line for line in result.output.splitlines() if line.startswith(backend)]
-    assert verdicts and all("WRONG" in line for line in verdicts), result.output
 
 
 def test_bench_measures_draws_and_writes(tmp_path: Path) -> None:
