@@ -113,12 +113,16 @@ def test_a_constant_budget_stays_a_constant() -> None:
         return module.forward
 
     q, k, v = video(4, 8, 8)
-    torch.compile(lambda: vsa.attention(q, k, v, 0.3), backend=look, fullgraph=True)()
-    nodes = [node for module in found for node in module.graph.nodes]
-    select = [node for node in nodes if "select_tiles" in str(node.target)]
-    assert len(select) == 1 and list(select[0].args[3]) == [2]
-    assert select[0].args[6:] in ((), (None,))
-    assert not any("ones" in str(node.target) for node in nodes)
+    layer = vsa.nn.VideoSparseAttention(32, 2, topk=2, gates=None)
+    x = torch.randn(1, 4, 8, 8, 32)
+    for call in (lambda: vsa.attention(q, k, v, 0.3), lambda: layer(x)):
+        found.clear()
+        torch.compile(call, backend=look, fullgraph=True)()
+        nodes = [node for module in found for node in module.graph.nodes]
+        select = [node for node in nodes if "select_tiles" in str(node.target)]
+        assert len(select) == 1 and list(select[0].args[3]) == [2]
+        assert select[0].args[6:] in ((), (None,))
+        assert not any("ones" in str(node.target) for node in nodes)
 
 
 def test_the_best_tile_is_found_while_tracing() -> None:
@@ -133,8 +137,10 @@ def test_what_varies_is_checked_when_it_is_used() -> None:
     compiled = torch.compile(lambda t: vsa.attention(q, k, v, t), fullgraph=True, backend="eager")
     compiled(torch.tensor(0.5))
     for call in (compiled, lambda t: vsa.attention(q, k, v, t)):
-        with pytest.raises(ValueError, match=r"^topk as a float is a share"):
-            call(torch.tensor(0.0))
+        for share in (0.0, 1.5, float("nan")):
+            with pytest.raises(ValueError, match=r"^topk as a float is a share"):
+                call(torch.tensor(share))
+        torch.testing.assert_close(call(torch.tensor(99)), vsa.attention(q, k, v, 1.0))
     for bad in (torch.ones(2), torch.tensor(True), torch.tensor(0.5, device="meta")):
         with pytest.raises(ValueError, match=r"^topk as a tensor must be a single number"):
             vsa.attention(q, k, v, bad)

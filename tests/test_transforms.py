@@ -96,6 +96,23 @@ def test_gradients_by_torch_func_and_of_gradients() -> None:
     torch.testing.assert_close(curvature, slope(gradient, Q.clone(), TANGENT), rtol=1e-4, atol=1e-5)
 
 
+def test_autocast_does_not_reach_inside() -> None:
+    selection = vsa.select(Q, K, 2)
+    q, k, v, tangent = (x.float() for x in (Q, K, V, TANGENT))
+
+    def call(q: torch.Tensor) -> torch.Tensor:
+        return vsa.block_sparse_attention(q, k, v, selection, return_lse=True)[1]
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, found = jvp(call, (q,), (tangent,))
+        plain = call(q)
+    rounded = [x.bfloat16().double() for x in (q, k, v)]
+    exact = vsa.block_sparse_attention(*rounded, selection, return_lse=True)[1]
+    for lse in (out, plain):  # in fp32 from what autocast makes of the inputs
+        torch.testing.assert_close(lse.double(), exact, rtol=1e-5, atol=1e-5)
+    assert found.norm() > 0.1
+
+
 def test_the_choice_is_that_of_plain_tensors() -> None:
     expected = vsa.select(Q, K, 2).bitmap
     found = []

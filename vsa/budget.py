@@ -90,7 +90,7 @@ def _resolved(topk: object, num_tiles: int, heads: int) -> Budget:
         checks.number_tensor("topk", topk)
         if not torch.compiler.is_compiling():
             values = (topk.item(),)
-    if torch.compiler.is_compiling() and _vary(mass, values):
+    if any(map(varies, (mass, *values))):
         return Budget((1,), numbers=_as_data(mass, values, num_tiles, names))
     counts = tuple(
         checks.top_k(value, num_tiles, name) for value, name in zip(values, names, strict=True)
@@ -110,8 +110,7 @@ def counts_and_mass(
     if numbers is None:
         return list(counts), mass
     mass, *shares = numbers.tolist()
-    # A number of tiles above n_k is a share above 1.
-    return [checks.top_k(min(share, 1.0), num_tiles) for share in shares], mass
+    return [checks.top_k(share, num_tiles) for share in shares], mass
 
 
 def _known(num_tiles: int, counts: Sequence[int]) -> bool:
@@ -123,18 +122,17 @@ def _known(num_tiles: int, counts: Sequence[int]) -> bool:
     return all(has_static_value(number) for number in (num_tiles, *counts))
 
 
-def _vary(mass: float, values: Sequence[object]) -> bool:
-    """Whether torch.compile has been told that a number changes between calls.
+def varies(value: object) -> bool:
+    """Whether compiled code is being made for a number that changes between calls, as data.
 
-    Whole numbers may: they can be sizes. Fractions and what depends on them can be no sizes, and
-    would be constants again, and another graph, for every value.
+    Whole numbers may change without: they can be sizes. Fractions and what depends on them can be
+    no sizes, and would be constants again, and another graph, for every value.
     """
+    if not torch.compiler.is_compiling() or not isinstance(value, (float, Tensor)):
+        return False
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
-    return any(
-        isinstance(value, Tensor) or (isinstance(value, float) and not has_static_value(value))
-        for value in (mass, *values)
-    )
+    return isinstance(value, Tensor) or not has_static_value(value)
 
 
 def _as_data(mass: float, values: Sequence[object], num_tiles: int, names: Sequence[str]) -> Tensor:
@@ -148,6 +146,9 @@ def _as_data(mass: float, values: Sequence[object], num_tiles: int, names: Seque
         else:
             checks.top_k(value, 1, name)
             share, whole = one * value, not isinstance(value, float)  # type: ignore[operator]
-        # A half less, so that what is rounded up again is the number that it was.
-        shares.append((share - 0.5) / num_tiles if whole else share)
+        if whole:
+            # A half less, so that what is rounded up again is the number that it was; more tiles
+            # than there are, all of them.
+            share = ((share - 0.5) / num_tiles).clamp(max=1)
+        shares.append(share)
     return torch.stack([one * mass, *shares])

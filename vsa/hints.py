@@ -68,6 +68,16 @@ def about_runs(q: Tensor, grid: Extent | Grid | None, tile: object) -> None:
         )
 
 
+def about_transforms(name: str, q: Tensor | None) -> None:
+    """A GPU that gets PyTorch's operators, since kernels have no forward-mode derivative."""
+    if q is not None and q.is_cuda:
+        _once(
+            "transforms",
+            f"{name} has a forward-mode tangent or is inside of a transform of torch.func, which "
+            "vsa follows with PyTorch's operators: slower than kernels, and with more memory",
+        )
+
+
 def about_thin_tiles(grid: Grid, by_default: bool) -> None:
     """Tiles that a short axis cuts down, which cost as much as whole ones.
 

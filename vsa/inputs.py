@@ -123,6 +123,8 @@ def _transformed(backend: object, tensors: Mapping[str, Tensor | None]) -> bool:
             f"{found[0]} has a forward-mode tangent or is inside of a transform of torch.func, "
             f'which only backend="torch" follows, but backend is {backend!r}'
         )
+    if found and backend == "auto":
+        hints.about_transforms(found[0], tensors["q"])
     return bool(found)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vsa import checks
 from vsa.attention import attention
-from vsa.budget import TopK, resolve
+from vsa.budget import TopK, resolve, varies
 from vsa.grid import Extent, Grid
 from vsa.inputs import DEFAULT_TILE, Tile
 from vsa.select import Selection
@@ -143,7 +143,7 @@ class VideoSparseAttention(nn.Module):
         self._count = float(value) if simple else 0.0  # type: ignore[arg-type]
 
     def _topk_for_call(self) -> TopK:
-        if self._budget is None and self._counts and torch.compiler.is_compiling():
+        if self._budget is None and self._counts and varies(self._count):
             return (torch.ones((), dtype=torch.float64) * self._count).long()
         return self.topk
 

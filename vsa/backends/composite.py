@@ -21,6 +21,13 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, words: Tensor, text_valid: Tensor | None, plan: Plan
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results as in ``vsa.ops.block_sparse_attention``."""
+    with torch.autocast(q.device.type, enabled=False):  # operators of our own are not reached by it
+        return _forward(q, k, v, words, text_valid, plan)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, words: Tensor, text_valid: Tensor | None, plan: Plan
+) -> tuple[Tensor, Tensor]:
     dtype, group = q.dtype, q.shape[2] // k.shape[2]
     q, k, v = (x.to(accumulation_dtype(x)) for x in (q, k, v))
     token, key_token = (_positions(grid, q.device) for grid in (plan.grid, plan.kv_grid))

@@ -108,7 +108,6 @@ class Plan:
         passes: recent ones, for recomputation.
         running: what runs in this thread.
         record: what is filled in while the transformer runs, by ``collect``.
-        noted: whether this pass goes into the record.
     """
 
     family: Family
@@ -122,7 +121,6 @@ class Plan:
     passes: Passes = field(default_factory=Passes)
     running: _Pass = field(default_factory=_Pass)
     record: Record | None = None
-    noted: bool = False
     handles: list[RemovableHandle] = field(default_factory=list)
 
     def install(self, transformer: nn.Module) -> None:
@@ -180,8 +178,8 @@ class Plan:
         if self.settings.need_steps or recorded:
             self.steps.advance(call, self.family.rising)
         # The first call of a step is noted; what guidance adds would take its place.
-        self.noted = recorded and not self.steps.call and self.record.begin(self.steps.step)  # type: ignore[union-attr]
-        works = {layer: self._work(layer, layout, group) for layer in self.processors}
+        noted = recorded and not self.steps.call and self.record.begin(self.steps.step)  # type: ignore[union-attr]
+        works = {layer: self._work(layer, layout, group, noted) for layer in self.processors}
         for layer, work in works.items():
             if work.note is None:
                 self.processors[layer].remembered.add(work)
@@ -206,7 +204,7 @@ class Plan:
         if self.running.outer:  # the pass may have failed before it began
             self._set(self.running.outer.pop())
 
-    def _work(self, layer: int, layout: Layout, group: Any = None) -> Work:
+    def _work(self, layer: int, layout: Layout, group: Any = None, noted: bool = False) -> Work:
         settings, step = self.settings, max(self.steps.step, 0)
         shape, before, after = layout
         if group is not None and before + after:
@@ -224,15 +222,10 @@ class Plan:
         if settings.refresh_every > 1 and topk is not None:
             store = self.stores.of(layer, self.steps)
             reuse = (step - settings.dense_steps) % settings.refresh_every != 0
-        note = self._note(layer, step)
+        note = partial(self.record.note, layer, step) if self.record and noted else None
         return Work(
             shape, tile, topk, store, reuse, group, self.sharding, note, before=before, after=after
         )
-
-    def _note(self, layer: int, step: int) -> Callable[..., None] | None:
-        if self.record is None or not self.noted:
-            return None
-        return partial(self.record.note, layer, step)
 
     def _heads(self, layer: int) -> int:
         return list(self.layers.values())[layer].heads  # type: ignore[return-value]

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from vsa.budget import TopK
@@ -68,7 +67,4 @@ class Store:
         found = self.selection
         if found is None or found.grid != grid or found.bitmap.shape[0] != batch:
             return None
-        if found.bitmap.is_inference() and not torch.is_inference_mode_enabled():
-            # Chosen under inference_mode, and now wanted where autograd takes no such tensor.
-            found = self.selection = replace(found, bitmap=found.bitmap.clone())
         return found
