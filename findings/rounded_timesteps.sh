@@ -10,14 +10,15 @@ trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
 "$folder/env/bin/pip" install --quiet torch==2.13.0 diffusers==0.42.1 numpy scipy
 "$folder/env/bin/python" - <<'PYTHON'
-import inspect
+from pathlib import Path
 
 import diffusers
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideo15Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler
 
-source = inspect.getsource(HunyuanVideo15Pipeline.__call__)
+folder = Path(diffusers.__file__).parent / "pipelines" / "hunyuan_video1_5"
+source = (folder / "pipeline_hunyuan_video1_5.py").read_text()
 assert "timestep = t.expand(latent_model_input.shape[0]).to(latent_model_input.dtype)" in source
 scheduler = FlowMatchEulerDiscreteScheduler(shift=9.0)
 scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, 51)[:-1])
