@@ -33,10 +33,10 @@ import vsa
 from facts import facts
 from layers import LAYERS, parse_layer
 from video_transformer import Latents, VideoTransformer
-from vsa import lists
-from vsa.cli.clip import decode, default_clip
-from vsa.cli.experiment import input_dtype
-from vsa.grid import Extent
+from vsa.cli.demo.clip import decode, default_clip
+from vsa.cli.demo.experiment import input_dtype
+from vsa.measure import patterns
+from vsa.values.grid import Extent
 
 CLIPS = ("bigbuckbunny.mp4", "bikes.mp4")
 NOISE = 0.5
@@ -94,8 +94,8 @@ def read_clips(grids: list[Extent], device: torch.device) -> dict[Extent, list[T
         found[grid] = [latents(x, grid).to(device) for x in frames if len(x) >= need]
         if len(frames[0]) < need:
             raise SystemExit(
-                f"{CLIPS[0]} has {len(frames[0])} frames, but {lists.layer_name(vsa.Grid(grid))} "
-                f"needs {need}"
+                f"{CLIPS[0]} has {len(frames[0])} frames, but "
+                f"{patterns.layer_name(vsa.Grid(grid))} needs {need}"
             )
     return found
 
@@ -135,7 +135,7 @@ def row(selection: vsa.Selection, q: Tensor, k: Tensor) -> list[str]:
     others = (between.sum() - between.trace()) / max(1, heads * (heads - 1))
     recall = sampled_recall(selection, q, k)
     return [
-        f"{lists.layer_name(selection.grid)}, {heads} heads",
+        f"{patterns.layer_name(selection.grid)}, {heads} heads",
         f"{selection.density:.1%}",
         *(f"{x.mean():.0%}" for x in (near.t, near.h, near.w)),
         f"{others:.0%}",
@@ -148,7 +148,7 @@ def draw(selection: vsa.Selection, folder: Path) -> None:
     """What the middle tile keeps, a picture per head and one of all."""
     assert selection.grid is not None
     t, h, w = (extent // 2 for extent in selection.grid.tiles)
-    name = lists.layer_name(selection.grid)
+    name = patterns.layer_name(selection.grid)
     for head in (None, *range(selection.shape[1])):
         path = folder / f"{name}-{'all' if head is None else head}.png"
         vsa.plots.tile_map(selection, (t, h, w), path, head=head)
@@ -218,13 +218,13 @@ def main() -> None:
             q, k = q[:, :, :heads].contiguous(), k[:, :, :heads].contiguous()
             selection = vsa.select(q, k, options.topk, grid=grid)
             rows.add_row(*row(selection, q, k))
-            found[lists.layer_name(grid)] = selection
+            found[patterns.layer_name(grid)] = selection
             progress.advance(task)
             if options.pictures:
                 draw(selection, options.pictures)
     console.print(rows)
     about = facts(device) | {"steps": options.steps, "seed": options.seed, "loss": last}
-    lists.save(options.out, about, found)
+    patterns.save(options.out, about, found)
     console.print(f"written to {options.out}")
 
 

@@ -29,8 +29,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from comparison.worker import KERNELS
-from vsa.cli import bench_plot
-from vsa.cli.bench_case import Measurement
+from vsa.cli.bench import plot as bench_plot
+from vsa.cli.bench.case import Measurement
 
 Row = dict[str, Any]
 FLOP_PER_BYTE = 64

@@ -12,7 +12,7 @@ import torch
 
 import vsa
 from vsa.cli.options import processor
-from vsa.monitor import gpu_identity
+from vsa.measure.gpu_monitor import gpu_identity
 
 ROOT = Path(__file__).resolve().parent.parent
 

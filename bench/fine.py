@@ -25,8 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vsa
 from facts import facts
-from vsa import lists
-from vsa.measure import seconds, spread
+from vsa.measure import patterns
+from vsa.measure.timing import seconds, spread
 
 SHAPES = (((32, 32, 32), 12), ((21, 30, 52), 12), ((20, 48, 80), 8))
 """Grids and heads."""
@@ -76,7 +76,7 @@ def measure(
     topk = -(-grid.num_tiles // 8)
     sizes = grid.sizes.cuda().double()
     for name in kinds:
-        selection = lists.selection(name, grid, heads, topk, sizes.device, file)
+        selection = patterns.selection(name, grid, heads, topk, sizes.device, file)
         pairs = (sizes[:, None] * sizes * selection.mask()).sum().item()
         for direction, times in our_seconds(*tensors, selection).items():
             flops = 2 * PRODUCTS[direction] * head_dim
@@ -91,7 +91,7 @@ def measure(
                 "topk": topk,
                 "tiles": grid.num_tiles,
                 "lists": name,
-                "shared": lists.shared_along_w(selection),
+                "shared": patterns.shared_along_w(selection),
                 "ms": time * 1e3,
                 "spread": spread(times),
                 "tflops": tflops,
@@ -113,12 +113,12 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("no CUDA GPU is visible, and these kernels need a Hopper one: H100 or H200")
     about = facts(torch.device("cuda", 0), arguments.commit)
-    kept = lists.layers(arguments.lists) if arguments.lists else ()
+    kept = patterns.layers(arguments.lists) if arguments.lists else ()
     rows = []
     for head_dim in (128, 64):
         for shape, heads in SHAPES:
-            is_captured = lists.layer_name(vsa.Grid(shape)) in kept
-            kinds = lists.KINDS if is_captured else lists.DRAWN
+            is_captured = patterns.layer_name(vsa.Grid(shape)) in kept
+            kinds = patterns.KINDS if is_captured else patterns.DRAWN
             for row in measure(head_dim, shape, heads, kinds, arguments.lists):
                 rows.append(row)
                 print(

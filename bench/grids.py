@@ -5,8 +5,8 @@ usage: python bench/grids.py [--backward] [--only SUBSTRING] [--tiny] [--out res
 
 Sampled query tiles (the last, one clipped along each axis, the first, random ones) and all valid
 text in runs of 64 are compared one by one, each over the tokens of its key tiles and the valid
-text. Numbers are `vsa.parity.error` as multiples of a yardstick's error, the worst of all; at most
-2 passes. No yardstick counts for less than rounding the true result once.
+text. Numbers are `vsa.verify.parity.error` as multiples of a yardstick's error, the worst of all;
+at most 2 passes. No yardstick counts for less than rounding the true result once.
 
 out     PyTorch's SDPA (flash attention where it runs) in the same type on the same tokens
 dq      autograd through that SDPA with the same upstream gradient
@@ -38,9 +38,9 @@ from torch import Tensor
 
 import vsa
 from vsa.cli.options import machine
-from vsa.exact import Exact
-from vsa.parity import error
-from vsa.shapes import SHAPES
+from vsa.measure.shapes import SHAPES
+from vsa.verify.fp64_sample import Exact
+from vsa.verify.parity import error
 
 HEADS, TOPK = 2, 0.125
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -8,7 +8,7 @@ import argparse
 import typer
 
 from vsa.cli.options import parse_extent
-from vsa.grid import Extent
+from vsa.values.grid import Extent
 
 LAYERS = ("32x32x32:12", "20x48x80:8")
 """Grids and heads that are measured unless others are asked for."""

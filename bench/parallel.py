@@ -30,8 +30,8 @@ import vsa
 from facts import facts
 from vsa.distributed import ulysses_attention
 from vsa.distributed.exchange import to_heads, to_tokens
-from vsa.measure import seconds, spread
-from vsa.shapes import SHAPES, Shape
+from vsa.measure.shapes import SHAPES, Shape
+from vsa.measure.timing import seconds, spread
 
 TINY = Shape(vsa.Grid((5, 6, 7)), 4, 32)
 CASES = (("even", False), ("even", True), ("uneven", True))

@@ -40,8 +40,8 @@ from comparison import report, worker
 from comparison.problem import Case
 from facts import facts
 from layers import LAYERS, parse_layer
-from vsa import lists
 from vsa.cli.options import wide_console
+from vsa.measure import patterns
 
 Row = dict[str, Any]
 DIRECTIONS = ("forward", "backward")
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--kernels", nargs="+", choices=worker.KERNELS, default=list(worker.KERNELS))
     found.add_argument("--layers", nargs="+", type=parse_layer, metavar="TxHxW:HEADS")
     found.add_argument("--head-dims", nargs="+", type=int, choices=(64, 128), default=[128, 64])
-    found.add_argument("--kinds", nargs="+", choices=lists.KINDS, help="of lists; default: all")
+    found.add_argument("--kinds", nargs="+", choices=patterns.KINDS, help="of lists; default: all")
     found.add_argument("--lists", type=Path, metavar="FILE", help="made by bench/captured.py")
     found.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=list(DIRECTIONS))
     found.add_argument("--topk", type=float, default=0.125, help="share of the key tiles kept")
@@ -76,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
 def cases(options: argparse.Namespace) -> list[Case]:
     """All layers and kinds of lists, captured ones only where there is a file."""
     layers = options.layers or map(parse_layer, TINY_LAYERS if options.tiny else LAYERS)
-    kinds = options.kinds or [kind for kind in lists.KINDS if kind != "captured" or options.lists]
+    kinds = options.kinds or [
+        kind for kind in patterns.KINDS if kind != "captured" or options.lists
+    ]
     return [
         Case(grid, heads, head_dim, kind, options.topk)
         for (grid, heads), head_dim, kind in product(layers, options.head_dims, kinds)

@@ -23,11 +23,11 @@ from torch import Tensor
 
 import vsa
 from facts import facts
-from vsa import bitmap, budget
 from vsa.backends import coarse_backward, kernels, pytorch_routing, routing
-from vsa.coarse import coarse_attention
-from vsa.combine import combine
-from vsa.measure import peak_memory, seconds
+from vsa.measure.timing import peak_memory, seconds
+from vsa.stages.coarse import coarse_attention
+from vsa.stages.combine import combine
+from vsa.values import bitmap, budget
 
 SHAPES = {"480p": ((21, 30, 52), 12, 128), "720p": ((21, 45, 80), 40, 128)}
 TINY = {"smoke": ((4, 8, 13), 2, 64)}

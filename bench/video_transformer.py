@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vsa.grid import Extent
+from vsa.values.grid import Extent
 
 LATENT_CHANNELS = 64
 TOKEN_FRAMES, TOKEN_PIXELS = 4, 8

@@ -8,15 +8,16 @@ from vsa.installation import installed_version, take_built
 if take_built(Path(__file__).resolve().parent):  # else the installed package is in its place
     __version__ = installed_version()
 
-    from vsa import diagnostics, distributed, nn, plots
-    from vsa.attention import attention
-    from vsa.budget import TopP
-    from vsa.fine import block_sparse_attention
+    from vsa import diagnostics, distributed, nn
+    from vsa.cost import flops
+    from vsa.diagnostics import plots
     from vsa.flop_formulas import register_when_imported
-    from vsa.flops import flops
-    from vsa.grid import Grid, best_tile
+    from vsa.functional import attention
     from vsa.schedule import SparsityRamp
-    from vsa.select import Selection, select
+    from vsa.stages.fine import block_sparse_attention
+    from vsa.stages.select import Selection, select
+    from vsa.values.budget import TopP
+    from vsa.values.grid import Grid, best_tile
 
     register_when_imported()
 

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from vsa import bitmap
-from vsa.flops import BACKWARD
-from vsa.grid import Grid
+from vsa.cost import BACKWARD
+from vsa.values import bitmap
+from vsa.values.grid import Grid
 
 COUNTER = "torch.utils.flop_counter"
 Named = dict[str, Any]

@@ -16,14 +16,14 @@ from torch import Tensor
 from vsa.backends import kernels, kernels_backward
 from vsa.backends.layout import Plan
 from vsa.backends.pytorch_routing import full_precision
-from vsa.coarse import coarse_attention
-from vsa.grid import Grid
 from vsa.ops import once_only
+from vsa.stages.coarse import coarse_attention
+from vsa.values.grid import Grid
 
 
 @torch.library.custom_op("vsa::coarse_attention", mutates_args=())
 def coarse_output(q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float) -> Tensor:
-    """``vsa.coarse.coarse_attention`` in full precision whatever the process allows elsewhere.
+    """``coarse_attention`` in full precision whatever the process allows elsewhere.
 
     Args:
         q_means: (B, heads, n_q, head_dim) fp32.

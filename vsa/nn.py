@@ -10,12 +10,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vsa import checks
-from vsa.attention import attention
-from vsa.budget import TopK, resolve, varies
-from vsa.grid import Extent, Grid
-from vsa.inputs import DEFAULT_TILE, Tile
-from vsa.select import Selection
+from vsa.functional import attention
+from vsa.stages.inputs import DEFAULT_TILE, Tile
+from vsa.stages.select import Selection
+from vsa.values import checks
+from vsa.values.budget import TopK, resolve, varies
+from vsa.values.grid import Extent, Grid
 
 
 class VideoSparseAttention(nn.Module):

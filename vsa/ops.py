@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsa import bitmap
 from vsa.backends import kernels, kernels_backward, pytorch, pytorch_routing, routing
 from vsa.backends.layout import Plan, accumulation_dtype
-from vsa.budget import counts_and_mass
-from vsa.grid import Grid
+from vsa.values import bitmap
+from vsa.values.budget import counts_and_mass
+from vsa.values.grid import Grid
 
 _FORWARD = {"torch": pytorch.forward, "hopper": kernels.forward, "emulated": kernels.forward}
 _BACKWARD = {
@@ -98,7 +98,7 @@ def select_tiles(
         scale: factor of the scores.
         mass: in [0, 1].
         numbers: stands for both ``topk`` and ``mass`` where they vary in compiled code, see
-            ``vsa.budget.Budget``; (1 + one or heads,) fp64 on the CPU.
+            ``vsa.values.budget.Budget``; (1 + one or heads,) fp64 on the CPU.
 
     Returns:
         (B, heads, n_q, words) int32.

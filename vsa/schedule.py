@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vsa import checks
+from vsa.values import checks
 
 
 @dataclass(frozen=True)

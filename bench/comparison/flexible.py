@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 from comparison.kernel import Kernel, needs_gpu
 from comparison.problem import Inputs, Problem
 from vsa.backends.flex import block_mask
-from vsa.grid import SLOTS
+from vsa.values.grid import SLOTS
 
 FORWARD_BLOCKS = {"fwd_BLOCK_M": SLOTS, "fwd_BLOCK_N": SLOTS}
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 import vsa
-from vsa import lists
-from vsa.grid import SLOTS, Extent
-from vsa.measure import sets_beyond_cache
+from vsa.measure import patterns
+from vsa.measure.timing import sets_beyond_cache
+from vsa.values import checks
+from vsa.values.grid import SLOTS, Extent
 
 Order = Literal["raster", "tiles"]
 
@@ -27,7 +28,7 @@ class Case:
         grid: (T, H, W) tokens, in tiles of 4x4x4.
         heads: query, key and value heads.
         head_dim: channels of a head.
-        lists: one of ``lists.KINDS``.
+        lists: one of ``patterns.KINDS``.
         share: of the key tiles that a query tile keeps.
     """
 
@@ -64,8 +65,8 @@ class Problem:
         self.case, self.device = case, device
         self.grid = vsa.Grid(case.grid)
         self.scale = case.head_dim**-0.5
-        topk = vsa.checks.top_k(case.share, self.grid.num_tiles)
-        self.selection = lists.selection(
+        topk = checks.top_k(case.share, self.grid.num_tiles)
+        self.selection = patterns.selection(
             case.lists, self.grid, case.heads, topk, device, lists_file
         )
         self.topk = topk

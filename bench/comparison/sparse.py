@@ -19,7 +19,7 @@ from comparison.archives import Unavailable, unpacked
 from comparison.kernel import Kernel, needs_gpu
 from comparison.problem import Inputs, Problem
 from vsa.backends import BACKENDS, Request
-from vsa.grid import SLOTS
+from vsa.values.grid import SLOTS
 
 
 class Ours(Kernel):

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from vsa.measure import CALLS_IN_A_ROW, seconds
+from vsa.measure.timing import CALLS_IN_A_ROW, seconds
 
 Item = TypeVar("Item")
 FEWEST, MOST = 7, 60

@@ -20,10 +20,10 @@ from comparison.kernel import Kernel
 from comparison.problem import Case, Problem
 from comparison.sparse import CudnnBsa, Ours, ThunderKittensVsa, WholeAttention
 from comparison.timing import rested, rotated
-from vsa import lists
-from vsa.measure import spread
-from vsa.monitor import Monitor
-from vsa.sampled import Sample
+from vsa.measure import patterns
+from vsa.measure.gpu_monitor import Monitor
+from vsa.measure.timing import spread
+from vsa.verify.sampled import Sample
 
 Row = dict[str, Any]
 KERNELS: dict[str, type[Kernel]] = {
@@ -112,10 +112,10 @@ def measure(
     """A row for each direction: parity first, and times if it holds."""
     about = described(problem.case, kernel) | {"inputs": problem.fingerprint()}
     if not kernel.dense:
-        shared = lists.shared_along_w(problem.selection)
+        shared = patterns.shared_along_w(problem.selection)
         about |= {"topk": problem.topk, "tiles": problem.grid.num_tiles, "shared": shared}
-        axes = lists.chosen_axes(problem.selection)
-        about["reuse"] = {str(n): lists.reuse(problem.selection, n, axes) for n in (2, 3, 4)}
+        axes = patterns.chosen_axes(problem.selection)
+        about["reuse"] = {str(n): patterns.reuse(problem.selection, n, axes) for n in (2, 3, 4)}
     chosen = problem.selection.mask()[0]
     sample = Sample(
         problem.grid, torch.ones_like(chosen) if kernel.dense else chosen, *problem.sets[0]

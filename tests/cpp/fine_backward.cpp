@@ -6,7 +6,7 @@
 //                 "seed N: " and the first report within so many seeds, or "nothing"
 //
 // By turns in one ring and in two. Uneven: some consumers want nearly all of many tiles, others
-// few, far apart. The namespaces are vsa, or those of VSA_EACH_BUG: tests/test_backward_bugs.py
+// few, far apart. The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_backward_bugs.py
 // writes them, each with kernels of its own that have a bug.
 #include <cstdio>
 

@@ -6,7 +6,7 @@
 //                "seed N: " and the first report within so many seeds, or "nothing"
 //
 // By turns in one ring and in two. Uneven: some consumers want nearly all tiles, others few, far
-// apart. The namespaces are vsa, or those of VSA_EACH_BUG: tests/test_forward_bugs.py writes them,
+// apart. The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_forward_bugs.py writes them,
 // each with a kernel of its own that has a bug.
 #include <cstdio>
 

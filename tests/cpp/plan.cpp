@@ -4,7 +4,7 @@
 //
 //   plan NAMESPACE SEEDS    "seed N: " and the first report within so many seeds, or "nothing"
 //
-// The namespaces are vsa, or those of VSA_EACH_BUG: tests/test_plan.py writes them, each with a
+// The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_plan.py writes them, each with a
 // planner of its own that has a bug.
 #include <algorithm>
 #include <bit>

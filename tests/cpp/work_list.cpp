@@ -5,7 +5,7 @@
 //   work_list NAMESPACE SEEDS         "seed N: " and the first report within so many, or "nothing"
 //   work_list "tickets left" SEEDS    likewise where a launch before has taken some
 //
-// The namespaces are vsa, or those of VSA_EACH_BUG: tests/test_work_list.py writes them, each with
+// The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_work_list.py writes them, each with
 // a list of its own that has a bug.
 #include "kernels/work_list.h"
 

@@ -24,7 +24,7 @@ PROBABILITY_BYTES = 64 << 20
 def coarse_attention_backward(
     grad: Tensor, out: Tensor, means: Sequence[Tensor], scale: float, grads: Sequence[Tensor]
 ) -> None:
-    """Gradients of ``vsa.coarse.coarse_attention``, written into ``grads``.
+    """Gradients of ``vsa.stages.coarse.coarse_attention``, written into ``grads``.
 
     Args:
         grad: of out, (B, heads, n_q, head_dim).

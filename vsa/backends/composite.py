@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fine stage of PyTorch's own operators: any derivative of any order, at more memory.
 
-For tensors with a forward-mode tangent or inside of torch.func, see ``vsa.transforms``. Arithmetic
-is that of the ``torch`` backend: fp32 (fp64 for fp64 inputs), the selected tiles gathered, sparse
-in cost.
+For tensors with a forward-mode tangent or inside of torch.func, see ``vsa.values.transforms``.
+Arithmetic is that of the ``torch`` backend: fp32 (fp64 for fp64 inputs), the selected tiles
+gathered, sparse in cost.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from vsa.backends.layout import Plan, accumulation_dtype, slot_tokens, token_valid
 from vsa.backends.pytorch import query_blocks
-from vsa.grid import Grid
+from vsa.values.grid import Grid
 
 
 def forward(

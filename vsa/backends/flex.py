@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from vsa import bitmap
 from vsa.backends.layout import slot_tokens, token_valid
-from vsa.grid import SLOTS, Grid
+from vsa.values import bitmap
+from vsa.values.grid import SLOTS, Grid
 
 KERNEL_BLOCKS = dict.fromkeys(
     ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2"), SLOTS

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vsa import bitmap
 from vsa.backends.layout import Plan
-from vsa.grid import SLOTS, Extent, Grid
+from vsa.values import bitmap
+from vsa.values.grid import SLOTS, Extent, Grid
 
 EMULATED_BLOCKS = 2
 """Blocks of the persistent grid in the emulator: enough for each to have several work items."""

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsa import bitmap
 from vsa.backends import kernels
 from vsa.backends.coarse_backward import coarse_attention_backward
 from vsa.backends.layout import Plan
-from vsa.grid import SLOTS
+from vsa.values import bitmap
+from vsa.values.grid import SLOTS
 
 
 def backward(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vsa.grid import Grid
+from vsa.values.grid import Grid
 
 
 @dataclass(frozen=True)

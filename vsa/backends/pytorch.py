@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vsa import bitmap
 from vsa.backends.layout import Plan, accumulation_dtype, slot_tokens, token_valid
-from vsa.grid import Grid
+from vsa.values import bitmap
+from vsa.values.grid import Grid
 
 THREAD_CHUNK_BYTES = 8 << 20
 """Scratch memory of a chunk per CPU thread: small for caches, large next to call overhead."""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsa import bitmap
 from vsa.backends.layout import accumulation_dtype
-from vsa.grid import Grid
+from vsa.values import bitmap
+from vsa.values.grid import Grid
 
 SCORE_BYTES = 64 << 20
 """Scores of tile means that exist at a time."""

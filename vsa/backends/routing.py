@@ -12,10 +12,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vsa import bitmap
 from vsa.backends import BACKENDS, Request
 from vsa.backends.pytorch_routing import SCORE_BYTES, CoarseOutput, score_slices
-from vsa.grid import Grid
+from vsa.values import bitmap
+from vsa.values.grid import Grid
 
 ELEMENTS = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 

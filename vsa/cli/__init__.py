@@ -9,7 +9,11 @@ from typing import Annotated
 import typer
 
 import vsa
-from vsa.cli import bench, check, demo, info, profile, wan
+from vsa.cli import check, info
+from vsa.cli.bench import command as bench
+from vsa.cli.demo import command as demo
+from vsa.cli.profile import command as profile
+from vsa.cli.wan import command as wan
 
 app = typer.Typer(
     name="vsa",

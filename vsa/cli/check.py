@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from vsa import parity
 from vsa.backends import BACKENDS, Request
 from vsa.cli.info import describe, devices
+from vsa.verify import parity
 
 ALLOWED = 2.0
 """An error may be this many times that of PyTorch's own attention in the same type."""

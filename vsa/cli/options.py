@@ -12,8 +12,9 @@ import torch
 import typer
 from rich.console import Console
 
-from vsa import backends, checks
-from vsa.grid import SLOTS, Extent
+from vsa import backends
+from vsa.values import checks
+from vsa.values.grid import SLOTS, Extent
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_HELP = "fp32, bf16 or fp16 (float32 and so on, as tables print them, are the same)."

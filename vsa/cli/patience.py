@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 import vsa
-from vsa.shapes import Shape
+from vsa.measure.shapes import Shape
 
 PROBE_TOKENS = 2048
 """Dense attention over them takes a CPU well under a second."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from vsa import checks
-from vsa.grid import Grid
+from vsa.values import checks
+from vsa.values.grid import Grid
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vsa.distributed.shards import Ranks
-from vsa.grid import Grid
+from vsa.values.grid import Grid
 
 
 def parted(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:

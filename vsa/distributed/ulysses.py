@@ -9,15 +9,16 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from vsa import checks, inputs
-from vsa.attention import attention
-from vsa.budget import TopK
-from vsa.budget import resolve as resolve_budget
 from vsa.distributed.exchange import to_heads, to_tokens
 from vsa.distributed.shards import Ranks, grid_of_row, lengths_of, ranks_of, rows_by_layers
 from vsa.distributed.text import around, for_every_rank, parted
-from vsa.grid import Extent, Grid
-from vsa.select import Selection
+from vsa.functional import attention
+from vsa.stages import inputs
+from vsa.stages.select import Selection
+from vsa.values import checks
+from vsa.values.budget import TopK
+from vsa.values.budget import resolve as resolve_budget
+from vsa.values.grid import Extent, Grid
 
 
 def ulysses_attention(

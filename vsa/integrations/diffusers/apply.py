@@ -9,16 +9,16 @@ from typing import Any, Literal, TypeVar, overload
 
 from torch import nn
 
-from vsa import checks
-from vsa.budget import TopK, resolve
-from vsa.grid import SLOTS
-from vsa.inputs import DEFAULT_TILE, Tile
 from vsa.integrations.diffusers.families import Family, family_of
 from vsa.integrations.diffusers.gates import check_untrained, gates_of, new_gates, put_gates
 from vsa.integrations.diffusers.plan import PLAN, Plan, Schedule, Settings, way_back
 from vsa.integrations.diffusers.processors import SparseProcessor
 from vsa.integrations.diffusers.sharding import sharding_over
 from vsa.integrations.diffusers.steps import Steps
+from vsa.stages.inputs import DEFAULT_TILE, Tile
+from vsa.values import checks
+from vsa.values.budget import TopK, resolve
+from vsa.values.grid import SLOTS
 
 Transformer = TypeVar("Transformer", bound=nn.Module)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from vsa.diagnostics.record import SAMPLED_TILES, Record
 from vsa.integrations.diffusers.plan import PLAN, Plan
-from vsa.record import SAMPLED_TILES, Record
 
 
 @contextmanager

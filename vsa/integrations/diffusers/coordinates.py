@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vsa.grid import Extent
+from vsa.values.grid import Extent
 
 
 class Layout(NamedTuple):

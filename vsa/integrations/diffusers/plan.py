@@ -14,9 +14,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from vsa.budget import TopK, resolve
-from vsa.grid import best_tile
-from vsa.inputs import Tile
+from vsa.diagnostics.record import Record
 from vsa.integrations.diffusers.coordinates import Layout
 from vsa.integrations.diffusers.families import Family
 from vsa.integrations.diffusers.parallel import sharding_group
@@ -25,7 +23,9 @@ from vsa.integrations.diffusers.processors import REFRESH, SparseProcessor
 from vsa.integrations.diffusers.sharding import Sharding
 from vsa.integrations.diffusers.steps import MOST_CALLS, Steps
 from vsa.integrations.diffusers.work import Store, Work
-from vsa.record import Record
+from vsa.stages.inputs import Tile
+from vsa.values.budget import TopK, resolve
+from vsa.values.grid import best_tile
 
 Schedule = Callable[[int, int], TopK | None]
 """topk(layer, step) -> as in ``vsa.attention``, or None for dense attention."""

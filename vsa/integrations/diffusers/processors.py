@@ -11,12 +11,12 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
-from vsa.attention import attention
 from vsa.distributed import ulysses_attention
-from vsa.grid import Grid
+from vsa.functional import attention
 from vsa.integrations.diffusers.passes import OfThread, Remembered, recomputing
 from vsa.integrations.diffusers.rotary import Rotary, of_pairs, turn_pairs
 from vsa.integrations.diffusers.work import Work
+from vsa.values.grid import Grid
 
 
 class Given(NamedTuple):

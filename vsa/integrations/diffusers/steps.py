@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from vsa import checks
 from vsa.integrations.diffusers.passes import OfThread
+from vsa.values import checks
 
 MOST_CALLS = 4
 """Calls of one step that guidance may need; more are steps that look alike."""

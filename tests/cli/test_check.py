@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vsa check: it passes here, and finds what is wrong with a backend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vsa import ops
+from vsa.backends import kernels, kernels_backward, pytorch
+from vsa.cli import app, check
+from vsa.stages import combine
+from vsa.verify import parity
+
+RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+def test_check_passes_here_and_prints_a_reason_for_each_absent_backend() -> None:
+    result = RUNNER.invoke(app, ["check"])
+    assert result.exit_code == 0, result.output
+    assert "exact enough" in result.output and "WRONG" not in result.output
+    assert "hopper" in result.output and "cannot run here: it needs" in result.output
+
+
+def test_check_fails_when_a_backend_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "PROBLEMS", [parity.by_name("ragged")])
+    monkeypatch.setattr(check, "_ratios", lambda *_: {"out": float("nan"), "q": 1.0})
+    result = RUNNER.invoke(app, ["check"])
+    assert result.exit_code == 1 and "WRONG" in result.output
+
+
+def test_check_looks_at_few_emulated_problems_beside_a_gpu() -> None:
+    names = [
+        {problem.name for problem in check._problems(replace(row, beside_a_gpu=beside))}
+        for beside in (False, True)
+        for row in check._rows()
+        if row.backend == "emulated" and row.dtype == torch.bfloat16
+    ]
+    assert names[0] == {problem.name for problem in parity.PROBLEMS}
+    assert names[1] == set(check.BESIDE_A_GPU)
+
+
+def test_check_prints_rows_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row stands there before the next one is begun."""
+    monkeypatch.setattr(parity, "PROBLEMS", [parity.by_name("ragged")])
+    printed, seen = [], []
+    line, ratios = check._line, check._ratios
+    monkeypatch.setattr(check, "_line", lambda *a, **o: printed.append(a[0]) or line(*a, **o))
+
+    def noting(problem: Any, row: check.Row) -> dict[str, float]:
+        seen.append((len(printed), row.backend))
+        return ratios(problem, row)
+
+    monkeypatch.setattr(check, "_ratios", noting)
+    assert RUNNER.invoke(app, ["check"]).exit_code == 0
+    assert len(seen) > 5 and all(printed[before] == backend for before, backend in seen)
+
+
+def _spoiled(function: Any, spoil: Any) -> Any:
+    return lambda *args, **options: spoil(function(*args, **options), *args, **options)
+
+
+def _wrong_epilogue(found: Any, *args: Any) -> Any:
+    out, lse = found
+    return (1.02 * out if args[6:] and args[6] is not None else out), lse
+
+
+def _wrong(place: int) -> Any:
+    return lambda found, *_, **__: tuple(
+        1.02 * x if index == place and x is not None else x for index, x in enumerate(found)
+    )
+
+
+def _nan(found: Any, *_: Any) -> Any:
+    found[0].view(-1)[7] = float("nan")
+    return found
+
+
+def _all_real(rows: Any, *_: Any) -> Any:
+    return None if rows is None else rows | 1
+
+
+FAULTS = {
+    "gated epilogue": ("emulated", kernels, "forward", _wrong_epilogue),
+    "combine of training": ("emulated", kernels, "combine", lambda out, *_: 1.02 * out),
+    "gradient of gate_fine": ("emulated", kernels_backward, "gated_backward", _wrong(3)),
+    "gradient of gate_coarse": ("emulated", kernels_backward, "gated_backward", _wrong(4)),
+    "gradient of k": ("emulated", kernels_backward, "gated_backward", _wrong(1)),
+    "invalid text": ("emulated", kernels, "text_rows", _all_real),
+    "NaN": ("emulated", kernels, "forward", _nan),
+    "gates of torch": ("torch", combine, "combine", lambda out, *_: 1.02 * out),
+    "text of torch": ("torch", pytorch, "token_valid", lambda real, *_: real | True),
+    "gradient of torch": ("torch", pytorch, "backward", _wrong(2)),
+    "choice": ("torch", ops, "select_tiles", lambda words, *_: words.flip(2)),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_check_finds(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, module, name, spoil = FAULTS[fault]
+    spoiled = _spoiled(getattr(module, name), spoil)
+    monkeypatch.setattr(module, name, spoiled)
+    for table in (ops._FORWARD, ops._BACKWARD):
+        for key, function in table.items():
+            if function.__name__ == name and function.__module__ == module.__name__:
+                monkeypatch.setitem(table, key, spoiled)
+    problems = [p for p in parity.PROBLEMS if p.name in ("gates", "text")]
+    monkeypatch.setattr(parity, "PROBLEMS", problems)
+    result = RUNNER.invoke(app, ["check"])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
+    verdicts = [line for line in result.output.splitlines() if line.startswith(backend)]
+    assert verdicts and all("WRONG" in line for line in verdicts), result.output

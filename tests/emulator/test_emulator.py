@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""csrc/prim and csrc/tile: kernels on the emulator, bugs by their names, CuTe, and nvcc."""
+
+from __future__ import annotations
+
+import importlib.resources
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CPP = ROOT / "tests" / "cpp"
+INCLUDES = [f"-I{ROOT / 'csrc'}", f"-I{CPP}"]
+SEEDS = 9  # three habits of copies times three of the scheduler
+
+# What each bug in tests/cpp/bugs.h must be reported as. Where a bug has several effects, the
+# schedule decides which comes first. WRONG NUMBERS: nothing but the result tells.
+BUGS = {
+    "NoFullWait": "RACE",
+    "NoEmptyWait": "RACE|TOO MANY ARRIVALS",
+    "EarlyRelease": "RACE",
+    "NoProductWait": "FRAGMENT IN FLIGHT",
+    "WaitTooShallow": "WGMMA STILL IN FLIGHT",
+    "NoProxyFence": "MISSING PROXY FENCE",
+    "NoTailFence": "MISSING PROXY FENCE",
+    "NoNamedBarrier": "MISSING NAMED BARRIER",
+    "NoWgmmaFence": "MISSING WGMMA FENCE",
+    "WrongPhase": "PHASE ALIAS",
+    "ExpectsTooMuch": "WRONG EXPECT_TX",
+    "ExpectsTooLittle": "WRONG EXPECT_TX",
+    "ExpectsNothing": "RACE|WRONG EXPECT_TX",
+    "PlainMap": "WRONG SWIZZLE",
+    "PlainStores": "WRONG SWIZZLE",
+    "WrongStride": r"WRONG DESCRIPTOR: .* read of q\[\d\]: .* not 512",
+    "WrongLeading": r"WRONG DESCRIPTOR: .* read of v\[\d\]: .* not 4096",
+    "WrongStep": r"WRONG DESCRIPTOR: .* read of q\[\d\]: it starts at row 1,",
+    "NoTranspose": r"WRONG DESCRIPTOR: .* read of v\[\d\]: it starts at row 16,",
+    "LostArrive": r"DEADLOCK: .*producer waits for kv_empty\[1\] use 0",
+    "DoubleRelease": "PHASE ALIAS|TOO MANY ARRIVALS|RACE",
+    "StoreBufferReused": r"RACE: .*TMA load into q\[\d\].* not ordered after .*TMA store from q",
+    "StoreNotAwaited": "RACE|STORES STILL IN FLIGHT",
+    "DivergedRelease": "DIVERGED",
+    "ReleasedUnseen": "RACE|PHASE ALIAS|TOO MANY ARRIVALS",
+    "OperandReused": "FRAGMENT IN FLIGHT",
+    "NotElected": "NOT ELECTED",
+    "LoadsTooMany": "LOADS STILL IN FLIGHT",
+    "StagingReused": "MISSING NAMED BARRIER",
+    "StagingNotAwaited": "RACE",
+    "StoreNotCommitted": "STORES NEVER COMMITTED",
+    "BarrierNotInitialised": "MBARRIER NOT INITIALISED",
+    "LonelyMeeting": r"DEADLOCK: .*named barrier 1 \(128 of 256 threads are there\)",
+    "CrookedMap": "BAD TENSOR MAP",
+    "TileNotLabelled": "WRONG DESCRIPTOR: .* no labelled tile",
+    "LoneRelease": r"MISSING NAMED BARRIER .*wgmma read of q\[\d\].* TMA load into q",
+    "NoTailZeros": r"NEVER WRITTEN: .* read of q\[\d\]",
+    "NoMask": "WRONG NUMBERS",
+}
+
+elements = pytest.mark.parametrize("element", ["bf16", "fp16"])
+channels = pytest.mark.parametrize("channels", ["64", "128"])
+
+
+@pytest.fixture(scope="session")
+def toolkit(toolchain, compiler):
+    found = toolchain.find_toolkit(compiler)
+    if found.tool is None:
+        pytest.skip(f"no nvcc was found: {'; '.join(found.rejected) or 'none on this machine'}")
+    return found.tool
+
+
+@pytest.fixture(scope="session")
+def emulator(compiler, tmp_path_factory):
+    """Runs one command of tests/cpp/emulator.cpp; returns its answer."""
+    program = tmp_path_factory.mktemp("emulator") / "emulator"
+    flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    run(compiler, *flags, *INCLUDES, CPP / "emulator.cpp", "-o", program)
+    return lambda *words: run(program, *words).stdout.strip()
+
+
+def run(*command):
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout}{done.stderr}"
+    return done
+
+
+def test_16_bit_numbers_round_as_on_the_gpu(emulator):
+    assert emulator("numbers") == "0"
+
+
+@elements
+@channels
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_attention_agrees_with_fp64(emulator, element, channels, seed):
+    answer = emulator("run", element, channels, seed)
+    assert re.fullmatch(r"error \d+\.\d+", answer), answer
+    assert float(answer.split()[1]) <= 1  # what rounding P and O to 16 bits explains
+
+
+@elements
+@channels
+def test_products_of_a_backward_pass_are_exact(emulator, element, channels):
+    for seed in range(SEEDS):
+        assert emulator("products", element, channels, seed) == "0"
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_bug_is_reported_by_name(emulator, bug):
+    report = emulator("bug", bug, SEEDS)
+    assert re.match(rf"seed \d: ({BUGS[bug]})", report), report
+
+
+def test_kernel_without_a_bug_is_not_reported(emulator):
+    assert emulator("bug", "None", 2 * SEEDS) == "nothing"
+
+
+def test_two_machines_run_in_two_threads(emulator):
+    assert emulator("threads") == "same"
+
+
+def test_operand_facts_agree_with_cute(compiler, toolkit, tmp_path):
+    cutlass = importlib.util.find_spec("cutlass_library")
+    if cutlass is None:
+        pytest.skip("CuTe is not installed: pip install --no-deps nvidia-cutlass==4.2.0.0")
+    headers = Path(cutlass.submodule_search_locations[0]) / "source" / "include"
+    cuda = toolkit.nvcc.parent.parent / "include"
+    oracle = tmp_path / "oracle"
+    foreign = [word for path in (headers, cuda, cuda / "cccl") for word in ("-isystem", path)]
+    run(
+        compiler,
+        "-std=c++20",
+        "-O1",
+        "-w",
+        *INCLUDES,
+        *foreign,
+        CPP / "cute_oracle.cpp",
+        "-o",
+        oracle,
+    )
+    counts = dict(
+        line.split(": ") for line in run(oracle).stdout.splitlines() if "ERROR" not in line
+    )
+    assert len(counts) == 8
+    assert set(counts.values()) == {"0"}, counts
+
+
+def test_kernels_compile_for_the_gpu_without_spills_or_serialised_products(
+    toolkit, compiler, tmp_path
+):
+    command = [toolkit.nvcc, f"-ccbin={compiler}", "-std=c++20", "-Xptxas=-v", "-cubin"]
+    target = "-gencode=arch=compute_90a,code=sm_90a"
+    done = run(*command, target, *INCLUDES, CPP / "kernels.cu", "-o", tmp_path / "kernels.cubin")
+    report = done.stdout + done.stderr
+    assert report.count("Compiling entry function") == 6
+    assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == 6
+    assert "C75" not in report, report  # ptxas: products serialised, or waits put between them
+    assert "warning" not in report, report

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA by peft, as diffusers adds it, around sparse layers and their gates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+from integrations.tiny_transformers import FAMILIES, run, wan
+from peft import LoraConfig
+
+from vsa.integrations.diffusers import apply_vsa, gates_state_dict, load_gates, remove_vsa
+from vsa.integrations.diffusers.gate_files import NAME as GATE
+
+PROJECTIONS = ["to_q", "to_k", "to_v"]
+
+
+def add_lora(model: Any, *more: str) -> list[nn.Parameter]:
+    """Give the projections an adapter that is not zero; -> its parameters."""
+    model.add_adapter(LoraConfig(r=2, target_modules=[*PROJECTIONS, *more]))
+    added = [(name, p) for name, p in model.named_parameters() if "lora_" in name]
+    for name, parameter in added:
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.5)
+    return [parameter for _, parameter in added]
+
+
+@pytest.mark.parametrize("first", ["lora", "vsa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_work_and_learn_whichever_comes_first(family: Any, first: str) -> None:
+    model, inputs = family()
+    before = run(model, inputs).detach()
+    if first == "vsa":
+        apply_vsa(model, topk=1.0, gates="coarse")
+    added = add_lora(model)
+    if first == "lora":
+        apply_vsa(model, topk=1.0, gates="coarse")
+    sparse = run(model, inputs)
+    sparse.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in added)
+    with torch.no_grad():
+        dense = run(remove_vsa(model), inputs)
+        torch.testing.assert_close(sparse.detach(), dense, rtol=1e-4, atol=1e-4)
+        assert (dense - before).abs().max() > 1e-4
+        model.disable_adapters()
+        apply_vsa(model, topk=1.0)
+        torch.testing.assert_close(run(model, inputs), before, rtol=1e-4, atol=1e-4)
+
+
+def test_gates_under_an_adapter_are_saved_once_it_is_fused() -> None:
+    model, inputs = wan()
+    apply_vsa(model, topk=2, gates="coarse")
+    added = add_lora(model, "to_gate_compress")
+    run(model, inputs).sum().backward()
+    assert all(parameter.grad is not None for parameter in added)
+    with pytest.raises(ValueError, match=r"gate of blocks\.0 is wrapped by a Linear of peft"):
+        gates_state_dict(model)
+    with torch.no_grad():
+        adapted = run(model, inputs)
+        model.fuse_lora()
+        model.unload_lora()
+        saved = gates_state_dict(model)
+        assert len(saved) == 4 and all(saved[f"blocks.{n}.{GATE}.weight"].any() for n in range(2))
+        remove_vsa(model)  # which drops the gates
+        load_gates(apply_vsa(model, topk=2, gates="coarse"), saved)
+        torch.testing.assert_close(run(model, inputs), adapted, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ptxas makes of the kernels: gates that need nvcc and no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST_EXECUTED = {
+    "forward": {128: 260, 64: 240},
+    "dK dV": {128: 365, 64: 290},
+    "dQ": {128: 270, 64: 240},
+}
+"""Instructions of a warp per tile that needs no mask, by kernel and head_dim."""
+MOST_FOR_A_MASK = 60
+"""Instructions more per tile that needs one."""
+LEAST_OVERLAPPED = {("dK dV", 128): 29}
+"""Exponentials with products in flight, where they are not all 32 of a lane's tile."""
+PRODUCTS = {"forward": (8, 12), "dK dV": (16, 24), "dQ": (12, 20)}
+"""HGMMA instructions per tile, at a head_dim of 64 and 128."""
+
+
+@pytest.fixture(scope="module")
+def sass():
+    spec = importlib.util.spec_from_file_location("sass", ROOT / "bench" / "sass.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sass"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def compiled(sass, tmp_path_factory: pytest.TempPathFactory):
+    if (nvcc := shutil.which("nvcc")) is None:
+        pytest.skip("there is no nvcc on this machine")
+    cubins, said = sass.compile_kernels(nvcc, tmp_path_factory.mktemp("cubin"))
+    if (nvdisasm := sass.disassembler()) is None:
+        pytest.skip("there is no nvdisasm on this machine")
+    return list(sass.kernels(cubins, said, nvdisasm)), said
+
+
+def test_no_loop_spills_and_no_product_is_serialised(compiled) -> None:
+    found, said = compiled
+    assert len(found) == 16
+    assert all(kernel.local == 0 for kernel in found), found
+    assert not re.search(r"C75\d\d", said), said
+
+
+def test_routing_kernels_stay_in_registers(sass, tmp_path: Path) -> None:
+    if (nvcc := shutil.which("nvcc")) is None:
+        pytest.skip("there is no nvcc on this machine")
+    _, said = sass.compile_kernels(nvcc, tmp_path, ("routing.cu",))
+    memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
+    assert len(memory) == 2 * 9 + 6 + 1 and set(memory) == {("0", "0")}
+    assert max(map(int, re.findall(r"Used (\d+) registers", said))) <= 168
+
+
+def test_softmax_runs_while_products_are_in_flight(compiled) -> None:
+    for kernel in compiled[0]:
+        assert kernel.products in PRODUCTS[kernel.kind]
+        assert kernel.overlapped >= LEAST_OVERLAPPED.get((kernel.kind, kernel.head_dim), 32), kernel
+
+
+def test_the_main_loop_stays_within_its_instruction_budget(compiled) -> None:
+    for kernel in compiled[0]:
+        assert kernel.executed <= MOST_EXECUTED[kernel.kind][kernel.head_dim], kernel
+        assert kernel.mask <= MOST_FOR_A_MASK and (kernel.mask > 0) == (kernel.kind != "dK dV")
+        assert (kernel.rescale >= 32) == (kernel.kind == "forward")
+
+
+def test_spills_in_a_loop_would_be_seen(sass) -> None:
+    code = ["NOP", "UTMALDG.5D", "STL [R1], R2", "UTMALDG.5D", "@P0 BRA `(.L_x_1)", "LDL R2, [R1]"]
+    assert code[sass.copy_loop(code, {".L_x_1": 1})] == code[1:5]
+
+
+def test_a_hoisted_wait_would_be_seen(sass) -> None:
+    wait1, wait0 = "WARPGROUP.DEPBAR.LE gsb0, 0x1", "WARPGROUP.DEPBAR.LE gsb0, 0x0"
+    group, exps = ["HGMMA R0", "HGMMA R0, gsb0"], ["MUFU.EX2 R1, R2"] * 32
+    assert sass.overlapped([*group, *group, wait1, *exps, wait0]) == 32
+    assert sass.overlapped([*group, *group, wait1, wait0, *exps]) == 0
+    assert sass.overlapped([*group, wait0, "HGMMA R0", *exps, "HGMMA R0, gsb0", wait0]) == 32
+
+
+def test_the_shortest_way_around_the_loop_is_counted(sass) -> None:
+    code = [
+        "HGMMA R0",
+        "@P0 BRA `(.L_x_1)",
+        *["FMUL R0, R0, R1"] * 64,  # what a branch may skip
+        "@!P1 BRA `(.L_x_2)",  # on to what is rare
+        "BRA `(.L_x_0)",
+        "SYNCS.ARRIVE",
+        "BRA `(.L_x_0)",
+        "EXIT",
+    ]
+    labels = {".L_x_0": 0, ".L_x_1": 66, ".L_x_2": 68}
+    assert sass.shortest_round(code, labels, slice(0, 70)) == 4
+    with pytest.raises(SystemExit, match="no way back to its first product"):
+        sass.shortest_round(["HGMMA R0", "EXIT", "NOP"], {}, slice(0, 2))

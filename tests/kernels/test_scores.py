@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of tile means on tensor cores, and the coarse attention out of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernels.routing_machines import on_both
+from torch import Tensor
+
+from vsa import ops
+from vsa.backends import pytorch_routing, routing
+from vsa.stages.coarse import coarse_attention
+from vsa.values import bitmap
+
+pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
+
+OPERANDS = {
+    "normal": lambda *shape: torch.randn(shape),
+    "one sign": lambda *shape: torch.rand(shape) + 1,
+    "spread": lambda *shape: torch.randn(shape) * torch.randn(shape).mul(4).exp(),
+    "large": lambda *shape: torch.randn(shape) * 1e15,
+    "small": lambda *shape: torch.randn(shape) * 1e-12,
+}
+
+
+@on_both
+@pytest.mark.parametrize("kind", OPERANDS)
+@pytest.mark.parametrize("depth", [1, 7, 64, 128])
+def test_scores_are_as_exact_as_in_fp32(kind: str, depth: int, machine: str) -> None:
+    """Against fp64, as a share of what a product would be without cancellation."""
+    left, right = OPERANDS[kind](3, 70, depth), OPERANDS[kind](3, 90, depth)
+    found = routing.split_product(left.to(machine), right.to(machine), 0.3).cpu()
+    true = 0.3 * left.double() @ right.double().mT
+    size = 0.3 * left.double().abs() @ right.double().abs().mT
+    assert ((found - true).abs() / size).max() < 2e-6
+    in_fp32 = pytorch_routing.product(left.to(machine), right.to(machine), 0.3).cpu()
+    typical = [((x - true).abs() / size).square().mean().sqrt() for x in (found, in_fp32)]
+    assert typical[0] < 2 * typical[1] + 1e-7
+
+
+@on_both
+def test_integers_that_fp32_holds_make_exact_scores(machine: str) -> None:
+    left = torch.randint(-(2**11), 2**11, (2, 40, 3)).float()
+    right = torch.randint(-(2**10), 2**10, (2, 50, 3)).float()
+    found = routing.split_product(left.to(machine), right.to(machine), 0.5).cpu()
+    assert torch.equal(found, 0.5 * left @ right.mT)
+
+
+def weigh(machine: str, scores: Tensor, must: Tensor | None, mass: float) -> Tensor:
+    """The softmax that the kernel writes over the scores."""
+    weights = scores.to(machine, copy=True)
+    words = torch.empty(
+        len(scores), bitmap.num_words(scores.shape[1]), dtype=torch.int32, device=machine
+    )
+    forced = None if must is None else bitmap.pack(must).to(machine)
+    routing.select_rows(weights, forced, [1], mass, len(scores), 0, words, weights)
+    alone = torch.empty_like(words)
+    routing.select_rows(scores.to(machine), forced, [1], mass, len(scores), 0, alone)
+    assert torch.equal(words, alone)
+    return weights.cpu()
+
+
+@on_both
+@pytest.mark.parametrize("mass", [0.0, 0.8])
+@pytest.mark.parametrize("columns", [1, 31, 32, 255, 256, 257, 624, 1440, 2048, 2049, 5000])
+def test_weights_are_the_softmax_of_the_scores(columns: int, mass: float, machine: str) -> None:
+    scores = torch.randn(5, columns) * 3
+    scores[1] *= 30
+    scores[2] = -7.0
+    scores[3, columns // 2 :] = -torch.inf
+    scores[3, 0] = 0.0
+    for must in (None, torch.rand(5, columns) < 0.2):
+        found, true = weigh(machine, scores, must, mass), scores.double().softmax(-1)
+        torch.testing.assert_close(found.double(), true, rtol=1e-5, atol=3e-7)
+        assert (found.double().sum(-1) - 1).abs().max() < 3e-6
+
+
+@on_both
+def test_what_is_no_number_stays_none(machine: str) -> None:
+    scores = torch.randn(4, 100)
+    scores[0, 3], scores[1, 4], scores[2] = torch.nan, torch.inf, torch.nan
+    found = weigh(machine, scores, None, 0.0)
+    assert not found[:3].sum(-1).isfinite().any()
+    torch.testing.assert_close(found[3], scores[3].softmax(-1))
+
+
+@on_both
+@pytest.mark.parametrize("size", [1, 30000, 1 << 26], ids=["a row", "some", "all"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (3, 1)])
+def test_the_coarse_output_comes_out_of_the_same_scores(
+    heads: int, kv_heads: int, size: int, machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (pytorch_routing, routing):
+        monkeypatch.setattr(module, "SCORE_BYTES", size)
+    q = torch.randn(2, heads, 40, 16, device=machine)
+    k, v = torch.randn(2, 2, kv_heads, 70, 16, device=machine)
+    must = torch.rand(40, 70, device=machine) < 0.1
+    true = coarse_attention(q.double(), k.double(), v.double(), 0.3)
+    for module in (routing, pytorch_routing):
+        for forced, mass in ((None, 0.0), (must, 0.0), (must, 0.5)):
+            words, coarse = module.select(q, k, forced, [9], 0.3, mass, v)
+            alone, nothing = module.select(q, k, forced, [9], 0.3, mass)
+            assert torch.equal(words, alone) and nothing is None
+            assert coarse is not None and coarse.is_contiguous()
+            torch.testing.assert_close(coarse.double(), true, rtol=1e-5, atol=1e-6)
+
+
+@on_both
+def test_the_coarse_output_is_in_full_precision_whatever_the_process_allows(machine: str) -> None:
+    q, k, v = torch.randn(3, 1, 2, 100, 64, device=machine)
+    before = ops.select_and_attend(q, k, v, None, [9], 0.3)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        after = ops.select_and_attend(q, k, v, None, [9], 0.3)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

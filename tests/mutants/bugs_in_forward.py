@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bugs in the forward kernel, for test_forward_bugs.py, written as in bugs_alike.py."""
+
+from __future__ import annotations
+
+from mutants.bugs_alike import ALIKE, ALIKE_IN_RUNS
+from mutants.planted_bugs import Bugs
+
+UNSEEN = r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS"
+
+IN_FORWARD: Bugs = {
+    **ALIKE,
+    # Q
+    "BytesOfQueriesForgotten": (
+        "full.arrive_expect_tx(p_.queries.box_rows(at) * D * 2);",
+        "full.arrive_expect_tx(p_.queries.box_rows(at) * D);",
+        r"WRONG EXPECT_TX: own_full\[\d\] use \d expects fewer bytes|RACE: .*q\[\d\]",
+    ),
+    # slots, and the barrier that what comes into them counts on
+    "LoadedIntoTheNextStage": (
+        "s_.k[Rings::first_stage(slot_++)]",
+        "s_.k[Rings::first_stage(++slot_)]",
+        r"(NEVER WRITTEN|RACE): .*k\[\d+\]",
+    ),
+    "LoadedIntoTheStageOfTheOtherRing": (
+        "s_.k[Rings::first_stage(slot_++)]",
+        "s_.k[Rings::second_stage(slot_++) % Rings::kFirst]",
+        r"(NEVER WRITTEN|RACE): .*k\[\d+\]|WRONG NUMBERS",
+    ),
+    "WrongTensor": (
+        "p_.v, &KeyPlan::Origins::second,",
+        "p_.k, &KeyPlan::Origins::second,",
+        "WRONG NUMBERS in out",
+    ),
+    # slots given back
+    "FirstReleasedBeforeWait": (
+        "wgmma_wait<1>(scores_); s_.rings.release_first(next);",
+        "s_.rings.release_first(next); wgmma_wait<1>(scores_);",
+        r"RACE: .*TMA load into k\[\d+\]",
+    ),
+    "FirstOfARunReleasedBeforeWait": (
+        "wgmma_wait<0>(scores_); s_.rings.release_first(stop);",
+        "s_.rings.release_first(stop); wgmma_wait<0>(scores_);",
+        r"RACE: .*TMA load into k\[\d+\]",
+    ),
+    "SecondReleasedBeforeWait": (
+        "wgmma_wait<0>(out_); s_.rings.release_second(held); softmax_",
+        "s_.rings.release_second(held); wgmma_wait<0>(out_); softmax_",
+        r"RACE: .*TMA load into (k|v)\[\d+\]",
+    ),
+    "LastSecondReleasedBeforeOutput": (
+        "issue_output(held); wgmma_wait<0>(out_); s_.rings.release_second(held); held =",
+        "s_.rings.release_second(held); issue_output(held); wgmma_wait<0>(out_); held =",
+        r"RACE: .*TMA load into (k|v)\[\d+\]",
+    ),
+    "NextReleasedInsteadOfHeld": (
+        "s_.rings.release_second(held); softmax_",
+        "s_.rings.release_second(next); softmax_",
+        r"RACE: .*TMA load into (k|v)\[\d+\]|TOO MANY ARRIVALS|DEADLOCK|PHASE ALIAS",
+    ),
+    # slots waited for
+    "FirstNotAwaited": ("s_.rings.wait_first(stop);", "", UNSEEN),
+    "SecondNotAwaited": ("s_.rings.wait_second(next);", "", UNSEEN),
+    "SecondOfARunNotAwaited": ("s_.rings.wait_second(stop);", "", UNSEEN),
+    "TakenToBeThere": (
+        "there = after.is(Stop::kOwn) && s_.rings.has_first(after);",
+        "there = after.is(Stop::kOwn);",
+        UNSEEN,
+    ),
+    "TileBeforeSeen": ("s_.rings.has_first(after);", "s_.rings.has_first(next);", UNSEEN),
+    # products
+    "ScoresNotAwaited": ("wgmma_wait<1>(scores_);", "", "FRAGMENT IN FLIGHT: .*an accumulator"),
+    "FirstScoresWaitTooShallow": (
+        "wgmma_wait<0>(scores_);",
+        "wgmma_wait<1>(scores_);",
+        "WGMMA STILL IN FLIGHT",
+    ),
+    "ProductsInWrongOrder": (
+        "issue_scores(next); issue_output(held);",
+        "issue_output(held); issue_scores(next);",
+        "WGMMA STILL IN FLIGHT",
+    ),
+    "OutputWaitTooShallow": (
+        "wgmma_wait<0>(out_); s_.rings.release_second(held); held",
+        "wgmma_wait<1>(out_); s_.rings.release_second(held); held",
+        "WGMMA STILL IN FLIGHT",
+    ),
+    "WeightsOverwritten": (
+        "wgmma_wait<0>(out_); s_.rings.release_second(held); softmax_.rescale(out_);"
+        " round_to<Element>(weights_, scores_);",
+        "round_to<Element>(weights_, scores_); wgmma_wait<0>(out_);"
+        " s_.rings.release_second(held); softmax_.rescale(out_);",
+        "FRAGMENT IN FLIGHT: .*an operand",
+    ),
+    "RescaledInFlight": (
+        "wgmma_wait<0>(out_); s_.rings.release_second(held); softmax_.rescale(out_);",
+        "softmax_.rescale(out_); wgmma_wait<0>(out_); s_.rings.release_second(held);",
+        "FRAGMENT IN FLIGHT: .*an accumulator",
+    ),
+    # the output leaves
+    "OutputNotFenced": (
+        "fence_async_proxy(); named_sync(",
+        "named_sync(",
+        r"MISSING PROXY FENCE .*TMA store from q\[\d\]",
+    ),
+    # nothing but the numbers tells
+    "RowsNotMasked": ("mask_columns(scores_, stop.rows);", "", "WRONG NUMBERS in out"),
+    "RowsOfTheTileHeld": (
+        "s_.rings.release_first(next); weigh(next);",
+        "s_.rings.release_first(next); weigh(held);",
+        "WRONG NUMBERS in out",
+    ),
+    "NotRescaled": (
+        "s_.rings.release_second(held); softmax_.rescale(out_);",
+        "s_.rings.release_second(held);",
+        "WRONG NUMBERS in out",
+    ),
+    "OutputNotZeroed": ("fill(out_, 0.f);", "", "WRONG NUMBERS in out"),
+    "SoftmaxNotReset": ("softmax_.reset();", "", "WRONG NUMBERS in out"),
+    "LseOfTheNextHead": (
+        "int64_t{item.batch} * p_.heads + item.head;",
+        "int64_t{item.batch} * p_.heads + (item.head + 1) % p_.heads;",
+        "WRONG NUMBERS in lse",
+    ),
+}
+
+# Found where slots are passed over and drained.
+IN_RUNS_OF_FORWARD: Bugs = {
+    **ALIKE_IN_RUNS,
+    "RunNotRescaled": (
+        "weigh(stop); softmax_.rescale(out_);",
+        "weigh(stop);",
+        "WRONG NUMBERS in out",
+    ),
+}

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bugs in how consumers get the tiles that they own, and how each must be reported.
+
+They go into csrc/kernels/own_tiles.h and are found in both passes of the backward.
+"""
+
+from __future__ import annotations
+
+from mutants.planted_bugs import Bugs
+
+IN_OWN_TILES: Bugs = {
+    # a consumer
+    "FullNotAwaited": (
+        "full[w].wait(round);",
+        "",
+        r"(NEVER WRITTEN|RACE): .*load from assignment\[\d\]",
+    ),
+    "AssignmentReadBeforeFull": (
+        "full[w].wait(round); const Assignment item = assignment[w].get();",
+        "const Assignment item = assignment[w].get(); full[w].wait(round);",
+        r"(NEVER WRITTEN|RACE): .*load from assignment\[\d\]",
+    ),
+    "EmptyBeforeWork": (
+        "work_on(item); empty[w].arrive_all();",
+        "empty[w].arrive_all(); work_on(item);",
+        r"(RACE: |MISSING NAMED BARRIER).*TMA load into (q|grad_out|k|v)\[\d\]",
+    ),
+    "EmptyLost": (
+        "empty[w].arrive_all();",
+        "",
+        r"DEADLOCK: .*producer0 waits for own_empty\[0\] use 0",
+    ),
+    "EmptyTwice": (
+        "empty[w].arrive_all();",
+        "empty[w].arrive_all(); empty[w].arrive_all();",
+        r"(DEADLOCK: .*producer0 waits for|PHASE ALIAS: .*|TOO MANY ARRIVALS on) own_empty",
+    ),
+    "EmptyByOneThread": (
+        "empty[w].arrive_all();",
+        "if (elect_one()) empty[w].arrive_one();",
+        r"DEADLOCK: .*producer0 waits for own_empty\[0\] use 0 .* 127 of 128 arrivals missing",
+    ),
+    "EmptyByOneThreadForAll": (
+        "empty[w].arrive_all();",
+        "for (int i = 0; elect_one() && i < 128; ++i) empty[w].arrive_one();",
+        r"MISSING NAMED BARRIER .*load from assignment",
+    ),
+    # their producer
+    "EmptyNotAwaited": (
+        "empty[w].wait(round - 1);",
+        "",
+        "RACE|TOO MANY ARRIVALS on own_full",
+    ),
+    "EmptyAwaitedForThisRound": (
+        "empty[w].wait(round - 1);",
+        "empty[w].wait(round);",
+        r"DEADLOCK: .*producer0 waits for own_empty\[0\] use 0",
+    ),
+    "AssignmentSetBeforeEmpty": (
+        "empty[w].wait(round - 1); assignment[w].set(next);",
+        "assignment[w].set(next); empty[w].wait(round - 1);",
+        r"RACE: .*store to assignment\[\d\]",
+    ),
+    "LoadedForOneConsumer": (
+        "for (int w = 0; w < Consumers; ++w) { const int tile",
+        "for (int w = 0; w < 1; ++w) { const int tile",
+        r"DEADLOCK: .*consumer\d waits for own_full",
+    ),
+    "IdleConsumerNotTold": (
+        "if (tile < 0) barrier.arrive_one(); else",
+        "if (tile >= 0)",
+        r"DEADLOCK: .*consumer\d waits for own_full\[\d\]",
+    ),
+    "StopNotTold": (
+        "assign(w, {0, 0, Assignment::kStop}, round).arrive_one();",
+        "assign(w, {0, 0, Assignment::kStop}, round);",
+        r"DEADLOCK: \[consumer0 waits for own_full\[0\]",
+    ),
+    # barriers
+    "EmptyOfOneThread": (
+        'empty[w].init(kWarpgroupThreads, "own_empty", w);',
+        'empty[w].init(1, "own_empty", w);',
+        "TOO MANY ARRIVALS on own_empty",
+    ),
+    "EmptyNotInitialised": (
+        'empty[w].init(kWarpgroupThreads, "own_empty", w);',
+        "",
+        "MBARRIER NOT INITIALISED",
+    ),
+}

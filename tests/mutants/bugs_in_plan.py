@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bugs in plan.h, for test_backward_bugs.py and test_plan.py.
+
+Each is what the text is that a header has once, what becomes of it, and how that must be reported.
+Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
+first.
+"""
+
+from __future__ import annotations
+
+from mutants.planted_bugs import Bugs
+
+A_PRODUCER_WAITS = r"DEADLOCK: .*producer\d waits for"
+A_CONSUMER_WAITS = r"DEADLOCK: .*consumer\d waits for"
+EARLIER_PHASE = (
+    r"RACE: .*(q|k|v|grad_out)\[\d\]"
+    r"|(PHASE ALIAS|DEADLOCK): .*consumer\d waits for (both|first|second)_full"
+)
+
+# Found in both passes of the backward.
+IN_PLAN: Bugs = {
+    # chunks handed over
+    "PlanFullNotAwaited": (
+        "full[n % kBuffers].wait(n / kBuffers); const Chunk of",
+        "const Chunk of",
+        r"(NEVER WRITTEN|RACE): .*load from chunks\[\d\]",
+    ),
+    "PlanFullAwaitedForAnEarlierUse": (
+        "full[n % kBuffers].wait(n / kBuffers);",
+        "full[n % kBuffers].wait(n / kBuffers - 1);",
+        r"(NEVER WRITTEN|RACE): .*chunks\[\d\]"
+        r"|(PHASE ALIAS|DEADLOCK): .*producer\d waits for plan_full\[\d\]",
+    ),
+    "ReadBeforePlanFull": (
+        "full[n % kBuffers].wait(n / kBuffers); const Chunk of = chunk(n);",
+        "const Chunk of = chunk(n); full[n % kBuffers].wait(n / kBuffers);",
+        r"(NEVER WRITTEN|RACE): .*load from chunks\[\d\]",
+    ),
+    "PlanFullOfOneLane": (
+        'full[i].init(kWarpThreads, "plan_full", i);',
+        'full[i].init(1, "plan_full", i);',
+        "TOO MANY ARRIVALS on plan_full",
+    ),
+    "PlanFullOfAWarpgroup": (
+        'full[i].init(kWarpThreads, "plan_full", i);',
+        'full[i].init(kWarpgroupThreads, "plan_full", i);',
+        A_PRODUCER_WAITS + r" plan_full\[0\] use 0 .* 96 of 128 arrivals missing",
+    ),
+    # ... and given back
+    "PlanEmptyNotArrived": (
+        "empty[n % kBuffers].arrive_one();",
+        "",
+        r"DEADLOCK: .*planner waits for plan_empty\[0\] use 0 .* 3 of \d+ arrivals missing",
+    ),
+    "PlanEmptyTwice": (
+        "empty[n % kBuffers].arrive_one();",
+        "empty[n % kBuffers].arrive_one(2);",
+        r"PHASE ALIAS: .*planner waits for plan_empty|RACE: .*planner: store to"
+        r"|TOO MANY ARRIVALS on plan_empty",
+    ),
+    "PlanEmptyOfOtherChunk": (
+        "empty[n % kBuffers].arrive_one();",
+        "empty[(n + 1) % kBuffers].arrive_one();",
+        r"RACE|TOO MANY ARRIVALS on plan_empty|DEADLOCK: .*planner waits for plan_empty",
+    ),
+    "PlanEmptyOfOneProducer": (
+        "empty[i].init(producers + Consumers",
+        "empty[i].init(1 + Consumers",
+        r"TOO MANY ARRIVALS on plan_empty|RACE: .*planner: store to",
+    ),
+    "PlanEmptyOfOneProducerTooMany": (
+        "empty[i].init(producers + Consumers",
+        "empty[i].init(producers + 1 + Consumers",
+        r"DEADLOCK: .*planner waits for plan_empty\[0\] use 0 .* 1 of \d+ arrivals missing",
+    ),
+    "PlanEmptyOfProducersAlone": (
+        "empty[i].init(producers + Consumers * kWarpgroupThreads",
+        "empty[i].init(producers",
+        r"TOO MANY ARRIVALS on plan_empty|RACE: .*planner: store to",
+    ),
+    "PlanEmptyOfOneConsumer": (
+        "empty[i].init(producers + Consumers * kWarpgroupThreads",
+        "empty[i].init(producers + kWarpgroupThreads",
+        r"TOO MANY ARRIVALS on plan_empty|RACE: .*planner: store to",
+    ),
+    "PlanEmptyNotInitialised": (
+        'empty[i].init(producers + Consumers * kWarpgroupThreads, "plan_empty", i);',
+        "",
+        r"MBARRIER NOT INITIALISED: used by (planner|producer\d|consumer\d)",
+    ),
+    # what lies in which buffer
+    "StepsReadInTheOtherBuffer": (
+        "return steps[n % kBuffers][i].get();",
+        "return steps[(n + 1) % kBuffers][i].get();",
+        r"(NEVER WRITTEN|RACE): .*steps\[\d\]",
+    ),
+    "ChunkReadInTheOtherBuffer": (
+        "return chunks[n % kBuffers].get();",
+        "return chunks[(n + 1) % kBuffers].get();",
+        r"(NEVER WRITTEN|RACE): .*chunks\[\d\]",
+    ),
+    "OriginsOfTheOtherBuffer": (
+        "origins[n % kBuffers].get()",
+        "origins[(n + 1) % kBuffers].get()",
+        r"(NEVER WRITTEN|RACE): .*origins\[\d\]",
+    ),
+    "NoRoomForADrainAndTheEnd": (
+        "kStops = Steps + 2;",
+        "kStops = Steps;",
+        r"RACE: .*(stops|chunks)\[\d\]|DEADLOCK|WRONG NUMBERS",
+    ),
+    # what a chunk says
+    "EveryChunkTakenForTheFirst": (
+        "if (chunk.first()) load(chunk.work);",
+        "load(chunk.work);",
+        r"DEADLOCK: .*producer0 waits for own_empty\[\d\]",
+    ),
+    "StopNotLookedAt": (
+        "if (of.stop()) break;",
+        "",
+        r"DEADLOCK: .*producer\d waits for plan_full\[\d\]",
+    ),
+    "LastStepForgotten": (
+        "i < chunk.steps; ++i) load(n, i);",
+        "i < chunk.steps - 1; ++i) load(n, i);",
+        A_CONSUMER_WAITS + r" (both|first|second)_full|RACE",
+    ),
+    # what a step and a stop say
+    "PlaceInTilesNotTokens": (
+        "w * tile.w}",
+        "w}",
+        "WRONG NUMBERS",
+    ),
+    "SecondStageOfTheFirst": (
+        "second.stage << 16",
+        "first.stage << 16",
+        "RACE|DEADLOCK|TOO MANY ARRIVALS|NEVER WRITTEN",
+    ),
+    "SecondBarrierOfTheFirst": (
+        "second.barrier << 24",
+        "first.barrier << 24",
+        "RACE|DEADLOCK|PHASE ALIAS|NEVER WRITTEN",
+    ),
+    "FirstPhaseForgotten": (
+        "(first.phase & 0xfff) << 8",
+        "0",
+        EARLIER_PHASE,
+    ),
+    "SecondPhaseForgotten": (
+        "static_cast<uint32_t>(second.phase) << 20",
+        "0",
+        EARLIER_PHASE,
+    ),
+    "PhaseOfTheSecondRead": (
+        "static_cast<int>(phases >> 8 & 0xfff)}",
+        "static_cast<int>(phases >> 20)}",
+        EARLIER_PHASE,
+    ),
+    "PhaseOfEachUse": (
+        "use / kRounds}",
+        "use}",
+        EARLIER_PHASE,
+    ),
+    "BarriersOfStagesOverlap": (
+        "stage * kRounds + use % kRounds",
+        "stage + use % kRounds",
+        "RACE|PHASE ALIAS|TOO MANY ARRIVALS|WRONG EXPECT_TX|NEVER WRITTEN|DEADLOCK",
+    ),
+    "OneBarrierForAllRounds": (
+        "stage * kRounds + use % kRounds",
+        "stage * kRounds",
+        "RACE|PHASE ALIAS|TOO MANY ARRIVALS|WRONG EXPECT_TX|NEVER WRITTEN|DEADLOCK",
+    ),
+}
+
+# Found in tests/cpp/plan.cpp.
+IN_STEPS: Bugs = {
+    "ClipForgotten": (
+        "uint64_t{at.clip} << kClip |",
+        "",
+        "WRONG (PLACE|ROWS)",
+    ),
+    "LayerForgotten": (
+        "static_cast<uint64_t>(in_tiles.t) << 32 |",
+        "",
+        "WRONG (TILE|STOPS)",
+    ),
+    "SuffixPlacedInThePrefix": (
+        "return {region, region == Region::Prefix ? w : sequence.prefix_tiles() + w,",
+        "return {region, w,",
+        "WRONG (PLACE|ROWS)",
+    ),
+    "SuffixNumberedAsThePrefix": (
+        "return grid.num_tiles() + (region == Region::Prefix ? w : sequence.prefix_tiles() + w);",
+        "return grid.num_tiles() + w;",
+        "WRONG (TILE|STOPS)",
+    ),
+    "OneBarrierForEachStage": (
+        "stage * kRounds + use % kRounds",
+        "stage",
+        "WRONG USE OF A RING",
+    ),
+    "PhaseOfTheUse": (
+        "use / kRounds}",
+        "use}",
+        "WRONG USE OF A RING",
+    ),
+    "PhasesOfTheFirstAlone": (
+        "static_cast<uint32_t>(second.phase) << 20",
+        "static_cast<uint32_t>(first.phase) << 20",
+        "WRONG USE OF A RING",
+    ),
+}

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bugs in the rings of slots.h, for test_backward_bugs.py.
+
+Each is what the text is that a header has once, what becomes of it, and how that must be reported.
+Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
+first.
+"""
+
+from __future__ import annotations
+
+from mutants.planted_bugs import Bugs
+
+EMPTY = r"(both|first|second)_empty\[\d+\]"
+FULL = r"(both|first|second)_full\[\d+\]"
+PRODUCER_STUCK = rf"DEADLOCK: .*producer\d waits for {EMPTY}"
+CONSUMER_STUCK = rf"DEADLOCK: .*consumer\d waits for {FULL}"
+# A stage is filled while someone reads it.
+OVERWRITTEN = r"RACE: .*TMA load into"
+# A stage is read before it is filled, or in an earlier phase.
+TOO_EARLY = rf"(RACE|NEVER WRITTEN): |PHASE ALIAS: consumer\d waits for {FULL}"
+# A stage is given back by too many.
+TOO_FREE = rf"TOO MANY ARRIVALS on {EMPTY}|PHASE ALIAS: .*{EMPTY}|{OVERWRITTEN}"
+
+IN_RINGS: Bugs = {
+    # a producer
+    "EmptyNotAwaited": (
+        "empty[Ring<Stages>::stage(n)].wait(Ring<Stages>::use(n) - 1);",
+        "",
+        rf"{OVERWRITTEN}|TOO MANY ARRIVALS on|PHASE ALIAS|WRONG EXPECT_TX",
+    ),
+    "EmptyAwaitedForThisUse": (
+        "empty[Ring<Stages>::stage(n)].wait(Ring<Stages>::use(n) - 1);",
+        "empty[Ring<Stages>::stage(n)].wait(Ring<Stages>::use(n));",
+        rf"{PRODUCER_STUCK} use 0",
+    ),
+    "EmptyAwaitedForAnEarlierUse": (
+        "empty[Ring<Stages>::stage(n)].wait(Ring<Stages>::use(n) - 1);",
+        "if (n >= Stages) empty[Ring<Stages>::stage(n)].wait(Ring<Stages>::use(n) - 2);",
+        rf"{OVERWRITTEN}|TOO MANY ARRIVALS on|PHASE ALIAS",
+    ),
+    "BarrierOfTheStage": (
+        "full[RingUse::of<Stages>(n).barrier];",
+        "full[Ring<Stages>::stage(n) * kRounds];",
+        CONSUMER_STUCK,
+    ),
+    "BarrierOfTheNextRound": (
+        "full[RingUse::of<Stages>(n).barrier];",
+        "full[RingUse::of<Stages>(n + Stages).barrier];",
+        rf"{CONSUMER_STUCK}|{TOO_EARLY}",
+    ),
+    "BytesNotExpected": (
+        "barrier.arrive_expect_tx(bytes);",
+        "barrier.arrive_one();",
+        rf"WRONG EXPECT_TX: {FULL} use \d expects fewer bytes|RACE",
+    ),
+    "BytesExpectedOfNobody": (
+        "barrier.arrive_expect_tx(bytes);",
+        "barrier.arrive_expect_tx(bytes + 16);",
+        rf"WRONG EXPECT_TX: {FULL} use \d still expects (16|32) bytes",
+    ),
+    "NobodyPassesOver": (
+        "if (passing > 0) empty[",
+        "if (false) empty[",
+        PRODUCER_STUCK,
+    ),
+    "OneThreadPassesOver": (
+        "arrive_one(passing * kWarpgroupThreads);",
+        "arrive_one(passing);",
+        PRODUCER_STUCK,
+    ),
+    "OneConsumerPassesOver": (
+        "arrive_one(passing * kWarpgroupThreads);",
+        "arrive_one(Consumers * kWarpgroupThreads);",
+        rf"{TOO_FREE}|{PRODUCER_STUCK}",
+    ),
+    "AllPassOver": (
+        "Consumers - popcount(stopping);",
+        "Consumers;",
+        TOO_FREE,
+    ),
+    "ThoseWhoStopPassOver": (
+        "Consumers - popcount(stopping);",
+        "popcount(stopping);",
+        rf"{PRODUCER_STUCK}|{TOO_FREE}",
+    ),
+    "FullOfTooFewProducers": (
+        "full[i].init(Producers, full_name, i);",
+        "full[i].init(1, full_name, i);",
+        rf"TOO MANY ARRIVALS on both_full|{TOO_EARLY}|{OVERWRITTEN}",
+    ),
+    "FullOfTooManyProducers": (
+        "full[i].init(Producers, full_name, i);",
+        "full[i].init(Producers + 1, full_name, i);",
+        rf"{CONSUMER_STUCK} use 0 .* 1 of \d arrivals missing",
+    ),
+    "FullsOfOneRound": (
+        "i < Stages * kRounds; ++i",
+        "i < Stages; ++i",
+        r"MBARRIER NOT INITIALISED: used by (producer|consumer)\d",
+    ),
+    "EmptyOfOneConsumer": (
+        "empty[i].init(Consumers * kWarpgroupThreads",
+        "empty[i].init(kWarpgroupThreads",
+        TOO_FREE,
+    ),
+    "EmptyOfOneThreadEach": (
+        "empty[i].init(Consumers * kWarpgroupThreads",
+        "empty[i].init(Consumers",
+        TOO_FREE,
+    ),
+    # consumers
+    "FullNotAwaited": (
+        "full[at.barrier].wait(at.phase);",
+        "",
+        TOO_EARLY,
+    ),
+    "FullAwaitedForAnEarlierPhase": (
+        "full[at.barrier].wait(at.phase);",
+        "full[at.barrier].wait(at.phase - 1);",
+        TOO_EARLY,
+    ),
+    "FullAwaitedForTheNextPhase": (
+        "full[at.barrier].wait(at.phase);",
+        "full[at.barrier].wait(at.phase + 1);",
+        rf"{CONSUMER_STUCK}|PHASE ALIAS",
+    ),
+    "FullOfTheStageAwaited": (
+        "full[at.barrier].wait(at.phase);",
+        "full[at.stage].wait(at.phase);",
+        rf"{CONSUMER_STUCK}|{TOO_EARLY}",
+    ),
+    "EmptyNotArrived": (
+        "empty[at.stage].arrive_all();",
+        "",
+        PRODUCER_STUCK,
+    ),
+    "EmptyByOneThread": (
+        "empty[at.stage].arrive_all();",
+        "if (elect_one()) empty[at.stage].arrive_one();",
+        PRODUCER_STUCK,
+    ),
+    "EmptyByOneThreadForAll": (
+        "empty[at.stage].arrive_all();",
+        "if (elect_one()) empty[at.stage].arrive_one(kWarpgroupThreads);",
+        r"MISSING NAMED BARRIER|RACE",
+    ),
+    "EmptyOfAnotherStage": (
+        "empty[at.stage].arrive_all();",
+        "empty[(at.stage + 1) % Stages].arrive_all();",
+        rf"{TOO_FREE}|{PRODUCER_STUCK}",
+    ),
+    # two rings
+    "FirstNotPassedOver": (
+        "first.pass_over(n, stopping);",
+        "",
+        r"DEADLOCK: .*producer\d waits for first_empty",
+    ),
+    "SecondNotPassedOver": (
+        "second.pass_over(n, stopping);",
+        "",
+        r"DEADLOCK: .*producer\d waits for second_empty",
+    ),
+    "SecondPassedOverTwice": (
+        "second.pass_over(n, stopping);",
+        "second.pass_over(n, stopping); second.pass_over(n, stopping);",
+        r"TOO MANY ARRIVALS on second_empty|RACE|PHASE ALIAS",
+    ),
+    "FirstNotAwaited": (
+        "first.wait(stop.first());",
+        "",
+        TOO_EARLY,
+    ),
+    "SecondNotAwaited": (
+        "second.wait(stop.second());",
+        "",
+        TOO_EARLY,
+    ),
+    "SecondAwaitedInTheFirst": (
+        "second.wait(stop.second());",
+        "first.wait(stop.first());",
+        TOO_EARLY,
+    ),
+    "SecondAwaitedWhereTheFirstLies": (
+        "second.wait(stop.second());",
+        "second.wait(stop.first());",
+        rf"{CONSUMER_STUCK}|{TOO_EARLY}",
+    ),
+    "FirstNotReleased": (
+        "first.release(stop.first());",
+        "",
+        r"DEADLOCK: .*producer\d waits for first_empty",
+    ),
+    "SecondNotReleased": (
+        "second.release(stop.second());",
+        "",
+        r"DEADLOCK: .*producer\d waits for second_empty",
+    ),
+    "SecondReleasedTwice": (
+        "second.release(stop.second());",
+        "second.release(stop.second()); second.release(stop.second());",
+        r"TOO MANY ARRIVALS on second_empty|RACE|PHASE ALIAS",
+    ),
+    "SecondReleasedWhereTheFirstLies": (
+        "second.release(stop.second());",
+        "second.release(stop.first());",
+        r"TOO MANY ARRIVALS on second_empty|RACE|DEADLOCK: .*second_empty|PHASE ALIAS",
+    ),
+    # one ring
+    "BothOfOneArrival": (
+        "OwnedRing<Stages, Consumers, 2> both;",
+        "OwnedRing<Stages, Consumers> both;",
+        rf"TOO MANY ARRIVALS on both_full|{TOO_EARLY}|{OVERWRITTEN}",
+    ),
+    "BothNotPassedOver": (
+        "both.pass_over(n, stopping);",
+        "",
+        r"DEADLOCK: .*producer\d waits for both_empty",
+    ),
+    "BothPassedOverByEachProducer": (
+        "uint32_t, int bytes) { return both.acquire(n, bytes); }",
+        "uint32_t stopping, int bytes) { Mbarrier& barrier = both.acquire(n, bytes);"
+        " both.pass_over(n, stopping); return barrier; }",
+        r"TOO MANY ARRIVALS on both_empty|RACE|PHASE ALIAS",
+    ),
+    "BothNotAwaited": (
+        "both.wait(stop.first());",
+        "",
+        TOO_EARLY,
+    ),
+    "BothNotReleased": (
+        "both.release(stop.second());",
+        "",
+        r"DEADLOCK: .*producer\d waits for both_empty",
+    ),
+    "BothReleasedTwice": (
+        "both.release(stop.second());",
+        "both.release(stop.second()); both.release(stop.second());",
+        r"TOO MANY ARRIVALS on both_empty|RACE|PHASE ALIAS",
+    ),
+    "BothReleasedWithTheFirst": (
+        "VSA_DEVICE void release_first(const Stop&) {}"
+        " VSA_DEVICE void release_second(const Stop& stop) { both.release(stop.second()); }",
+        "VSA_DEVICE void release_first(const Stop& stop) { both.release(stop.second()); }"
+        " VSA_DEVICE void release_second(const Stop&) {}",
+        OVERWRITTEN,
+    ),
+}

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""csrc/kernels/work_list.h by itself: all items, each once, text first; bugs by their names."""
+
+from __future__ import annotations
+
+import re
+
+from mutants.planted_bugs import ROOT, Bugs, build, in_namespaces
+
+PROGRAM = ROOT / "tests" / "cpp" / "work_list.cpp"
+HEADER = "kernels/work_list.h"
+SEEDS = 60
+ITEM, TWICE, MISSING = "WRONG ITEM: there is none", "WRONG ITEM: it comes", "WRONG ITEM: one is"
+
+BUGS: Bugs = {
+    "TextOfEachHeadFirst": (
+        "items / groups * text_groups;",
+        "0;",
+        "WRONG ORDER: text|WRONG ITEM",
+    ),
+    "VideoCountedFromZero": (
+        "text ? item : item - text_items",
+        "item",
+        f"{ITEM}|{TWICE}|WRONG AXIS",
+    ),
+    "TextRoundedDown": (
+        "text_groups(ceil_div(sequence.text_tiles, consumers))",
+        "text_groups(sequence.text_tiles / consumers)",
+        "WRONG ORDER",
+    ),
+    "TextForgotten": (
+        "const bool text = item < text_items;",
+        "const bool text = false;",
+        f"{ITEM}|{TWICE}|{MISSING}",
+    ),
+    "VideoFromTheStart": (
+        "(text ? 0 : text_groups)",
+        "0",
+        f"WRONG ORDER: text|{TWICE}",
+    ),
+    "GroupsAreTiles": ("group * consumers, load", "group, load", f"{ITEM}|{TWICE}"),
+    "LastItemLeft": ("item < items; item = take()", "item < items - 1; item = take()", MISSING),
+    "OneTooMany": ("item < items; item = take()", "item <= items; item = take()", ITEM),
+    "AxisOfAnother": ("load_global(axes + head)", "load_global(axes + head / 2)", "WRONG AXIS"),
+    "HeadsOfTheFirst": ("{head / heads, head % heads,", "{0, head % heads,", f"{TWICE}|WRONG AXIS"),
+}
+
+
+def test_every_item_comes_once_and_text_first(compiler, tmp_path):
+    flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
+    program = build(compiler, PROGRAM, tmp_path / "work_list", *flags)
+    assert program("vsa", 10 * SEEDS) == "nothing"
+    assert program("tickets left", 1) == "seed 0: TICKETS LEFT: the counter is 3, not 0"
+
+
+def test_bugs_are_reported_by_name(compiler, tmp_path):
+    each = " ".join(f"LIST({name})" for name in BUGS)
+    copies = in_namespaces([HEADER], HEADER, BUGS)
+    bugs = tmp_path / "bugs.h"
+    includes = '#include "kernels/params.h"\n#include "prim/warp.h"\n'
+    bugs.write_text(f"{includes}{copies}\n#define VSA_EACH_BUG(LIST) {each}\n")
+    program = build(compiler, PROGRAM, tmp_path / "bugs", "-Og", "-w", "-include", bugs)
+    reports = {name: program(name, SEEDS) for name in BUGS}
+    wrong = {
+        name: report
+        for name, report in reports.items()
+        if not re.match(rf"seed \d+: ({BUGS[name][2]})", report)
+    }
+    assert not wrong

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The import name: shared with another distribution, and with the folder of sources in a clone."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+
+import vsa
+from video_sparse_attention import DISTRIBUTION, FOREIGN
+from vsa import installation
+
+PACKAGE = Path(vsa.__file__).parent
+LAUNCHER = Path(sys.modules["video_sparse_attention"].__file__)
+THEIRS = {
+    # FastVideo's own asks for a GPU while it is imported, so it fails elsewhere.
+    "vsa/__init__.py": b"raise RuntimeError('no GPU for the other one')\n",
+    "vsa/index.py": b"INDEX = 1\n",
+}
+COMMAND = "from video_sparse_attention import main; main()"
+
+
+def install(site: Path, name: str, version: str, files: dict[str, bytes]) -> None:
+    """What pip leaves: files, whoever had them before, metadata, and a record with hashes."""
+    info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    summary = "Kernels of someone else" if name == FOREIGN else "Ours"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: {summary}\n"
+    record = ""
+    for path, content in files.items():
+        (site / path).parent.mkdir(parents=True, exist_ok=True)
+        (site / path).write_bytes(content)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+        record += f"{path},sha256={digest},{len(content)}\n"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(metadata)
+    (info / "RECORD").write_text(record)
+
+
+def uninstall(site: Path, name: str) -> None:
+    (info,) = site.glob(f"{name.replace('-', '_')}-*.dist-info")
+    for line in (info / "RECORD").read_text().splitlines():
+        (site / line.split(",")[0]).unlink()
+    shutil.rmtree(info)
+
+
+def ours() -> dict[str, bytes]:
+    found = {f"vsa/{path.relative_to(PACKAGE)}": path for path in PACKAGE.rglob("*.py")}
+    found |= {f"vsa/{path.name}": path for path in PACKAGE.glob("_C.*")}
+    found["video_sparse_attention.py"] = LAUNCHER
+    return {name: path.read_bytes() for name, path in found.items()}
+
+
+def python(site: Path, *arguments: str, cwd: Path | str = "/") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "400"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
+
+
+def test_installed_after_ours_the_other_one_is_named_by_every_command(tmp_path: Path) -> None:
+    install(tmp_path, DISTRIBUTION, "0.1.0", ours())
+    install(tmp_path, FOREIGN, "0.0.5", THEIRS)
+    done = python(tmp_path, "-c", COMMAND, "info")
+    assert done.returncode == 1 and done.stderr == ""
+    for words in (
+        "0.1.0, but not whole",
+        f"{tmp_path / 'vsa' / '__init__.py'} was overwritten by the distribution vsa 0.0.5",
+        "Kernels of someone else",
+        f"pip uninstall -y vsa {DISTRIBUTION}",
+        "PyTorch",
+    ):
+        assert words in done.stdout
+    other = python(tmp_path, "-c", COMMAND, "bench")
+    assert other.returncode == 1 and other.stdout == ""
+    assert other.stderr.count("\n") == 1 and "was overwritten by" in other.stderr
+
+
+def test_uninstalling_the_other_one_leaves_a_hole_that_is_named(tmp_path: Path) -> None:
+    install(tmp_path, FOREIGN, "0.0.5", THEIRS)
+    install(tmp_path, DISTRIBUTION, "0.1.0", ours())
+    uninstall(tmp_path, FOREIGN)
+    done = python(tmp_path, "-S", "-c", COMMAND, "info")  # no other package of ours behind it
+    assert done.returncode == 1 and "vsa/__init__.py" in done.stdout and "is missing" in done.stdout
+
+
+def test_installed_before_ours_the_other_one_is_stated_and_ours_works(tmp_path: Path) -> None:
+    install(tmp_path, FOREIGN, "0.0.5", THEIRS)
+    install(tmp_path, DISTRIBUTION, "9.9.9", ours())
+    for command in (["-c", COMMAND, "info"], ["-m", "vsa", "info"]):
+        done = python(tmp_path, *command)
+        assert done.returncode == 0, done.stderr
+        assert f"9.9.9, in {tmp_path / 'vsa'}" in done.stdout
+        assert done.stdout.count("vsa 0.0.5 (Kernels of someone else)") == 1
+        assert "hopper" in done.stdout
+
+
+def test_any_file_that_the_other_one_overwrote_stops_the_import(tmp_path: Path) -> None:
+    install(tmp_path, DISTRIBUTION, "0.1.0", ours())
+    install(tmp_path, FOREIGN, "0.0.5", {"vsa/nn.py": b"Grid = None\n"})
+    done = python(tmp_path, "-c", "import vsa")
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("ImportError:") and "grid.py was overwritten by" in said
+
+
+def test_the_version_is_that_of_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name != installed:
+            raise PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr(installation, "version", version)
+    installed = DISTRIBUTION
+    assert installation.installed_version() == "1.2.3"
+    installed = "nothing"
+    with pytest.raises(ImportError, match=r"pip install \."):
+        installation.installed_version()
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """Sources as git gives them: nothing is built in their folder."""
+    root = tmp_path / "clone"
+    shutil.copytree(PACKAGE, root / "vsa", ignore=shutil.ignore_patterns("_C.*", "_build.json"))
+    shutil.copy(LAUNCHER, root)
+    (root / "pyproject.toml").touch()
+    return root
+
+
+def test_in_a_clone_the_installed_package_is_met(tmp_path: Path, clone: Path) -> None:
+    site = tmp_path / "site"
+    install(site, DISTRIBUTION, "9.9.9", ours())
+    code = (
+        "import vsa.cost, vsa; print(vsa.__file__, vsa.cost.__file__, vsa.Grid((4, 4, 4)).tokens)"
+    )
+    done = python(site, "-c", code, cwd=clone)
+    assert done.stdout.split() == [f"{site}/vsa/__init__.py", f"{site}/vsa/cost.py", "64"]
+    assert done.stderr == ""
+    inside, outside = (
+        python(site, "-m", "vsa", "info", cwd=clone),
+        python(site, "-c", COMMAND, "info"),
+    )
+    assert inside.stdout == outside.stdout and f"in {site}/vsa" in inside.stdout
+
+
+def test_sources_that_differ_from_what_is_installed_are_named(tmp_path: Path, clone: Path) -> None:
+    site = tmp_path / "site"
+    install(site, DISTRIBUTION, "9.9.9", ours())
+    with (clone / "vsa" / "values" / "grid.py").open("a") as file:
+        file.write("CHANGED = True\n")
+    done = python(site, "-c", "import vsa; print(hasattr(vsa.values.grid, 'CHANGED'))", cwd=clone)
+    assert done.stdout == "False\n"
+    assert done.stderr.count("UserWarning") == 1 and "1 of their files differ" in done.stderr
+
+
+def test_sources_that_were_built_in_place_are_imported(tmp_path: Path, clone: Path) -> None:
+    site = tmp_path / "site"
+    install(site, DISTRIBUTION, "9.9.9", ours())
+    (clone / "vsa" / "_build.json").write_text('{"compiled": false, "cuda": false, "why": "test"}')
+    done = python(site, "-c", "import vsa; print(vsa.__file__)", cwd=clone)
+    assert done.stdout.strip() == f"{clone}/vsa/__init__.py" and done.stderr == ""
+
+
+def test_a_clone_without_an_installed_package_says_what_to_run(clone: Path) -> None:
+    code = "import sys; sys.path[:] = [sys.argv[1], *(p for p in sys.path if 'site-' not in p)]\n"
+    done = python(clone, "-c", f"{code}import vsa", str(clone))
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("ImportError: vsa is imported from its sources in")
+    assert f"pip install . (or pip install -e .) in {clone}" in said

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The source distribution holds what its own tests need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parents[2]
+FOLDERS = "bench", "csrc", "examples", "tests", "third_party", "vsa"
+FILES = (
+    "CHANGELOG.md",
+    "CMakeLists.txt",
+    "LICENSE",
+    "README.md",
+    "constraints.txt",
+    "pyproject.toml",
+    "setup.py",
+    "video_sparse_attention.py",
+)
+LEFT_OUT = {".pyc", ".so", ".pyd"}
+
+
+def test_the_sdist_holds_sources_tests_benchmarks_and_pictures(tmp_path: Path) -> None:
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run([*command, "sdist", "--dist-dir", str(tmp_path)], check=True, cwd=TREE)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as contents:
+        held = {name.partition("/")[2] for name in contents.getnames()}
+    found = [path for folder in FOLDERS for path in (TREE / folder).rglob("*") if path.is_file()]
+    wanted = {str(path.relative_to(TREE)) for path in found if path.suffix not in LEFT_OUT}
+    wanted |= set(FILES)
+    made_by_builds = {"vsa/_build.json"}
+    assert sorted(wanted - held - made_by_builds) == []
+    assert {"bench/pictures/demo.png", "bench/results_table.py"} <= held

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vsa bench``: time and memory of sparse against dense attention on this machine."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict
+from datetime import date
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+import vsa
+from vsa.cli import options, patience
+from vsa.cli.bench import layers as layers
+from vsa.cli.bench.case import Case, Measurement, WrongResults, dense_kernel, inputs_of
+from vsa.cli.bench.table import CHOSEN, line, tables
+from vsa.cli.extras import require_demo_extra
+from vsa.cli.outputs import INTERRUPTED, check_output, write_json
+from vsa.measure import patterns as lists_of
+from vsa.measure.gpu_monitor import Monitor
+from vsa.measure.provenance import provenance
+from vsa.measure.shapes import Shape
+from vsa.values import checks
+
+
+def parse_lists(text: str) -> str:
+    """A kind of lists, or the file that holds captured ones."""
+    if text not in (CHOSEN, *lists_of.DRAWN) and not Path(text).is_file():
+        raise typer.BadParameter(
+            f"lists must be chosen, random, correlated or a file, but they are {text!r}"
+        )
+    return text
+
+
+def bench(
+    shape: Annotated[list[str], layers.SHAPE] = [],  # noqa: B006  typer copies it
+    grid: Annotated[list[Any], layers.GRID] = [],  # noqa: B006
+    sweep: layers.Sweep = None,
+    heads: layers.Heads = None,
+    head_dim: layers.HeadDim = None,
+    topk: Annotated[
+        list[float],
+        typer.Option(
+            "--topk",
+            parser=options.parse_topk,
+            metavar="N",
+            help="Key tiles per query tile, share or number.",
+        ),
+    ] = [],  # noqa: B006
+    tile: options.TileShape = "4,4,4",
+    dtype: Annotated[
+        torch.dtype,
+        typer.Option(
+            "--dtype", parser=options.parse_dtype, metavar="DTYPE", help=options.DTYPE_HELP
+        ),
+    ] = "fp32",
+    device: options.Device = "auto",
+    backend: options.BackendName = "auto",
+    lists: Annotated[
+        str,
+        typer.Option(
+            "--lists",
+            parser=parse_lists,
+            metavar="KIND",
+            help="Which tiles are kept: chosen by attention from q and k; or, without the coarse "
+            "stage and the choice, random, correlated, or a file of bench/captured.py.",
+        ),
+    ] = CHOSEN,
+    with_stages: Annotated[
+        bool, typer.Option("--stages", help="Time the stages too, called one by one.")
+    ] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each; the median counts.")] = 5,
+    forward_only: Annotated[
+        bool, typer.Option("--forward-only", help="Leave the backward out.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures to this .json file.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the speed-ups into this .png file.")
+    ] = None,
+) -> None:
+    """Time vsa.attention against dense attention in the same run, forward and forward+backward.
+
+    Sampled tiles are held to fp64 first. Inputs are random, so the tiles that attention chooses
+    have no structure to exploit, and on a GPU calls go round as many as are beyond its L2 cache.
+    TFLOP/s count selected tokens only; MHz and W are nvidia-smi's meanwhile. --shape, --grid and
+    --topk may be given several times; the default is --grid 16,32,16 --topk 0.125.
+
+    Every row is printed, and written to --json, when it has been measured: what is interrupted
+    keeps its rows. On a CPU sweeps are of smaller videos, and a run that will be long says so.
+    """
+    check_output(json_file, ".json", "--json")
+    check_output(plot, ".png", "--plot")
+    if plot is not None:
+        require_demo_extra("matplotlib", purpose="the plot is drawn by matplotlib")
+    grid, topk = layers.swept(sweep, shape, grid, topk, device)
+    cases = layers.layers(shape, grid, tile, heads, head_dim)
+    for each in cases.values():
+        name = options.check_backend(backend, device, dtype, each.head_dim, not forward_only)
+    selections = {
+        (called, share): _selection(lists, layer, share, device)
+        for called, layer in cases.items()
+        for share in topk
+    }
+    console = Console()
+    directions = ["forward"] if forward_only else ["forward", "forward+backward"]
+    rows = [
+        (layer, share, way != "forward")
+        for layer, share, way in product(cases.values(), topk, directions)
+    ]
+    if slow := patience.warning(rows, repeats, device, dtype, name):
+        console.print(f"[yellow]{slow}[/yellow]")
+    kind = str(dtype).removeprefix("torch.")
+    about = provenance(device)
+    about |= {"command": shlex.join(["vsa", *sys.argv[1:]]), "backend": name, "dtype": kind}
+    measurements: list[Measurement] = []
+
+    def keep(complete: bool) -> None:
+        done = [asdict(row) for row in measurements]
+        write_json(json_file, about | {"complete": complete, "rows": done})
+
+    stopped = None
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with (
+        Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress,
+        Monitor(device) as monitor,
+    ):
+        task = progress.add_task("inputs", total=len(rows))
+        keep(complete=False)
+        try:
+            for called, layer in cases.items():
+                inputs = inputs_of(layer, device, dtype)
+                dense = about["dense_kernel"] = dense_kernel(inputs[0], not forward_only)
+                for share, direction in product(topk, directions):
+                    case = Case(
+                        called,
+                        layer,
+                        share,
+                        Path(lists).name,
+                        selections[called, share],
+                        name,
+                        repeats,
+                        inputs,
+                        with_stages,
+                    )
+                    progress.update(task, description=f"{called}, topk {share:g}, {direction}")
+                    measurements.append(case.measure(direction, monitor))
+                    progress.console.print(line(measurements[-1]), soft_wrap=True)
+                    progress.advance(task)
+                    keep(complete=len(measurements) == len(rows))
+        except WrongResults as error:
+            stopped = f"{error}; `vsa check` says more", 1
+        except KeyboardInterrupt:
+            stopped = f"interrupted after {len(measurements)} of {len(rows)} rows", INTERRUPTED
+    console.print(*tables(measurements), sep="\n")
+    head = f"{options.machine(device)}, backend {name}, {kind}, vsa {vsa.__version__}"
+    console.print(f"{head}, {date.today()}; median of {repeats}, ± half the quartile distance")
+    if measurements:
+        worst = max(max(row.errors.values()) for row in measurements)
+        console.print(f"Sampled tiles lie within {worst:.1e} of fp64.")
+    if stopped is not None:
+        console.print(f"[bold red]{stopped[0]}[/bold red]")
+        raise typer.Exit(stopped[1])
+    if plot is not None:
+        from vsa.cli.bench.plot import draw, draw_sweep  # needs the extra
+
+        if sweep is None:
+            draw(measurements, head, dense, plot)
+        else:
+            draw_sweep(measurements, sweep, head, dense, plot)
+
+
+def _selection(kind: str, layer: Shape, share: float, device: torch.device) -> vsa.Selection | None:
+    """The lists of a layer; none where attention chooses."""
+    if kind == CHOSEN:
+        return None
+    kind, file = (kind, None) if kind in lists_of.DRAWN else ("captured", Path(kind))
+    topk = checks.top_k(share, layer.grid.num_tiles)
+    try:
+        return lists_of.selection(kind, layer.grid, layer.heads, topk, device, file)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--lists") from None

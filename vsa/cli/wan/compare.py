@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense and sparse runs of one video in ``vsa wan``, side by side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from vsa.cli.wan.attention import dense_kernels, preferring
+from vsa.cli.wan.loop import Denoiser, Run, run
+from vsa.cli.wan.model import Size
+from vsa.cli.wan.parts import ATTENTION, PARTS, STEP
+from vsa.integrations.diffusers import apply_vsa, collect, load_gates, remove_vsa
+from vsa.measure import stage_hooks
+from vsa.measure.timing import spread
+from vsa.values import checks
+from vsa.values.grid import Grid
+
+Gates = dict[str, Tensor]
+"""Weights of coarse gates, by ``blocks.N.to_gate_compress.weight`` and ``.bias``."""
+PARTS_CAPTION = (
+    "Parts are of one more step, under a profiler, which slows it: shares are of its time."
+)
+REPORTED_STEPS = 10
+"""About how many steps go into a report."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Dense and sparse runs of one size from the same noise.
+
+    Attributes:
+        size: of the video.
+        grid: its tokens, tiled as the sparse run tiles them.
+        kept: key tiles per query tile.
+        dense: the dense run.
+        sparse: the sparse run.
+        kernels: seconds of each dense kernel for one layer, that of the runs first; empty where
+            PyTorch offers no choice.
+    """
+
+    size: Size
+    grid: Grid
+    kept: int
+    dense: Run
+    sparse: Run
+    kernels: dict[str, float]
+
+    @property
+    def difference(self) -> float:
+        """Distance of the results as a share of the dense one's norm."""
+        dense, sparse = self.dense.video, self.sparse.video
+        return float((sparse - dense).norm() / dense.norm())
+
+
+def compare(
+    denoiser: Denoiser,
+    size: Size,
+    settings: dict[str, Any],
+    gates: Gates,
+    told: Callable[[str], None],
+) -> Comparison:
+    """Run both.
+
+    Args:
+        denoiser: of this size; its transformer is dense before and after.
+        size: of the video.
+        settings: arguments of ``apply_vsa``.
+        gates: what its gates are, where the settings have any.
+        told: is told "dense" or "sparse" after every step.
+    """
+    transformer: Any = denoiser.transformer
+    # PyTorch compiles a block a limited number of times, twice for every size.
+    torch.compiler.reset()
+    grid = Grid(size.grid, tile=settings["tile"])
+    config = transformer.config
+    kernels = dense_kernels(
+        grid.tokens,
+        config.num_attention_heads,
+        config.attention_head_dim,
+        denoiser.noise.device,
+        denoiser.text.dtype,
+    )
+    # every kind of step: dense, one that chooses tiles, one that takes them again
+    kinds = settings["dense_steps"] + 1 + (settings["refresh_every"] > 1)
+    with preferring(kernels):
+        dense = run(denoiser, 1, lambda: told("dense"))
+        make_sparse(transformer, settings, gates)
+        sparse = run(denoiser, min(kinds, denoiser.steps), lambda: told("sparse"))
+        remove_vsa(transformer)
+    return Comparison(
+        size, grid, checks.top_k(settings["topk"], grid.num_tiles), dense, sparse, kernels
+    )
+
+
+@torch.no_grad()
+def observe(
+    denoiser: Denoiser,
+    settings: dict[str, Any],
+    gates: Gates,
+    each: Callable[[], object],
+    path: Path,
+) -> None:
+    """Run the sparse loop once more, untimed, and write what it kept.
+
+    Args:
+        denoiser: as above.
+        settings: arguments of ``apply_vsa``.
+        gates: likewise.
+        each: is called after every step.
+        path: of the report, .html or .png.
+    """
+    transformer = denoiser.transformer
+    make_sparse(transformer, settings, gates)
+    with collect(transformer, every=max(1, denoiser.steps // REPORTED_STEPS)) as record:
+        denoiser.denoise(each)
+    remove_vsa(transformer)
+    record.report(path)
+
+
+def make_sparse(transformer: nn.Module, settings: dict[str, Any], gates: Gates) -> None:
+    """Apply the settings, and load the gates if there are any.
+
+    Raises:
+        ValueError: gates that are not those of this transformer's layers.
+    """
+    apply_vsa(transformer, **settings)
+    if gates:
+        load_gates(transformer, gates)
+
+
+def table(found: Comparison, transformer: nn.Module, compiled: bool) -> Table:
+    """Times, shares and memory of one comparison.
+
+    Args:
+        found: the comparison.
+        transformer: what ran.
+        compiled: whether its steps ran compiled, whose parts then say nothing about them.
+    """
+    config: Any = transformer.config
+    result = Table(
+        f"{found.size}",
+        title=f"{found.grid.tokens:,} tokens, {config.num_layers} layers, "
+        f"{config.num_attention_heads} heads of {config.attention_head_dim}; "
+        f"{found.kept} of {found.grid.num_tiles} tiles of "
+        f"{'x'.join(map(str, found.grid.box))} kept ({found.kept / found.grid.num_tiles:.1%})",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for column in ("dense", "sparse", "gain"):
+        result.add_column(column, justify="right")
+    pair = found.dense, found.sparse
+    medians = [statistics.median(one.steps) for one in pair]
+    result.add_row(
+        "[bold]a step[/bold], median",
+        *(
+            f"{_time(median)} ±{spread(one.steps):.0%}"
+            for median, one in zip(medians, pair, strict=True)
+        ),
+        _gain(*medians),
+    )
+    attention = [one.stages[ATTENTION] for one in pair]
+    wholes = medians
+    if not compiled:  # a compiled step has no parts to time, so its own time is all there is
+        wholes = [one.stages[STEP] for one in pair]
+        result.add_row("one more step, in parts", *map(_time, wholes), _gain(*wholes))
+    result.add_row(
+        "  self-attention",
+        *(
+            f"{_time(part)} ({part / whole:.0%})"
+            for part, whole in zip(attention, wholes, strict=True)
+        ),
+        _gain(*attention),
+    )
+    for stage in stage_hooks.FORWARD:
+        if stage in found.sparse.stages:
+            result.add_row(f"    {stage}", "", _time(found.sparse.stages[stage]), "")
+    rest = [whole - part for part, whole in zip(attention, wholes, strict=True)]
+    result.add_row("  everything else", *map(_time, rest), "")
+    if not compiled:
+        for part in PARTS:
+            result.add_row(f"    {part}", *(_time(one.stages[part]) for one in pair), "")
+        result.add_row(
+            "    rotation, modulation, sums", *(_time(remainder(one)) for one in pair), ""
+        )
+        result.caption = PARTS_CAPTION
+    totals = [one.total for one in pair]
+    count = len(found.dense.steps)
+    result.add_row(f"[bold]{count} steps[/bold], end to end", *map(_time, totals), _gain(*totals))
+    result.add_row("warm-up before", *(_time(one.warm_up) for one in pair), "")
+    result.add_row("peak memory beyond the weights", *(in_bytes(one.memory) for one in pair), "")
+    return result
+
+
+def remainder(one: Run) -> float:
+    """Seconds of a step taken apart that are in none of its parts."""
+    return one.stages[STEP] - one.stages[ATTENTION] - sum(one.stages[part] for part in PARTS)
+
+
+def figures(found: Comparison) -> dict[str, Any]:
+    """The same numbers and all single steps, in seconds and bytes, for a JSON file."""
+
+    def of_run(one: Run) -> dict[str, Any]:
+        return {
+            "warm_up": one.warm_up,
+            "steps": one.steps,
+            "median": statistics.median(one.steps),
+            "total": one.total,
+            "memory": one.memory,
+            "stages": one.stages,
+        }
+
+    return {
+        "size": str(found.size),
+        "grid": found.grid.shape,
+        "tile": found.grid.box,
+        "kept": found.kept,
+        "tiles": found.grid.num_tiles,
+        "dense": of_run(found.dense),
+        "sparse": of_run(found.sparse),
+        "dense_kernels": found.kernels,
+        "difference": found.difference,
+    }
+
+
+def kernel_line(found: Comparison) -> str:
+    """Which dense kernel was taken, and what the others would have been."""
+    if not found.kernels:
+        return "dense attention: PyTorch's scaled_dot_product_attention"
+    times = [f"{name} {_time(seconds)}" for name, seconds in found.kernels.items()]
+    others = f", against {', '.join(times[1:])}" if times[1:] else ""
+    return f"dense attention at {found.size}: {times[0]} a layer{others}"
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+def _gain(dense: float, sparse: float) -> str:
+    return f"[bold]{dense / sparse:.2f}x[/bold]"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:,.1f} ms"

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What full and sparse attention cost, in floating-point operations, per stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+
+from vsa.values import checks
+from vsa.values.budget import TopK, resolve
+from vsa.values.grid import Extent, Grid
+
+BACKWARD = 2.5
+"""Cost of a backward over its forward: five products of the same size against two."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of one attention layer; a multiply-add counts as two.
+
+    Attributes:
+        full: dense attention.
+        coarse: tile means and attention between them.
+        select: scores between tile means for the top-k (the coarse stage's, counted once more).
+        fine: attention inside the selected tiles, text included.
+        combine: gates and sum.
+    """
+
+    full: float
+    coarse: float
+    select: float
+    fine: float
+    combine: float
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Operations of each stage of sparse attention by name."""
+        return {
+            "coarse": self.coarse,
+            "select": self.select,
+            "fine": self.fine,
+            "combine": self.combine,
+        }
+
+    @property
+    def sparse(self) -> float:
+        """Sparse attention, all stages."""
+        return sum(self.stages.values())
+
+    @property
+    def ratio(self) -> float:
+        """How many times less work sparse attention is."""
+        return self.full / self.sparse
+
+
+def flops(
+    grid: Extent | Grid,
+    heads: int,
+    head_dim: int,
+    topk: TopK,
+    backward: bool = True,
+    *,
+    batch: int = 1,
+    kv_grid: Extent | Grid | None = None,
+) -> Flops:
+    """Count the operations of one call of ``vsa.attention`` with a coarse gate.
+
+    Ragged tiles count with the mean size of a key tile.
+
+    Args:
+        grid: (T, H, W) or ``vsa.Grid`` of the queries.
+        heads: query heads.
+        head_dim: channels of a head.
+        topk: key tiles per query tile, as in ``vsa.attention``, but for a ``vsa.TopP``, whose
+            number only the scores can tell: pass the density of a selection.
+        backward: count forward and backward, else the forward alone. The choice of tiles has no
+            backward.
+        batch: batch size.
+        kv_grid: the keys' grid where it differs.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+    queries = grid if isinstance(grid, Grid) else Grid(grid)
+    keys = queries if kv_grid is None else kv_grid if isinstance(kv_grid, Grid) else Grid(kv_grid)
+    each = (
+        checks.integer("batch", batch, 1)
+        * checks.integer("heads", heads, 1)
+        * checks.integer("head_dim", head_dim, 1)
+    )
+    budget = resolve(topk, keys.num_tiles, heads)
+    if budget.mass:
+        raise ValueError(
+            "topk must say how many tiles are kept for their operations to be counted, "
+            f"but it is {topk}: pass the density of a selection"
+        )
+    kept = fmean(budget.counts) / keys.num_tiles * keys.tokens
+    factor = 1 + BACKWARD * bool(backward)
+    tile_pairs, linear = queries.num_tiles * keys.num_tiles, 1 + bool(backward)
+    return Flops(
+        full=factor * 4 * each * queries.length * keys.length,
+        coarse=factor * 4 * each * tile_pairs + linear * each * (queries.tokens + 2 * keys.tokens),
+        select=2.0 * each * tile_pairs,
+        fine=factor * 4 * each * (queries.tokens * (kept + keys.text) + queries.text * keys.length),
+        combine=linear * 3.0 * each * queries.length,
+    )

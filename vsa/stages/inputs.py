@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user passes, checked and brought into one form before any work is done."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from vsa import backends
+from vsa.values import checks, hints, transforms
+from vsa.values.grid import SLOTS, Extent, Grid
+
+if TYPE_CHECKING:
+    from vsa.stages.select import Selection
+
+DEFAULT_TILE = (4, 4, 4)
+Tile = Extent | Literal["auto"]
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Checked inputs of the fine stage, flat and in one type.
+
+    Attributes:
+        q: (B, S_q, heads, head_dim), any strides but a contiguous last dimension.
+        k: (B, S_k, kv_heads, head_dim), likewise.
+        v: like k.
+        grid: the queries' grid.
+        kv_grid: the keys' grid.
+        scale: factor of the scores.
+        text_valid: (B, prefix + suffix) bool or None for all valid.
+        backend: the backend's name, never "auto".
+        shape: the shape that the user's q had, which outputs take.
+        transformed: whether forward-mode tangents or torch.func ask for PyTorch's own operators.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    grid: Grid
+    kv_grid: Grid
+    scale: float
+    text_valid: Tensor | None
+    backend: str
+    shape: torch.Size
+    transformed: bool = False
+
+
+def resolve(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    *,
+    grid: Extent | Grid | None = None,
+    kv_grid: Extent | Grid | None = None,
+    tile: Tile = DEFAULT_TILE,
+    scale: float | None = None,
+    text_valid: Tensor | None = None,
+    selection: Selection | None = None,
+    gates: Mapping[str, Tensor | None] | None = None,
+    backend: str = "auto",
+) -> Inputs:
+    """Check everything that the parts of ``vsa`` have in common.
+
+    ``v=None`` where there are no values. A selection brings the grids that the caller left out;
+    gates are checked elsewhere.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what it was and what is allowed.
+        RuntimeError: an explicit backend that cannot run here, with what is missing.
+    """
+    for name, x in (("q", q), ("k", k), *([("v", v)] if v is not None else [])):
+        checks.plain(name, checks.tensor(name, x))
+        checks.layout(name, x)
+    q, k, v = under_autocast(q, k, k if v is None else v)
+    checks.alike(q, {"k": k, "v": v})
+    checks.keys_match(q, k, v)
+    names = ["grid", "kv_grid"]
+    if selection is not None:
+        checks.is_selection(selection)
+        if grid is None and selection.grid is not None:
+            grid, names[0] = selection.grid, "the grid of selection"
+        if kv_grid is None and selection.kv_grid is not None:
+            kv_grid, names[1] = selection.kv_grid, "the kv_grid of selection"
+    query_grid = _grid_of(names[0], "q", q, grid, tile)
+    key_grid = _key_grid(q, k, query_grid, kv_grid, tile, names[1])
+    checks.text_valid(text_valid, q, query_grid, key_grid)
+    if selection is not None:
+        checks.selection(selection, q, query_grid, key_grid)
+    hints.about_runs(q, grid, tile)
+    transformed = _transformed(backend, {"q": q, "k": k, "v": v, **(gates or {})})
+    return Inputs(
+        scale=checks.scale(scale, q.shape[-1]),
+        text_valid=None if text_valid is None else savable(text_valid),
+        transformed=transformed,
+        backend=backends.choose(
+            "torch" if transformed else backend,
+            q.device.type,
+            q.device.index,
+            str(q.dtype),
+            operator.index(q.shape[-1]),
+            wants_gradients(q, k, v),
+        ),
+        # Last, since strides may make these copies, and what is above may refuse.
+        q=_flat(q),
+        k=_flat(k),
+        v=_flat(v),
+        grid=query_grid,
+        kv_grid=key_grid,
+        shape=q.shape,
+    )
+
+
+def _transformed(backend: object, tensors: Mapping[str, Tensor | None]) -> bool:
+    """Whether some tensor needs more than a backward, which only ``torch`` has."""
+    found = [name for name, x in tensors.items() if transforms.is_transformed(x)]
+    if found and backend not in ("auto", "torch"):
+        raise NotImplementedError(
+            f"{found[0]} has a forward-mode tangent or is inside of a transform of torch.func, "
+            f'which only backend="torch" follows, but backend is {backend!r}'
+        )
+    if found and backend == "auto":
+        hints.about_transforms(found[0], tensors["q"])
+    return bool(found)
+
+
+def savable(x: Tensor) -> Tensor:
+    """A tensor that autograd may keep, which it refuses of those made in inference mode."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not x.is_inference():
+        return x
+    return x.clone()
+
+
+def wants_gradients(*tensors: Tensor) -> bool:
+    """Whether autograd is on and any of them needs a gradient."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast mixed types become autocast's; fp64 is left alone, as PyTorch does."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or torch.float64 in {x.dtype for x in tensors}:
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
+
+
+def _grid_of(name: str, owner: str, x: Tensor, grid: Extent | Grid | None, tile: Tile) -> Grid:
+    """The grid of a tensor, from the argument, from the tensor's own shape, or one-dimensional."""
+    if isinstance(grid, Grid):
+        if tile not in (DEFAULT_TILE, "auto", grid.tile):
+            raise ValueError(
+                f"tile is {tile!r}, but {name} is a vsa.Grid whose tile is "
+                f"{grid.tile}: give only one of them"
+            )
+        found = grid
+    elif grid is not None:
+        found = Grid(checks.extent(name, grid), tile=tile)
+    elif x.ndim == 6:
+        found = Grid((x.shape[1], x.shape[2], x.shape[3]), tile=tile)
+    else:
+        found = Grid(
+            (1, 1, x.shape[1]), tile=(1, 1, SLOTS) if tile in (DEFAULT_TILE, "auto") else tile
+        )
+    hints.about_thin_tiles(found, found.tile == tile == DEFAULT_TILE)
+    if x.ndim == 4:
+        source = f"its {name}" if grid is None else name
+        checks.sequence_length(owner, x.shape[1], found, source)
+    elif found.text or found.shape != tuple(x.shape[1:4]):
+        raise ValueError(
+            f"{name} is {found.shape} with {found.text} text tokens, but {owner} is "
+            "video-shaped with the grid "
+            f"{tuple(x.shape[1:4])} and no room for text: pass a flat tensor or the grid of {owner}"
+        )
+    return found
+
+
+def _key_grid(
+    q: Tensor, k: Tensor, grid: Grid, kv_grid: Extent | Grid | None, tile: Tile, name: str
+) -> Grid:
+    """The keys' grid: the queries' unless ``kv_grid`` says otherwise."""
+    if kv_grid is not None:
+        return _grid_of(name, "k", k, kv_grid, tile)
+    if k.shape[1:-2] != q.shape[1:-2]:
+        raise ValueError(
+            f"k has the grid or length {tuple(k.shape[1:-2])} and q has {tuple(q.shape[1:-2])}: "
+            "pass kv_grid when the keys have a grid of their own"
+        )
+    return grid
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(B, T, H, W, heads, head_dim) -> (B, S, heads, head_dim); a view wherever strides allow."""
+    return x.flatten(1, 3) if x.ndim == 6 else x

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many key tiles a query tile keeps: a number, a share, one of these per head, or a mass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vsa.values import checks, hints
+
+
+@dataclass(frozen=True)
+class TopP:
+    """Keep tiles, best first, until they hold a share of the softmax over all key tiles.
+
+    The softmax is that of the coarse stage, over the scaled scores of tile means. Each query tile
+    gets the fewest tiles whose shares add up to ``mass``, and never fewer than ``floor``: many
+    where attention is spread, few where it is sharp. Tiles forced by ``must`` come first and count.
+
+    Shares are whole multiples of 2**-31 of the largest one, so that their sums are exact and the
+    same on every machine; they are right to about 1e-6. A share under 2**-32 of the largest (a
+    score 22.2 below it) counts as nothing: ``mass=1.0`` keeps all tiles but those.
+
+    Args:
+        mass: share of the softmax to reach, in (0, 1].
+        floor: least tiles per query tile, an int or a share of the key tiles, as ``topk``.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+
+    mass: float
+    floor: float = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mass", checks.share("mass", self.mass))
+        checks.top_k(self.floor, num_tiles=1, name="floor")
+
+
+TopK = float | TopP | Sequence[float] | Tensor
+"""What ``topk`` may be: an int, a float in (0, 1], a ``TopP``, an int or float per head, or a
+tensor () on the CPU that holds an int or float."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one row of scores keeps: at least ``counts`` tiles, and at least ``mass``.
+
+    Attributes:
+        counts: least tiles of a row, from 1 to n_k; one number for all query heads, or one each.
+        mass: least share of a row's softmax, 0 for none.
+        is_everything: whether all tiles are kept whatever the scores.
+        numbers: what stands for all of these in compiled code that was made for numbers that vary,
+            (1 + one or heads,) fp64 on the CPU: the mass, then shares of the tiles.
+    """
+
+    counts: tuple[int, ...]
+    mass: float = 0.0
+    is_everything: bool = False
+    numbers: Tensor | None = None
+
+    @property
+    def most(self) -> int | None:
+        """The most tiles that a row keeps, None if only the scores or ``numbers`` can tell."""
+        return None if self.mass or self.numbers is not None else max(self.counts)
+
+
+def resolve(topk: object, num_tiles: int, heads: int) -> Budget:
+    """The budget that ``topk`` means for ``num_tiles`` key tiles.
+
+    Raises:
+        ValueError, TypeError: in one sentence that names ``topk``.
+    """
+    budget = _resolved(topk, num_tiles, heads)
+    hints.about_budget(topk, num_tiles)
+    return budget
+
+
+def _resolved(topk: object, num_tiles: int, heads: int) -> Budget:
+    mass, values, names = 0.0, (topk,), ["topk"]
+    if isinstance(topk, TopP):
+        mass, values, names = topk.mass, (topk.floor,), ["floor"]
+    elif isinstance(topk, (tuple, list)):
+        checks.one_per_head("topk", topk, heads)
+        values, names = tuple(topk), [f"topk[{head}]" for head in range(heads)]
+    elif isinstance(topk, Tensor):
+        checks.number_tensor("topk", topk)
+        if not torch.compiler.is_compiling():
+            values = (topk.item(),)
+    if any(map(varies, (mass, *values))):
+        return Budget((1,), numbers=_as_data(mass, values, num_tiles, names))
+    counts = tuple(
+        checks.top_k(value, num_tiles, name) for value, name in zip(values, names, strict=True)
+    )
+    everything = all(count >= num_tiles for count in counts) if _known(num_tiles, counts) else False
+    return Budget(counts, mass, everything)
+
+
+def counts_and_mass(
+    counts: Sequence[int], mass: float, numbers: Tensor | None, num_tiles: int
+) -> tuple[list[int], float]:
+    """The counts and the mass that a ``Budget`` stands for, when it is spent.
+
+    Raises:
+        ValueError: a share outside (0, 1] among ``numbers``.
+    """
+    if numbers is None:
+        return list(counts), mass
+    mass, *shares = numbers.tolist()
+    return [checks.top_k(share, num_tiles) for share in shares], mass
+
+
+def _known(num_tiles: int, counts: Sequence[int]) -> bool:
+    """Whether these are numbers: comparing symbols would make a graph for each answer."""
+    if not torch.compiler.is_compiling():
+        return True
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return all(has_static_value(number) for number in (num_tiles, *counts))
+
+
+def varies(value: object) -> bool:
+    """Whether compiled code is being made for a number that changes between calls, as data.
+
+    Whole numbers may change without: they can be sizes. Fractions and what depends on them can be
+    no sizes, and would be constants again, and another graph, for every value.
+    """
+    if not torch.compiler.is_compiling() or not isinstance(value, (float, Tensor)):
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return isinstance(value, Tensor) or not has_static_value(value)
+
+
+def _as_data(mass: float, values: Sequence[object], num_tiles: int, names: Sequence[str]) -> Tensor:
+    """``Budget.numbers``: as products, since these are what torch.compile makes data of."""
+    one = torch.ones((), dtype=torch.float64)
+    shares: list[Tensor] = []
+    for value, name in zip(values, names, strict=True):
+        if isinstance(value, Tensor):
+            share = value.double()
+            whole = not value.is_floating_point()
+        else:
+            checks.top_k(value, 1, name)
+            share, whole = one * value, not isinstance(value, float)  # type: ignore[operator]
+        if whole:
+            # A half less, so that what is rounded up again is the number that it was; more tiles
+            # than there are, all of them.
+            share = ((share - 0.5) / num_tiles).clamp(max=1)
+        shares.append(share)
+    return torch.stack([one * mass, *shares])

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""grid: cut a (T, H, W) token grid into tiles. No token moves; a tile is an address pattern.
+
+Paper, section 2.2: the latent video is cut into cubes; here the cubes at the edges are clipped,
+never padded.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from vsa.values import checks
+
+SLOTS = 64
+"""Most tokens that one tile holds: the rows of one tensor-core operand."""
+
+Extent = tuple[int, int, int]
+"""Three token counts along (t, h, w)."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A video's tokens as tiles, with text tokens before and after them in the sequence.
+
+    Tiles are ordered t-major, then h, then w; tokens inside a tile in raster order (w fastest).
+
+    Args:
+        shape: (T, H, W), tokens along each axis.
+        tile: tokens per tile along (t, h, w), at most 64 in all; ``"auto"`` takes
+            ``best_tile(shape)``.
+        prefix: text tokens that stand before the video in the sequence.
+        suffix: text tokens that stand after it.
+
+    Raises:
+        ValueError, TypeError: an extent, tile or count that is not allowed; the sentence names it.
+    """
+
+    shape: Extent
+    tile: Extent | Literal["auto"] = (4, 4, 4)
+    prefix: int = 0
+    suffix: int = 0
+
+    def __post_init__(self) -> None:
+        shape = checks.extent("grid", self.shape)
+        if self.tile == "auto":
+            T, H, W = map(operator.index, shape)  # compiled code makes a graph for each of these
+            tile = best_tile((T, H, W))
+        else:
+            tile = checks.tile("tile", self.tile, SLOTS)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "tile", tile)
+        object.__setattr__(self, "prefix", checks.count("prefix", self.prefix))
+        object.__setattr__(self, "suffix", checks.count("suffix", self.suffix))
+
+    @property
+    def tokens(self) -> int:
+        """Video tokens, T * H * W."""
+        return self.shape[0] * self.shape[1] * self.shape[2]
+
+    @property
+    def text(self) -> int:
+        """Text tokens, prefix + suffix."""
+        return self.prefix + self.suffix
+
+    @property
+    def length(self) -> int:
+        """Tokens of the whole sequence: prefix, video, suffix."""
+        return self.prefix + self.tokens + self.suffix
+
+    @property
+    def box(self) -> Extent:
+        """The tile clipped to the grid: what the largest tile spans along (t, h, w)."""
+        return _per_axis(min, cast("Extent", self.tile), self.shape)
+
+    @property
+    def tiles(self) -> Extent:
+        """Tiles along each axis, (nt, nh, nw)."""
+        return _per_axis(_ceil_div, self.shape, self.box)
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles in all, nt * nh * nw."""
+        nt, nh, nw = self.tiles
+        return nt * nh * nw
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether some tile is clipped at an edge."""
+        return any(extent % size for size, extent in zip(self.box, self.shape, strict=True))
+
+    @property
+    def waste(self) -> float:
+        """Share of the 64 slots per tile that hold no token."""
+        return 1 - self.tokens / (SLOTS * self.num_tiles)
+
+    @property
+    def sizes(self) -> Tensor:
+        """Tokens of each tile, (num_tiles,) int64 on the CPU."""
+        return self.tile_sizes()
+
+    def tile_sizes(self, device: torch.device | str | None = None) -> Tensor:
+        """Tokens of each tile, (num_tiles,) int64 on ``device``."""
+        t, h, w = (
+            (extent - size * torch.arange(count, device=device)).clamp(max=size)
+            for extent, size, count in zip(self.shape, self.box, self.tiles, strict=True)
+        )
+        return (t[:, None, None] * h[:, None] * w).flatten()
+
+    def tile_of_token(self, device: torch.device | str | None = None) -> Tensor:
+        """The tile that each video token lies in, (tokens,) int64."""
+        t, h, w = (
+            torch.arange(extent, device=device) // size
+            for extent, size in zip(self.shape, self.box, strict=True)
+        )
+        _, nh, nw = self.tiles
+        return ((t[:, None, None] * nh + h[:, None]) * nw + w).flatten()
+
+    def tokens_of_tiles(self, device: torch.device | str | None = None) -> Tensor:
+        """Video token in every slot, (num_tiles, volume of ``box``) int64; -1 where clipped."""
+        axes = [
+            torch.arange(count, device=device)[:, None] * size + torch.arange(size, device=device)
+            for size, count in zip(self.box, self.tiles, strict=True)
+        ]
+        t, h, w = (
+            axes[0][:, None, None, :, None, None],
+            axes[1][:, None, None, :, None],
+            axes[2][:, None, None],
+        )
+        inside = (t < self.shape[0]) & (h < self.shape[1]) & (w < self.shape[2])
+        token = (t * self.shape[1] + h) * self.shape[2] + w
+        return torch.where(inside, token, -1).reshape(self.num_tiles, -1)
+
+    def to_tiles(self, x: Tensor) -> Tensor:
+        """Copy a sequence into tile order: for reading and tests, the kernels never need it.
+
+        Args:
+            x: (B, length, ...); text tokens are left out.
+
+        Returns:
+            (B, num_tiles, 64, ...), zeros in slots without a token.
+        """
+        checks.sequence_length("x", x.shape[1], self)
+        token = self.tokens_of_tiles(x.device)
+        rows = x[:, self.prefix + token.clamp(min=0)]
+        rows = rows.masked_fill((token < 0).view(1, *token.shape, *[1] * (x.ndim - 2)), 0)
+        tiles = x.new_zeros(x.shape[0], self.num_tiles, SLOTS, *x.shape[2:])
+        tiles[:, :, : token.shape[1]] = rows
+        return tiles
+
+    def from_tiles(self, x: Tensor) -> Tensor:
+        """Copy tile order back into the sequence, the inverse of ``to_tiles``.
+
+        Args:
+            x: (B, num_tiles, 64, ...).
+
+        Returns:
+            (B, length, ...), zeros at text tokens.
+        """
+        if x.ndim < 3 or x.shape[1:3] != (self.num_tiles, SLOTS):
+            raise ValueError(
+                f"x has the shape {tuple(x.shape)}, but this grid's tiles are (B, "
+                f"{self.num_tiles}, {SLOTS}, ...)"
+            )
+        token = self.tokens_of_tiles(x.device)
+        slot = torch.arange(self.num_tiles, device=x.device)[:, None] * SLOTS + torch.arange(
+            token.shape[1], device=x.device
+        )
+        slot_of_token = slot.new_empty(self.tokens + 1).index_put_((token,), slot)[:-1]
+        sequence = x.new_zeros(x.shape[0], self.length, *x.shape[3:])
+        sequence[:, self.prefix : self.prefix + self.tokens] = x.flatten(1, 2)[:, slot_of_token]
+        return sequence
+
+    def as_ints(self) -> list[int]:
+        """Eight ints (T, H, W, t, h, w, prefix, suffix), the form that operators take."""
+        return [*self.shape, *self.tile, self.prefix, self.suffix]
+
+    @staticmethod
+    def from_ints(ints: Sequence[int]) -> Grid:
+        """The inverse of ``as_ints``; extents that are symbols while tracing stay symbols."""
+        if any(isinstance(number, torch.SymInt) for number in ints):  # a hash would fix them
+            T, H, W, t, h, w, prefix, suffix = ints
+            return Grid((T, H, W), (t, h, w), prefix, suffix)
+        return _grid_of_ints(*ints)
+
+
+@lru_cache(maxsize=256)
+def _grid_of_ints(T: int, H: int, W: int, t: int, h: int, w: int, prefix: int, suffix: int) -> Grid:
+    """Operators ask for the grid of a layer again in every call."""
+    return Grid((T, H, W), (t, h, w), prefix, suffix)
+
+
+def best_tile(shape: Extent) -> Extent:
+    """The tile shape that wastes the fewest of its 64 slots on a grid of (T, H, W) tokens.
+
+    Only compact shapes are considered: a side is at most twice any side that does not span its
+    whole axis, since neighbouring tokens are what makes a tile's mean meaningful. Ties go to the
+    shortest longest side.
+
+    Returns:
+        Tokens per tile along (t, h, w). It never wastes more than (4, 4, 4) does.
+    """
+    shape = checks.extent("shape", shape)
+    best = min((_num_tiles(shape, tile), max(tile), tile) for tile in _compact_tiles(shape))
+    return best[2]
+
+
+# What torch.compiler.assume_constant_result sets, which would load torch._dynamo: the tile is found
+# when code is traced.
+best_tile._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _per_axis(function: Callable[[int, int], int], a: Extent, b: Extent) -> Extent:
+    return function(a[0], b[0]), function(a[1], b[1]), function(a[2], b[2])
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _num_tiles(shape: Extent, tile: Extent) -> int:
+    return math.prod(_per_axis(_ceil_div, shape, tile))
+
+
+def _compact_tiles(shape: Extent) -> Iterator[Extent]:
+    for t in range(1, min(shape[0], SLOTS) + 1):
+        for h in range(1, min(shape[1], SLOTS // t) + 1):
+            for w in range(1, min(shape[2], SLOTS // (t * h)) + 1):
+                tile = (t, h, w)
+                inner = [size for size, extent in zip(tile, shape, strict=True) if size < extent]
+                if not inner or max(tile) <= 2 * min(inner):
+                    yield tile

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Video Sparse Attention as dense attention under a mask of tokens, in fp64.
+
+What ``vsa.verify.reference`` computes in loops over tokens, with whole matrices: many times faster,
+and as independent of the package. Tests hold the two against each other. Differentiable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vsa.verify import reference
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topk: float | Sequence[float],
+    *,
+    mass: float = 0.0,
+    grid: Sequence[int],
+    tile: Sequence[int] = (4, 4, 4),
+    prefix: int = 0,
+    suffix: int = 0,
+    kv_grid: Sequence[int] | None = None,
+    gate_coarse: Tensor | None = None,
+    gate_fine: Tensor | None = None,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    text_valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Arguments and results as in ``vsa.verify.reference.attention``, on the CPU."""
+    group = q.shape[2] // k.shape[2]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = (x.double().transpose(1, 2) for x in (q, k, v))  # (B, heads, S, head_dim)
+    k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+    query_tiles, key_tiles = (
+        membership(shape, tile, prefix, suffix) for shape in (grid, kv_grid or grid)
+    )
+    q_means, k_means, v_means = (
+        tiles / tiles.sum(-1, keepdim=True) @ x
+        for tiles, x in ((query_tiles, q), (key_tiles, k), (key_tiles, v))
+    )
+    coarse_scores = scale * q_means @ k_means.mT
+    chosen = choice(coarse_scores, topk, mass) if mask is None else mask
+    attends = attended(chosen, query_tiles, key_tiles, text_valid)
+    idle = ~attends.any(-1, keepdim=True)
+    scores = (scale * q @ k.mT).masked_fill(~(attends | idle), -math.inf)
+    out = scores.softmax(-1).masked_fill(idle, 0) @ v
+    lse = scores.logsumexp(-1).masked_fill(idle.squeeze(-1), -math.inf)
+    out = out.transpose(1, 2)
+    if gate_fine is not None:
+        out = gate_fine.double() * out
+    if gate_coarse is not None:
+        coarse = query_tiles.T @ (coarse_scores.softmax(-1) @ v_means)  # text is in no tile
+        out = out + gate_coarse.double() * coarse.transpose(1, 2)
+    return out, chosen, lse
+
+
+def membership(grid: Sequence[int], tile: Sequence[int], prefix: int, suffix: int) -> Tensor:
+    """(num_tiles, S) fp64, 1 where a token of the sequence lies in a tile."""
+    tiles = reference.tiles_of(grid, tile, prefix)
+    inside = torch.zeros(len(tiles), prefix + math.prod(grid) + suffix, dtype=torch.float64)
+    for row, tokens in zip(inside, tiles, strict=True):
+        row[tokens] = 1
+    return inside
+
+
+def choice(scores: Tensor, topk: float | Sequence[float], mass: float = 0.0) -> Tensor:
+    """Scores (B, heads, n_q, n_k) -> bool, which key tiles ``reference.best`` picks."""
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    for b, h, i in torch.cartesian_prod(*map(torch.arange, scores.shape[:3])).tolist():
+        each = topk[h] if isinstance(topk, Sequence) else topk
+        chosen[b, h, i, reference.best(scores[b, h, i].tolist(), each, mass)] = True
+    return chosen
+
+
+def attended(
+    chosen: Tensor,
+    query_tiles: Tensor,
+    key_tiles: Tensor,
+    text_valid: Tensor | None = None,
+) -> Tensor:
+    """Which tokens attend which.
+
+    Args:
+        chosen: (B, heads, n_q, n_k) bool, the choice of tiles.
+        query_tiles: (n_q, S_q), from ``membership``.
+        key_tiles: (n_k, S_k), likewise.
+        text_valid: (B, prefix + suffix) bool, which text tokens are real; None for all.
+
+    Returns:
+        (B, heads, S_q, S_k) bool. Video attends its tiles and real text, real text everything.
+    """
+    video_q, video_k = (tiles.sum(0) > 0 for tiles in (query_tiles, key_tiles))
+    text_q, text_k = (_real_text(video, text_valid) for video in (video_q, video_k))
+    tiles = query_tiles.T @ chosen.double() @ key_tiles > 0
+    of_video = tiles | (video_q[:, None] & text_k[:, None, None])
+    return of_video | (text_q[:, None, :, None] & (video_k | text_k)[:, None, None])
+
+
+def _real_text(video: Tensor, text_valid: Tensor | None) -> Tensor:
+    """(B or 1, S) bool, where the sequence holds text that is real."""
+    if text_valid is None:
+        return ~video[None]
+    real = torch.zeros(len(text_valid), len(video), dtype=torch.bool)
+    real[:, ~video] = text_valid
+    return real
