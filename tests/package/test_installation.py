@@ -107,7 +107,7 @@ def test_any_file_that_the_other_one_overwrote_stops_the_import(tmp_path: Path) 
     done = python(tmp_path, "-c", "import vsa")
     assert done.returncode == 1
     said = done.stderr.splitlines()[-1]
-    assert said.startswith("ImportError:") and "grid.py was overwritten by" in said
+    assert said.startswith("ImportError:") and "nn.py was overwritten by" in said
 
 
 def test_the_version_is_that_of_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
