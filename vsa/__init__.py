@@ -11,13 +11,12 @@ if take_built(Path(__file__).resolve().parent):  # else the installed package is
     from vsa import diagnostics, distributed, nn
     from vsa.cost import flops
     from vsa.diagnostics import plots
-    from vsa.flop_formulas import register_when_imported
-    from vsa.functional import attention
+    from vsa.functional import attention, block_sparse_attention, select
+    from vsa.measure.flop_formulas import register_when_imported
     from vsa.schedule import SparsityRamp
-    from vsa.stages.fine import block_sparse_attention
-    from vsa.stages.select import Selection, select
     from vsa.values.budget import TopP
     from vsa.values.grid import Grid, best_tile
+    from vsa.values.selection import Selection
 
     register_when_imported()
 

@@ -1,28 +1,93 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video Sparse Attention as a whole: grid, coarse, select, fine, combine."""
+"""The public functions: attention as a whole, its choice of tiles, and its fine stage alone."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
 
+from vsa.backends import named
 from vsa.stages import inputs
 from vsa.stages.coarse import tile_means
-from vsa.stages.combine import gated_attention, is_one_operator
-from vsa.stages.select import (
-    Selection,
-    everything,
-    select_and_attend,
-    select_outside,
-    select_tiles,
-)
+from vsa.stages.combine import gated_attention
+from vsa.stages.fine import fine
+from vsa.stages.inputs import DEFAULT_TILE, Inputs, Tile
+from vsa.stages.select import everything, select_and_attend, select_tiles
 from vsa.values import checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
+from vsa.values.selection import Selection, check_is_selection
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # comes with torch
 
 
+class FineOptions(TypedDict, total=False):
+    """Keywords of ``block_sparse_attention`` but for what it returns; meanings as there."""
+
+    grid: Extent | Grid | None
+    kv_grid: Extent | Grid | None
+    tile: Tile
+    scale: float | None
+    text_valid: Tensor | None
+    backend: str
+
+
+class Options(FineOptions, total=False):
+    """Keywords of ``attention`` but for what it returns; meanings as there."""
+
+    gate_coarse: Tensor | None
+    gate_fine: Tensor | None
+    selection: Selection | None
+
+
+# What comes back depends on two flags; each pair of them is a type of its own.
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topk: TopK | None,
+    *,
+    return_selection: Literal[False] = False,
+    return_lse: Literal[False] = False,
+    **options: Unpack[Options],
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topk: TopK | None,
+    *,
+    return_selection: Literal[True],
+    return_lse: Literal[False] = False,
+    **options: Unpack[Options],
+) -> tuple[Tensor, Selection]: ...
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topk: TopK | None,
+    *,
+    return_selection: Literal[False] = False,
+    return_lse: Literal[True],
+    **options: Unpack[Options],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topk: TopK | None,
+    *,
+    return_selection: Literal[True],
+    return_lse: Literal[True],
+    **options: Unpack[Options],
+) -> tuple[Tensor, Selection, Tensor]: ...
 def attention(
     q: Tensor,
     k: Tensor,
@@ -31,7 +96,7 @@ def attention(
     *,
     grid: Extent | Grid | None = None,
     kv_grid: Extent | Grid | None = None,
-    tile: inputs.Tile = inputs.DEFAULT_TILE,
+    tile: Tile = DEFAULT_TILE,
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
     scale: float | None = None,
@@ -48,7 +113,8 @@ def attention(
     Args:
         q: (B, T, H, W, heads, head_dim), or flat (B, S, heads, head_dim) in raster order (w
             fastest); bf16, fp16, fp32 or fp64; contiguous last dimension, any other strides.
-        k: likewise with the keys' grid; its heads divide those of q.
+        k: (B, T, H, W, kv_heads, head_dim) or (B, S, kv_heads, head_dim) with the keys' grid;
+            kv_heads divides heads.
         v: like k.
         topk: key tiles per query tile: an int (clamped to their number); a float in (0, 1], their
             share, ceil(topk * n), at least 1; a tuple with one of these for each query head; a
@@ -93,37 +159,156 @@ def attention(
     )
     checks.gate("gate_coarse", gate_coarse, q)
     checks.gate("gate_fine", gate_fine, q)
-    num_key_tiles = call.kv_grid.num_tiles
     given = selection is not None and topk is None
-    budget = resolve(1.0 if given else topk, num_key_tiles, call.q.shape[2])
+    budget = resolve(1.0 if given else topk, call.kv_grid.num_tiles, call.q.shape[2])
     choose = selection is None and not budget.is_everything
 
     selection = None if selection is None else selection.savable()
     with torch.autocast(call.q.device.type, enabled=False):
         means: list[Tensor] = []
         if gate_coarse is not None:
-            means = tile_means(_for_means(call), (call.grid, call.kv_grid, call.kv_grid))
-        elif choose and not call.transformed:
-            means = tile_means((call.q.detach(), call.k.detach()), (call.grid, call.kv_grid))
+            grids = (call.grid, call.kv_grid, call.kv_grid)
+            means = tile_means(_for_means(call), grids, call.backend)
+        elif choose:
+            of_keys = call.q.detach(), call.k.detach()
+            means = tile_means(of_keys, (call.grid, call.kv_grid), call.backend)
         coarse: Tensor | None = None
-        if choose and gate_coarse is not None and is_one_operator(call.backend):
+        if choose and gate_coarse is not None and named(call.backend).fuses_gates:
             selection, coarse = select_and_attend(means, budget, call)
-        elif choose and call.transformed:
-            selection = select_outside(budget, call)
         elif choose:
             selection = select_tiles(means[0], means[1], budget, call)
         elif selection is None:
             selection = everything(call)
         if gate_coarse is None:
-            means = []  # nobody needs their memory any more
+            means = []  # their memory is free for the fine stage
         out, lse = gated_attention(call, selection, means, coarse, gate_fine, gate_coarse)
 
     extras = [selection] * return_selection + [lse] * return_lse
     return (out, *extras) if extras else out
 
 
-def _for_means(call: inputs.Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def _for_means(call: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v, without gradient where that of their means does not go through autograd."""
-    if is_one_operator(call.backend):
+    if named(call.backend).fuses_gates:
         return call.q.detach(), call.k.detach(), call.v.detach()
     return call.q, call.k, call.v
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selection: Selection,
+    *,
+    return_lse: Literal[False] = False,
+    **options: Unpack[FineOptions],
+) -> Tensor: ...
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selection: Selection,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[FineOptions],
+) -> tuple[Tensor, Tensor]: ...
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selection: Selection,
+    *,
+    grid: Extent | Grid | None = None,
+    kv_grid: Extent | Grid | None = None,
+    tile: Tile = DEFAULT_TILE,
+    scale: float | None = None,
+    text_valid: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Any:
+    """The fine stage alone: attention over given tiles, differentiable in q, k and v.
+
+    Args:
+        q: (B, T, H, W, heads, head_dim) or (B, S, heads, head_dim).
+        k: (B, T, H, W, kv_heads, head_dim) or (B, S, kv_heads, head_dim) with the keys' grid;
+            kv_heads divides heads.
+        v: like k.
+        selection: the key tiles of every query tile.
+        grid: the queries' grid, unless the selection knows it or q is video-shaped.
+        kv_grid: the keys' grid where it differs.
+        tile: tokens per tile along (t, h, w) where ``grid`` is not a ``vsa.Grid``.
+        scale: factor of the scores, by default head_dim ** -0.5.
+        text_valid: (B, prefix + suffix) bool, which text tokens are real.
+        return_lse: also return the log-sum-exp, itself differentiable.
+        backend: "auto", "hopper", "emulated", "flex" or "torch".
+
+    Returns:
+        out like q, and with ``return_lse`` (B, heads, S) fp32 in natural logarithms.
+
+    Raises:
+        ValueError, TypeError: bad input, in one sentence that names the argument.
+        RuntimeError: an explicit backend that cannot run here.
+    """
+    check_is_selection(selection)
+    call = inputs.resolve(
+        q,
+        k,
+        v,
+        grid=grid,
+        kv_grid=kv_grid,
+        tile=tile,
+        scale=scale,
+        text_valid=text_valid,
+        selection=selection,
+        backend=backend,
+    )
+    out, lse = fine(call, selection.savable())
+    out = out.view(call.shape)
+    return (out, lse) if return_lse else out
+
+
+def select(
+    q: Tensor,
+    k: Tensor,
+    topk: TopK,
+    *,
+    grid: Extent | Grid | None = None,
+    kv_grid: Extent | Grid | None = None,
+    tile: Tile = DEFAULT_TILE,
+    scale: float | None = None,
+    must: Tensor | Literal["self"] | None = None,
+    backend: str = "auto",
+) -> Selection:
+    """Choose the key tiles with the largest scores of tile means for every query tile.
+
+    Args:
+        q: (B, T, H, W, heads, head_dim) or (B, S, heads, head_dim).
+        k: (B, T, H, W, kv_heads, head_dim) or (B, S, kv_heads, head_dim) with the keys' grid;
+            kv_heads divides heads, and each query head chooses for itself.
+        topk: an int, key tiles per query tile; a float in (0, 1], their share: ceil(topk * n), at
+            least 1; a tuple with one of these for each query head; or a ``vsa.TopP``, as many as
+            hold a share of the softmax.
+        grid: the queries' grid; None takes it from a video-shaped q, or cuts a flat one into runs
+            of 64 tokens.
+        kv_grid: the keys' grid where it differs.
+        tile: tokens per tile along (t, h, w), or "auto".
+        scale: factor of the scores, by default head_dim ** -0.5; only its sign matters here, but
+            for a ``vsa.TopP``.
+        must: tiles that are always kept, (n_q, n_k) bool or "self" for each tile itself. They come
+            first and count inside ``topk``; if more are forced than ``topk``, all of them stay.
+        backend: "auto", "hopper", "emulated", "flex" or "torch": who computes means and choice.
+
+    Raises:
+        ValueError, TypeError: bad input, in one sentence that names the argument.
+        RuntimeError: an explicit backend that cannot run here.
+    """
+    call = inputs.resolve(
+        q, k, None, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend=backend
+    )
+    budget = resolve(topk, call.kv_grid.num_tiles, call.q.shape[2])
+    inputs.check_must(must, call.q, call.grid, call.kv_grid)
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        q_means, k_means = tile_means((call.q, call.k), (call.grid, call.kv_grid), call.backend)
+        return select_tiles(q_means, k_means, budget, call, must)

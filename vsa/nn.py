@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from vsa.functional import attention
 from vsa.stages.inputs import DEFAULT_TILE, Tile
-from vsa.stages.select import Selection
 from vsa.values import checks
 from vsa.values.budget import TopK, resolve, varies
 from vsa.values.grid import Extent, Grid
+from vsa.values.selection import Selection
 
 
 class VideoSparseAttention(nn.Module):

@@ -1,110 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who runs the fine stage: one list, one decision per device, a reason for all who cannot."""
+"""Who computes attention: one object per backend, one decision, a reason for all who cannot.
+
+Not public. ``choose`` turns ``backend=`` into a name; the name travels through the operators, and
+``named`` gives the object that computes every stage.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.util import find_spec
 
-import torch
+from vsa.backends.base import Backend, Request
+from vsa.backends.flex import FlexBackend
+from vsa.backends.kernels import EmulatedBackend, HopperBackend
+from vsa.backends.torch_backend import TorchBackend, TransformsBackend
 
-
-@dataclass(frozen=True)
-class Request:
-    """What a backend is asked to do.
-
-    Attributes:
-        device: device type, "cpu" or "cuda" for instance.
-        index: which of that type, None for the current one.
-        dtype: type of q, k and v; None when only the machine is asked about.
-        head_dim: channels of a head, likewise.
-        gradients: whether gradients are wanted.
-    """
-
-    device: str
-    index: int | None = None
-    dtype: str | None = None
-    head_dim: int | None = None
-    gradients: bool = False
-
-
-@dataclass(frozen=True)
-class Backend:
-    """One way of computing the fine stage.
-
-    Attributes:
-        name: what ``backend=`` calls it.
-        purpose: where it runs and what for, in a line.
-        why_not: what is missing here for a request, or None if it can run.
-    """
-
-    name: str
-    purpose: str
-    why_not: Callable[[Request], str | None]
-
-
-def _hopper(request: Request) -> str | None:
-    if request.device != "cuda" or torch.cuda.get_device_capability(request.index) != (9, 0):
-        return "it needs a CUDA device of compute capability 9.0 (H100, H200)"
-    return _kernels(request, cuda=True)
-
-
-def _emulated(request: Request) -> str | None:
-    if request.device != "cpu":
-        return "it emulates the kernels on a CPU, for CPU tensors"
-    return _kernels(request, cuda=False)
-
-
-def _kernels(request: Request, cuda: bool) -> str | None:
-    """What the kernels of both machines need."""
-    try:
-        from vsa import _C
-    except ImportError:
-        return "the compiled part of vsa is missing, see vsa info"
-    if cuda and not _C.build_info()["cuda"]:
-        return "vsa was built without its CUDA kernels, see vsa info"
-    if request.dtype not in (None, "torch.bfloat16", "torch.float16"):
-        return f"the kernels take bfloat16 and float16, not {request.dtype.removeprefix('torch.')}"
-    if request.head_dim not in (None, 64, 128):
-        return f"the kernels take a head_dim of 64 or 128, not {request.head_dim}"
-    return None
-
-
-def _flex(request: Request) -> str | None:
-    if request.device not in ("cuda", "cpu"):
-        return f"FlexAttention is not supported here on {request.device} devices"
-    if request.device == "cpu":
-        return "FlexAttention has no gradients on a CPU" if request.gradients else None
-    if find_spec("triton") is None:
-        return "FlexAttention compiles with Triton, which is not installed"
-    if request.dtype == "torch.float64":
-        return "FlexAttention has no float64 on a GPU"
-    if request.gradients and request.dtype in ("torch.bfloat16", "torch.float16"):
-        return "FlexAttention's 16-bit backward has no kernel for blocks of 64 tokens"
-    if request.head_dim is not None and request.head_dim < 16:
-        return f"FlexAttention needs a head_dim of at least 16 on a GPU, not {request.head_dim}"
-    return None
-
-
-def _torch(request: Request) -> str | None:
-    return None
-
-
-BACKENDS = {
+BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("hopper", "sm_90a kernels for production", _hopper),
-        Backend("emulated", "the same kernels on a CPU, for tests; slow by nature", _emulated),
-        Backend(
+        HopperBackend("hopper", "sm_90a kernels for production"),
+        EmulatedBackend("emulated", "the same kernels on a CPU, for tests; slow by nature"),
+        FlexBackend(
             "flex",
             "FlexAttention on any CUDA GPU; on a CPU forward only and dense in cost, for tests",
-            _flex,
         ),
-        Backend("torch", "PyTorch on anything: gathers the selected tiles, sparse in cost", _torch),
+        TorchBackend("torch", "PyTorch on anything: gathers the selected tiles, sparse in cost"),
     )
 }
+"""What ``backend=`` may name."""
+
+TRANSFORMS = TransformsBackend("transforms", "PyTorch's operators for forward mode and torch.func")
+"""Takes the place of ``torch`` for tensors that need more than a backward."""
+
+_NAMED = BACKENDS | {TRANSFORMS.name: TRANSFORMS}
+
+
+def named(name: str) -> Backend:
+    """The backend of a name that ``choose`` returned."""
+    return _NAMED[name]
 
 
 def choose(

@@ -9,15 +9,18 @@ sparse; eager (on a CPU) it is dense.
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from vsa.backends.layout import slot_tokens, token_valid
+from vsa.backends.base import Backend, Request
+from vsa.backends.tiles import slot_tokens, token_valid
 from vsa.values import bitmap
-from vsa.values.grid import SLOTS, Grid
+from vsa.values.grid import SLOTS
+from vsa.values.problem import Problem
 
 KERNEL_BLOCKS = dict.fromkeys(
     ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2"), SLOTS
@@ -25,31 +28,40 @@ KERNEL_BLOCKS = dict.fromkeys(
 """Blocks of the kernels, which must divide those of the mask; the defaults do not."""
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    words: Tensor,
-    text_valid: Tensor | None,
-    grid: Grid,
-    kv_grid: Grid,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """The fine stage, differentiable through FlexAttention itself.
+class FlexBackend(Backend):
+    """FlexAttention, which autograd follows by itself."""
 
-    Args:
-        q: (B, S_q, heads, head_dim).
-        k: (B, S_k, kv_heads, head_dim).
-        v: like k.
-        words: (B, heads, n_q, words) int32, the selection.
-        text_valid: (B, prefix + suffix) bool or None for all valid.
-        grid: the queries' grid.
-        kv_grid: the keys' grid.
-        scale: factor of the scores.
+    composed = frozenset({"forward"})
+
+    def why_not(self, request: Request) -> str | None:
+        """A type, head_dim or device that FlexAttention does not support."""
+        if request.device not in ("cuda", "cpu"):
+            return f"FlexAttention is not supported here on {request.device} devices"
+        if request.device == "cpu":
+            return "FlexAttention has no gradients on a CPU" if request.gradients else None
+        if find_spec("triton") is None:
+            return "FlexAttention compiles with Triton, which is not installed"
+        if request.dtype == "torch.float64":
+            return "FlexAttention has no float64 on a GPU"
+        if request.gradients and request.dtype in ("torch.bfloat16", "torch.float16"):
+            return "FlexAttention's 16-bit backward has no kernel for blocks of 64 tokens"
+        if request.head_dim is not None and request.head_dim < 16:
+            return f"FlexAttention needs a head_dim of at least 16 on a GPU, not {request.head_dim}"
+        return None
+
+    def forward(self, problem: Problem, most: int) -> tuple[Tensor, Tensor]:
+        """See ``Backend.forward``."""
+        return attend(problem)
+
+
+def attend(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The fine stage, differentiable through FlexAttention itself.
 
     Returns:
         out (B, S_q, heads, head_dim) and lse (B, heads, S_q) fp32.
     """
+    q, k, v = problem.q, problem.k, problem.v
+    text_valid, (grid, kv_grid) = problem.text_valid, problem.grids
     token, key_token = (slot_tokens(g, SLOTS, q.device) for g in (grid, kv_grid))
     real, key_real = (token_valid(text_valid, g, q.device) for g in (grid, kv_grid))
     key_valid = functional.pad(key_real, (0, 1))[:, key_token.flatten()]
@@ -58,9 +70,9 @@ def attend(
         _to_slots(k, key_real, key_token),
         _to_slots(v, key_real, key_token),
         block_mask=block_mask(
-            bitmap.unpack(words, kv_grid.num_tiles), key_valid, len(token), len(key_token)
+            bitmap.unpack(problem.bitmap, kv_grid.num_tiles), key_valid, len(token), len(key_token)
         ),
-        scale=scale,
+        scale=problem.scale,
         enable_gqa=k.shape[2] != q.shape[2],
         return_aux=AuxRequest(lse=True),
         kernel_options=KERNEL_BLOCKS,

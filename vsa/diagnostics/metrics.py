@@ -19,10 +19,12 @@ from torch import Tensor
 
 from vsa.stages import inputs
 from vsa.stages.coarse import tile_means
-from vsa.stages.select import Selection, everything, select_tiles, video_lse
+from vsa.stages.fine import video_lse
+from vsa.stages.select import everything, select_tiles
 from vsa.values import bitmap, checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
+from vsa.values.selection import Selection, measured_by
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,13 +112,41 @@ def _overlap(a: Tensor, b: Tensor) -> Tensor:
     return (2 * shared / sum(kept)).float()
 
 
+@measured_by("recall")
+def recall(
+    selection: Selection,
+    q: Tensor,
+    k: Tensor,
+    *,
+    grid: Extent | Grid | None = None,
+    kv_grid: Extent | Grid | None = None,
+    scale: float | None = None,
+    text_valid: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """``Selection.recall`` of a selection, with its arguments and its result."""
+    call = inputs.resolve(
+        q,
+        k,
+        None,
+        grid=grid,
+        kv_grid=kv_grid,
+        scale=scale,
+        text_valid=text_valid,
+        selection=selection,
+        backend=backend,
+    )
+    with torch.no_grad():
+        return (video_lse(call, selection) - video_lse(call, everything(call))).exp().mean(-1)
+
+
 def sampled_recall(selection: Selection, q: Tensor, k: Tensor, *, tiles: int) -> Tensor:
     """Recall of the video's attention to itself, measured for a few query tiles.
 
     Args:
         selection: one that knows the grid that q and k have in common.
         q: (B, S, heads, head_dim), text included where the grid has some.
-        k: likewise; its heads divide those of q.
+        k: (B, S, kv_heads, head_dim); kv_heads divides heads.
         tiles: how many query tiles, spread evenly over those that are whole.
 
     Returns:
@@ -132,7 +162,7 @@ def sampled_recall(selection: Selection, q: Tensor, k: Tensor, *, tiles: int) ->
         )
     grid = replace(selection.grid, prefix=0, suffix=0)
     for name, x in (("q", q), ("k", k)):
-        checks.sequence_length(name, x.shape[1], selection.grid)
+        selection.grid.check_length(name, x.shape[1])
     chosen, tokens = _whole_tiles(grid, checks.integer("tiles", tiles, at_least=1), q.device)
     count, size = tokens.shape
     rows = selection.bitmap[:, :, chosen].contiguous()
@@ -167,7 +197,7 @@ def recall_curve(
 
     Args:
         q: (B, T, H, W, heads, head_dim) or (B, S, heads, head_dim).
-        k: likewise with the keys' grid.
+        k: the same with the keys' grid.
         topks: budgets, each as ``topk`` in ``vsa.attention``.
         grid: the queries' grid.
         kv_grid: the keys' grid where it differs.
@@ -194,7 +224,7 @@ def recall_curve(
         checks.not_empty("topks", topks)
         budgets = [resolve(topk, call.kv_grid.num_tiles, call.q.shape[2]) for topk in topks]
         with torch.autocast(call.q.device.type, enabled=False):
-            q_means, k_means = tile_means((call.q, call.k), (call.grid, call.kv_grid))
+            q_means, k_means = tile_means((call.q, call.k), (call.grid, call.kv_grid), call.backend)
             selections = [select_tiles(q_means, k_means, budget, call) for budget in budgets]
             dense = video_lse(call, everything(call))
             recalls = [(video_lse(call, each) - dense).exp().mean(-1) for each in selections]

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from vsa.diagnostics import metrics
 from vsa.installation import DISTRIBUTION
-from vsa.stages.select import Selection
 from vsa.values import bitmap
+from vsa.values.selection import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

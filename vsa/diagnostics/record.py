@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from vsa.diagnostics import metrics
-from vsa.stages.select import Selection
 from vsa.values import bitmap, checks
 from vsa.values.grid import Grid
+from vsa.values.selection import Selection
 
 SAMPLED_TILES = 16
 """Query tiles that recall is measured for, unless asked otherwise."""

@@ -14,11 +14,11 @@ from vsa.distributed.shards import Ranks, grid_of_row, lengths_of, ranks_of, row
 from vsa.distributed.text import around, for_every_rank, parted
 from vsa.functional import attention
 from vsa.stages import inputs
-from vsa.stages.select import Selection
 from vsa.values import checks
 from vsa.values.budget import TopK
 from vsa.values.budget import resolve as resolve_budget
 from vsa.values.grid import Extent, Grid
+from vsa.values.selection import Selection
 
 
 def ulysses_attention(

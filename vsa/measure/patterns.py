@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 import vsa
-from vsa.backends import kernels
+from vsa.backends import BACKENDS, Request
+from vsa.backends.kernels import KernelBackend
+from vsa.backends.kernels.forward import neighbour_axes
 from vsa.values import bitmap
 
 DRAWN = ("random", "correlated")
@@ -130,8 +132,15 @@ def chosen_axes(selection: vsa.Selection) -> Tensor:
         selection: one that knows its queries' grid.
     """
     assert selection.grid is not None
-    return kernels.neighbour_axes(
-        selection.bitmap.contiguous(), selection.grid.tiles, selection.shape[1]
+    device = selection.bitmap.device
+    request = Request(device.type, device.index)
+    machine = next(
+        backend.machine
+        for backend in BACKENDS.values()
+        if isinstance(backend, KernelBackend) and backend.why_not(request) is None
+    )
+    return neighbour_axes(
+        machine, selection.bitmap.contiguous(), selection.grid.tiles, selection.shape[1]
     )
 
 

@@ -11,43 +11,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
-from torch.nn import functional
 
-from vsa import ops
-from vsa.backends import pytorch_routing
-from vsa.values import transforms
+from vsa.backends import named
+from vsa.operators import coarse_select
 from vsa.values.grid import Grid
 
 
-def tile_means(xs: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
+def tile_means(xs: Sequence[Tensor], grids: Sequence[Grid], backend: str) -> list[Tensor]:
     """Mean of the tokens of every tile, straight from the raster layout, all tensors in one go.
 
     Args:
         xs: (B, length, heads, head_dim) each, any strides; text tokens take no part.
         grids: the grid of each.
+        backend: name of the backend, never "auto".
 
     Returns:
         (B, heads, num_tiles, head_dim) each, fp32 or wider; differentiable.
     """
-    if any(map(transforms.is_transformed, xs)):
-        return [pytorch_routing.tile_means(x, grid) for x, grid in zip(xs, grids, strict=True)]
-    return ops.tile_means(list(xs), [number for grid in grids for number in grid.as_ints()])
+    who = named(backend)
+    if "tile_means" in who.composed:
+        return who.tile_means(xs, grids)
+    ints = [number for grid in grids for number in grid.as_ints()]
+    return coarse_select.tile_means(list(xs), ints, backend)
 
 
-def coarse_attention(q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float) -> Tensor:
-    """Dense attention of tile means to tile means.
+def coarse_attention(
+    q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float, backend: str
+) -> Tensor:
+    """Dense attention of tile means to tile means, differentiable.
 
     Args:
         q_means: (B, heads, n_q, head_dim).
         k_means: (B, kv_heads, n_k, head_dim).
         v_means: (B, kv_heads, n_k, head_dim).
         scale: factor of the scores.
+        backend: name of the backend, never "auto".
 
     Returns:
         (B, heads, n_q, head_dim), the type of the means.
     """
-    if (group := q_means.shape[1] // k_means.shape[1]) > 1:
-        k_means, v_means = (x.repeat_interleave(group, dim=1) for x in (k_means, v_means))
-    if any(map(transforms.is_transformed, (q_means, k_means, v_means))):
-        return ((q_means @ k_means.mT) * scale).softmax(-1) @ v_means  # the fused one has no jvp
-    return functional.scaled_dot_product_attention(q_means, k_means, v_means, scale=scale)
+    return named(backend).coarse_attention(q_means, k_means, v_means, scale)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,9 +14,7 @@ from torch import Tensor
 from vsa import backends
 from vsa.values import checks, hints, transforms
 from vsa.values.grid import SLOTS, Extent, Grid
-
-if TYPE_CHECKING:
-    from vsa.stages.select import Selection
+from vsa.values.selection import Selection, check_fits, check_is_selection
 
 DEFAULT_TILE = (4, 4, 4)
 Tile = Extent | Literal["auto"]
@@ -36,7 +34,6 @@ class Inputs:
         text_valid: (B, prefix + suffix) bool or None for all valid.
         backend: the backend's name, never "auto".
         shape: the shape that the user's q had, which outputs take.
-        transformed: whether forward-mode tangents or torch.func ask for PyTorch's own operators.
     """
 
     q: Tensor
@@ -48,7 +45,6 @@ class Inputs:
     text_valid: Tensor | None
     backend: str
     shape: torch.Size
-    transformed: bool = False
 
 
 def resolve(
@@ -82,30 +78,21 @@ def resolve(
     checks.keys_match(q, k, v)
     names = ["grid", "kv_grid"]
     if selection is not None:
-        checks.is_selection(selection)
+        check_is_selection(selection)
         if grid is None and selection.grid is not None:
             grid, names[0] = selection.grid, "the grid of selection"
         if kv_grid is None and selection.kv_grid is not None:
             kv_grid, names[1] = selection.kv_grid, "the kv_grid of selection"
     query_grid = _grid_of(names[0], "q", q, grid, tile)
     key_grid = _key_grid(q, k, query_grid, kv_grid, tile, names[1])
-    checks.text_valid(text_valid, q, query_grid, key_grid)
+    check_text_valid(text_valid, q, query_grid, key_grid)
     if selection is not None:
-        checks.selection(selection, q, query_grid, key_grid)
+        check_fits(selection, q, query_grid, key_grid)
     hints.about_runs(q, grid, tile)
-    transformed = _transformed(backend, {"q": q, "k": k, "v": v, **(gates or {})})
     return Inputs(
         scale=checks.scale(scale, q.shape[-1]),
-        text_valid=None if text_valid is None else savable(text_valid),
-        transformed=transformed,
-        backend=backends.choose(
-            "torch" if transformed else backend,
-            q.device.type,
-            q.device.index,
-            str(q.dtype),
-            operator.index(q.shape[-1]),
-            wants_gradients(q, k, v),
-        ),
+        text_valid=None if text_valid is None else transforms.savable(text_valid),
+        backend=_chosen(backend, q, k, v, gates or {}),
         # Last, since strides may make these copies, and what is above may refuse.
         q=_flat(q),
         k=_flat(k),
@@ -116,24 +103,29 @@ def resolve(
     )
 
 
-def _transformed(backend: object, tensors: Mapping[str, Tensor | None]) -> bool:
-    """Whether some tensor needs more than a backward, which only ``torch`` has."""
-    found = [name for name, x in tensors.items() if transforms.is_transformed(x)]
+def _chosen(
+    backend: str, q: Tensor, k: Tensor, v: Tensor, gates: Mapping[str, Tensor | None]
+) -> str:
+    """Name of the backend; that of ``TRANSFORMS`` where a tensor needs more than a backward."""
+    named = {"q": q, "k": k, "v": v, **gates}
+    found = [name for name, x in named.items() if transforms.is_transformed(x)]
     if found and backend not in ("auto", "torch"):
         raise NotImplementedError(
             f"{found[0]} has a forward-mode tangent or is inside of a transform of torch.func, "
             f'which only backend="torch" follows, but backend is {backend!r}'
         )
-    if found and backend == "auto":
-        hints.about_transforms(found[0], tensors["q"])
-    return bool(found)
-
-
-def savable(x: Tensor) -> Tensor:
-    """A tensor that autograd may keep, which it refuses of those made in inference mode."""
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not x.is_inference():
-        return x
-    return x.clone()
+    if found:
+        if backend == "auto":
+            hints.about_transforms(found[0], q)
+        return backends.TRANSFORMS.name
+    return backends.choose(
+        backend,
+        q.device.type,
+        q.device.index,
+        str(q.dtype),
+        operator.index(q.shape[-1]),
+        wants_gradients(q, k, v),
+    )
 
 
 def wants_gradients(*tensors: Tensor) -> bool:
@@ -169,7 +161,7 @@ def _grid_of(name: str, owner: str, x: Tensor, grid: Extent | Grid | None, tile:
     hints.about_thin_tiles(found, found.tile == tile == DEFAULT_TILE)
     if x.ndim == 4:
         source = f"its {name}" if grid is None else name
-        checks.sequence_length(owner, x.shape[1], found, source)
+        found.check_length(owner, x.shape[1], source)
     elif found.text or found.shape != tuple(x.shape[1:4]):
         raise ValueError(
             f"{name} is {found.shape} with {found.text} text tokens, but {owner} is "
@@ -196,3 +188,56 @@ def _key_grid(
 def _flat(x: Tensor) -> Tensor:
     """(B, T, H, W, heads, head_dim) -> (B, S, heads, head_dim); a view wherever strides allow."""
     return x.flatten(1, 3) if x.ndim == 6 else x
+
+
+def check_text_valid(value: object, q: Tensor, grid: Grid, kv_grid: Grid) -> None:
+    """None, or (B, prefix + suffix) bool that speaks of the queries' and the keys' text alike."""
+    if value is None:
+        return
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"text_valid must be a bool tensor, but it is {kind}")
+    wanted = (q.shape[0], grid.text)
+    if tuple(value.shape) != wanted:
+        raise ValueError(
+            f"text_valid must be (B, prefix + suffix) = {wanted}, but its shape is "
+            f"{tuple(value.shape)}"
+        )
+    if (kv_grid.prefix, kv_grid.suffix) != (grid.prefix, grid.suffix):
+        raise ValueError(
+            "text_valid needs kv_grid to have the text of grid, but the keys have "
+            f"prefix {kv_grid.prefix} and suffix {kv_grid.suffix}, the queries "
+            f"{grid.prefix} and {grid.suffix}"
+        )
+    if value.device != q.device:
+        raise ValueError(
+            f"text_valid must share the device of q, but it is on {value.device} and "
+            f"q is on {q.device}"
+        )
+
+
+def check_must(value: object, q: Tensor, grid: Grid, kv_grid: Grid) -> None:
+    """None, "self", or (n_q, n_k) bool on the device of q."""
+    if value is None:
+        return
+    if isinstance(value, str):
+        if value != "self":
+            raise ValueError(f'must is a bool mask (n_q, n_k) or "self", but it is {value!r}')
+        if grid.num_tiles != kv_grid.num_tiles:
+            raise ValueError(
+                'must="self" needs as many key tiles as query tiles, but there are '
+                f"{kv_grid.num_tiles} and {grid.num_tiles}"
+            )
+        return
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f'must is a bool mask (n_q, n_k) or "self", but it is {kind}')
+    if tuple(value.shape) != (grid.num_tiles, kv_grid.num_tiles):
+        raise ValueError(
+            f"must has to be (n_q, n_k) = {(grid.num_tiles, kv_grid.num_tiles)}, but "
+            f"its shape is {tuple(value.shape)}"
+        )
+    if value.device != q.device:
+        raise ValueError(
+            f"must has to share the device of q, but it is on {value.device} and q is on {q.device}"
+        )

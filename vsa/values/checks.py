@@ -7,16 +7,11 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vsa.values import transforms
-
-if TYPE_CHECKING:
-    from vsa.stages.select import Selection
-    from vsa.values.grid import Grid
 
 SYMBOLS = (torch.SymInt, torch.SymFloat)
 """What numbers may be while torch.compile or torch.export traces a call."""
@@ -64,16 +59,6 @@ def tile(name: str, value: object, most: int) -> tuple[int, int, int]:
             f"{name} must hold at most {most} tokens, but {shape} holds {math.prod(shape)}"
         )
     return shape
-
-
-def sequence_length(name: str, length: int, grid: Grid, source: str = "its grid") -> None:
-    """The sequence of ``name`` is as long as the grid says that ``source`` gives."""
-    if length != grid.length:
-        raise ValueError(
-            f"{name} has {length} tokens in its sequence, but {source} has {grid.length}: "
-            f"prefix {grid.prefix} + {grid.shape[0]}*{grid.shape[1]}*{grid.shape[2]} "
-            f"video + suffix {grid.suffix}"
-        )
 
 
 def top_k(topk: object, num_tiles: int, name: str = "topk") -> int:
@@ -248,94 +233,6 @@ def gate(name: str, value: Tensor | None, q: Tensor) -> None:
     if value.device != q.device:
         raise ValueError(
             f"{name} must share the device of q, but it is on {value.device} and q is on {q.device}"
-        )
-
-
-def text_valid(value: object, q: Tensor, grid: Grid, kv_grid: Grid) -> None:
-    """None, or (B, prefix + suffix) bool that speaks of the queries' and the keys' text alike."""
-    if value is None:
-        return
-    if not isinstance(value, Tensor) or value.dtype != torch.bool:
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"text_valid must be a bool tensor, but it is {kind}")
-    wanted = (q.shape[0], grid.text)
-    if tuple(value.shape) != wanted:
-        raise ValueError(
-            f"text_valid must be (B, prefix + suffix) = {wanted}, but its shape is "
-            f"{tuple(value.shape)}"
-        )
-    if (kv_grid.prefix, kv_grid.suffix) != (grid.prefix, grid.suffix):
-        raise ValueError(
-            "text_valid needs kv_grid to have the text of grid, but the keys have "
-            f"prefix {kv_grid.prefix} and suffix {kv_grid.suffix}, the queries "
-            f"{grid.prefix} and {grid.suffix}"
-        )
-    if value.device != q.device:
-        raise ValueError(
-            f"text_valid must share the device of q, but it is on {value.device} and "
-            f"q is on {q.device}"
-        )
-
-
-def is_selection(value: object) -> None:
-    """Something that has a selection's bitmap."""
-    if not isinstance(getattr(value, "bitmap", None), Tensor):
-        raise TypeError(
-            f"selection must be a vsa.Selection, but it is of type {type(value).__name__}"
-        )
-
-
-def selection(value: Selection, q: Tensor, grid: Grid, kv_grid: Grid) -> None:
-    """A selection made for these batches, heads and tiles, whose bitmap is in order."""
-    words = -(-value.num_key_tiles // 32)
-    if value.bitmap.dtype != torch.int32 or value.bitmap.shape[3:] != (words,):
-        raise ValueError(
-            f"selection must have a bitmap (B, heads, n_q, {words}) int32 for its "
-            f"{value.num_key_tiles} key tiles, but it is {tuple(value.bitmap.shape)} "
-            f"{value.bitmap.dtype}: make one by vsa.select or vsa.Selection.from_mask"
-        )
-    wanted = (q.shape[0], q.shape[-2], grid.num_tiles, kv_grid.num_tiles)
-    if value.shape != wanted:
-        raise ValueError(
-            "selection must be for (batch, heads, query tiles, key tiles) = "
-            f"{wanted}, but it is for {value.shape}"
-        )
-    for name, known, given in (("grid", value.grid, grid), ("kv_grid", value.kv_grid, kv_grid)):
-        if known is not None and known != given:
-            raise ValueError(
-                f"selection was made for the {name} {known}, but it is used with {given}"
-            )
-    if value.bitmap.device != q.device:
-        raise ValueError(
-            "selection must share the device of q, but it is on "
-            f"{value.bitmap.device} and q is on {q.device}"
-        )
-
-
-def must(value: object, q: Tensor, grid: Grid, kv_grid: Grid) -> None:
-    """None, "self", or (n_q, n_k) bool on the device of q."""
-    if value is None:
-        return
-    if isinstance(value, str):
-        if value != "self":
-            raise ValueError(f'must is a bool mask (n_q, n_k) or "self", but it is {value!r}')
-        if grid.num_tiles != kv_grid.num_tiles:
-            raise ValueError(
-                'must="self" needs as many key tiles as query tiles, but there are '
-                f"{kv_grid.num_tiles} and {grid.num_tiles}"
-            )
-        return
-    if not isinstance(value, Tensor) or value.dtype != torch.bool:
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f'must is a bool mask (n_q, n_k) or "self", but it is {kind}')
-    if tuple(value.shape) != (grid.num_tiles, kv_grid.num_tiles):
-        raise ValueError(
-            f"must has to be (n_q, n_k) = {(grid.num_tiles, kv_grid.num_tiles)}, but "
-            f"its shape is {tuple(value.shape)}"
-        )
-    if value.device != q.device:
-        raise ValueError(
-            f"must has to share the device of q, but it is on {value.device} and q is on {q.device}"
         )
 
 

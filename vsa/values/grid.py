@@ -147,7 +147,7 @@ class Grid:
         Returns:
             (B, num_tiles, 64, ...), zeros in slots without a token.
         """
-        checks.sequence_length("x", x.shape[1], self)
+        self.check_length("x", x.shape[1])
         token = self.tokens_of_tiles(x.device)
         rows = x[:, self.prefix + token.clamp(min=0)]
         rows = rows.masked_fill((token < 0).view(1, *token.shape, *[1] * (x.ndim - 2)), 0)
@@ -177,6 +177,24 @@ class Grid:
         sequence = x.new_zeros(x.shape[0], self.length, *x.shape[3:])
         sequence[:, self.prefix : self.prefix + self.tokens] = x.flatten(1, 2)[:, slot_of_token]
         return sequence
+
+    def check_length(self, name: str, length: int, source: str = "its grid") -> None:
+        """A sequence is as long as this grid.
+
+        Args:
+            name: of the argument that the sequence belongs to.
+            length: its tokens.
+            source: where this grid comes from, for the sentence.
+
+        Raises:
+            ValueError: it is longer or shorter.
+        """
+        if length != self.length:
+            raise ValueError(
+                f"{name} has {length} tokens in its sequence, but {source} has {self.length}: "
+                f"prefix {self.prefix} + {self.shape[0]}*{self.shape[1]}*{self.shape[2]} "
+                f"video + suffix {self.suffix}"
+            )
 
     def as_ints(self) -> list[int]:
         """Eight ints (T, H, W, t, h, w, prefix, suffix), the form that operators take."""

@@ -54,3 +54,10 @@ def outside() -> Iterator[None]:
 
 def _has_tangent(x: Tensor) -> bool:
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+
+
+def savable(x: Tensor) -> Tensor:
+    """A tensor that autograd may keep, which it refuses of those made in inference mode."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not x.is_inference():
+        return x
+    return x.clone()

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from vsa.functional import attention
-from vsa.stages.select import Selection
 from vsa.values.budget import TopP
 from vsa.values.grid import Grid
+from vsa.values.selection import Selection
 from vsa.verify import dense, reference
 
 

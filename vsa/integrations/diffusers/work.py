@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from vsa.stages.select import Selection
 from vsa.values.budget import TopK
 from vsa.values.grid import Extent, Grid
+from vsa.values.selection import Selection
 
 if TYPE_CHECKING:
     from vsa.integrations.diffusers.sharding import Sharding

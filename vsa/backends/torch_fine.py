@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vsa.backends.layout import Plan, accumulation_dtype, slot_tokens, token_valid
+from vsa.backends.tiles import accumulation_dtype, slot_tokens, token_valid
 from vsa.values import bitmap
 from vsa.values.grid import Grid
+from vsa.values.problem import Problem, Saved, Upstream
 
 THREAD_CHUNK_BYTES = 8 << 20
 """Scratch memory of a chunk per CPU thread: small for caches, large next to call overhead."""
@@ -28,28 +29,28 @@ CHUNK_BYTES = 256 << 20
 """Scratch memory of a chunk on other devices: enough work to fill them."""
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, words: Tensor, text_valid: Tensor | None, plan: Plan
-) -> tuple[Tensor, Tensor]:
-    """Arguments and results as in ``vsa.ops.block_sparse_attention``."""
+def forward(problem: Problem, most: int) -> tuple[Tensor, Tensor]:
+    """Arguments and results as in ``vsa.backends.base.Backend.forward``."""
+    q, k, v, text_valid = problem.q, problem.k, problem.v, problem.text_valid
+    grid, kv_grid = problem.grids
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(
         q.shape[0], q.shape[2], q.shape[1], dtype=accumulation_dtype(q), device=q.device
     )
-    real, key_real = (token_valid(text_valid, grid, q.device) for grid in (plan.grid, plan.kv_grid))
-    token, key_token = (
-        slot_tokens(grid, _volume(grid), q.device) for grid in (plan.grid, plan.kv_grid)
-    )
+    real, key_real = (token_valid(text_valid, each, q.device) for each in (grid, kv_grid))
+    token, key_token = (slot_tokens(each, _volume(each), q.device) for each in (grid, kv_grid))
     for batch, kv_head, heads in _heads(q, k):
         keys = _KeyTiles.gather(
             k[batch, :, kv_head], v[batch, :, kv_head], key_token, key_real[batch % len(key_real)]
         )
         unreal = ~real[batch % len(real)]
         for head in heads:
-            queries = _queries(q[batch, :, head], token, plan.scale)
+            queries = _queries(q[batch, :, head], token, problem.scale)
             tile_out = queries.new_empty(*token.shape, q.shape[-1])
             tile_lse = queries.new_empty(token.shape)
-            for rows, tile in keys.blocks_of(len(token), words[batch, head], plan):
+            for rows, tile in keys.blocks_of(
+                len(token), problem.bitmap[batch, head], kv_grid.num_tiles, most
+            ):
                 tile_out[rows], tile_lse[rows] = _attend(queries[rows], *keys.of(tile))
             out[batch, :, head] = _to_sequence(tile_out, token, len(unreal)).masked_fill_(
                 unreal[:, None], 0
@@ -61,23 +62,16 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    words: Tensor,
-    text_valid: Tensor | None,
-    plan: Plan,
+    upstream: Upstream, saved: Saved, problem: Problem, most: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments and results as in ``vsa.ops.block_sparse_attention_backward``."""
+    """Arguments and results as in ``vsa.backends.base.Backend.backward``."""
+    q, k, v = problem.q, problem.k, problem.v
+    grid, kv_grid = problem.grids
+    out, lse = saved
+    grad_out, grad_lse = upstream
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    key_real = token_valid(text_valid, plan.kv_grid, q.device)
-    token, key_token = (
-        slot_tokens(grid, _volume(grid), q.device) for grid in (plan.grid, plan.kv_grid)
-    )
+    key_real = token_valid(problem.text_valid, kv_grid, q.device)
+    token, key_token = (slot_tokens(each, _volume(each), q.device) for each in (grid, kv_grid))
     for batch, kv_head, heads in _heads(q, k):
         keys = _KeyTiles.gather(
             k[batch, :, kv_head], v[batch, :, kv_head], key_token, key_real[batch % len(key_real)]
@@ -93,13 +87,17 @@ def backward(
             delta = (head_grad * out[batch, :, head]).sum(-1)
             if grad_lse is not None:
                 delta = delta - grad_lse[batch, head].masked_fill(idle, 0)
-            queries = _queries(q[batch, :, head].masked_fill(idle[:, None], 0), token, plan.scale)
+            queries = _queries(
+                q[batch, :, head].masked_fill(idle[:, None], 0), token, problem.scale
+            )
             grads, deltas, lses = (
                 _to_tiles(x, token) for x in (head_grad, delta, head_lse.masked_fill(idle, 0))
             )
             idle_rows = _to_tiles(idle, token).bool()
             tile_dq = torch.empty_like(grads)
-            for rows, tile in keys.blocks_of(len(token), words[batch, head], plan):
+            for rows, tile in keys.blocks_of(
+                len(token), problem.bitmap[batch, head], kv_grid.num_tiles, most
+            ):
                 tile_dq[rows], tile_dk, tile_dv = _attend_backward(
                     queries[rows],
                     *keys.of(tile),
@@ -107,10 +105,10 @@ def backward(
                     deltas[rows],
                     lses[rows],
                     # Of the video's tiles idle rows find padding alone, of the text's every key.
-                    idle_rows[rows] if rows.start >= plan.grid.num_tiles else None,
+                    idle_rows[rows] if rows.start >= grid.num_tiles else None,
                 )
                 sums.add(tile, tile_dk, tile_dv)
-            dq[batch, :, head] = _to_sequence(tile_dq, token, len(idle)).mul_(plan.scale)
+            dq[batch, :, head] = _to_sequence(tile_dq, token, len(idle)).mul_(problem.scale)
         dk[batch, :, kv_head], dv[batch, :, kv_head] = (
             _to_sequence(x, sums.token, k.shape[1]) for x in (sums.k, sums.v)
         )
@@ -198,12 +196,11 @@ class _KeyTiles:
         mask = torch.zeros_like(k[..., :1]).masked_fill_(masked, float("-inf"))
         return _KeyTiles(token, torch.cat((k, mask), dim=-1), v)
 
-    def blocks_of(self, tiles: int, words: Tensor, plan: Plan) -> Iterator[tuple[slice, Tensor]]:
+    def blocks_of(
+        self, tiles: int, rows: Tensor, columns: int, most: int
+    ) -> Iterator[tuple[slice, Tensor]]:
         """``query_blocks`` over these keys."""
-        x = self.v
-        return query_blocks(
-            tiles, words, plan, len(x), (x.shape[1], x.shape[2]), x.device, x.element_size()
-        )
+        return query_blocks(tiles, rows, columns, most, self.v)
 
     def of(self, tile: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (R, K * V, D + 1) and values (R, K * V, D) of tiles (R, K)."""
@@ -241,41 +238,34 @@ class _KeyGradients:
 
 
 def query_blocks(
-    tiles: int,
-    words: Tensor,
-    plan: Plan,
-    key_tiles: int,
-    tile_shape: tuple[int, int],
-    device: torch.device,
-    element_size: int,
+    tiles: int, rows: Tensor, columns: int, most: int, values: Tensor
 ) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of query tiles of one head and the key tiles (R, K) that each of their rows attends.
 
     Args:
         tiles: query tiles, the text's after the video's.
-        words: (n_q, words), the head's rows of the selection.
-        plan: the grids and the longest row.
-        key_tiles: the video's, the text's, and an empty one to pad rows with.
-        tile_shape: slots and channels of a key tile.
-        device: of the keys.
-        element_size: bytes of one of their numbers.
+        rows: (n_q, words), the bitmap of the head.
+        columns: key tiles of the video.
+        most: upper bound of the tiles in a row.
+        values: (key tiles, slots, channels): those of the video, of the text, and an empty one to
+            pad rows with.
     """
-    columns, empty_tile = plan.kv_grid.num_tiles, key_tiles - 1
+    device, empty_tile = values.device, len(values) - 1
+    tile_shape, element_size = (values.shape[1], values.shape[2]), values.element_size()
     text = torch.arange(columns, empty_tile, device=device)
-    most = plan.most
     if device.type == "cpu":  # elsewhere the count would have to be waited for
-        most = int(bitmap.unpack(words, columns).sum(-1).max())
+        most = int(bitmap.unpack(rows, columns).sum(-1).max())
     step = _rows_per_chunk(max(1, most + len(text)), tile_shape, device, element_size)
     slab = step * max(1, LIST_BYTES // (8 * columns * step))
-    for begin in range(0, len(words), slab):
-        chosen = bitmap.unpack(words[begin : begin + slab], columns)
+    for begin in range(0, len(rows), slab):
+        chosen = bitmap.unpack(rows[begin : begin + slab], columns)
         lists = _indices(chosen, max(1, most), pad=empty_tile)
         lists = torch.cat((lists, text.expand(len(lists), -1)), dim=1)
         for first in range(0, len(lists), step):
             part = lists[first : first + step]
             yield slice(begin + first, begin + first + len(part)), part
     everything = torch.arange(empty_tile, device=device)[None]
-    for row in range(len(words), tiles):
+    for row in range(len(rows), tiles):
         yield slice(row, row + 1), everything
 
 

@@ -8,44 +8,55 @@ gathered, sparse in cost.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vsa.backends.layout import Plan, accumulation_dtype, slot_tokens, token_valid
-from vsa.backends.pytorch import query_blocks
+from vsa.backends.tiles import accumulation_dtype, slot_tokens, token_valid
+from vsa.backends.torch_coarse import for_query_heads
+from vsa.backends.torch_fine import query_blocks
 from vsa.values.grid import Grid
+from vsa.values.problem import Problem
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, words: Tensor, text_valid: Tensor | None, plan: Plan
-) -> tuple[Tensor, Tensor]:
-    """Arguments and results as in ``vsa.ops.block_sparse_attention``."""
-    with torch.autocast(q.device.type, enabled=False):  # operators of our own are not reached by it
-        return _forward(q, k, v, words, text_valid, plan)
+def coarse_attention(q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float) -> Tensor:
+    """Arguments and result as in ``vsa.stages.coarse.coarse_attention``."""
+    k_means, v_means = for_query_heads(q_means, k_means, v_means)
+    return ((q_means @ k_means.mT) * scale).softmax(-1) @ v_means
 
 
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, words: Tensor, text_valid: Tensor | None, plan: Plan
-) -> tuple[Tensor, Tensor]:
+def forward(problem: Problem, most: int) -> tuple[Tensor, Tensor]:
+    """Arguments and results as in ``vsa.backends.base.Backend.forward``."""
+    # Autocast does not reach operators of our own, and must not reach what stands in for them.
+    with torch.autocast(problem.q.device.type, enabled=False):
+        return _forward(problem, most)
+
+
+def _forward(problem: Problem, most: int) -> tuple[Tensor, Tensor]:
+    q, k, v, text_valid = problem.q, problem.k, problem.v, problem.text_valid
+    grid, kv_grid = problem.grids
     dtype, group = q.dtype, q.shape[2] // k.shape[2]
     q, k, v = (x.to(accumulation_dtype(x)) for x in (q, k, v))
-    token, key_token = (_positions(grid, q.device) for grid in (plan.grid, plan.kv_grid))
+    token, key_token = (_positions(each, q.device) for each in (grid, kv_grid))
     key_token = functional.pad(key_token, (0, 0, 0, 1), value=-1)  # an empty tile, to pad rows with
-    real, key_real = (token_valid(text_valid, grid, q.device) for grid in (plan.grid, plan.kv_grid))
-    slot = _slots(token, plan.grid.length)
+    real, key_real = (token_valid(text_valid, each, q.device) for each in (grid, kv_grid))
+    slot = _slots(token, grid.length)
+    key_slots = v.new_empty(1, 1, v.shape[-1]).expand(*key_token.shape, -1)  # shape and type alone
     outs, lses = [], []
     for batch in range(q.shape[0]):
         masked = ~functional.pad(key_real[batch % len(key_real)], (0, 1))[key_token]
         queries = q[batch].masked_fill(~real[batch % len(real)][:, None, None], 0)
         of_heads = [
             _attend(
-                _gather(queries[:, head], token) * plan.scale,
+                _gather(queries[:, head], token) * problem.scale,
                 _gather(k[batch, :, head // group], key_token).masked_fill(masked[..., None], 0),
                 _gather(v[batch, :, head // group], key_token).masked_fill(masked[..., None], 0),
                 masked,
-                words[batch, head],
-                plan,
+                query_blocks(
+                    len(token), problem.bitmap[batch, head], kv_grid.num_tiles, most, key_slots
+                ),
             )
             for head in range(q.shape[2])
         ]
@@ -57,13 +68,15 @@ def _forward(
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, masked: Tensor, words: Tensor, plan: Plan
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    masked: Tensor,
+    blocks: Iterator[tuple[slice, Tensor]],
 ) -> tuple[Tensor, Tensor]:
     """One head in tile order: q (tiles, V, D), k and v (key tiles, W, D), masked (key tiles, W)."""
     outs, lses = [], []
-    for rows, tile in query_blocks(
-        len(q), words, plan, len(k), (v.shape[1], v.shape[2]), v.device, v.element_size()
-    ):
+    for rows, tile in blocks:
         keys, values = (x[tile].flatten(1, 2) for x in (k, v))
         hidden = masked[tile].flatten(1)[:, None]
         scores = (q[rows] @ keys.mT).masked_fill(hidden, float("-inf"))

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vsa.backends.pytorch_routing import full_precision
+from vsa.backends.torch_coarse import full_precision
 
 PROBABILITY_BYTES = 64 << 20
 """Probabilities that exist at a time; the gradients of scores take as much again."""

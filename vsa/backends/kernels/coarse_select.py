@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Means and selection by the project's own kernels: on a Hopper GPU, or their source on a CPU.
+"""Tile means and the choice of tiles by the project's own kernels.
 
 Nothing here waits for the device or reads from it: calls can be captured in a CUDA graph.
 """
@@ -7,27 +7,19 @@ Nothing here waits for the device or reads from it: calls can be captured in a C
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from vsa.backends import BACKENDS, Request
-from vsa.backends.pytorch_routing import SCORE_BYTES, CoarseOutput, score_slices
+from vsa.backends.kernels.machine import Machine
+from vsa.backends.kernels.tensors import element
+from vsa.backends.torch_coarse import SCORE_BYTES, CoarseOutput, score_slices
 from vsa.values import bitmap
 from vsa.values.grid import Grid
+from vsa.values.problem import TileScores
 
-ELEMENTS = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
-
-
-def run_on(device: torch.device) -> bool:
-    """Whether this device is a GPU that the kernels were built for."""
-    return device.type == "cuda" and _run_on_gpu(device.index)
-
-
-@cache
-def _run_on_gpu(index: int) -> bool:
-    return BACKENDS["hopper"].why_not(Request("cuda", index)) is None
+ELEMENTS = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def can_mean(xs: Sequence[Tensor]) -> bool:
@@ -42,10 +34,11 @@ def can_mean(xs: Sequence[Tensor]) -> bool:
     )
 
 
-def tile_means(xs: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
+def tile_means(machine: Machine, xs: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
     """Means of up to three tensors, bf16, fp16 or fp32, that ``can_mean`` accepts.
 
     Args:
+        machine: what runs the kernel.
         xs: (B, length, heads, head_dim) each.
         grids: their grids.
 
@@ -67,33 +60,27 @@ def tile_means(xs: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
         ],
         batch=xs[0].shape[0],
         head_dim=xs[0].shape[3],
-        element=ELEMENTS[xs[0].dtype],
+        element=element(xs[0]),
     )
-    _run(call, xs[0].device)
+    machine.run(call, xs[0].device)
     return means
 
 
-def can_select(means: Tensor, counts: Sequence[int]) -> bool:
+def can_select(scores: TileScores) -> bool:
     """Whether the kernel takes scores of this type and as many budgets."""
     from vsa import _C
 
-    return means.dtype == torch.float32 and len(counts) <= _C.MOST_HEAD_BUDGETS
+    return scores.q_means.dtype == torch.float32 and len(scores.topk) <= _C.MOST_HEAD_BUDGETS
 
 
 def select(
-    q_means: Tensor,
-    k_means: Tensor,
-    must: Tensor | None,
-    counts: Sequence[int],
-    scale: float,
-    mass: float,
-    v_means: Tensor | None = None,
+    machine: Machine, scores: TileScores, v_means: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Arguments and results as in ``vsa.ops.select_and_attend``, fp32 means.
+    """Results as in ``vsa.backends.base.Backend.select``, fp32 means.
 
-    Without v_means there is no second result. With them, scores become the coarse attention's
-    weights where they lie.
+    With v_means, scores become the coarse attention's weights where they lie.
     """
+    q_means, k_means = scores.q_means, scores.k_means
     batch, heads, tiles, _ = q_means.shape
     words = torch.empty(
         batch * heads * tiles,
@@ -101,12 +88,23 @@ def select(
         dtype=torch.int32,
         device=q_means.device,
     )
-    forced = None if must is None else bitmap.pack(must)
+    forced = None if scores.must is None else bitmap.pack(scores.must)
     coarse = CoarseOutput(q_means, v_means)
-    for part in score_slices(q_means, k_means, scale, SCORE_BYTES, split_product):
+    multiply = partial(split_product, machine)
+    for part in score_slices(q_means, k_means, scores.scale, SCORE_BYTES, multiply):
         rows = part.scores.flatten(0, 1)
         weights = None if v_means is None else rows
-        select_rows(rows, forced, counts, mass, tiles, part.first, words[part.first :], weights)
+        select_rows(
+            machine,
+            rows,
+            forced,
+            scores.topk,
+            scores.mass,
+            tiles,
+            part.first,
+            words[part.first :],
+            weights,
+        )
         if v_means is not None:
             coarse.add(part, part.scores)
         del part, rows, weights
@@ -117,8 +115,8 @@ PIECES = 6
 """Products of bf16 matrices that make one of fp32 matrices: csrc/kernels/split_operands.h."""
 
 
-def split_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """``pytorch_routing.product`` of fp32 matrices on tensor cores, as exact as in fp32.
+def split_product(machine: Machine, left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """``torch_coarse.product`` of fp32 matrices on tensor cores, as exact as in fp32.
 
     Where a value is infinite the result is NaN, infinite products included.
     """
@@ -135,13 +133,12 @@ def split_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
         depth=left.shape[2],
         scale=scale,
     )
-    _run(call, left.device)
-    if left.device.type == "cpu":  # which has no product of bf16 matrices in fp32
-        return torch.bmm(pieces[0].float(), pieces[1].float().mT)
-    return torch.bmm(pieces[0], pieces[1].mT, out_dtype=torch.float32)
+    machine.run(call, left.device)
+    return machine.product(pieces[0], pieces[1])
 
 
 def select_rows(
+    machine: Machine,
     scores: Tensor,
     forced: Tensor | None,
     counts: Sequence[int],
@@ -154,6 +151,7 @@ def select_rows(
     """The tiles that rows of scores keep, and the softmax of each row.
 
     Args:
+        machine: what runs the kernel.
         scores: (rows, n_k) fp32, contiguous.
         forced: (n_q, words) int32, tiles always kept, or None.
         counts: least tiles of a row, one number or one per head.
@@ -177,12 +175,4 @@ def select_rows(
         counts=list(counts),
         mass=mass,
     )
-    _run(call, scores.device)
-
-
-def _run(call, device: torch.device) -> None:
-    if device.type == "cpu":
-        call.on_cpu()
-    else:
-        with torch.cuda.device(device):
-            call.launch(torch.cuda.current_stream().cuda_stream)
+    machine.run(call, scores.device)

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from vsa.backends.layout import accumulation_dtype
+from vsa.backends.tiles import accumulation_dtype
 from vsa.values import bitmap
 from vsa.values.grid import Grid
+from vsa.values.problem import TileScores
 
 SCORE_BYTES = 64 << 20
 """Scores of tile means that exist at a time."""
@@ -76,8 +78,8 @@ def spread_means(grad: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
     rows = (grad / sizes).to(dtype).transpose(1, 2)
     tile = grid.tile_of_token(grad.device)
     if grid.text:  # one more row, of zeros
-        rows = torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, 1))
-        tile = torch.nn.functional.pad(tile, (grid.prefix, grid.suffix), value=grid.num_tiles)
+        rows = functional.pad(rows, (0, 0, 0, 0, 0, 1))
+        tile = functional.pad(tile, (grid.prefix, grid.suffix), value=grid.num_tiles)
     return rows.index_select(1, tile)
 
 
@@ -172,16 +174,22 @@ def full_precision(device: torch.device) -> Iterator[None]:
             library.matmul.fp32_precision = before
 
 
-def select(
-    q_means: Tensor,
-    k_means: Tensor,
-    must: Tensor | None,
-    counts: Sequence[int],
-    scale: float,
-    mass: float,
-    v_means: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Arguments and results as in ``vsa.ops.select_and_attend``; without v_means no second one."""
+def attention(q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float) -> Tensor:
+    """Arguments and result as in ``vsa.stages.coarse.coarse_attention``."""
+    k_means, v_means = for_query_heads(q_means, k_means, v_means)
+    return functional.scaled_dot_product_attention(q_means, k_means, v_means, scale=scale)
+
+
+def for_query_heads(q_means: Tensor, *of_keys: Tensor) -> Sequence[Tensor]:
+    """Means of keys, once for each query head that shares them: (B, heads, n_k, head_dim) each."""
+    group = q_means.shape[1] // of_keys[0].shape[1]
+    return of_keys if group == 1 else [x.repeat_interleave(group, dim=1) for x in of_keys]
+
+
+def select(scores: TileScores, v_means: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Arguments and results as in ``vsa.backends.base.Backend.select``."""
+    q_means, k_means, must, counts = scores.q_means, scores.k_means, scores.must, scores.topk
+    mass = scores.mass
     batch, heads, tiles, _ = q_means.shape
     words = torch.empty(
         batch * heads * tiles,
@@ -192,16 +200,16 @@ def select(
     count_of_head = _small_tensor(counts, q_means.device)
     most_bytes = SORT_BYTES if mass else SCORE_BYTES
     coarse = CoarseOutput(q_means, v_means)
-    for part in score_slices(q_means, k_means, scale, most_bytes):
-        scores = part.scores.flatten(0, 1)
-        row = torch.arange(part.first, part.first + len(scores), device=scores.device)
+    for part in score_slices(q_means, k_means, scores.scale, most_bytes):
+        some = part.scores.flatten(0, 1)
+        row = torch.arange(part.first, part.first + len(some), device=some.device)
         forced = None if must is None else must[row % tiles]
         least = count_of_head[row // tiles % len(counts)][:, None]
-        kept = kept_tiles(scores, forced, least, max(counts), mass)
-        words[part.first : part.first + len(scores)] = bitmap.pack(kept)
+        kept = kept_tiles(some, forced, least, max(counts), mass)
+        words[part.first : part.first + len(some)] = bitmap.pack(kept)
         if v_means is not None:
             coarse.add(part, part.scores.softmax(-1))
-        del part, scores, kept
+        del part, some, kept
     return words.view(batch, heads, tiles, -1), coarse.rows
 
 

@@ -47,7 +47,11 @@ def _coarse(call: Named) -> float:
 def _fine(call: Named) -> float:
     grid, kv_grid = (Grid.from_ints([int(x) for x in call[x]]) for x in ("grid", "kv_grid"))
     batch, _, heads, head_dim = call["q"].shape
-    kept = _kept(call["words"], call["most"]) / kv_grid.num_tiles * kv_grid.tokens
+    kept = (
+        _kept(call["bitmap"], call.get("most", kv_grid.num_tiles))
+        / kv_grid.num_tiles
+        * kv_grid.tokens
+    )
     pairs = grid.tokens * (kept + kv_grid.text) + grid.text * kv_grid.length
     return 4.0 * batch * heads * head_dim * pairs
 
@@ -79,13 +83,13 @@ def _pairs_of_tiles(q_means: Tensor, k_means: Tensor) -> int:
     return batch * heads * rows * k_means.shape[2] * head_dim
 
 
-def _kept(words: Tensor, most: int) -> float:
+def _kept(chosen: Tensor, most: int) -> float:
     """Key tiles of a query tile: the mean of what the bitmap says, or the bound of it."""
-    if isinstance(words, FakeTensor) or words.is_meta or words.numel() == 0:
+    if isinstance(chosen, FakeTensor) or chosen.is_meta or chosen.numel() == 0:
         return most
-    if words.is_cuda and torch.cuda.is_current_stream_capturing():
+    if chosen.is_cuda and torch.cuda.is_current_stream_capturing():
         return most
-    return bitmap.count(words).double().mean().item()
+    return bitmap.count(chosen).double().mean().item()
 
 
 def register(counter: ModuleType) -> None:

@@ -1,31 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fine stage computes, in which type, and where its tiles' tokens stand in the sequence."""
+"""Where the tokens of tiles stand in the sequence, which are real, and in which type to sum."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vsa.values.grid import Grid
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a fine stage computes apart from its tensors.
-
-    Attributes:
-        grid: the queries' grid.
-        kv_grid: the keys' grid.
-        most: an upper bound of the tiles that a row of the selection keeps.
-        scale: factor of the scores.
-    """
-
-    grid: Grid
-    kv_grid: Grid
-    most: int
-    scale: float
 
 
 def slot_tokens(grid: Grid, slots: int, device: torch.device) -> Tensor:

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a backend is: who can run a request, and all stages of attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vsa.backends import torch_coarse
+from vsa.backends.torch_combine import combine
+from vsa.values.grid import Grid
+from vsa.values.problem import Gates, Means, Problem, Saved, TileScores, Upstream
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a backend is asked to do.
+
+    Attributes:
+        device: device type, "cpu" or "cuda" for instance.
+        index: which of that type, None for the current one.
+        dtype: type of q, k and v; None when only the machine is asked about.
+        head_dim: channels of a head, or None when only the machine is asked about.
+        gradients: whether gradients are wanted.
+    """
+
+    device: str
+    index: int | None = None
+    dtype: str | None = None
+    head_dim: int | None = None
+    gradients: bool = False
+
+
+class Backend:
+    """One way of computing attention. This one computes all but the fine stage, in PyTorch.
+
+    Attributes:
+        name: what ``backend=`` calls it.
+        purpose: where it runs and what for, in a line.
+        composed: stages that consist of PyTorch's operators, which autograd, torch.compile and
+            transforms follow by themselves; the others are called as operators ``torch.ops.vsa``.
+        fuses_gates: whether coarse attention, the fine stage, combine and their gradients are one
+            operator, ``gated_forward`` and so on.
+    """
+
+    composed: frozenset[str] = frozenset()
+    fuses_gates = False
+
+    def __init__(self, name: str, purpose: str) -> None:
+        self.name = name
+        self.purpose = purpose
+
+    def why_not(self, request: Request) -> str | None:
+        """What is missing here for a request, or None if it can run."""
+        raise NotImplementedError
+
+    def tile_means(self, xs: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
+        """Mean of the tokens of every tile.
+
+        Args:
+            xs: (B, length, heads, head_dim) each, any strides; text tokens take no part.
+            grids: the grid of each.
+
+        Returns:
+            (B, heads, num_tiles, head_dim) each, fp32 (fp64 for fp64 inputs), contiguous.
+        """
+        return [torch_coarse.tile_means(x, grid) for x, grid in zip(xs, grids, strict=True)]
+
+    def spread_means(self, grad: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
+        """The gradient of ``tile_means`` in one of its tensors.
+
+        Args:
+            grad: (B, heads, num_tiles, head_dim).
+            grid: the grid of that tensor.
+            dtype: the type of that tensor.
+
+        Returns:
+            (B, length, heads, head_dim), zeros at text tokens.
+        """
+        return torch_coarse.spread_means(grad, grid, dtype)
+
+    def select(
+        self, scores: TileScores, v_means: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The choice of tiles, and with ``v_means`` the coarse attention from the same scores.
+
+        Returns:
+            bitmap: (B, heads, n_q, words) int32.
+            coarse: (B, heads, n_q, head_dim), the type of the means, contiguous; None without
+                ``v_means``.
+        """
+        return torch_coarse.select(scores, v_means)
+
+    def coarse_attention(
+        self,
+        q_means: Tensor,
+        k_means: Tensor,
+        v_means: Tensor,
+        scale: float,
+        exact: bool = False,
+    ) -> Tensor:
+        """Dense attention of tile means (B, heads, n, head_dim), see ``vsa.stages.coarse``.
+
+        ``exact`` computes without TF32 and the like, whatever the process allows elsewhere.
+        """
+        if not exact:
+            return torch_coarse.attention(q_means, k_means, v_means, scale)
+        with torch_coarse.full_precision(q_means.device):
+            return torch_coarse.attention(q_means, k_means, v_means, scale).contiguous()
+
+    def combine(
+        self,
+        fine: Tensor,
+        coarse: Tensor | None,
+        gate_fine: Tensor | None,
+        gate_coarse: Tensor | None,
+        grid: Grid,
+    ) -> Tensor:
+        """Gated sum of the two branches, see ``vsa.backends.torch_combine.combine``."""
+        return combine(fine, coarse, gate_fine, gate_coarse, grid)
+
+    def forward(self, problem: Problem, most: int) -> tuple[Tensor, Tensor]:
+        """Exact attention over the selected tiles.
+
+        Args:
+            problem: what to compute.
+            most: upper bound of the key tiles in a row of the bitmap.
+
+        Returns:
+            out: (B, S_q, heads, head_dim), the type of q; zeros where a token attends nothing.
+            lse: (B, heads, S_q) fp32 (fp64 for fp64 inputs), natural logarithm; -inf where a token
+                attends nothing.
+        """
+        raise NotImplementedError
+
+    def backward(
+        self, upstream: Upstream, saved: Saved, problem: Problem, most: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of ``forward``: dq, dk and dv like q, k and v, contiguous."""
+        raise NotImplementedError
+
+    def gated_forward(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:
+        """Where gates are fused: out and lse, and the fine stage's output before its gate."""
+        raise NotImplementedError
+
+    def gated_inference(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor]:
+        """Where gates are fused and no gradient is wanted: out and lse."""
+        raise NotImplementedError
+
+    def gated_backward(
+        self, upstream: Upstream, saved: Saved, problem: Problem, means: Means, gates: Gates
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Where gates are fused: dq, dk, dv, and the gradients of both gates where they exist."""
+        raise NotImplementedError

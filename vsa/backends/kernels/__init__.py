@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The project's own kernels: on a Hopper GPU, or the same source emulated on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from vsa.backends.base import Backend, Request
+from vsa.backends.kernels import backward, coarse_select, forward
+from vsa.backends.kernels.machine import Emulator, Gpu, Machine
+from vsa.values.grid import Grid
+from vsa.values.problem import Gates, Means, Problem, Saved, TileScores, Upstream
+
+
+class KernelBackend(Backend):
+    """All stages by kernels, coarse attention and gates fused with the fine stage.
+
+    Attributes:
+        machine: what runs the kernels.
+    """
+
+    fuses_gates = True
+
+    def __init__(self, name: str, purpose: str, machine: Machine) -> None:
+        super().__init__(name, purpose)
+        self.machine = machine
+
+    def tile_means(self, xs: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
+        """See ``Backend.tile_means``; up to three tensors in one launch."""
+        if coarse_select.can_mean(xs):
+            return coarse_select.tile_means(self.machine, xs, grids)
+        return super().tile_means(xs, grids)
+
+    def select(
+        self, scores: TileScores, v_means: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """See ``Backend.select``."""
+        if coarse_select.can_select(scores):
+            return coarse_select.select(self.machine, scores, v_means)
+        return super().select(scores, v_means)
+
+    def forward(self, problem: Problem, most: int) -> tuple[Tensor, Tensor]:
+        """See ``Backend.forward``."""
+        return forward.forward(self.machine, problem, Gates())
+
+    def backward(
+        self, upstream: Upstream, saved: Saved, problem: Problem, most: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``Backend.backward``."""
+        means = Means(None, None, None)
+        return backward.backward(self.machine, upstream, saved, problem, means, Gates())[:3]
+
+    def gated_forward(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``Backend.gated_forward``."""
+        fine, lse = self.forward(problem, problem.grids[1].num_tiles)
+        return self.fused_combine(fine, gates, problem.grids[0]), lse, fine
+
+    def fused_combine(self, fine: Tensor, gates: Gates, grid: Grid) -> Tensor:
+        """Both branches together by one kernel, see ``forward.combine``."""
+        return forward.combine(self.machine, fine, gates, grid)
+
+    def gated_inference(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor]:
+        """See ``Backend.gated_inference``: combine is the end of the forward kernel."""
+        return forward.forward(self.machine, problem, gates)
+
+    def gated_backward(
+        self, upstream: Upstream, saved: Saved, problem: Problem, means: Means, gates: Gates
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """See ``Backend.gated_backward``."""
+        return backward.backward(self.machine, upstream, saved, problem, means, gates)
+
+
+class HopperBackend(KernelBackend):
+    """The kernels on a GPU of compute capability 9.0."""
+
+    def __init__(self, name: str, purpose: str) -> None:
+        super().__init__(name, purpose, Gpu())
+
+    def why_not(self, request: Request) -> str | None:
+        """A device, build, type or head_dim that the kernels do not support."""
+        if request.device != "cuda" or not _is_hopper(request.index):
+            return "it needs a CUDA device of compute capability 9.0 (H100, H200)"
+        return _unsupported(request, cuda=True)
+
+
+class EmulatedBackend(KernelBackend):
+    """The kernels' source on a CPU."""
+
+    def __init__(self, name: str, purpose: str) -> None:
+        super().__init__(name, purpose, Emulator())
+
+    def why_not(self, request: Request) -> str | None:
+        """A device, build, type or head_dim that the kernels do not support."""
+        if request.device != "cpu":
+            return "it emulates the kernels on a CPU, for CPU tensors"
+        return _unsupported(request, cuda=False)
+
+
+def _is_hopper(index: int | None) -> bool:
+    return torch.cuda.get_device_capability(index) == (9, 0)
+
+
+@cache
+def _built(cuda: bool) -> str | None:
+    """Why the compiled part cannot run kernels on this kind of machine, None if it can."""
+    try:
+        from vsa import _C
+    except ImportError:
+        return "the compiled part of vsa is missing, see vsa info"
+    if cuda and not _C.build_info()["cuda"]:
+        return "vsa was built without its CUDA kernels, see vsa info"
+    return None
+
+
+def _unsupported(request: Request, cuda: bool) -> str | None:
+    """What the kernels of both machines need."""
+    if (missing := _built(cuda)) is not None:
+        return missing
+    if request.dtype not in (None, "torch.bfloat16", "torch.float16"):
+        return f"the kernels take bfloat16 and float16, not {request.dtype.removeprefix('torch.')}"
+    if request.head_dim not in (None, 64, 128):
+        return f"the kernels take a head_dim of 64 or 128, not {request.head_dim}"
+    return None

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients of the fine stage by the project's own kernels, gates included.
+
+One pass over the tokens for what belongs to a query alone (and for the gates), one over the key
+tiles for dK and dV, which walks the transposed selection, and one over the query tiles for dQ. In
+between, with a coarse branch, its gradients on tile means, which the last two passes add to what
+they store. What was saved is q, k, v, out, the log-sum-exp, the bitmap, and means if there were
+any; there is no copy of tokens in fp32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vsa.backends.kernels.coarse_backward import coarse_attention_backward
+from vsa.backends.kernels.forward import (
+    gate_addresses,
+    neighbour_axes,
+    positive_scale,
+    rows_of_text,
+    shared_arguments,
+)
+from vsa.backends.kernels.machine import Machine
+from vsa.backends.kernels.tensors import (
+    address,
+    addressable,
+    text_tiles,
+    view,
+    views,
+    without_invalid_text,
+)
+from vsa.values.bitmap import num_words
+from vsa.values.grid import SLOTS
+from vsa.values.problem import Gates, Means, Problem, Saved, Upstream
+
+
+def backward(
+    machine: Machine,
+    upstream: Upstream,
+    saved: Saved,
+    problem: Problem,
+    means: Means,
+    gates: Gates,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of the whole operation. The same bits every time: atomics add up nothing.
+
+    Args:
+        machine: what runs the kernels.
+        upstream: gradients of the whole operation's output and of the log-sum-exp.
+        saved: by the forward.
+        problem: as the forward was given.
+        means: as the forward was given.
+        gates: as the forward was given.
+
+    Returns:
+        dq, dk and dv, what comes through the means included; the gradients of both gates, of
+        their types, None for those that are not there.
+    """
+    from vsa import _C
+
+    grid, kv_grid = grids = problem.grids
+    sign, scale = positive_scale(problem.scale)
+    q = problem.q if sign == 1 else problem.q * sign
+    q, k, v, out = (addressable(x) for x in (q, problem.k, problem.v, saved.out))
+    gradient, lse = addressable(upstream.grad_out), saved.lse.contiguous()
+    grad_lse = None if upstream.grad_lse is None else upstream.grad_lse.float().contiguous()
+    bitmap = problem.bitmap.contiguous()
+    transposed, counts = transpose(machine, bitmap, kv_grid.num_tiles)
+    query_axes = neighbour_axes(machine, bitmap, grid.tiles, q.shape[2])
+    key_axes = neighbour_axes(machine, transposed, kv_grid.tiles, k.shape[2])
+    order = longest_first(machine, counts, key_axes, text_tiles(kv_grid), kv_grid.tiles[0])
+    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+    # What a fine gate makes of the gradient lies where dq will: the pass over query tiles, the last
+    # that reads it, loads a tile of it before it stores that tile of dq.
+    of_fine = gradient if gates.gate_fine is None else grads[0]
+    of_gates = [
+        None if gate is None else torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+        for gate in (gates.gate_fine, gates.gate_coarse)
+    ]
+    of_coarse = None if gates.coarse is None else torch.empty_like(gates.coarse)
+    of_means = [torch.empty_like(mean) for mean in means if mean is not None]
+    query_tiles = grid.num_tiles + text_tiles(grid)
+    row_stats = torch.empty(
+        *q.shape[::2], query_tiles, 2, SLOTS, dtype=torch.float32, device=q.device
+    )
+    tickets = torch.empty(2, dtype=torch.int32, device=q.device)
+    rows = rows_of_text(problem.text_valid, q, grids)
+    clean = [
+        without_invalid_text(x, problem.text_valid, each)
+        for x, each in ((q, grid), (k, kv_grid), (v, kv_grid))
+    ]
+    # With a fine gate the kernels write this gradient themselves, zeros included.
+    clean.append(
+        without_invalid_text(of_fine, problem.text_valid, grid)
+        if gates.gate_fine is None
+        else of_fine
+    )
+    call = _C.FineBackward(
+        q=views(q, clean[0], grid),
+        k=views(k, clean[1], kv_grid),
+        v=views(v, clean[2], kv_grid),
+        grad_out=views(of_fine, clean[3], grid),
+        grad_q=views(grads[0], grads[0], grid),
+        grad_k=views(grads[1], grads[1], kv_grid),
+        grad_v=views(grads[2], grads[2], kv_grid),
+        whole_out=view(out),
+        whole_gradient=view(gradient),
+        gates=gate_addresses(gates),
+        whole_grad_out=view(of_fine),
+        grad_gate_fine=address(of_gates[0]),
+        grad_gate_coarse=address(of_gates[1]),
+        grad_coarse=address(of_coarse),
+        grad_means=[mean.data_ptr() for mean in of_means] or [0, 0, 0],
+        scale=scale,
+        transposed=transposed.data_ptr(),
+        query_axes=query_axes.data_ptr(),
+        key_axes=key_axes.data_ptr(),
+        order=order.data_ptr(),
+        lse=lse.data_ptr(),
+        grad_lse=address(grad_lse),
+        tickets=tickets.data_ptr(),
+        row_stats=row_stats.data_ptr(),
+        **shared_arguments(q, k, bitmap, rows, grids),
+    )
+    machine.run_rows(call, q.device)
+    of_forward = [mean for mean in means if mean is not None]
+    if of_coarse is not None and gates.coarse is not None:
+        coarse_attention_backward(of_coarse, gates.coarse, of_forward, problem.scale, of_means)
+        if sign != 1:
+            of_means[0] *= sign
+    machine.run(call, q.device)
+    if sign != 1:
+        grads[0] *= sign
+    return grads[0], grads[1], grads[2], of_gates[0], of_gates[1]
+
+
+def transpose(machine: Machine, bitmap: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """Bitmaps with rows and columns exchanged.
+
+    Args:
+        machine: what runs the kernel.
+        bitmap: (B, heads, rows, words of ``columns`` bits) int32, contiguous.
+        columns: bits of a row.
+
+    Returns:
+        (B, heads, columns, words of ``rows`` bits) int32, and how many bits each of its rows has,
+        (B, heads, columns) int32.
+    """
+    from vsa import _C
+
+    batch, heads, rows, _ = bitmap.shape
+    target = bitmap.new_empty(batch, heads, columns, num_words(rows))
+    counts = bitmap.new_empty(batch, heads, columns)
+    call = _C.BitmapTranspose(
+        source=bitmap.data_ptr(),
+        target=target.data_ptr(),
+        counts=counts.data_ptr(),
+        bitmaps=batch * heads,
+        rows=rows,
+        columns=columns,
+    )
+    machine.run(call, bitmap.device)
+    return target, counts
+
+
+def longest_first(
+    machine: Machine, counts: Tensor, axes: Tensor, text_tiles: int, layers: int
+) -> Tensor:
+    """In which order the groups of neighbouring key tiles are worked on, within each key head.
+
+    Args:
+        machine: what runs the kernel.
+        counts: (B, heads, n_k) int32, query tiles that attend each key tile; contiguous.
+        axes: (B, kv_heads) int32, along which key tiles are neighbours; contiguous.
+        text_tiles: tiles of the keys' text, which come first in the numbering of groups.
+        layers: tiles of the keys' video along t.
+
+    Returns:
+        (B, kv_heads, groups) int32, by their longest column, equal ones as they come; first those
+        that begin with text, which everyone attends.
+    """
+    from vsa import _C
+
+    batch, heads, columns = counts.shape
+    kv_heads = axes.shape[1]
+    groups = -(-(text_tiles + columns) // _C.KEY_TILES_PER_GROUP)
+    order = counts.new_empty(batch, kv_heads, groups)
+    call = _C.ColumnOrder(
+        counts=counts.data_ptr(),
+        axes=axes.data_ptr(),
+        order=order.data_ptr(),
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        columns=columns,
+        text_tiles=text_tiles,
+        layers=layers,
+    )
+    machine.run(call, counts.device)
+    return order

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs calls of ``vsa._C``: a GPU, or the emulator on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Machine(Protocol):
+    """Runs the kernels of a call. Addresses in it must outlive the run."""
+
+    def run(self, call: Any, device: torch.device) -> None:
+        """All kernels of a call."""
+
+    def run_rows(self, call: Any, device: torch.device) -> None:
+        """The pass over tokens of a backward call, which comes before ``run``."""
+
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        """Left @ right.mT of bf16 matrices, summed and returned in fp32."""
+
+
+class Gpu:
+    """The current stream of the tensors' device."""
+
+    def run(self, call: Any, device: torch.device) -> None:
+        """See ``Machine.run``."""
+        call.launch(device.index, torch.cuda.current_stream(device).cuda_stream)
+
+    def run_rows(self, call: Any, device: torch.device) -> None:
+        """See ``Machine.run_rows``."""
+        call.launch_rows(device.index, torch.cuda.current_stream(device).cuda_stream)
+
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        """See ``Machine.product``."""
+        return torch.bmm(left, right.mT, out_dtype=torch.float32)
+
+
+@dataclass
+class Emulator:
+    """The kernels' source on a CPU.
+
+    Attributes:
+        blocks: of the persistent grid; two are enough for each to have several work tiles.
+        seed: of the schedule: in which order warps run, and when copies and products land.
+    """
+
+    blocks: int = 2
+    seed: int = 0
+
+    def run(self, call: Any, device: torch.device) -> None:
+        """See ``Machine.run``."""
+        call.emulate(self.blocks, self.seed)
+
+    def run_rows(self, call: Any, device: torch.device) -> None:
+        """See ``Machine.run_rows``."""
+        call.emulate_rows(self.blocks, self.seed)
+
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        """See ``Machine.product``: a CPU has no product of bf16 matrices in fp32."""
+        return torch.bmm(left.float(), right.float().mT)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernels are told of tensors: addresses and strides, and copies where TMA needs them.
+
+Tensors are read and written where they are, through tensor maps over their strides. Only what TMA
+cannot address is copied: strides or addresses that are no multiple of 16 bytes, and batch elements
+that do not follow each other as heads do when heads lie outside tokens. Text that is partly invalid
+is copied too, to put zeros in place of what must not be attended; it is short.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vsa.values import bitmap
+from vsa.values.grid import SLOTS, Grid
+
+ALIGNMENT = 16
+"""Bytes that addresses and strides of a tensor map must be a multiple of."""
+MOST_STRIDE = 2**40
+"""Bytes that a stride of a tensor map must stay below."""
+
+View = tuple[int, int, int, int]
+"""Address, and strides of batch, token and head in elements."""
+
+
+def addressable(x: Tensor) -> Tensor:
+    """The tensor (B, S, heads, head_dim), or a contiguous copy if no tensor map describes it."""
+    batch, token, head, channel = x.stride()
+    strides = [
+        stride * x.element_size()
+        for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True)
+        if size > 1
+    ]
+    aligned = all(0 < bytes_ < MOST_STRIDE and bytes_ % ALIGNMENT == 0 for bytes_ in strides)
+    inside = x.shape[2] == 1 or head < token
+    foldable = inside or x.shape[0] == 1 or batch == head * x.shape[2]
+    if channel == 1 and aligned and foldable and x.data_ptr() % ALIGNMENT == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def text_rows(
+    text_valid: Tensor | None, batch: int, grid: Grid, device: torch.device
+) -> Tensor | None:
+    """Which rows of the text's tiles are real tokens.
+
+    Returns:
+        (B, ceil(prefix / 64) + ceil(suffix / 64)) int64, bit r for row r; None without text.
+    """
+    if grid.text == 0:
+        return None
+    if text_valid is None:
+        text_valid = torch.ones(batch, grid.text, dtype=torch.bool, device=device)
+    parts = (
+        functional.pad(part, (0, -part.shape[1] % SLOTS))
+        for part in text_valid.split((grid.prefix, grid.suffix), 1)
+    )
+    return bitmap.pack(torch.cat(list(parts), dim=1)).view(torch.int64)
+
+
+def without_invalid_text(x: Tensor, text_valid: Tensor | None, grid: Grid) -> Tensor:
+    """The tensor, or a copy of its text alone with zeros if invalid, (B, text, heads, head_dim)."""
+    if text_valid is None:
+        return x
+    text = torch.cat((x[:, : grid.prefix], x[:, x.shape[1] - grid.suffix :]), dim=1)
+    return text.masked_fill_(~text_valid[:, :, None, None], 0)
+
+
+def views(x: Tensor, text: Tensor, grid: Grid) -> tuple[View, View, View]:
+    """The video, the prefix and the suffix of x; the last two where ``text`` has them.
+
+    By arithmetic: slices would be nine tensors more per call.
+    """
+    of_text = view(text)
+    return (
+        _from_token(view(x), grid.prefix, x),
+        of_text,
+        _from_token(of_text, text.shape[1] - grid.suffix, text),
+    )
+
+
+def view(x: Tensor) -> View:
+    """What the kernels are told of a tensor (B, tokens, heads, head_dim)."""
+    batch, token, head, _ = x.stride()
+    return x.data_ptr(), batch, token, head
+
+
+def _from_token(whole: View, token: int, x: Tensor) -> View:
+    """The view of x that starts at a token."""
+    address, batch, stride, head = whole
+    return address + token * stride * x.element_size(), batch, stride, head
+
+
+def text_tiles(grid: Grid) -> int:
+    """Runs of 64 tokens that the text before and after the video is cut into."""
+    return -(-grid.prefix // SLOTS) - (-grid.suffix // SLOTS)
+
+
+def address(x: Tensor | None) -> int:
+    """Where a tensor lies, 0 for none."""
+    return 0 if x is None else x.data_ptr()
+
+
+def element(x: Tensor) -> str:
+    """The type of a tensor's numbers, as the kernels call it."""
+    return str(x.dtype).removeprefix("torch.")

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators of coarse and select: tile means, the choice of tiles, attention of tile means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vsa.backends import named
+from vsa.backends.tiles import accumulation_dtype
+from vsa.operators.schema import operator
+from vsa.values import bitmap
+from vsa.values.budget import counts_and_mass
+from vsa.values.grid import Grid
+from vsa.values.problem import CoarseValues, TileScores
+
+
+@torch.library.custom_op("vsa::tile_means", mutates_args=())
+def tile_means(xs: Sequence[Tensor], grids: Sequence[int], backend: str) -> list[Tensor]:
+    """Mean of the tokens of every tile; one launch for up to three tensors on a Hopper GPU.
+
+    Args:
+        xs: (B, length, heads, head_dim) each, any strides.
+        grids: their grids, eight ints each.
+        backend: name of the backend that computes it, never "auto".
+
+    Returns:
+        (B, heads, num_tiles, head_dim) each, fp32 (fp64 for fp64 inputs), contiguous.
+    """
+    return named(backend).tile_means(xs, _grids(grids))
+
+
+def _grids(ints: Sequence[int]) -> list[Grid]:
+    return [Grid.from_ints(ints[start : start + 8]) for start in range(0, len(ints), 8)]
+
+
+@tile_means.register_fake
+def _(xs, grids, backend):
+    return [
+        x.new_empty(x.shape[0], x.shape[2], grid.num_tiles, x.shape[3], dtype=accumulation_dtype(x))
+        for x, grid in zip(xs, _grids(grids), strict=True)
+    ]
+
+
+def _save_types(ctx, inputs, output):
+    xs, ctx.grids, ctx.backend = inputs
+    ctx.dtypes = [x.dtype for x in xs]
+    ctx.set_materialize_grads(False)
+
+
+def _spread_means(ctx, grads):
+    each = zip(grads, _grids(ctx.grids), ctx.dtypes, strict=True)
+    spread = named(ctx.backend).spread_means
+    return [None if grad is None else spread(grad, *x) for grad, *x in each], None, None
+
+
+tile_means.register_autograd(_spread_means, setup_context=_save_types)
+
+
+def _select(scores: TileScores, values: CoarseValues | None = None) -> tuple[Tensor, Tensor | None]:
+    counts, mass = counts_and_mass(
+        scores.topk, scores.mass, scores.numbers, scores.k_means.shape[2]
+    )
+    scores = scores._replace(topk=counts, mass=mass)
+    return named(scores.backend).select(scores, values.v_means if values else None)
+
+
+def _empty_bitmap(scores: TileScores) -> Tensor:
+    columns = bitmap.num_words(scores.k_means.shape[2])
+    return scores.q_means.new_empty(*scores.q_means.shape[:3], columns, dtype=torch.int32)
+
+
+# Tiles are taken in order: those of `must`, then by falling score. Equal scores (+0 and -0 are
+# equal) go to the lowest tile, NaN counts as the lowest score. A row stops when it has `topk` tiles
+# and they hold `mass` of the softmax over the row's scores (see vsa.TopP), but not before all of
+# `must`. The result is the bitmap, (B, heads, n_q, words) int32.
+select_tiles = operator(
+    "select_tiles",
+    (TileScores,),
+    "Tensor",
+    compute=lambda scores: _select(scores)[0],
+    fake=_empty_bitmap,
+)
+
+# The same, and the coarse attention out of the same scores, (B, heads, n_q, head_dim), the type of
+# the means, contiguous, without gradient.
+select_and_attend = operator(
+    "select_and_attend",
+    (TileScores, CoarseValues),
+    "(Tensor, Tensor)",
+    compute=_select,
+    fake=lambda scores, values: (
+        _empty_bitmap(scores),
+        scores.q_means.new_empty(scores.q_means.shape),
+    ),
+)
+
+
+@torch.library.custom_op("vsa::coarse_attention", mutates_args=())
+def coarse_attention(
+    q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float, backend: str
+) -> Tensor:
+    """Dense attention of tile means, in full precision whatever the process allows elsewhere.
+
+    Args:
+        q_means: (B, heads, n_q, head_dim) fp32.
+        k_means: (B, kv_heads, n_k, head_dim) fp32.
+        v_means: like k_means.
+        scale: factor of the scores.
+        backend: name of the backend that computes it, never "auto".
+
+    Returns:
+        Like q_means, contiguous; without gradient.
+    """
+    return named(backend).coarse_attention(q_means, k_means, v_means, scale, exact=True)
+
+
+@coarse_attention.register_fake
+def _(q_means, k_means, v_means, scale, backend):
+    return q_means.new_empty(q_means.shape)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch operators from groups of arguments: schema, autograd and autocast are derived.
+
+Names are stable, so that checkpointing policies can name them: ``torch.ops.vsa.NAME``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor
+
+Group = type[tuple]
+"""A NamedTuple of ``vsa.values.problem``."""
+
+KINDS = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    Sequence[int]: "SymInt[]",
+    int: "SymInt",
+    float: "float",
+    str: "str",
+}
+"""How the type of an argument is called in an operator's schema."""
+
+
+@cache
+def arguments(groups: tuple[Group, ...]) -> dict[str, str]:
+    """Names of all arguments in order, and how the schema calls their types."""
+    found: dict[str, str] = {}
+    for group in groups:
+        found |= {name: KINDS[kind] for name, kind in get_type_hints(group).items()}
+    return found
+
+
+def regroup(groups: tuple[Group, ...], values: Sequence[Any]) -> list[Any]:
+    """Arguments in a row, as the operator gets them, in their groups again."""
+    found, start = [], 0
+    for group in groups:
+        count = len(group._fields)  # type: ignore[attr-defined]
+        found.append(group(*values[start : start + count]))
+        start += count
+    return found
+
+
+def operator(
+    name: str,
+    groups: tuple[Group, ...],
+    returns: str,
+    compute: Callable[..., Any],
+    fake: Callable[..., Any],
+) -> Any:
+    """An operator ``vsa::name``.
+
+    Args:
+        name: of the operator.
+        groups: its arguments.
+        returns: types of the results, in the words of a schema.
+        compute: makes the results, given the groups.
+        fake: makes empty results of the same shape and type, given the groups; for torch.compile.
+    """
+    of_schema = ", ".join(f"{kind} {name}" for name, kind in arguments(groups).items())
+    made = torch.library.custom_op(
+        f"vsa::{name}",
+        lambda *values: compute(*regroup(groups, values)),
+        mutates_args=(),
+        schema=f"({of_schema}) -> {returns}",
+    )
+    made.register_fake(lambda *values: fake(*regroup(groups, values)))
+    return made
+
+
+def differentiable(
+    made: Any,
+    groups: tuple[Group, ...],
+    backward: Any,
+    of: Sequence[str],
+    saved: slice,
+    hidden: slice = slice(0, 0),
+) -> None:
+    """Give an operator with the results out, lse, ... its backward.
+
+    Args:
+        made: the operator.
+        groups: its arguments.
+        backward: the operator of the gradients: it takes an ``Upstream``, a ``Saved``, and the
+            groups; it returns a gradient for each of ``of``, empty where that was None.
+        of: arguments that have gradients.
+        saved: which results the backward gets.
+        hidden: which results have no gradient.
+    """
+    kinds = arguments(groups)
+    is_tensor = [kind.startswith("Tensor") for kind in kinds.values()]
+
+    def save(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[hidden])
+        tensors = [x for x, yes in zip(inputs, is_tensor, strict=True) if yes]
+        ctx.numbers = [x for x, yes in zip(inputs, is_tensor, strict=True) if not yes]
+        ctx.save_for_backward(*output[saved], *tensors)
+
+    def differentiate(ctx, grad_out, grad_lse, *_):
+        out, lse, *tensors = ctx.saved_tensors
+        tensors, numbers = iter(tensors), iter(ctx.numbers)
+        inputs = [next(tensors) if yes else next(numbers) for yes in is_tensor]
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        grads = dict(zip(of, backward(grad_out, grad_lse, out, lse, *inputs), strict=True))
+        named = zip(kinds, inputs, strict=True)
+        return tuple(None if x is None else grads.get(name) for name, x in named)
+
+    made.register_autograd(differentiate, setup_context=save)
+    backward.register_autograd(once_only)
+
+
+def once_only(ctx: Any, *grads: Tensor) -> Any:
+    """The gradient of a gradient, which does not exist.
+
+    Raises:
+        NotImplementedError: always.
+    """
+    raise NotImplementedError(
+        "vsa.attention has first derivatives only, but a second one is asked for: leave out "
+        "create_graph=True, or use dense attention where gradients are differentiated"
+    )
+
+
+def cast_under_autocast(made: Any, name: str, count: int) -> None:
+    """Autocast's type for the first arguments of an operator; fp64 is left alone.
+
+    torch.library's own registration would fix one type for good, not that of the moment.
+
+    Args:
+        made: the operator.
+        name: of the operator.
+        count: how many tensors it begins with.
+    """
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        _library.impl(name, _casting(made, count, device), key)
+
+
+def _casting(made: Any, count: int, device: str) -> Callable[..., Any]:
+    def cast_and_call(*values: Any) -> Any:
+        tensors, rest = values[:count], values[count:]
+        if torch.float64 not in {x.dtype for x in tensors}:
+            tensors = tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
+        with torch.autocast(device, enabled=False):
+            return made(*tensors, *rest)
+
+    return cast_and_call
+
+
+_library = torch.library.Library("vsa", "FRAGMENT")

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of the operators, each group of them written down once.
+
+A group is what belongs together in a call. ``vsa.operators.schema`` makes the signatures of
+``torch.ops.vsa.*`` from them, and a backend gets them as they are: a new argument is one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from vsa.values.grid import Grid
+
+
+class Problem(NamedTuple):
+    """What the fine stage computes, in both directions.
+
+    Attributes:
+        q: (B, S_q, heads, head_dim), any strides but a contiguous last dimension.
+        k: (B, S_k, kv_heads, head_dim), the same.
+        v: like k.
+        bitmap: (B, heads, n_q, words) int32, the key tiles of every query tile.
+        text_valid: (B, prefix + suffix) bool, or None where all text is valid.
+        grid: the queries' grid, eight ints, see ``Grid.as_ints``.
+        kv_grid: the keys' grid, eight ints.
+        scale: factor of the scores.
+        backend: name of the backend that computes it, never "auto".
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bitmap: Tensor
+    text_valid: Tensor | None
+    grid: Sequence[int]
+    kv_grid: Sequence[int]
+    scale: float
+    backend: str
+
+    @property
+    def grids(self) -> tuple[Grid, Grid]:
+        """Of the queries and of the keys."""
+        return Grid.from_ints(self.grid), Grid.from_ints(self.kv_grid)
+
+
+class RowBound(NamedTuple):
+    """What a backend that makes lists of tiles knows without reading the bitmap.
+
+    Attributes:
+        most: upper bound of the key tiles in a row of the bitmap.
+    """
+
+    most: int
+
+
+class Means(NamedTuple):
+    """Tile means, exactly where there is a coarse gate.
+
+    Their gradient is part of the gradients of q, k and v.
+
+    Attributes:
+        q_means: (B, heads, n_q, head_dim) fp32, or None.
+        k_means: (B, kv_heads, n_k, head_dim) fp32, or None.
+        v_means: like k_means, or None.
+    """
+
+    q_means: Tensor | None
+    k_means: Tensor | None
+    v_means: Tensor | None
+
+
+class Gates(NamedTuple):
+    """The gates of a call, expanded to the shape of q, and what the coarse gate multiplies.
+
+    Attributes:
+        gate_fine: (B, S_q, heads, head_dim), the type of q or fp32, any strides; None for 1.
+        gate_coarse: the same; None leaves the coarse branch out.
+        coarse: (B, heads, n_q, head_dim) fp32, contiguous: the coarse attention's output, exactly
+            where there is a ``gate_coarse``. It gets no gradient of its own.
+    """
+
+    gate_fine: Tensor | None = None
+    gate_coarse: Tensor | None = None
+    coarse: Tensor | None = None
+
+
+class Upstream(NamedTuple):
+    """Gradients that a backward starts from.
+
+    Attributes:
+        grad_out: of out, (B, S_q, heads, head_dim).
+        grad_lse: of lse, (B, heads, S_q), or None for zero.
+    """
+
+    grad_out: Tensor
+    grad_lse: Tensor | None
+
+
+class Saved(NamedTuple):
+    """What a forward leaves to its backward.
+
+    Attributes:
+        out: the fine stage's output before gates, (B, S_q, heads, head_dim).
+        lse: its log-sum-exp, (B, heads, S_q) fp32 (fp64 for fp64 inputs), natural logarithm.
+    """
+
+    out: Tensor
+    lse: Tensor
+
+
+class TileScores(NamedTuple):
+    """What the choice of tiles is made from.
+
+    Attributes:
+        q_means: (B, heads, n_q, head_dim) fp32 or fp64.
+        k_means: (B, kv_heads, n_k, head_dim), the same type.
+        must: (n_q, n_k) bool, tiles that are always kept, or None.
+        topk: from 1 to n_k; one number for all query heads, or one each.
+        mass: least share of a row's softmax that its tiles hold, in [0, 1].
+        numbers: stands for both ``topk`` and ``mass`` where they vary in compiled code, see
+            ``vsa.values.budget.Budget``; (1 + one or heads,) fp64 on the CPU. None elsewhere.
+        scale: factor of the scores.
+        backend: name of the backend that computes it, never "auto".
+    """
+
+    q_means: Tensor
+    k_means: Tensor
+    must: Tensor | None
+    topk: Sequence[int]
+    mass: float
+    numbers: Tensor | None
+    scale: float
+    backend: str
+
+
+class CoarseValues(NamedTuple):
+    """Values of the coarse attention.
+
+    Attributes:
+        v_means: (B, kv_heads, n_k, head_dim), the type of the other means.
+    """
+
+    v_means: Tensor

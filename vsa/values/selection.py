@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A selection: which key tiles each query tile attends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vsa.values import transforms
+from vsa.values.bitmap import count, pack, unpack
+from vsa.values.grid import Extent, Grid
+
+_measures: dict[str, Callable[..., Tensor]] = {}
+"""What computes a selection's own methods: measuring lies above values, and enters itself here."""
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Which key tiles each query tile attends, for every batch element and query head.
+
+    Attributes:
+        bitmap: (B, heads, n_q, words) int32; bit j % 32 of word j // 32 is key tile j, spare bits
+            are zero.
+        num_key_tiles: n_k.
+        grid: the queries' grid, where known.
+        kv_grid: the keys' grid, where known.
+        most: the most tiles that a row keeps, where known without looking at the bitmap.
+    """
+
+    bitmap: Tensor
+    num_key_tiles: int
+    grid: Grid | None = None
+    kv_grid: Grid | None = None
+    most: int | None = None
+
+    @classmethod
+    def from_mask(
+        cls, mask: Tensor, grid: Grid | None = None, kv_grid: Grid | None = None
+    ) -> Selection:
+        """Pack a bool mask (B, heads, n_q, n_k).
+
+        Raises:
+            TypeError, ValueError: a mask of another type or rank, or one that does not fit the
+                grids.
+        """
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"mask must be a bool tensor (B, heads, n_q, n_k), but it is {kind}")
+        if mask.ndim != 4 or 0 in mask.shape:
+            raise ValueError(
+                "mask must be (B, heads, n_q, n_k) and not empty, but its shape is "
+                f"{tuple(mask.shape)}"
+            )
+        for name, axis, given in (("grid", 2, grid), ("kv_grid", 3, kv_grid or grid)):
+            if given is not None and given.num_tiles != mask.shape[axis]:
+                raise ValueError(
+                    f"mask has {mask.shape[axis]} tiles on axis {axis}, but {name} "
+                    f"has {given.num_tiles}"
+                )
+        return cls(pack(mask), mask.shape[-1], grid, kv_grid or grid)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, heads, n_q, n_k)."""
+        batch, heads, rows, _ = self.bitmap.shape
+        return batch, heads, rows, self.num_key_tiles
+
+    def mask(self) -> Tensor:
+        """(B, heads, n_q, n_k) bool."""
+        return unpack(self.bitmap, self.num_key_tiles)
+
+    @property
+    def density(self) -> float:
+        """Mean share of the key tiles that a query tile keeps. Reading it waits for the device."""
+        rows = max(1, self.bitmap[..., 0].numel())
+        return count(self.bitmap).sum().item() / (rows * self.num_key_tiles)
+
+    def transpose(self) -> Selection:
+        """Which query tiles each key tile is attended by: the direction that the backward walks."""
+        return Selection(pack(self.mask().mT), self.shape[2], self.kv_grid, self.grid)
+
+    def to(self, device: torch.device | str) -> Selection:
+        """The same selection on another device."""
+        return Selection(
+            self.bitmap.to(device), self.num_key_tiles, self.grid, self.kv_grid, self.most
+        )
+
+    def savable(self) -> Selection:
+        """One that autograd may keep, whatever mode this one was made in."""
+        bits = transforms.savable(self.bitmap)
+        return self if bits is self.bitmap else replace(self, bitmap=bits)
+
+    def recall(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        grid: Extent | Grid | None = None,
+        kv_grid: Extent | Grid | None = None,
+        scale: float | None = None,
+        text_valid: Tensor | None = None,
+        backend: str = "auto",
+    ) -> Tensor:
+        """Share of the dense attention mass of the video queries that the selection keeps.
+
+        Args:
+            q: (B, T, H, W, heads, head_dim) or (B, S, heads, head_dim).
+            k: the same, with the keys' grid.
+            grid: the queries' grid, unless the selection knows it.
+            kv_grid: the keys' grid, unless the selection knows it.
+            scale: factor of the scores, by default head_dim ** -0.5.
+            text_valid: (B, prefix + suffix) bool, which text tokens are real.
+            backend: as in ``vsa.attention``.
+
+        Returns:
+            (B, heads) in [0, 1], fp32 (fp64 for fp64 inputs); every token counts the same.
+
+        Raises:
+            ValueError, TypeError: bad input, in one sentence that names the argument.
+            RuntimeError: an explicit backend that cannot run here.
+        """
+        measure = _measures["recall"]
+        return measure(
+            self,
+            q,
+            k,
+            grid=grid,
+            kv_grid=kv_grid,
+            scale=scale,
+            text_valid=text_valid,
+            backend=backend,
+        )
+
+    def __repr__(self) -> str:
+        batch, heads, rows, columns = self.shape
+        return f"Selection(batch={batch}, heads={heads}, query_tiles={rows}, key_tiles={columns})"
+
+
+def measured_by(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Let a function compute the method ``name`` of every selection."""
+
+    def enter(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        _measures[name] = function
+        return function
+
+    return enter
+
+
+def check_is_selection(value: object) -> None:
+    """Something that has a selection's bitmap."""
+    if not isinstance(getattr(value, "bitmap", None), Tensor):
+        raise TypeError(
+            f"selection must be a vsa.Selection, but it is of type {type(value).__name__}"
+        )
+
+
+def check_fits(value: Selection, q: Tensor, grid: Grid, kv_grid: Grid) -> None:
+    """A selection made for these batches, heads and tiles, whose bitmap is in order."""
+    words = -(-value.num_key_tiles // 32)
+    if value.bitmap.dtype != torch.int32 or value.bitmap.shape[3:] != (words,):
+        raise ValueError(
+            f"selection must have a bitmap (B, heads, n_q, {words}) int32 for its "
+            f"{value.num_key_tiles} key tiles, but it is {tuple(value.bitmap.shape)} "
+            f"{value.bitmap.dtype}: make one by vsa.select or vsa.Selection.from_mask"
+        )
+    wanted = (q.shape[0], q.shape[-2], grid.num_tiles, kv_grid.num_tiles)
+    if value.shape != wanted:
+        raise ValueError(
+            "selection must be for (batch, heads, query tiles, key tiles) = "
+            f"{wanted}, but it is for {value.shape}"
+        )
+    for name, known, given in (("grid", value.grid, grid), ("kv_grid", value.kv_grid, kv_grid)):
+        if known is not None and known != given:
+            raise ValueError(
+                f"selection was made for the {name} {known}, but it is used with {given}"
+            )
+    if value.bitmap.device != q.device:
+        raise ValueError(
+            "selection must share the device of q, but it is on "
+            f"{value.bitmap.device} and q is on {q.device}"
+        )
