@@ -10,10 +10,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from vsa import ops
-from vsa.backends import kernels, kernels_backward, pytorch
+from vsa.backends import BACKENDS, torch_fine
+from vsa.backends.kernels import forward
 from vsa.cli import app, check
-from vsa.stages import combine
 from vsa.verify import parity
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
@@ -64,9 +63,8 @@ def _spoiled(function: Any, spoil: Any) -> Any:
     return lambda *args, **options: spoil(function(*args, **options), *args, **options)
 
 
-def _wrong_epilogue(found: Any, *args: Any) -> Any:
-    out, lse = found
-    return (1.02 * out if args[6:] and args[6] is not None else out), lse
+def _wrong_epilogue(found: Any, *_: Any) -> Any:
+    return 1.02 * found[0], found[1]
 
 
 def _wrong(place: int) -> Any:
@@ -84,30 +82,26 @@ def _all_real(rows: Any, *_: Any) -> Any:
     return None if rows is None else rows | 1
 
 
+EMULATED, TORCH = BACKENDS["emulated"], BACKENDS["torch"]
 FAULTS = {
-    "gated epilogue": ("emulated", kernels, "forward", _wrong_epilogue),
-    "combine of training": ("emulated", kernels, "combine", lambda out, *_: 1.02 * out),
-    "gradient of gate_fine": ("emulated", kernels_backward, "gated_backward", _wrong(3)),
-    "gradient of gate_coarse": ("emulated", kernels_backward, "gated_backward", _wrong(4)),
-    "gradient of k": ("emulated", kernels_backward, "gated_backward", _wrong(1)),
-    "invalid text": ("emulated", kernels, "text_rows", _all_real),
-    "NaN": ("emulated", kernels, "forward", _nan),
-    "gates of torch": ("torch", combine, "combine", lambda out, *_: 1.02 * out),
-    "text of torch": ("torch", pytorch, "token_valid", lambda real, *_: real | True),
-    "gradient of torch": ("torch", pytorch, "backward", _wrong(2)),
-    "choice": ("torch", ops, "select_tiles", lambda words, *_: words.flip(2)),
+    "gated epilogue": ("emulated", EMULATED, "gated_inference", _wrong_epilogue),
+    "combine of training": ("emulated", EMULATED, "fused_combine", lambda out, *_: 1.02 * out),
+    "gradient of gate_fine": ("emulated", EMULATED, "gated_backward", _wrong(3)),
+    "gradient of gate_coarse": ("emulated", EMULATED, "gated_backward", _wrong(4)),
+    "gradient of k": ("emulated", EMULATED, "gated_backward", _wrong(1)),
+    "invalid text": ("emulated", forward, "text_rows", _all_real),
+    "NaN": ("emulated", EMULATED, "forward", _nan),
+    "gates of torch": ("torch", TORCH, "combine", lambda out, *_: 1.02 * out),
+    "text of torch": ("torch", torch_fine, "token_valid", lambda real, *_: real | True),
+    "gradient of torch": ("torch", TORCH, "backward", _wrong(2)),
+    "choice": ("torch", TORCH, "select", lambda found, *_: (found[0].flip(2), found[1])),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_check_finds(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend, module, name, spoil = FAULTS[fault]
-    spoiled = _spoiled(getattr(module, name), spoil)
-    monkeypatch.setattr(module, name, spoiled)
-    for table in (ops._FORWARD, ops._BACKWARD):
-        for key, function in table.items():
-            if function.__name__ == name and function.__module__ == module.__name__:
-                monkeypatch.setitem(table, key, spoiled)
+    backend, owner, name, spoil = FAULTS[fault]
+    monkeypatch.setattr(owner, name, _spoiled(getattr(owner, name), spoil))
     problems = [p for p in parity.PROBLEMS if p.name in ("gates", "text")]
     monkeypatch.setattr(parity, "PROBLEMS", problems)
     result = RUNNER.invoke(app, ["check"])

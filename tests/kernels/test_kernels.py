@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional
 
 import vsa
-from vsa.backends import kernels
+from vsa.backends import BACKENDS
+from vsa.backends.kernels.tensors import addressable
 from vsa.verify import parity
 from vsa.verify.parity import PROBLEMS, Problem
 
@@ -140,7 +141,7 @@ def _rows(channels: int = 64) -> torch.Tensor:
     ],
 )
 def test_only_what_tma_cannot_address_is_copied(x: torch.Tensor, copied: bool) -> None:
-    found = kernels.addressable(x)
+    found = addressable(x)
     assert (found is not x) == copied and torch.equal(found, x)
     assert found.is_contiguous() or not copied
 
@@ -150,7 +151,7 @@ def test_strides_that_no_tensor_map_holds_are_copied() -> None:
         x = torch.empty_strided(
             (2, 4, 1, 64), (stride, 64, 64, 1), dtype=torch.bfloat16, device="meta"
         )
-        assert (kernels.addressable(x) is not x) == copied
+        assert (addressable(x) is not x) == copied
 
 
 def test_unselected_and_invalid_values_never_reach_the_output(machine: Machine) -> None:
@@ -176,8 +177,8 @@ def test_results_are_the_same_bits_whatever_the_schedule(
     selection = vsa.select(q, k, 0.4)
     runs = []
     for seed in range(6):
-        monkeypatch.setattr(kernels, "EMULATED_SEED", seed)
-        monkeypatch.setattr(kernels, "EMULATED_BLOCKS", 1 + seed % 3)
+        monkeypatch.setattr(BACKENDS["emulated"].machine, "seed", seed)
+        monkeypatch.setattr(BACKENDS["emulated"].machine, "blocks", 1 + seed % 3)
         runs.append(_call(machine, q, k, v, selection))
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import vsa
 from vsa import _C
-from vsa.backends import kernels
+from vsa.backends import BACKENDS
+from vsa.backends.kernels.forward import neighbour_axes
 from vsa.values import bitmap
 from vsa.values.grid import Extent
 from vsa.verify import parity
@@ -18,6 +19,7 @@ from vsa.verify import parity
 Machine = tuple[str, str]
 KINDS = ("random", "along w", "along t")
 SAMPLES = 32
+EMULATOR = BACKENDS["emulated"].machine
 
 
 def _lists(kind: str, tiles: Extent, columns: Extent, sharing: int = 1) -> Tensor:
@@ -56,7 +58,8 @@ def test_the_axis_with_more_in_common_is_chosen(
     """Of each group of heads; along w in one layer, along t where there is one tile along w."""
     groups = [_lists(KINDS[i % 3], tiles, (3, 5, 75), sharing) for i in range(6)]
     words = bitmap.pack(torch.stack(groups).unflatten(0, (2, 3)).flatten(1, 2))
-    found = kernels.neighbour_axes(words.to(machine[1]), tiles, groups=3).flatten().tolist()
+    runner = BACKENDS[machine[0]].machine
+    found = neighbour_axes(runner, words.to(machine[1]), tiles, groups=3).flatten().tolist()
     for axis, heads in zip(found, groups, strict=True):
         along_t = sum(_preference(head, tiles) for head in heads) > 0
         if tiles[2] == 1:
@@ -77,7 +80,7 @@ def test_a_sample_is_spread_over_all_tiles() -> None:
             mask.movedim(axis, 0)[late] = along[second].movedim(axis, 0)[late]
             words = bitmap.pack(mask.flatten(1, 3)[None])
             expected = _C.ALONG_T if first == "along t" else _C.ALONG_W
-            assert kernels.neighbour_axes(words, tiles, groups=1).item() == expected
+            assert neighbour_axes(EMULATOR, words, tiles, groups=1).item() == expected
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -101,10 +104,10 @@ def test_heads_that_choose_differently_attend_what_they_selected(
     )
     selection = vsa.Selection.from_mask(mask, grid, kv_grid)
     if grid.tiles[0] > 1:
-        axes = kernels.neighbour_axes(selection.bitmap, grid.tiles, groups=4)
+        axes = neighbour_axes(EMULATOR, selection.bitmap, grid.tiles, groups=4)
         assert axes.tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
     if kv_grid.tiles[0] > 1:
-        axes = kernels.neighbour_axes(selection.transpose().bitmap, kv_grid.tiles, groups=2)
+        axes = neighbour_axes(EMULATOR, selection.transpose().bitmap, kv_grid.tiles, groups=2)
         assert axes.tolist() == [[1, 0], [0, 1]]
     q, upstream = torch.randn(2, 2, grid.length, 4, head_dim).bfloat16()
     k, v = torch.randn(2, 2, kv_grid.length, 2, head_dim).bfloat16()

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernels.routing_machines import on_both
+from kernels.machines import backend_on, machine_of, on_both
 from torch import Tensor
 
-from vsa import ops
-from vsa.backends import pytorch_routing, routing
+from vsa.backends import BACKENDS, torch_coarse
+from vsa.backends.kernels import coarse_select
+from vsa.operators import coarse_select as ops
 from vsa.stages.coarse import coarse_attention
 from vsa.values import bitmap
+from vsa.values.problem import TileScores
 
 pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
 
@@ -30,11 +32,13 @@ OPERANDS = {
 def test_scores_are_as_exact_as_in_fp32(kind: str, depth: int, machine: str) -> None:
     """Against fp64, as a share of what a product would be without cancellation."""
     left, right = OPERANDS[kind](3, 70, depth), OPERANDS[kind](3, 90, depth)
-    found = routing.split_product(left.to(machine), right.to(machine), 0.3).cpu()
+    found = coarse_select.split_product(
+        machine_of(machine), left.to(machine), right.to(machine), 0.3
+    ).cpu()
     true = 0.3 * left.double() @ right.double().mT
     size = 0.3 * left.double().abs() @ right.double().abs().mT
     assert ((found - true).abs() / size).max() < 2e-6
-    in_fp32 = pytorch_routing.product(left.to(machine), right.to(machine), 0.3).cpu()
+    in_fp32 = torch_coarse.product(left.to(machine), right.to(machine), 0.3).cpu()
     typical = [((x - true).abs() / size).square().mean().sqrt() for x in (found, in_fp32)]
     assert typical[0] < 2 * typical[1] + 1e-7
 
@@ -43,7 +47,9 @@ def test_scores_are_as_exact_as_in_fp32(kind: str, depth: int, machine: str) -> 
 def test_integers_that_fp32_holds_make_exact_scores(machine: str) -> None:
     left = torch.randint(-(2**11), 2**11, (2, 40, 3)).float()
     right = torch.randint(-(2**10), 2**10, (2, 50, 3)).float()
-    found = routing.split_product(left.to(machine), right.to(machine), 0.5).cpu()
+    found = coarse_select.split_product(
+        machine_of(machine), left.to(machine), right.to(machine), 0.5
+    ).cpu()
     assert torch.equal(found, 0.5 * left @ right.mT)
 
 
@@ -54,9 +60,13 @@ def weigh(machine: str, scores: Tensor, must: Tensor | None, mass: float) -> Ten
         len(scores), bitmap.num_words(scores.shape[1]), dtype=torch.int32, device=machine
     )
     forced = None if must is None else bitmap.pack(must).to(machine)
-    routing.select_rows(weights, forced, [1], mass, len(scores), 0, words, weights)
+    coarse_select.select_rows(
+        machine_of(machine), weights, forced, [1], mass, len(scores), 0, words, weights
+    )
     alone = torch.empty_like(words)
-    routing.select_rows(scores.to(machine), forced, [1], mass, len(scores), 0, alone)
+    coarse_select.select_rows(
+        machine_of(machine), scores.to(machine), forced, [1], mass, len(scores), 0, alone
+    )
     assert torch.equal(words, alone)
     return weights.cpu()
 
@@ -91,16 +101,17 @@ def test_what_is_no_number_stays_none(machine: str) -> None:
 def test_the_coarse_output_comes_out_of_the_same_scores(
     heads: int, kv_heads: int, size: int, machine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (pytorch_routing, routing):
+    for module in (torch_coarse, coarse_select):
         monkeypatch.setattr(module, "SCORE_BYTES", size)
     q = torch.randn(2, heads, 40, 16, device=machine)
     k, v = torch.randn(2, 2, kv_heads, 70, 16, device=machine)
     must = torch.rand(40, 70, device=machine) < 0.1
-    true = coarse_attention(q.double(), k.double(), v.double(), 0.3)
-    for module in (routing, pytorch_routing):
+    true = coarse_attention(q.double(), k.double(), v.double(), 0.3, "torch")
+    for backend in (backend_on(machine), BACKENDS["torch"]):
         for forced, mass in ((None, 0.0), (must, 0.0), (must, 0.5)):
-            words, coarse = module.select(q, k, forced, [9], 0.3, mass, v)
-            alone, nothing = module.select(q, k, forced, [9], 0.3, mass)
+            scores = TileScores(q, k, forced, [9], mass, None, 0.3, backend.name)
+            words, coarse = backend.select(scores, v)
+            alone, nothing = backend.select(scores)
             assert torch.equal(words, alone) and nothing is None
             assert coarse is not None and coarse.is_contiguous()
             torch.testing.assert_close(coarse.double(), true, rtol=1e-5, atol=1e-6)
@@ -109,10 +120,11 @@ def test_the_coarse_output_comes_out_of_the_same_scores(
 @on_both
 def test_the_coarse_output_is_in_full_precision_whatever_the_process_allows(machine: str) -> None:
     q, k, v = torch.randn(3, 1, 2, 100, 64, device=machine)
-    before = ops.select_and_attend(q, k, v, None, [9], 0.3)
+    scores = TileScores(q, k, None, [9], 0.0, None, 0.3, backend_on(machine).name)
+    before = ops.select_and_attend(*scores, v)
     torch.set_float32_matmul_precision("medium")
     try:
-        after = ops.select_and_attend(q, k, v, None, [9], 0.3)
+        after = ops.select_and_attend(*scores, v)
     finally:
         torch.set_float32_matmul_precision("highest")
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

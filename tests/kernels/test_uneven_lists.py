@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import vsa
-from vsa.backends import kernels
+from vsa.backends import BACKENDS
 from vsa.verify import parity
 
 TILE = (1, 2, 2)
@@ -42,7 +42,7 @@ def _results(
 def test_uneven_neighbours(
     many_keys: bool, head_dim: int, machine: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "EMULATED_BLOCKS", 1)
+    monkeypatch.setattr(BACKENDS["emulated"].machine, "blocks", 1)
     grid, kv_grid = (FEW, MANY) if many_keys else (MANY, FEW)
     mask = torch.stack([_uneven(FEW.num_tiles, MANY.num_tiles) for _ in range(2)])[None]
     selection = vsa.Selection.from_mask(mask if many_keys else mask.mT, grid, kv_grid)

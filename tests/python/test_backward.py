@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import vsa
-from vsa.backends import kernels, kernels_backward
+from vsa.backends import BACKENDS
+from vsa.backends.kernels.backward import longest_first, transpose
 from vsa.verify import parity
 from vsa.verify.parity import PROBLEMS, Problem, by_name
 
@@ -157,9 +158,9 @@ def _backward_arguments(machine: Machine, tensors: list[Tensor], selection: vsa.
     backend, device = machine
     q, k, v, upstream = (x.to(device) for x in tensors)
     words, grid = selection.bitmap.to(device), selection.grid.as_ints()
-    plan = words, None, grid, grid, selection.num_key_tiles, 64**-0.5, backend
-    out, lse = torch.ops.vsa.block_sparse_attention(q, k, v, *plan)
-    return [upstream, None, q, k, v, out, lse, *plan]
+    rest = words, None, grid, grid, 64**-0.5, backend, selection.num_key_tiles
+    out, lse = torch.ops.vsa.block_sparse_attention(q, k, v, *rest)
+    return [upstream, None, out, lse, q, k, v, *rest]
 
 
 def test_an_expanded_upstream_gradient(machine: Machine) -> None:
@@ -212,8 +213,8 @@ def test_the_same_bits_whatever_the_schedule(
     runs = []
     try:
         for seed in range(6):
-            monkeypatch.setattr(kernels, "EMULATED_SEED", seed)
-            monkeypatch.setattr(kernels, "EMULATED_BLOCKS", 1 + seed % 3)
+            monkeypatch.setattr(BACKENDS["emulated"].machine, "seed", seed)
+            monkeypatch.setattr(BACKENDS["emulated"].machine, "blocks", 1 + seed % 3)
             runs.append(_grads(machine, tensors, selection, upstream))
     finally:
         torch.use_deterministic_algorithms(False)
@@ -225,7 +226,7 @@ def test_bitmaps_are_transposed_and_counted(rows: int, columns: int, machine: Ma
     mask = torch.rand(2, 3, rows, columns) < 0.4
     mask[0, 0, :, 0] = False
     selection = vsa.Selection.from_mask(mask).to(machine[1])
-    words, counts = kernels_backward.transpose(selection.bitmap, columns)
+    words, counts = transpose(BACKENDS[machine[0]].machine, selection.bitmap, columns)
     assert torch.equal(words, selection.transpose().bitmap)
     assert torch.equal(counts.cpu(), mask.sum(2).int())
 
@@ -240,8 +241,8 @@ def test_groups_of_key_tiles_are_ordered_by_their_longest_column(
     batch, kv_heads, sharing = 2, 3, 2
     counts = torch.randint(9, (batch, kv_heads * sharing, columns), dtype=torch.int32)
     axes = torch.tensor([[0, 1, 0], [1, 0, 1]], dtype=torch.int32)
-    order = kernels_backward.longest_first(
-        counts.to(machine[1]), axes.to(machine[1]), text_tiles, layers
+    order = longest_first(
+        BACKENDS[machine[0]].machine, counts.to(machine[1]), axes.to(machine[1]), text_tiles, layers
     )
     to_and_fro = torch.arange(columns).view(layers, -1).clone()
     to_and_fro[:, 1::2] = to_and_fro[:, 1::2].flip(0)

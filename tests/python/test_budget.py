@@ -7,20 +7,20 @@ import pytest
 import torch
 
 import vsa
-from vsa.backends import pytorch_routing
+from vsa.backends import torch_coarse
 from vsa.stages.coarse import tile_means
 from vsa.values import budget
 
 
 def test_weights_are_the_softmax() -> None:
     scores = torch.randn(50, 300) * torch.logspace(-2, 1, 50)[:, None]
-    weights = pytorch_routing.softmax_weights(scores)
+    weights = torch_coarse.softmax_weights(scores)
     shares = weights / weights.sum(-1, keepdim=True)
     truth = scores.double().softmax(-1)
     smallest = truth.amax(-1, keepdim=True) * 2**-32
     assert ((shares - truth).abs() <= smallest + truth * 3e-6).all()
     assert (shares - truth).abs().sum(-1).max() < 1e-6
-    same = pytorch_routing.softmax_weights(scores.double())
+    same = torch_coarse.softmax_weights(scores.double())
     assert ((weights - same).abs() <= 1 + weights * 3e-6).all()
 
 
@@ -35,7 +35,7 @@ def test_kernels_and_pytorch_have_the_same_weights() -> None:
         ]
     )
     scores = torch.stack([torch.zeros_like(gaps), -gaps], dim=1)
-    weights = pytorch_routing.softmax_weights(scores)
+    weights = torch_coarse.softmax_weights(scores)
     assert weights[:, 1].tolist() == [native.softmax_weight(gap) for gap in gaps.tolist()]
     assert (weights[:, 0] == 2**31).all() and weights.min() == 0
 
@@ -46,7 +46,9 @@ def test_top_p_keeps_the_fewest_tiles_that_hold_the_mass(mass: float, floor: flo
     q, k = torch.randn(2, 2, 5, 9, 10, 2, 16, dtype=torch.float64) * 2
     selection = vsa.select(q, k, vsa.TopP(mass, floor))
     assert selection.most is None
-    q_means, k_means = tile_means((q.flatten(1, 3), k.flatten(1, 3)), (selection.grid,) * 2)
+    q_means, k_means = tile_means(
+        (q.flatten(1, 3), k.flatten(1, 3)), (selection.grid,) * 2, "torch"
+    )
     shares = (q_means @ k_means.mT / 4).softmax(-1)
     kept = selection.mask()
     least = budget.resolve(floor, 18, 2).counts[0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vsa.backends import coarse_backward
+from vsa.backends.kernels import coarse_backward
 from vsa.stages.coarse import coarse_attention
 
 
@@ -31,7 +31,7 @@ def test_gradients_are_those_of_autograd(
     monkeypatch.setattr(coarse_backward, "PROBABILITY_BYTES", slice_bytes)
     means = [x.requires_grad_() for x in _means(torch.float64, heads, kv_heads, 11, 7)]
     upstream = torch.randn(2, heads, 11, 16, dtype=torch.float64)
-    out = coarse_attention(means[0], means[1], means[2], scale)
+    out = coarse_attention(means[0], means[1], means[2], scale, "torch")
     true = torch.autograd.grad(out, means, upstream)
     found = _gradients([x.detach() for x in means], out.detach(), upstream, scale)
     for a, b in zip(found, true, strict=True):
@@ -40,7 +40,7 @@ def test_gradients_are_those_of_autograd(
 
 def test_products_are_in_full_precision_whatever_the_process_allows() -> None:
     means, upstream = _means(torch.float32, 2, 2, 50, 400), torch.randn(2, 2, 50, 16)
-    out = coarse_attention(means[0], means[1], means[2], 0.3)
+    out = coarse_attention(means[0], means[1], means[2], 0.3, "torch")
     before = _gradients(means, out, upstream, 0.3)
     torch.set_float32_matmul_precision("medium")
     try:

@@ -15,8 +15,9 @@ from python.no_work import NoWork, is_named
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import vsa
-from vsa import diagnostics, gated_ops, ops
+from vsa import diagnostics
 from vsa.distributed import ring_attention, ulysses_attention
+from vsa.operators import coarse_select as ops
 from vsa.values import checks
 
 Q = torch.randn(1, 4, 4, 8, 2, 16)
@@ -330,7 +331,7 @@ def test_work_before_a_check_of_gates_would_be_seen(
     check = checks.gate
 
     def after_means(name: str, value: Any, q: torch.Tensor) -> None:
-        ops.tile_means([FLAT], GRID.as_ints())
+        ops.tile_means([FLAT], GRID.as_ints(), "torch")
         check(name, value, q)
 
     monkeypatch.setattr(checks, "gate", after_means)
@@ -339,11 +340,12 @@ def test_work_before_a_check_of_gates_would_be_seen(
 
 
 MEANS = torch.randn(1, 2, 2, 16)
+SCORES = (MEANS, MEANS, None, [1], 0.0, None, 1.0, "torch")
 OPERATORS = [
-    partial(ops.tile_means, [FLAT], GRID.as_ints()),
-    partial(ops.select_tiles, MEANS, MEANS, None, [1], 1.0),
-    partial(ops.select_and_attend, MEANS, MEANS, MEANS, None, [1], 1.0),
-    partial(gated_ops.coarse_output, MEANS, MEANS, MEANS, 1.0),
+    partial(ops.tile_means, [FLAT], GRID.as_ints(), "torch"),
+    partial(ops.select_tiles, *SCORES),
+    partial(ops.select_and_attend, *SCORES, MEANS),
+    partial(ops.coarse_attention, MEANS, MEANS, MEANS, 1.0, "torch"),
     partial(fine, FLAT, FLAT, FLAT, grid=GRID),
     partial(torch.add, Q, Q),
     partial(torch.clone, Q),

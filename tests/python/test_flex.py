@@ -7,10 +7,10 @@ import warnings
 
 import pytest
 import torch
-from vsa.backends.layout import slot_tokens, token_valid
 
 import vsa
 from vsa.backends import flex
+from vsa.backends.tiles import slot_tokens, token_valid
 from vsa.verify.parity import PROBLEMS, Problem, worst
 
 pytestmark = pytest.mark.filterwarnings(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import vsa
-from vsa.stages.combine import combine
+from vsa.backends.torch_combine import combine
 from vsa.verify import parity
 from vsa.verify.parity import by_name
 
@@ -81,10 +81,10 @@ def test_the_output_is_combine_of_the_fine_output(machine: Machine) -> None:
         means = list(torch.randn(3, 1, 2, grid.num_tiles, 64, device=device))
         flat = [x.flatten(1, 3) for x in (q, k, v)]
         gates = [x.flatten(1, 3) for x in (gate_fine, gate_coarse)]
-        coarse = torch.ops.vsa.coarse_attention(*means, 64**-0.5)
+        coarse = torch.ops.vsa.coarse_attention(*means, 64**-0.5, backend)
         found, _, again = torch.ops.vsa.gated_attention(
-            *flat, selection.bitmap, None, *means, coarse, *gates,
-            grid.as_ints(), grid.as_ints(), 3, 64**-0.5, backend,
+            *flat, selection.bitmap, None, grid.as_ints(), grid.as_ints(), 64**-0.5, backend,
+            *means, *gates, coarse,
         )  # fmt: skip
         expected = combine(fine, coarse, gate_fine, gate_coarse, grid)
     assert torch.equal(again.view(fine.shape), fine)
@@ -123,16 +123,16 @@ def test_opcheck(machine: Machine) -> None:
     words = vsa.select(tensors["q"], tensors["k"], 2, grid=grid).bitmap
     q, k, v = (tensors[name].requires_grad_() for name in "qkv")
     *means, coarse = torch.randn(4, 3, 2, grid.num_tiles, 64, device=device)
-    plan = grid.as_ints(), grid.as_ints(), 2, 0.1, backend
+    plan = grid.as_ints(), grid.as_ints(), 0.1, backend
     for gates in ((None, None), (tensors["gate_fine"], tensors["gate_coarse"])):
         own_means, rows = (means, coarse) if gates[1] is not None else ([None] * 3, None)
         arguments = words, problem.valid().to(device)
         torch.library.opcheck(
             torch.ops.vsa.gated_attention,
-            (q, k, v, *arguments, *own_means, rows, *gates, *plan),
+            (q, k, v, *arguments, *plan, *own_means, *gates, rows),
             test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
         )
         plain = (x.detach() for x in (q, k, v))
         torch.library.opcheck(
-            torch.ops.vsa.gated_attention_inference, (*plain, *arguments, rows, *gates, *plan)
+            torch.ops.vsa.gated_attention_inference, (*plain, *arguments, *plan, *gates, rows)
         )

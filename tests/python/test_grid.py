@@ -35,7 +35,7 @@ def test_grid_is_the_reference_enumeration(
     assert grid.tile_of_token().tolist() == [tile_of[token] for token in range(grid.tokens)]
     assert grid.is_ragged == (len(set(grid.sizes.tolist())) > 1)
     x = torch.randn(2, grid.length, 3)
-    means = tile_means([x[:, :, None]], [grid])[0][:, 0]
+    means = tile_means([x[:, :, None]], [grid], "torch")[0][:, 0]
     expected = torch.stack(
         [x[:, [prefix + token for token in tokens]].mean(1) for tokens in tiles], 1
     )

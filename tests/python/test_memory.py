@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import vsa
-from vsa.backends import routing
 from vsa.measure.timing import peak_memory
 
 Machine = tuple[str, str]
@@ -16,11 +15,9 @@ MOST = 0.15
 
 
 @pytest.fixture
-def layer(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+def layer(machine: Machine):
     """A call with so many gates, its inputs and an upstream gradient."""
     backend, device = machine
-    if device == "cpu":
-        monkeypatch.setattr(routing, "run_on", lambda _: True)
     size = 12, 16, 16, 2, 64
 
     def make(gates: int, gradients: bool):

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 import vsa
-from vsa.backends import routing
 from vsa.values.budget import TopK
 
 Machine = tuple[str, str]
@@ -85,7 +84,6 @@ def test_nothing_waits_for_the_device(
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return
-    monkeypatch.setattr(routing, "run_on", lambda device: True)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         layer.step()
         with torch.no_grad():

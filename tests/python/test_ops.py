@@ -15,7 +15,6 @@ from torch.utils.checkpoint import (
 )
 
 import vsa
-from vsa import ops
 from vsa.measure.timing import peak_memory
 from vsa.verify.parity import Problem, by_name, ours, worst
 
@@ -26,21 +25,22 @@ def _fine_arguments(dtype: torch.dtype = torch.float32) -> tuple:
     call = problem.query_grid.as_ints()
     words = vsa.select(tensors["q"], tensors["k"], 2, grid=problem.query_grid).bitmap
     q, k, v = (tensors[name].requires_grad_() for name in "qkv")
-    return q, k, v, words, problem.valid(), call, call, 2, 0.3, "torch"
+    return q, k, v, words, problem.valid(), call, call, 0.3, "torch", 2
 
 
 def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.vsa.block_sparse_attention, _fine_arguments())
     means = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8)
-    torch.library.opcheck(torch.ops.vsa.select_tiles, (*means, None, [3], 0.3))
-    torch.library.opcheck(torch.ops.vsa.select_tiles, (*means, torch.eye(9).bool(), [3], 0.3))
+    rest = 0.0, None, 0.3, "torch"
+    torch.library.opcheck(torch.ops.vsa.select_tiles, (*means, None, [3], *rest))
+    torch.library.opcheck(torch.ops.vsa.select_tiles, (*means, torch.eye(9).bool(), [3], *rest))
     three = (*means, torch.randn(2, 2, 9, 8))
-    torch.library.opcheck(torch.ops.vsa.select_and_attend, (*three, None, [3], 0.3))
-    torch.library.opcheck(torch.ops.vsa.coarse_attention, (*three, 0.3))
+    torch.library.opcheck(torch.ops.vsa.select_and_attend, (*means, None, [3], *rest, three[2]))
+    torch.library.opcheck(torch.ops.vsa.coarse_attention, (*three, 0.3, "torch"))
     q, k, v, *plan = _fine_arguments()
     q, k, v = (x.detach() for x in (q, k, v))
     out, lse = torch.ops.vsa.block_sparse_attention(q, k, v, *plan)
-    backward = (torch.randn_like(out), torch.randn_like(lse), q, k, v, out, lse, *plan)
+    backward = (torch.randn_like(out), torch.randn_like(lse), out, lse, q, k, v, *plan)
     torch.library.opcheck(torch.ops.vsa.block_sparse_attention_backward, backward)
 
 
@@ -71,23 +71,23 @@ def test_opcheck_of_gated_operators(kind: str) -> None:
     means: list[torch.Tensor | None] = [None] * 3
     rows = None
     if coarse is not None:
-        means = ops.tile_means([tensors[name] for name in "qkv"], 3 * grid.as_ints())
-        rows = torch.ops.vsa.coarse_attention(*means, 0.3)
-    plan = (grid.as_ints(), grid.as_ints(), 1, 0.3, "emulated")
+        three = [tensors[name] for name in "qkv"]
+        means = torch.ops.vsa.tile_means(three, 3 * grid.as_ints(), "emulated")
+        rows = torch.ops.vsa.coarse_attention(*means, 0.3, "emulated")
+    plan = (grid.as_ints(), grid.as_ints(), 0.3, "emulated")
     valid = GATED.valid()
     q, k, v = (tensors[name].requires_grad_() for name in "qkv")
-    arguments = (q, k, v, words, valid, *means, rows, fine, coarse, *plan)
+    arguments = (q, k, v, words, valid, *plan, *means, fine, coarse, rows)
     torch.library.opcheck(torch.ops.vsa.gated_attention, arguments)
     with torch.no_grad():
-        inference = (*arguments[:5], *arguments[8:])
+        inference = (*arguments[:9], *arguments[12:])
         torch.library.opcheck(
             torch.ops.vsa.gated_attention_inference, [_detached(x) for x in inference]
         )
         out, lse, part = torch.ops.vsa.gated_attention(*arguments)
     for grad_lse in (None, torch.randn_like(lse)):
-        given = (torch.randn_like(out), grad_lse, q, k, v, lse, part, rows, words, valid)
-        backward = [_detached(x) for x in (*given, fine, coarse, *means)]
-        torch.library.opcheck(torch.ops.vsa.gated_attention_backward, (*backward, *plan))
+        backward = [torch.randn_like(out), grad_lse, part, lse, *map(_detached, arguments)]
+        torch.library.opcheck(torch.ops.vsa.gated_attention_backward, backward)
 
 
 def _detached(x: Any) -> Any:
@@ -204,7 +204,8 @@ def test_large_selections_fit_in_slices() -> None:
     """Choosing among many tiles never holds the whole matrix of tile scores."""
     means = torch.randn(1, 1, 9000, 2)
     words, peak = peak_memory(
-        lambda: torch.ops.vsa.select_tiles(means, means, None, [10], 1.0), means.device
+        lambda: torch.ops.vsa.select_tiles(means, means, None, [10], 0.0, None, 1.0, "torch"),
+        means.device,
     )
     assert words.shape == (1, 1, 9000, 282)
     assert peak < 4 * 9000 * 9000 * 4

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 import vsa
-from vsa import ops
 from vsa.values import bitmap
 from vsa.verify import reference
 
@@ -22,14 +21,18 @@ from vsa.verify import reference
 def test_ties_go_to_the_lowest_tile(scores: list[float], topk: int) -> None:
     columns = len(scores)
     keys = torch.tensor(scores)[None, None, :, None]
-    words = ops.select_tiles(torch.ones(1, 1, 1, 1), keys, None, [min(topk, columns)], 1.0)
+    words = torch.ops.vsa.select_tiles(
+        torch.ones(1, 1, 1, 1), keys, None, [min(topk, columns)], 0.0, None, 1.0, "torch"
+    )
     chosen = bitmap.unpack(words, columns).flatten().nonzero().flatten().tolist()
     assert chosen == reference.best(scores, topk)
 
 
 def test_nan_counts_as_the_lowest_score() -> None:
     keys = torch.tensor([1.0, float("nan"), -5.0, float("-inf")])[None, None, :, None]
-    words = ops.select_tiles(torch.ones(1, 1, 1, 1), keys, None, [3], 1.0)
+    words = torch.ops.vsa.select_tiles(
+        torch.ones(1, 1, 1, 1), keys, None, [3], 0.0, None, 1.0, "torch"
+    )
     assert bitmap.unpack(words, 4).flatten().tolist() == [True, True, True, False]
 
 

@@ -9,11 +9,12 @@ from typing import Any, Literal, TypeVar, overload
 
 from torch import nn
 
+from vsa.distributed.shards import ranks_of
 from vsa.integrations.diffusers.families import Family, family_of
 from vsa.integrations.diffusers.gates import check_untrained, gates_of, new_gates, put_gates
 from vsa.integrations.diffusers.plan import PLAN, Plan, Schedule, Settings, way_back
 from vsa.integrations.diffusers.processors import SparseProcessor
-from vsa.integrations.diffusers.sharding import sharding_over
+from vsa.integrations.diffusers.sharding import Sharding
 from vsa.integrations.diffusers.steps import Steps
 from vsa.stages.inputs import DEFAULT_TILE, Tile
 from vsa.values import checks
@@ -156,7 +157,7 @@ def _prepare(
     if gates not in (None, "coarse"):
         raise ValueError(f'gates must be None or "coarse", but it is {gates!r}')
     heads: Any = next(iter(layers.values())).heads
-    sharding = None if group is None else sharding_over(group, module, family, heads)
+    sharding = None if group is None else _sharding_over(group, module, family, heads)
     earlier: Plan | None = getattr(module, PLAN, None)
     originals = {path: _original(attn, earlier) for path, attn in layers.items()}
     _check_replaceable(family, originals)
@@ -249,3 +250,41 @@ def _check_replaceable(family: Family, originals: dict[str, Any]) -> None:
                 f"the attention processor of {path} must be diffusers' {family.replaces}, but it "
                 f"is a {name}: {way}"
             )
+
+
+def _sharding_over(group: Any, transformer: Any, family: Family, heads: int) -> Sharding:
+    """Check that a group can share out this transformer's video.
+
+    Args:
+        group: a process group or a DeviceMesh of one dimension.
+        transformer: of the family.
+        family: which families can.
+        heads: of its attention.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: a group that does not fit.
+        NotImplementedError: a transformer that is sharded by other means, or not at all.
+    """
+    if family.processor.plan_of_diffusers:
+        raise NotImplementedError(
+            f"group must be None for a {family.transformer}, whose sequence diffusers shards "
+            "itself: call enable_parallelism(config=ContextParallelConfig(ulysses_degree=...))"
+        )
+    if getattr(transformer.config, "image_condition_type", None) == "token_replace":
+        raise NotImplementedError(
+            'group must be None where image_condition_type is "token_replace", since the first '
+            "frame's tokens are modulated apart: run this transformer on one device"
+        )
+    ranks = ranks_of(group)
+    if ranks.rows > 1:
+        raise ValueError(
+            f"group must have one dimension, as text is on all ranks, but it is a mesh of "
+            f"{ranks.rows}x{ranks.columns}: pass a slice of it"
+        )
+    if heads % ranks.columns:
+        allowed = [str(n) for n in range(1, heads + 1) if heads % n == 0]
+        raise ValueError(
+            f"group has {ranks.columns} ranks, which cannot share out {heads} heads evenly: use "
+            f"{', '.join(allowed)}"
+        )
+    return Sharding(ranks.heads, ranks.columns, ranks.rank)

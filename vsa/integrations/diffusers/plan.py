@@ -135,7 +135,8 @@ class Plan:
             transformer.register_forward_hook(_after, always_call=True),
         ]
         if self.sharding is not None:
-            self.handles += self.sharding.install(transformer, self.family)
+            first = getattr(transformer, self.family.blocks[0])[0]
+            self.handles += self.sharding.install(transformer, first)
         setattr(transformer, PLAN, self)
 
     def remove(self, transformer: nn.Module) -> None:

@@ -17,8 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vsa.distributed.shards import even_shares, ranks_of
-from vsa.integrations.diffusers.families import Family
+from vsa.distributed.shards import even_shares
 from vsa.integrations.diffusers.passes import OfThread
 
 
@@ -54,11 +53,15 @@ class Sharding:
     def tokens(self, tokens: int) -> None:
         self._running.tokens = tokens
 
-    def install(self, transformer: Any, family: Family) -> list[RemovableHandle]:
-        """Put the hooks in place."""
-        blocks = [block for name in family.blocks for block in getattr(transformer, name)]
+    def install(self, transformer: Any, first: nn.Module) -> list[RemovableHandle]:
+        """Put the hooks in place.
+
+        Args:
+            transformer: whose ``proj_out`` comes after the last block.
+            first: its first block.
+        """
         return [
-            blocks[0].register_forward_pre_hook(self._part, with_kwargs=True),
+            first.register_forward_pre_hook(self._part, with_kwargs=True),
             transformer.proj_out.register_forward_hook(self._gather),
         ]
 
@@ -96,41 +99,3 @@ class _GatherTokens(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return ctx.sharding.part(grad, 1), None, None
-
-
-def sharding_over(group: Any, transformer: Any, family: Family, heads: int) -> Sharding:
-    """Check that a group can share out this transformer's video.
-
-    Args:
-        group: a process group or a DeviceMesh of one dimension.
-        transformer: of the family.
-        family: which families can.
-        heads: of its attention.
-
-    Raises:
-        RuntimeError, TypeError, ValueError: a group that does not fit.
-        NotImplementedError: a transformer that is sharded by other means, or not at all.
-    """
-    if family.processor.plan_of_diffusers:
-        raise NotImplementedError(
-            f"group must be None for a {family.transformer}, whose sequence diffusers shards "
-            "itself: call enable_parallelism(config=ContextParallelConfig(ulysses_degree=...))"
-        )
-    if getattr(transformer.config, "image_condition_type", None) == "token_replace":
-        raise NotImplementedError(
-            'group must be None where image_condition_type is "token_replace", since the first '
-            "frame's tokens are modulated apart: run this transformer on one device"
-        )
-    ranks = ranks_of(group)
-    if ranks.rows > 1:
-        raise ValueError(
-            f"group must have one dimension, as text is on all ranks, but it is a mesh of "
-            f"{ranks.rows}x{ranks.columns}: pass a slice of it"
-        )
-    if heads % ranks.columns:
-        allowed = [str(n) for n in range(1, heads + 1) if heads % n == 0]
-        raise ValueError(
-            f"group has {ranks.columns} ranks, which cannot share out {heads} heads evenly: use "
-            f"{', '.join(allowed)}"
-        )
-    return Sharding(ranks.heads, ranks.columns, ranks.rank)

@@ -7,16 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.routing_machines import MACHINES, on_both
+from kernels.machines import MACHINES, backend_on, machine_of, on_both
 from torch import Tensor
 
 import vsa
-from vsa import ops
-from vsa.backends import pytorch_routing, routing
+from vsa.backends import BACKENDS, torch_coarse
+from vsa.backends.kernels import coarse_select
+from vsa.operators import coarse_select as ops
 from vsa.stages.coarse import tile_means
 from vsa.values import bitmap, budget
+from vsa.values.problem import TileScores
 from vsa.verify import reference
-from vsa.verify.parity import by_name, expected, ours, worst
+from vsa.verify.parity import by_name, expected, worst
 
 pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
 
@@ -32,7 +34,7 @@ def means_by_definition(x: Tensor, grid: vsa.Grid) -> Tensor:
 
 
 def means(machine: str, x: Tensor, grid: vsa.Grid) -> Tensor:
-    return routing.tile_means([x.to(machine)], [grid])[0].cpu()
+    return backend_on(machine).tile_means([x.to(machine)], [grid])[0].cpu()
 
 
 @st.composite
@@ -61,7 +63,7 @@ def test_means_are_the_definition(
     truth = means_by_definition(x, grid)
     assert found.shape == truth.shape and found.dtype == torch.float32
     torch.testing.assert_close(found.double(), truth, rtol=3e-7, atol=3e-7)
-    torch.testing.assert_close(found, pytorch_routing.tile_means(x, grid), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, torch_coarse.tile_means(x, grid), rtol=1e-6, atol=1e-6)
 
 
 @on_both
@@ -99,7 +101,9 @@ def test_three_tensors_of_their_own_grids_in_one_launch(machine: str) -> None:
     grid, kv_grid = vsa.Grid((5, 6, 7)), vsa.Grid((9, 4, 3), prefix=1)
     q = torch.randn(2, grid.length, 6, 32).bfloat16()
     k, v = torch.randn(2, 2, kv_grid.length, 2, 32).bfloat16()
-    together = routing.tile_means([x.to(machine) for x in (q, k, v)], [grid, kv_grid, kv_grid])
+    together = backend_on(machine).tile_means(
+        [x.to(machine) for x in (q, k, v)], [grid, kv_grid, kv_grid]
+    )
     for found, x, own in zip(together, (q, k, v), (grid, kv_grid, kv_grid), strict=True):
         assert torch.equal(found.cpu(), means(machine, x, own))
 
@@ -109,7 +113,7 @@ def test_the_gradient_of_a_mean_is_spread_evenly(dtype: torch.dtype) -> None:
     grid, kv_grid = vsa.Grid((3, 5, 6), prefix=2, suffix=1), vsa.Grid((2, 4, 4), (2, 2, 2))
     q = torch.randn(2, grid.length, 2, 8, dtype=dtype, requires_grad=True)
     k = torch.randn(2, kv_grid.length, 1, 8, dtype=dtype, requires_grad=True)
-    found = tile_means((q, k), (grid, kv_grid))
+    found = tile_means((q, k), (grid, kv_grid), "torch")
     upstream = [torch.randn_like(x) for x in found]
     grads = torch.autograd.grad(found, (q, k), upstream)
     for x, own, up, grad in zip((q, k), (grid, kv_grid), upstream, grads, strict=True):
@@ -122,7 +126,7 @@ def test_the_gradient_of_a_mean_is_spread_evenly(dtype: torch.dtype) -> None:
 def test_means_whose_gradient_nobody_wants_cost_nothing() -> None:
     grid = vsa.Grid((3, 5, 6))
     q, k = (x.requires_grad_() for x in torch.randn(2, 1, grid.length, 2, 8).unbind())
-    q_means, _ = tile_means((q, k), (grid, grid))
+    q_means, _ = tile_means((q, k), (grid, grid), "torch")
     grads = torch.autograd.grad(q_means.sum(), (q, k), allow_unused=True)
     assert grads[0] is not None and grads[1] is None
 
@@ -130,7 +134,7 @@ def test_means_whose_gradient_nobody_wants_cost_nothing() -> None:
 def test_means_operator_passes_opcheck() -> None:
     grid = vsa.Grid((3, 5, 6), prefix=1)
     xs = [torch.randn(2, grid.length, heads, 8, requires_grad=True) for heads in (2, 1)]
-    torch.library.opcheck(torch.ops.vsa.tile_means, (xs, grid.as_ints() * 2))
+    torch.library.opcheck(torch.ops.vsa.tile_means, (xs, grid.as_ints() * 2, "torch"))
 
 
 # ---- selection ----------------------------------------------------------------------------------
@@ -150,7 +154,16 @@ def select_rows(
         (len(scores), bitmap.num_words(scores.shape[1])), -1, dtype=torch.int32, device=machine
     )
     forced = None if must is None else bitmap.pack(must).to(machine)
-    routing.select_rows(scores.to(machine).contiguous(), forced, counts, mass, tiles, first, words)
+    coarse_select.select_rows(
+        machine_of(machine),
+        scores.to(machine).contiguous(),
+        forced,
+        counts,
+        mass,
+        tiles,
+        first,
+        words,
+    )
     columns = words.shape[1] * bitmap.WORD_BITS
     found = bitmap.unpack(words.cpu(), columns)
     assert not found[:, scores.shape[1] :].any(), "spare bits must be zero"
@@ -163,7 +176,7 @@ def rows_by_pytorch(
     row = torch.arange(first, first + len(scores))
     least = torch.tensor(counts)[row // tiles % len(counts)][:, None]
     forced = None if must is None else must[row % tiles]
-    return pytorch_routing.kept_tiles(scores, forced, least, max(counts), mass)
+    return torch_coarse.kept_tiles(scores, forced, least, max(counts), mass)
 
 
 SCORES = {
@@ -247,11 +260,11 @@ def test_forced_tiles_go_before_infinite_scores() -> None:
 
 def test_scores_are_in_full_precision_whatever_the_process_allows() -> None:
     q, k = torch.randn(1, 2, 50, 64), torch.randn(1, 2, 400, 64)
-    before = ops.select_tiles(q, k, None, [50], 0.125)
+    before = ops.select_tiles(q, k, None, [50], 0.0, None, 0.125, "torch")
     torch.set_float32_matmul_precision("medium")
     allowed = torch.backends.mkldnn.matmul.fp32_precision
     try:
-        assert torch.equal(before, ops.select_tiles(q, k, None, [50], 0.125))
+        assert torch.equal(before, ops.select_tiles(q, k, None, [50], 0.0, None, 0.125, "torch"))
         assert torch.get_float32_matmul_precision() == "medium"
         assert torch.backends.mkldnn.matmul.fp32_precision == allowed
     finally:
@@ -263,13 +276,14 @@ def test_slices_of_scores_agree_with_the_whole(monkeypatch: pytest.MonkeyPatch) 
     must = torch.rand(40, 70) < 0.05
     counts = [5, 9, 20, 1, 70, 33]
     for mass in (0.0, 0.6):
-        whole = ops.select_tiles(q, k, must, counts, 0.3, mass)
+        scores = TileScores(q, k, must, counts, mass, None, 0.3, "torch")
+        whole = ops.select_tiles(*scores)
         for size in (1, 3000, 40000):
-            monkeypatch.setattr(pytorch_routing, "SCORE_BYTES", size)
-            monkeypatch.setattr(pytorch_routing, "SORT_BYTES", size)
-            monkeypatch.setattr(routing, "SCORE_BYTES", size)
-            assert torch.equal(whole, ops.select_tiles(q, k, must, counts, 0.3, mass))
-            assert torch.equal(whole, routing.select(q, k, must, counts, 0.3, mass)[0])
+            monkeypatch.setattr(torch_coarse, "SCORE_BYTES", size)
+            monkeypatch.setattr(torch_coarse, "SORT_BYTES", size)
+            monkeypatch.setattr(coarse_select, "SCORE_BYTES", size)
+            for backend in ("torch", "emulated"):
+                assert torch.equal(whole, ops.select_tiles(*scores._replace(backend=backend)))
         monkeypatch.undo()
 
 
@@ -295,8 +309,10 @@ def test_kernel_source_makes_the_choice_of_the_reference(name: str) -> None:
     _, mask = expected(problem, tensors)
     grid, heads = problem.query_grid, problem.heads
     own = budget.resolve(problem.topk, grid.num_tiles, heads)
-    q_means, k_means = routing.tile_means([tensors["q"], tensors["k"]], [grid, grid])
-    words, _ = routing.select(q_means, k_means, None, own.counts, 0.25, own.mass)
+    emulated = BACKENDS["emulated"]
+    q_means, k_means = emulated.tile_means([tensors["q"], tensors["k"]], [grid, grid])
+    scores = TileScores(q_means, k_means, None, own.counts, own.mass, None, 0.25, "emulated")
+    words, _ = emulated.select(scores)
     assert torch.equal(bitmap.unpack(words, grid.num_tiles), mask)
 
 
@@ -304,30 +320,56 @@ def test_kernel_source_makes_the_choice_of_the_reference(name: str) -> None:
 
 
 @on_both
-def test_operators_run_the_kernels(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if machine == "cpu":
-        monkeypatch.setattr(routing, "run_on", lambda device: True)
-    problem = by_name("grouped-query", dtype=torch.float32)
-    tensors = problem.inputs()
-    result, selection = ours(problem, tensors, machine, backend="torch")
-    monkeypatch.setattr(routing, "run_on", lambda device: False)
-    plain, chosen = ours(problem, tensors, machine, backend="torch")
+def test_operators_run_the_kernels_of_their_backend(
+    machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, runs = backend_on(machine), []
+    run = backend.machine.run
+    monkeypatch.setattr(
+        backend.machine, "run", lambda call, device: (runs.append(call), run(call, device))
+    )
+    grid = vsa.Grid((5, 6, 9), prefix=2)
+    q, k, v = torch.randn(3, 2, grid.length, 4, 64, device=machine).bfloat16()
+    found, selection = vsa.attention(
+        q, k, v, 3, grid=grid, gate_coarse=torch.ones_like(q), backend=backend.name,
+        return_selection=True,
+    )  # fmt: skip
+    assert {type(call).__name__ for call in runs} >= {"TileMeans", "SelectTiles", "FineForward"}
+    runs.clear()
+    plain, chosen = vsa.attention(
+        q, k, v, 3, grid=grid, gate_coarse=torch.ones_like(q), backend="torch",
+        return_selection=True,
+    )  # fmt: skip
+    assert not runs
     assert torch.equal(selection.bitmap, chosen.bitmap)
-    assert worst(result.out, plain.out.double()) < 1e-6
-    for name, grad in plain.grads.items():
-        assert worst(result.grads[name], grad.double()) < 1e-5, name
+    assert worst(found.float(), plain.double()) < 0.02
+    again = vsa.select(q, k, 3, grid=grid, backend=backend.name)
+    assert runs and torch.equal(again.bitmap, selection.bitmap)
+
+
+@on_both
+def test_gradients_of_means_do_not_depend_on_who_computed_them(machine: str) -> None:
+    grid = vsa.Grid((5, 6, 9), prefix=2)
+    x = torch.randn(2, grid.length, 4, 64, device=machine, requires_grad=True)
+    grads = [
+        torch.autograd.grad(tile_means((x,), (grid,), name)[0].square().sum(), x)[0]
+        for name in (backend_on(machine).name, "torch")
+    ]
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)
 
 
 @on_both
 def test_what_the_kernels_do_not_take_goes_another_way(machine: str) -> None:
     x = torch.randn(1, 64, 1, 8, device=machine)
-    assert routing.can_mean([x, x.clone()])
-    assert not routing.can_mean([x.double()])
-    assert not routing.can_mean([x, x.bfloat16()])
-    assert not routing.can_mean([x, x[..., :4]])
-    assert not routing.can_mean([x[..., ::2]])
-    assert routing.can_select(x, [1] * 256)
-    assert not routing.can_select(x, [1] * 257) and not routing.can_select(x.double(), [1])
+    assert coarse_select.can_mean([x, x.clone()])
+    assert not coarse_select.can_mean([x.double()])
+    assert not coarse_select.can_mean([x, x.bfloat16()])
+    assert not coarse_select.can_mean([x, x[..., :4]])
+    assert not coarse_select.can_mean([x[..., ::2]])
+    scores = TileScores(x, x, None, [1] * 256, 0.0, None, 1.0, "hopper")
+    assert coarse_select.can_select(scores)
+    assert not coarse_select.can_select(scores._replace(topk=[1] * 257))
+    assert not coarse_select.can_select(scores._replace(q_means=x.double()))
 
 
 @pytest.mark.parametrize("topk", [0.2, vsa.TopP(0.7, 0.1), (3, 0.1, 7)], ids=str)
