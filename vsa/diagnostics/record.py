@@ -115,7 +115,7 @@ class Record:
 
     @property
     def recall(self) -> Tensor:
-        """Likewise: share of the dense attention to the video that the sampled tiles keep."""
+        """(layers, steps, heads): share of dense attention to the video that the tiles keep."""
         return self._table(1)
 
     def tile_map(self, layer: int, step: int) -> Tensor | None:

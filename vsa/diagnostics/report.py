@@ -6,18 +6,19 @@ from __future__ import annotations
 import base64
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vsa.diagnostics.plots import MUTED, add_scale, new_figure, outline, shades
+from vsa.values.grid import Grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from vsa.diagnostics.record import Record
 
 MOST_MAP_STEPS = 3
 """Steps whose tile maps are drawn, spread over those noted."""
@@ -56,7 +57,36 @@ that lies on the kept tiles, measured for at most {tiles} query tiles of every l
 """
 
 
-def write(record: Record, path: Path) -> None:
+class Recorded(Protocol):
+    """What a report is written from: a ``vsa.diagnostics.record.Record``."""
+
+    layers: int
+    every: int
+    tiles: int
+    maps: Sequence[int]
+    grid: Grid | None
+
+    @property
+    def query(self) -> int:
+        """Number of the query tile whose map is kept."""
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that were noted."""
+
+    @property
+    def density(self) -> Tensor:
+        """Share of tiles kept, (layers, steps, heads)."""
+
+    @property
+    def recall(self) -> Tensor:
+        """Share of dense attention kept, (layers, steps, heads)."""
+
+    def tile_map(self, layer: int, step: int) -> Tensor | None:
+        """Shares of the heads that keep each tile, (nt, nh, nw)."""
+
+
+def write(record: Recorded, path: Path) -> None:
     """Write a report of a record; see ``Record.report``."""
     if path.suffix not in (".html", ".png"):
         raise ValueError(f"path must end in .html or .png, but it is {path}")
@@ -71,7 +101,7 @@ def write(record: Record, path: Path) -> None:
     path.write_text(_page(record, density, recall, data))
 
 
-def _draw(record: Record, density: Tensor, recall: Tensor, path: Path) -> None:
+def _draw(record: Recorded, density: Tensor, recall: Tensor, path: Path) -> None:
     """Heat maps of layer against step above, tile maps of some layers and steps below."""
     maps = _maps(record)
     nt, nh, nw = record.grid.tiles if record.grid else (1, 1, 1)
@@ -94,7 +124,7 @@ def _draw(record: Record, density: Tensor, recall: Tensor, path: Path) -> None:
 
 
 def _draw_maps(
-    part: Any, record: Record, maps: dict[tuple[int, int], Tensor], lines: int, columns: int
+    part: Any, record: Recorded, maps: dict[tuple[int, int], Tensor], lines: int, columns: int
 ) -> None:
     apart = {"wspace": APART}
     panels = part.subplots(lines, columns, squeeze=False, gridspec_kw=apart).flatten()
@@ -114,7 +144,7 @@ def _draw_maps(
     add_scale(part, image, list(panels), ("no head", "half", "all heads"))
 
 
-def _heat_map(axes: Axes, record: Record, values: Tensor, title: str, most: float) -> None:
+def _heat_map(axes: Axes, record: Recorded, values: Tensor, title: str, most: float) -> None:
     """Values (layers, steps, heads), heads averaged; what stayed dense is left white."""
     shares = values.mean(-1)
     image = axes.imshow(
@@ -135,7 +165,7 @@ def _heat_map(axes: Axes, record: Record, values: Tensor, title: str, most: floa
     bar.outline.set_visible(False)
 
 
-def _strip(axes: Axes, record: Record, shares: Tensor) -> Any:
+def _strip(axes: Axes, record: Recorded, shares: Tensor) -> Any:
     """Layers of tiles along t side by side, a column apart."""
     nt, nh, nw = shares.shape
     apart = torch.full((nt, nh, 1), float("nan"))
@@ -149,7 +179,7 @@ def _strip(axes: Axes, record: Record, shares: Tensor) -> Any:
     return image
 
 
-def _maps(record: Record) -> dict[tuple[int, int], Tensor]:
+def _maps(record: Recorded) -> dict[tuple[int, int], Tensor]:
     """By layer and step: for a few steps, all layers that have a map."""
     layers = sorted(record.maps)
     found = {
@@ -164,7 +194,7 @@ def _maps(record: Record) -> dict[tuple[int, int], Tensor]:
     return {place: found[place] for place in sorted(found) if place[1] in chosen}
 
 
-def _page(record: Record, density: Tensor, recall: Tensor, picture: str) -> str:
+def _page(record: Recorded, density: Tensor, recall: Tensor, picture: str) -> str:
     grid = record.grid
     assert grid is not None
     rows = [
