@@ -120,8 +120,12 @@ def _unsupported(request: Request, cuda: bool) -> str | None:
     """What the kernels of both machines need."""
     if (missing := _built(cuda)) is not None:
         return missing
-    if request.dtype not in (None, "torch.bfloat16", "torch.float16"):
-        return f"the kernels take bfloat16 and float16, not {request.dtype.removeprefix('torch.')}"
-    if request.head_dim not in (None, 64, 128):
-        return f"the kernels take a head_dim of 64 or 128, not {request.head_dim}"
+    from vsa import _C
+
+    dtype = request.dtype and request.dtype.removeprefix("torch.")
+    if dtype not in (None, *_C.ELEMENTS):
+        return f"the kernels take {' and '.join(_C.ELEMENTS)}, not {dtype}"
+    if request.head_dim not in (None, *_C.HEAD_DIMS):
+        allowed = " or ".join(map(str, _C.HEAD_DIMS))
+        return f"the kernels take a head_dim of {allowed}, not {request.head_dim}"
     return None

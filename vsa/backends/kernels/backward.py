@@ -15,11 +15,11 @@ from torch import Tensor
 
 from vsa.backends.kernels.coarse_backward import coarse_attention_backward
 from vsa.backends.kernels.forward import (
+    fine_problem,
     gate_addresses,
     neighbour_axes,
     positive_scale,
     rows_of_text,
-    shared_arguments,
 )
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.tensors import (
@@ -84,7 +84,7 @@ def backward(
     row_stats = torch.empty(
         *q.shape[::2], query_tiles, 2, SLOTS, dtype=torch.float32, device=q.device
     )
-    tickets = torch.empty(2, dtype=torch.int32, device=q.device)
+    tile_counters = torch.empty(2, dtype=torch.int32, device=q.device)
     rows = rows_of_text(problem.text_valid, q, grids)
     clean = [
         without_invalid_text(x, problem.text_valid, each)
@@ -96,32 +96,33 @@ def backward(
         if gates.gate_fine is None
         else of_fine
     )
+    grad_means = [mean.data_ptr() for mean in of_means] or [0, 0, 0]
     call = _C.FineBackward(
+        problem=fine_problem(q, k, bitmap, query_axes, rows, scale, grids),
         q=views(q, clean[0], grid),
         k=views(k, clean[1], kv_grid),
         v=views(v, clean[2], kv_grid),
-        grad_out=views(of_fine, clean[3], grid),
+        grad_fine=views(of_fine, clean[3], grid),
         grad_q=views(grads[0], grads[0], grid),
         grad_k=views(grads[1], grads[1], kv_grid),
         grad_v=views(grads[2], grads[2], kv_grid),
-        whole_out=view(out),
-        whole_gradient=view(gradient),
+        fine_out=view(out),
+        grad_out=view(gradient),
         gates=gate_addresses(gates),
-        whole_grad_out=view(of_fine),
+        grad_fine_tokens=view(of_fine),
         grad_gate_fine=address(of_gates[0]),
         grad_gate_coarse=address(of_gates[1]),
         grad_coarse=address(of_coarse),
-        grad_means=[mean.data_ptr() for mean in of_means] or [0, 0, 0],
-        scale=scale,
-        transposed=transposed.data_ptr(),
-        query_axes=query_axes.data_ptr(),
+        grad_q_means=grad_means[0],
+        grad_k_means=grad_means[1],
+        grad_v_means=grad_means[2],
+        transposed_bitmap=transposed.data_ptr(),
         key_axes=key_axes.data_ptr(),
         order=order.data_ptr(),
         lse=lse.data_ptr(),
         grad_lse=address(grad_lse),
-        tickets=tickets.data_ptr(),
+        tile_counters=tile_counters.data_ptr(),
         row_stats=row_stats.data_ptr(),
-        **shared_arguments(q, k, bitmap, rows, grids),
     )
     machine.run_rows(call, q.device)
     of_forward = [mean for mean in means if mean is not None]

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.tensors import element
+from vsa.backends.kernels.tensors import dtype_name, view
 from vsa.backends.torch_coarse import SCORE_BYTES, CoarseOutput, score_slices
 from vsa.values import bitmap
 from vsa.values.grid import Grid
 from vsa.values.problem import TileScores
 
-ELEMENTS = (torch.bfloat16, torch.float16, torch.float32)
-
 
 def can_mean(xs: Sequence[Tensor]) -> bool:
     """Whether one launch means all of these, (B, length, heads, head_dim) each."""
+    from vsa import _C
+
     first = xs[0]
-    return first.dtype in ELEMENTS and all(
+    return dtype_name(first) in _C.MEAN_ELEMENTS and all(
         x.dtype == first.dtype
         and x.device == first.device
         and (x.shape[0], x.shape[-1]) == (first.shape[0], first.shape[-1])
@@ -55,12 +55,14 @@ def tile_means(machine: Machine, xs: Sequence[Tensor], grids: Sequence[Grid]) ->
     ]
     call = _C.TileMeans(
         tensors=[
-            ((x.data_ptr(), *x.stride()[:3]), grid.as_ints(), x.shape[2], mean.data_ptr())
+            _C.MeanTensor(
+                tokens=view(x), grid=grid.as_ints(), heads=x.shape[2], means=mean.data_ptr()
+            )
             for x, grid, mean in zip(xs, grids, means, strict=True)
         ],
         batch=xs[0].shape[0],
         head_dim=xs[0].shape[3],
-        element=element(xs[0]),
+        dtype=dtype_name(xs[0]),
     )
     machine.run(call, xs[0].device)
     return means
@@ -111,10 +113,6 @@ def select(
     return words.view(batch, heads, tiles, -1), coarse.rows
 
 
-PIECES = 6
-"""Products of bf16 matrices that make one of fp32 matrices: csrc/kernels/split_operands.h."""
-
-
 def split_product(machine: Machine, left: Tensor, right: Tensor, scale: float) -> Tensor:
     """``torch_coarse.product`` of fp32 matrices on tensor cores, as exact as in fp32.
 
@@ -124,12 +122,18 @@ def split_product(machine: Machine, left: Tensor, right: Tensor, scale: float) -
 
     left, right = left.contiguous(), right.contiguous()
     pieces = [
-        torch.empty(*x.shape[:2], PIECES * x.shape[2], dtype=torch.bfloat16, device=x.device)
+        torch.empty(
+            *x.shape[:2], _C.SPLIT_PIECES * x.shape[2], dtype=torch.bfloat16, device=x.device
+        )
         for x in (left, right)
     ]
     call = _C.SplitOperands(
-        left=(left.data_ptr(), pieces[0].data_ptr(), left.shape[0] * left.shape[1]),
-        right=(right.data_ptr(), pieces[1].data_ptr(), right.shape[0] * right.shape[1]),
+        left=left.data_ptr(),
+        right=right.data_ptr(),
+        left_pieces=pieces[0].data_ptr(),
+        right_pieces=pieces[1].data_ptr(),
+        left_rows=left.shape[0] * left.shape[1],
+        right_rows=right.shape[0] * right.shape[1],
         depth=left.shape[2],
         scale=scale,
     )
@@ -166,7 +170,7 @@ def select_rows(
     call = _C.SelectTiles(
         scores=scores.data_ptr(),
         must=0 if forced is None else forced.data_ptr(),
-        selected=words.data_ptr(),
+        bitmap=words.data_ptr(),
         weights=0 if weights is None else weights.data_ptr(),
         first_row=first,
         rows=len(scores),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.tensors import (
     address,
     addressable,
-    element,
+    dtype_name,
     text_rows,
     view,
     views,
@@ -21,8 +21,11 @@ from vsa.backends.kernels.tensors import (
 from vsa.values.grid import Extent, Grid
 from vsa.values.problem import Gates, Problem
 
+if TYPE_CHECKING:
+    from vsa import _C
 
-def gate_addresses(gates: Gates) -> Any:
+
+def gate_addresses(gates: Gates) -> _C.Gates:
     """What the kernels are told of gates; the tensors must outlive the launch."""
     from vsa import _C
 
@@ -33,11 +36,12 @@ def gate_addresses(gates: Gates) -> Any:
     )
 
 
-def _numbers(gate: Tensor | None) -> tuple[int, ...]:
+def _numbers(gate: Tensor | None) -> tuple[int, int, int, int, int, int]:
     """Address, 1 for fp32, and strides; zeros where there is no gate."""
     if gate is None:
-        return (0,) * 6
-    return gate.data_ptr(), int(gate.dtype == torch.float32), *gate.stride()
+        return 0, 0, 0, 0, 0, 0
+    batch, token, head, channel = gate.stride()
+    return gate.data_ptr(), int(gate.dtype == torch.float32), batch, token, head, channel
 
 
 def forward(machine: Machine, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor]:
@@ -58,18 +62,16 @@ def forward(machine: Machine, problem: Problem, gates: Gates) -> tuple[Tensor, T
     rows = rows_of_text(text_valid, q, (grid, kv_grid))
     clean = [without_invalid_text(x, text_valid, kv_grid) for x in (k, v)]
     axes = neighbour_axes(machine, bitmap, grid.tiles, q.shape[2])
-    tickets = torch.empty(1, dtype=torch.int32, device=q.device)
+    tile_counter = torch.empty(1, dtype=torch.int32, device=q.device)
     call = _C.FineForward(
+        problem=fine_problem(q, k, bitmap, axes, rows, scale, (grid, kv_grid)),
         q=views(q, q, grid),
         k=views(k, clean[0], kv_grid),
         v=views(v, clean[1], kv_grid),
         out=views(out, out, grid),
         gates=gate_addresses(gates),
-        scale=scale,
-        query_axes=axes.data_ptr(),
         lse=lse.data_ptr(),
-        tickets=tickets.data_ptr(),
-        **shared_arguments(q, k, bitmap, rows, (grid, kv_grid)),
+        tile_counter=tile_counter.data_ptr(),
     )
     machine.run(call, q.device)
     return out, lse
@@ -95,7 +97,7 @@ def combine(machine: Machine, fine: Tensor, gates: Gates, grid: Grid) -> Tensor:
         batch=fine.shape[0],
         heads=fine.shape[2],
         head_dim=fine.shape[3],
-        element=element(fine),
+        dtype=dtype_name(fine),
     )
     machine.run(call, fine.device)
     return out
@@ -121,7 +123,7 @@ def neighbour_axes(machine: Machine, bitmap: Tensor, tiles: Extent, groups: int)
     batch, heads, _, words = bitmap.shape
     axes = bitmap.new_empty(batch, groups)
     call = _C.AxisChoice(
-        rows=bitmap.data_ptr(),
+        bitmap=bitmap.data_ptr(),
         axes=axes.data_ptr(),
         batch=batch,
         heads=heads,
@@ -148,23 +150,29 @@ def rows_of_text(
     return of_queries, of_keys
 
 
-def shared_arguments(
+def fine_problem(
     q: Tensor,
     k: Tensor,
     bitmap: Tensor,
+    query_axes: Tensor,
     rows: tuple[Tensor | None, Tensor | None],
+    scale: float,
     grids: tuple[Grid, Grid],
-) -> dict[str, Any]:
-    """What both directions pass. Addresses: their tensors must outlive the launch."""
-    return {
-        "grid": grids[0].as_ints(),
-        "kv_grid": grids[1].as_ints(),
-        "batch": q.shape[0],
-        "heads": q.shape[2],
-        "kv_heads": k.shape[2],
-        "head_dim": q.shape[3],
-        "element": element(q),
-        "selected": bitmap.data_ptr(),
-        "query_text_rows": address(rows[0]),
-        "key_text_rows": address(rows[1]),
-    }
+) -> _C.FineProblem:
+    """What both directions are told. The tensors must outlive the launch."""
+    from vsa import _C
+
+    return _C.FineProblem(
+        grid=grids[0].as_ints(),
+        kv_grid=grids[1].as_ints(),
+        batch=q.shape[0],
+        heads=q.shape[2],
+        kv_heads=k.shape[2],
+        head_dim=q.shape[3],
+        dtype=dtype_name(q),
+        scale=scale,
+        bitmap=bitmap.data_ptr(),
+        query_axes=query_axes.data_ptr(),
+        query_text_rows=address(rows[0]),
+        key_text_rows=address(rows[1]),
+    )

@@ -103,6 +103,6 @@ def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def element(x: Tensor) -> str:
-    """The type of a tensor's numbers, as the kernels call it."""
+def dtype_name(x: Tensor) -> str:
+    """The dtype as the compiled part names it."""
     return str(x.dtype).removeprefix("torch.")

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a call of attention costs the host, and what that leaves of the kernels' speed-up.
+
+usage: python bench/host.py [--baseline FOLDER] [--out results.json] [--parts LIST] [--tiny]
+
+For each layer it times the forward, and the forward with the backward: as eager calls, as a CUDA
+graph of the same calls, compiled, and dense (``scaled_dot_product_attention``); beside them the
+microseconds that the host is busy with one call while the GPU has nothing to do. ``training`` times
+steps of a small transformer with sparse and with dense attention. ``--baseline`` is a folder with
+another installed build of vsa, which runs the same cases in a process of its own, so that one run
+compares both. ``--tiny`` runs small cases on a CPU, to see that the script works; their times mean
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import vsa
+
+SHARE = 0.125
+LAYERS = {
+    "LTX, 6,144 tokens": ((8, 24, 32), 32, 64),
+    "4,096 tokens": ((4, 32, 32), 12, 128),
+    "8,192 tokens, d 64": ((8, 32, 32), 12, 64),
+    "8,192 tokens, d 128": ((8, 32, 32), 12, 128),
+    "16,384 tokens (the paper)": ((16, 32, 32), 16, 64),
+    "23,296 tokens (FastVideo)": ((16, 28, 52), 12, 128),
+}
+MODELS = {
+    "8 x 512, 16x32x32": ((16, 32, 32), 8, 512, 8),
+    "8 x 512, 16x16x16": ((16, 16, 16), 8, 512, 8),
+    "12 x 768, 16x32x32": ((16, 32, 32), 12, 768, 12),
+    "12 x 768, 16x16x16": ((16, 16, 16), 12, 768, 12),
+}
+TINY_LAYERS = {"tiny": ((4, 8, 8), 2, 64)}
+TINY_MODELS = {"tiny": ((4, 8, 8), 2, 64, 1)}
+QUEUED = 20
+"""Calls whose launches fit the queue of a stream, so that the host never waits for the GPU."""
+
+
+def median(samples: list[float]) -> float:
+    return statistics.median(samples)
+
+
+class Timer:
+    """Times calls on a device.
+
+    Attributes:
+        cuda: whether there is a GPU; on a CPU every time is that of the clock.
+        seconds: how long each figure is measured.
+    """
+
+    def __init__(self, cuda: bool, seconds: float) -> None:
+        self.cuda, self.seconds = cuda, seconds
+
+    def wait(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def call(self, function: Callable[[], Any]) -> float:
+        """Milliseconds of a call among others, GPU and host overlapping as they do in a model."""
+        for _ in range(3):
+            function()
+        self.wait()
+        samples, end = [], time.perf_counter() + self.seconds
+        while time.perf_counter() < end or len(samples) < 5:
+            begin = time.perf_counter()
+            for _ in range(QUEUED):
+                function()
+            self.wait()
+            samples.append((time.perf_counter() - begin) / QUEUED * 1e3)
+        return median(samples)
+
+    def host(self, function: Callable[[], Any]) -> float:
+        """Microseconds that the host takes to issue a call."""
+        for _ in range(3):
+            function()
+        samples, end = [], time.perf_counter() + self.seconds
+        while time.perf_counter() < end or len(samples) < 5:
+            self.wait()
+            begin = time.perf_counter()
+            for _ in range(QUEUED):
+                function()
+            samples.append((time.perf_counter() - begin) / QUEUED * 1e6)
+        self.wait()
+        return median(samples)
+
+    def graph(self, function: Callable[[], Any]) -> float | None:
+        """Milliseconds of a call in a CUDA graph; None on a CPU."""
+        if not self.cuda:
+            return None
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                function()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(QUEUED):
+                function()
+        return self.call(graph.replay) / QUEUED
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.flatten(1, 3).transpose(1, 2) for x in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v)
+
+
+def layer_rows(options: argparse.Namespace, timer: Timer) -> Iterator[dict[str, Any]]:
+    """Times of single layers."""
+    for name, (grid, heads, head_dim) in (TINY_LAYERS if options.tiny else LAYERS).items():
+        shape = 1, *grid, heads, head_dim
+        leaves = [
+            torch.randn(shape, device=options.device).bfloat16().requires_grad_() for _ in range(5)
+        ]
+        upstream = torch.randn(shape, device=options.device).bfloat16()
+        calls: dict[str, Callable[[], Tensor]] = {
+            "plain": lambda x=leaves: vsa.attention(*x[:3], SHARE, backend=options.backend),
+            "gates": lambda x=leaves: vsa.attention(
+                *x[:3], SHARE, gate_coarse=x[3], gate_fine=x[4], backend=options.backend
+            ),
+            "dense": lambda x=leaves: dense(*x[:3]),
+        }
+        for kind, call in calls.items():
+            used = leaves if kind == "gates" else leaves[:3]
+            to = dense(*leaves[:3]).shape if kind == "dense" else shape
+            given = upstream.new_ones(()).expand(to) if kind == "dense" else upstream
+            given = given.contiguous()
+
+            def forward(call=call) -> Tensor:
+                with torch.no_grad():
+                    return call()
+
+            def both(call=call, used=used, given=given) -> Any:
+                return torch.autograd.grad(call(), used, given)
+
+            row: dict[str, Any] = {"layer": name, "what": kind}
+            for direction, function in (("forward", forward), ("both", both)):
+                row[f"{direction} ms"] = timer.call(function)
+                row[f"{direction} host us"] = timer.host(function)
+                row[f"{direction} graph ms"] = timer.graph(function)
+            if options.compiled and kind != "dense":
+                torch.compiler.reset()
+                compiled = torch.compile(call, fullgraph=True)
+
+                def run(compiled=compiled) -> Tensor:
+                    with torch.no_grad():
+                        return compiled()
+
+                row["forward compiled host us"] = timer.host(run)
+                row["forward compiled ms"] = timer.call(run)
+            yield row
+
+
+class Dense(nn.Module):
+    """The layer of the comparison: the same projections around dense attention."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv, self.to_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, *grid, dim = x.shape
+        qkv = self.to_qkv(x).view(batch, -1, 3, self.heads, dim // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        out = functional.scaled_dot_product_attention(q, k, v)
+        return self.to_out(out.transpose(1, 2).reshape(x.shape))
+
+
+class Block(nn.Module):
+    """A block of a transformer: attention and a perceptron, each with a norm before it."""
+
+    def __init__(self, dim: int, heads: int, sparse: bool, backend: str) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+        self.attention = (
+            vsa.nn.VideoSparseAttention(dim, heads, topk=32, gates="both", backend=backend)
+            if sparse
+            else Dense(dim, heads)
+        )
+        self.perceptron = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norms[0](x))
+        return x + self.perceptron(self.norms[1](x))
+
+
+def training_rows(options: argparse.Namespace, timer: Timer) -> Iterator[dict[str, Any]]:
+    """Times of training steps: bf16 autocast, AdamW, mean square error."""
+    for name, (grid, layers, dim, heads) in (TINY_MODELS if options.tiny else MODELS).items():
+        for sparse in (True, False):
+            torch.manual_seed(0)
+            blocks = [Block(dim, heads, sparse, options.backend) for _ in range(layers)]
+            model = nn.Sequential(*blocks).to(options.device)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+            x = torch.randn(1, *grid, dim, device=options.device)
+            target = torch.randn_like(x)
+
+            def step(model=model, optimizer=optimizer, x=x, target=target) -> None:
+                optimizer.zero_grad(set_to_none=True)
+                with torch.autocast(options.device, dtype=torch.bfloat16):
+                    loss = functional.mse_loss(model(x), target)
+                loss.backward()
+                optimizer.step()
+
+            what = "sparse" if sparse else "dense"
+            yield {"model": name, "what": what, "step ms": timer.call(step)}
+
+
+def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+    timer = Timer(options.device == "cuda", 0.01 if options.tiny else options.seconds)
+    rows: list[dict[str, Any]] = []
+    parts = {"layers": layer_rows, "training": training_rows}
+    for part in options.parts.split(","):
+        for row in parts[part](options, timer):
+            rows.append({"build": options.build, **row})
+            numbers = {
+                key: round(value, 3) for key, value in row.items() if isinstance(value, float)
+            }
+            names = " ".join(str(row[key]) for key in ("layer", "model", "what") if key in row)
+            print(options.build, "|", names, "|", numbers, flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--baseline", type=Path, help="folder with another build of vsa")
+    parser.add_argument("--out", type=Path, help="JSON of all rows")
+    parser.add_argument("--parts", default="layers,training", help="what to time")
+    parser.add_argument("--seconds", type=float, default=0.2, help="for each figure")
+    parser.add_argument("--compiled", action="store_true", help="time compiled calls too")
+    parser.add_argument("--tiny", action="store_true", help="small cases on a CPU")
+    parser.add_argument("--build", default="this", help="name of the rows")
+    options = parser.parse_args()
+    options.device = "cpu" if options.tiny else "cuda"
+    options.backend = "auto"
+    rows = []
+    if options.baseline is not None:
+        passed = [argument for argument in sys.argv[1:] if argument != "--tiny"]
+        for name in ("--baseline", "--out"):
+            if name in passed:
+                del passed[passed.index(name) : passed.index(name) + 2]
+        file = Path(str(options.out or "host.json") + ".baseline")
+        command = [sys.executable, __file__, *passed, "--build", "baseline", "--out", str(file)]
+        command += ["--tiny"] * options.tiny
+        subprocess.run(
+            command, env=os.environ | {"PYTHONPATH": str(options.baseline)}, check=True
+        )
+        rows += json.loads(file.read_text())["rows"]
+        file.unlink()
+    rows += measured(options)
+    if options.out is not None:
+        options.out.write_text(json.dumps({"rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
