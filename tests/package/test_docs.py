@@ -108,6 +108,18 @@ def test_links_and_named_files_exist(page: Path) -> None:
     assert (broken, missing) == ([], [])
 
 
+def test_the_tree_of_the_readme_is_the_tree() -> None:
+    ((_, tree),) = blocks(TREE / "README.md", "text")
+    parent, missing = Path(), []
+    for line in tree.splitlines():
+        paths = line.strip().split("  ")[0].split(", ")
+        if not line.startswith(" "):
+            parent = Path(paths[0])
+        inside = [TREE / parent / path if line.startswith(" ") else TREE / path for path in paths]
+        missing += [str(path) for path in inside if not path.exists()]
+    assert missing == []
+
+
 def test_readme_is_short() -> None:
     assert len((TREE / "README.md").read_text().split()) <= 1300
 
