@@ -60,19 +60,35 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's Python, all blocks as one program, in a folder for what it writes."""
+    monkeypatch.chdir(folder)
+    torch.manual_seed(0)
+    names: dict[str, object] = {"__name__": page.stem}
+    for line, code in blocks(page, "python"):
+        exec(compile("\n" * line + code, str(page), "exec"), names)
+
+
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(blocks(page, "python"))], ids=name_of
+    "page",
+    [page for page in PAGES if page.stem != "tutorial" and any(blocks(page, "python"))],
+    ids=name_of,
 )
 def test_python_of_a_page_runs_from_top_to_bottom(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_process: None
 ) -> None:
     if "diffusers" in "".join(code for _, code in blocks(page, "python")):
         pytest.importorskip("diffusers")
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    names: dict[str, object] = {"__name__": page.stem}
-    for line, code in blocks(page, "python"):
-        exec(compile("\n" * line + code, str(page), "exec"), names)
+    run(page, tmp_path, monkeypatch)
+
+
+def test_the_tutorial_prints_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(TREE / "docs" / "tutorial.md", tmp_path, monkeypatch)
+    printed = capsys.readouterr().out
+    shown = [text for _, text in blocks(TREE / "docs" / "tutorial.md", "text")]
+    assert shown and [text for text in shown if text not in printed] == []
 
 
 def test_commands_and_their_options_exist() -> None:
