@@ -65,12 +65,12 @@ def python(site: Path, *arguments: str, cwd: Path | str = "/") -> subprocess.Com
 
 
 def test_installed_after_ours_the_other_one_is_named_by_every_command(tmp_path: Path) -> None:
-    install(tmp_path, DISTRIBUTION, "0.1.0", ours())
+    install(tmp_path, DISTRIBUTION, "0.2.0", ours())
     install(tmp_path, FOREIGN, "0.0.5", THEIRS)
     done = python(tmp_path, "-c", COMMAND, "info")
     assert done.returncode == 1 and done.stderr == ""
     for words in (
-        "0.1.0, but not whole",
+        "0.2.0, but not whole",
         f"{tmp_path / 'vsa' / '__init__.py'} was overwritten by the distribution vsa 0.0.5",
         "Kernels of someone else",
         f"pip uninstall -y vsa {DISTRIBUTION}",
@@ -84,7 +84,7 @@ def test_installed_after_ours_the_other_one_is_named_by_every_command(tmp_path: 
 
 def test_uninstalling_the_other_one_leaves_a_hole_that_is_named(tmp_path: Path) -> None:
     install(tmp_path, FOREIGN, "0.0.5", THEIRS)
-    install(tmp_path, DISTRIBUTION, "0.1.0", ours())
+    install(tmp_path, DISTRIBUTION, "0.2.0", ours())
     uninstall(tmp_path, FOREIGN)
     done = python(tmp_path, "-S", "-c", COMMAND, "info")  # no other package of ours behind it
     assert done.returncode == 1 and "vsa/__init__.py" in done.stdout and "is missing" in done.stdout
@@ -102,7 +102,7 @@ def test_installed_before_ours_the_other_one_is_stated_and_ours_works(tmp_path: 
 
 
 def test_any_file_that_the_other_one_overwrote_stops_the_import(tmp_path: Path) -> None:
-    install(tmp_path, DISTRIBUTION, "0.1.0", ours())
+    install(tmp_path, DISTRIBUTION, "0.2.0", ours())
     install(tmp_path, FOREIGN, "0.0.5", {"vsa/nn.py": b"Grid = None\n"})
     done = python(tmp_path, "-c", "import vsa")
     assert done.returncode == 1

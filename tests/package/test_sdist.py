@@ -9,13 +9,15 @@ import tarfile
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[2]
-FOLDERS = "bench", "csrc", "examples", "tests", "third_party", "vsa"
+FOLDERS = "bench", "csrc", "docs", "examples", "tests", "third_party", "vsa"
 FILES = (
     "CHANGELOG.md",
     "CMakeLists.txt",
+    "CONTRIBUTING.md",
     "LICENSE",
     "README.md",
     "constraints.txt",
+    "mkdocs.yml",
     "pyproject.toml",
     "setup.py",
     "video_sparse_attention.py",
@@ -34,4 +36,4 @@ def test_the_sdist_holds_sources_tests_benchmarks_and_pictures(tmp_path: Path) -
     wanted |= set(FILES)
     made_by_builds = {"vsa/_build.json"}
     assert sorted(wanted - held - made_by_builds) == []
-    assert {"bench/pictures/demo.png", "bench/results_table.py"} <= held
+    assert {"bench/pictures/demo.png", "docs/pictures/demo.png", "bench/results_table.py"} <= held
