@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vsa.backends.torch_coarse import full_precision
+
 
 class Machine(Protocol):
     """Runs the kernels of a call. Addresses in it must outlive the run."""
@@ -61,4 +63,5 @@ class Emulator:
 
     def product(self, left: Tensor, right: Tensor) -> Tensor:
         """See ``Machine.product``: a CPU has no product of bf16 matrices in fp32."""
-        return torch.bmm(left.float(), right.float().mT)
+        with full_precision(left.device):
+            return torch.bmm(left.float(), right.float().mT)
