@@ -13,23 +13,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vsa.backends.kernels.calls import (
+    Gradients,
+    Located3,
+    LocatedGates,
+    Shared,
+    backward_call,
+    order_call,
+    transpose_call,
+)
 from vsa.backends.kernels.coarse_backward import coarse_attention_backward
-from vsa.backends.kernels.forward import (
-    fine_problem,
-    gate_addresses,
-    neighbour_axes,
-    positive_scale,
-    rows_of_text,
-)
+from vsa.backends.kernels.forward import neighbour_axes, positive_scale, rows_of_text
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.tensors import (
-    address,
-    addressable,
-    text_tiles,
-    view,
-    views,
-    without_invalid_text,
-)
+from vsa.backends.kernels.tensors import addressable, text_tiles, without_invalid_text
 from vsa.values.bitmap import num_words
 from vsa.values.grid import SLOTS
 from vsa.values.problem import Gates, Means, Problem, Saved, Upstream
@@ -57,8 +53,6 @@ def backward(
         dq, dk and dv, what comes through the means included; the gradients of both gates, of
         their types, None for those that are not there.
     """
-    from vsa import _C
-
     grid, kv_grid = grids = problem.grids
     sign, scale = positive_scale(problem.scale)
     q = problem.q if sign == 1 else problem.q * sign
@@ -96,33 +90,31 @@ def backward(
         if gates.gate_fine is None
         else of_fine
     )
-    grad_means = [mean.data_ptr() for mean in of_means] or [0, 0, 0]
-    call = _C.FineBackward(
-        problem=fine_problem(q, k, bitmap, query_axes, rows, scale, grids),
-        q=views(q, clean[0], grid),
-        k=views(k, clean[1], kv_grid),
-        v=views(v, clean[2], kv_grid),
-        grad_fine=views(of_fine, clean[3], grid),
-        grad_q=views(grads[0], grads[0], grid),
-        grad_k=views(grads[1], grads[1], kv_grid),
-        grad_v=views(grads[2], grads[2], kv_grid),
-        fine_out=view(out),
-        grad_out=view(gradient),
-        gates=gate_addresses(gates),
-        grad_fine_tokens=view(of_fine),
-        grad_gate_fine=address(of_gates[0]),
-        grad_gate_coarse=address(of_gates[1]),
-        grad_coarse=address(of_coarse),
-        grad_q_means=grad_means[0],
-        grad_k_means=grad_means[1],
-        grad_v_means=grad_means[2],
-        transposed_bitmap=transposed.data_ptr(),
-        key_axes=key_axes.data_ptr(),
-        order=order.data_ptr(),
-        lse=lse.data_ptr(),
-        grad_lse=address(grad_lse),
-        tile_counters=tile_counters.data_ptr(),
-        row_stats=row_stats.data_ptr(),
+    call = backward_call(
+        Located3(q, clean[0]),
+        Located3(k, clean[1]),
+        Located3(v, clean[2]),
+        Shared(grids, scale, bitmap, query_axes, *rows),
+        LocatedGates(*gates),
+        Gradients(
+            fine_out=out,
+            grad_out=gradient,
+            grad_fine=Located3(of_fine, clean[3]),
+            grad_q=grads[0],
+            grad_k=grads[1],
+            grad_v=grads[2],
+            grad_gate_fine=of_gates[0],
+            grad_gate_coarse=of_gates[1],
+            grad_coarse=of_coarse,
+            grad_means=of_means or (None, None, None),
+            transposed=transposed,
+            key_axes=key_axes,
+            order=order,
+            lse=lse,
+            grad_lse=grad_lse,
+            tile_counters=tile_counters,
+            row_stats=row_stats,
+        ),
     )
     machine.run_rows(call, q.device)
     of_forward = [mean for mean in means if mean is not None]
@@ -148,20 +140,10 @@ def transpose(machine: Machine, bitmap: Tensor, columns: int) -> tuple[Tensor, T
         (B, heads, columns, words of ``rows`` bits) int32, and how many bits each of its rows has,
         (B, heads, columns) int32.
     """
-    from vsa import _C
-
     batch, heads, rows, _ = bitmap.shape
     target = bitmap.new_empty(batch, heads, columns, num_words(rows))
     counts = bitmap.new_empty(batch, heads, columns)
-    call = _C.BitmapTranspose(
-        source=bitmap.data_ptr(),
-        target=target.data_ptr(),
-        counts=counts.data_ptr(),
-        bitmaps=batch * heads,
-        rows=rows,
-        columns=columns,
-    )
-    machine.run(call, bitmap.device)
+    machine.run(transpose_call(bitmap, columns, target, counts), bitmap.device)
     return target, counts
 
 
@@ -183,20 +165,9 @@ def longest_first(
     """
     from vsa import _C
 
-    batch, heads, columns = counts.shape
+    batch, _, columns = counts.shape
     kv_heads = axes.shape[1]
     groups = -(-(text_tiles + columns) // _C.KEY_TILES_PER_GROUP)
     order = counts.new_empty(batch, kv_heads, groups)
-    call = _C.ColumnOrder(
-        counts=counts.data_ptr(),
-        axes=axes.data_ptr(),
-        order=order.data_ptr(),
-        batch=batch,
-        heads=heads,
-        kv_heads=kv_heads,
-        columns=columns,
-        text_tiles=text_tiles,
-        layers=layers,
-    )
-    machine.run(call, counts.device)
+    machine.run(order_call(counts, axes, order, text_tiles, layers), counts.device)
     return order

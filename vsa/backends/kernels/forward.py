@@ -3,45 +3,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.tensors import (
-    address,
-    addressable,
-    dtype_name,
-    text_rows,
-    view,
-    views,
-    without_invalid_text,
+from vsa.backends.kernels.calls import (
+    Located3,
+    LocatedGates,
+    Shared,
+    axis_call,
+    combine_call,
+    forward_call,
 )
+from vsa.backends.kernels.machine import Machine
+from vsa.backends.kernels.tensors import addressable, text_rows, without_invalid_text
 from vsa.values.grid import Extent, Grid
 from vsa.values.problem import Gates, Problem
-
-if TYPE_CHECKING:
-    from vsa import _C
-
-
-def gate_addresses(gates: Gates) -> _C.Gates:
-    """What the kernels are told of gates; the tensors must outlive the launch."""
-    from vsa import _C
-
-    return _C.Gates(
-        fine=_numbers(gates.gate_fine),
-        coarse=_numbers(gates.gate_coarse),
-        coarse_rows=address(gates.coarse),
-    )
-
-
-def _numbers(gate: Tensor | None) -> tuple[int, int, int, int, int, int]:
-    """Address, 1 for fp32, and strides; zeros where there is no gate."""
-    if gate is None:
-        return 0, 0, 0, 0, 0, 0
-    batch, token, head, channel = gate.stride()
-    return gate.data_ptr(), int(gate.dtype == torch.float32), batch, token, head, channel
 
 
 def forward(machine: Machine, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor]:
@@ -50,8 +26,6 @@ def forward(machine: Machine, problem: Problem, gates: Gates) -> tuple[Tensor, T
     With gates the output is the combined one, rounded once: the fine stage's part of it is never
     written.
     """
-    from vsa import _C
-
     grid, kv_grid = problem.grids
     sign, scale = positive_scale(problem.scale)
     q = addressable(problem.q * sign if sign != 1 else problem.q)
@@ -63,15 +37,15 @@ def forward(machine: Machine, problem: Problem, gates: Gates) -> tuple[Tensor, T
     clean = [without_invalid_text(x, text_valid, kv_grid) for x in (k, v)]
     axes = neighbour_axes(machine, bitmap, grid.tiles, q.shape[2])
     tile_counter = torch.empty(1, dtype=torch.int32, device=q.device)
-    call = _C.FineForward(
-        problem=fine_problem(q, k, bitmap, axes, rows, scale, (grid, kv_grid)),
-        q=views(q, q, grid),
-        k=views(k, clean[0], kv_grid),
-        v=views(v, clean[1], kv_grid),
-        out=views(out, out, grid),
-        gates=gate_addresses(gates),
-        lse=lse.data_ptr(),
-        tile_counter=tile_counter.data_ptr(),
+    call = forward_call(
+        Located3(q, q),
+        Located3(k, clean[0]),
+        Located3(v, clean[1]),
+        Shared((grid, kv_grid), scale, bitmap, axes, *rows),
+        LocatedGates(*gates),
+        out,
+        lse,
+        tile_counter,
     )
     machine.run(call, q.device)
     return out, lse
@@ -86,20 +60,8 @@ def combine(machine: Machine, fine: Tensor, gates: Gates, grid: Grid) -> Tensor:
         gates: of the shape of ``fine``.
         grid: of the queries.
     """
-    from vsa import _C
-
     out = torch.empty_like(fine)
-    call = _C.Combine(
-        fine=view(fine),
-        out=view(out),
-        gates=gate_addresses(gates),
-        grid=grid.as_ints(),
-        batch=fine.shape[0],
-        heads=fine.shape[2],
-        head_dim=fine.shape[3],
-        dtype=dtype_name(fine),
-    )
-    machine.run(call, fine.device)
+    machine.run(combine_call(fine, out, LocatedGates(*gates), grid), fine.device)
     return out
 
 
@@ -118,20 +80,8 @@ def neighbour_axes(machine: Machine, bitmap: Tensor, tiles: Extent, groups: int)
     Returns:
         (B, groups) int32, ``_C.ALONG_W`` or ``_C.ALONG_T``.
     """
-    from vsa import _C
-
-    batch, heads, _, words = bitmap.shape
-    axes = bitmap.new_empty(batch, groups)
-    call = _C.AxisChoice(
-        bitmap=bitmap.data_ptr(),
-        axes=axes.data_ptr(),
-        batch=batch,
-        heads=heads,
-        groups=groups,
-        words=words,
-        tiles=tiles,
-    )
-    machine.run(call, bitmap.device)
+    axes = bitmap.new_empty(bitmap.shape[0], groups)
+    machine.run(axis_call(bitmap, axes, tiles), bitmap.device)
     return axes
 
 
@@ -148,31 +98,3 @@ def rows_of_text(
     """Valid text of the queries and of the keys, see ``text_rows``."""
     of_queries, of_keys = (text_rows(text_valid, q.shape[0], grid, q.device) for grid in grids)
     return of_queries, of_keys
-
-
-def fine_problem(
-    q: Tensor,
-    k: Tensor,
-    bitmap: Tensor,
-    query_axes: Tensor,
-    rows: tuple[Tensor | None, Tensor | None],
-    scale: float,
-    grids: tuple[Grid, Grid],
-) -> _C.FineProblem:
-    """What both directions are told. The tensors must outlive the launch."""
-    from vsa import _C
-
-    return _C.FineProblem(
-        grid=grids[0].as_ints(),
-        kv_grid=grids[1].as_ints(),
-        batch=q.shape[0],
-        heads=q.shape[2],
-        kv_heads=k.shape[2],
-        head_dim=q.shape[3],
-        dtype=dtype_name(q),
-        scale=scale,
-        bitmap=bitmap.data_ptr(),
-        query_axes=query_axes.data_ptr(),
-        query_text_rows=address(rows[0]),
-        key_text_rows=address(rows[1]),
-    )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vsa.backends.kernels.placeholder import Placeholder
 from vsa.values import bitmap
 from vsa.values.grid import SLOTS, Grid
 
@@ -20,6 +21,9 @@ ALIGNMENT = 16
 """Bytes that addresses and strides of a tensor map must be a multiple of."""
 MOST_STRIDE = 2**40
 """Bytes that a stride of a tensor map must stay below."""
+
+Located = Tensor | Placeholder
+"""Something that has an address, a shape, strides and a dtype."""
 
 View = tuple[int, int, int, int]
 """Address, and strides of batch, token and head in elements."""
@@ -68,7 +72,7 @@ def without_invalid_text(x: Tensor, text_valid: Tensor | None, grid: Grid) -> Te
     return text.masked_fill_(~text_valid[:, :, None, None], 0)
 
 
-def views(x: Tensor, text: Tensor, grid: Grid) -> tuple[View, View, View]:
+def views(x: Located, text: Located, grid: Grid) -> tuple[View, View, View]:
     """The video, the prefix and the suffix of x; the last two where ``text`` has them.
 
     By arithmetic: slices would be nine tensors more per call.
@@ -81,13 +85,13 @@ def views(x: Tensor, text: Tensor, grid: Grid) -> tuple[View, View, View]:
     )
 
 
-def view(x: Tensor) -> View:
+def view(x: Located) -> View:
     """What the kernels are told of a tensor (B, tokens, heads, head_dim)."""
     batch, token, head, _ = x.stride()
     return x.data_ptr(), batch, token, head
 
 
-def _from_token(whole: View, token: int, x: Tensor) -> View:
+def _from_token(whole: View, token: int, x: Located) -> View:
     """The view of x that starts at a token."""
     address, batch, stride, head = whole
     return address + token * stride * x.element_size(), batch, stride, head
@@ -98,11 +102,11 @@ def text_tiles(grid: Grid) -> int:
     return -(-grid.prefix // SLOTS) - (-grid.suffix // SLOTS)
 
 
-def address(x: Tensor | None) -> int:
+def address(x: Located | None) -> int:
     """Where a tensor lies, 0 for none."""
     return 0 if x is None else x.data_ptr()
 
 
-def dtype_name(x: Tensor) -> str:
+def dtype_name(x: Located) -> str:
     """The dtype as the compiled part names it."""
     return str(x.dtype).removeprefix("torch.")
