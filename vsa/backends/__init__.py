@@ -65,10 +65,12 @@ def _kernels(request: Request, cuda: bool) -> str | None:
         return "the compiled part of vsa is missing, see vsa info"
     if cuda and not _C.build_info()["cuda"]:
         return "vsa was built without its CUDA kernels, see vsa info"
-    if request.dtype not in (None, "torch.bfloat16", "torch.float16"):
-        return f"the kernels take bfloat16 and float16, not {request.dtype.removeprefix('torch.')}"
-    if request.head_dim not in (None, 64, 128):
-        return f"the kernels take a head_dim of 64 or 128, not {request.head_dim}"
+    dtype = request.dtype and request.dtype.removeprefix("torch.")
+    if dtype not in (None, *_C.ELEMENTS):
+        return f"the kernels take {' and '.join(_C.ELEMENTS)}, not {dtype}"
+    if request.head_dim not in (None, *_C.HEAD_DIMS):
+        allowed = " or ".join(map(str, _C.HEAD_DIMS))
+        return f"the kernels take a head_dim of {allowed}, not {request.head_dim}"
     return None
 
 

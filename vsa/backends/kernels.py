@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from torch.nn import functional
 from vsa.backends.layout import Plan
 from vsa.values import bitmap
 from vsa.values.grid import SLOTS, Extent, Grid
+
+if TYPE_CHECKING:
+    from vsa import _C
 
 EMULATED_BLOCKS = 2
 """Blocks of the persistent grid in the emulator: enough for each to have several work items."""
@@ -49,7 +52,7 @@ class Gates:
     coarse: Tensor | None = None
     coarse_rows: Tensor | None = None
 
-    def addresses(self) -> Any:
+    def addresses(self) -> _C.Gates:
         """What the kernels are told of them; the tensors must outlive the launch."""
         from vsa import _C
 
@@ -60,11 +63,12 @@ class Gates:
         )
 
 
-def _numbers(gate: Tensor | None) -> tuple[int, ...]:
+def _numbers(gate: Tensor | None) -> tuple[int, int, int, int, int, int]:
     """Address, 1 for fp32, and strides; zeros where there is no gate."""
     if gate is None:
-        return (0,) * 6
-    return gate.data_ptr(), int(gate.dtype == torch.float32), *gate.stride()
+        return 0, 0, 0, 0, 0, 0
+    batch, token, head, channel = gate.stride()
+    return gate.data_ptr(), int(gate.dtype == torch.float32), batch, token, head, channel
 
 
 def address(x: Tensor | None) -> int:
@@ -95,18 +99,16 @@ def forward(
     words, rows = words.contiguous(), rows_of_text(text_valid, q, plan)
     clean = [without_invalid_text(x, text_valid, plan.kv_grid) for x in (k, v)]
     axes = neighbour_axes(words, plan.grid.tiles, q.shape[2])
-    tickets = torch.empty(1, dtype=torch.int32, device=q.device)
+    tile_counter = torch.empty(1, dtype=torch.int32, device=q.device)
     call = _C.FineForward(
+        problem=problem(q, k, words, axes, rows, scale, plan),
         q=views(q, q, plan.grid),
         k=views(k, clean[0], plan.kv_grid),
         v=views(v, clean[1], plan.kv_grid),
         out=views(out, out, plan.grid),
         gates=(gates or Gates()).addresses(),
-        scale=scale,
-        query_axes=axes.data_ptr(),
         lse=lse.data_ptr(),
-        tickets=tickets.data_ptr(),
-        **shared_arguments(q, k, words, rows, plan),
+        tile_counter=tile_counter.data_ptr(),
     )
     run(call, q.device)
     return out, lse
@@ -131,9 +133,9 @@ def combine(fine: Tensor, gates: Gates, grid: Grid) -> Tensor:
         batch=fine.shape[0],
         heads=fine.shape[2],
         head_dim=fine.shape[3],
-        bf16=fine.dtype == torch.bfloat16,
+        dtype=dtype_name(fine),
     )
-    run_plain(call, fine.device)
+    run(call, fine.device)
     return out
 
 
@@ -156,7 +158,7 @@ def neighbour_axes(words: Tensor, tiles: Extent, groups: int) -> Tensor:
     batch, heads, _, row_words = words.shape
     axes = words.new_empty(batch, groups)
     call = _C.AxisChoice(
-        rows=words.data_ptr(),
+        bitmap=words.data_ptr(),
         axes=axes.data_ptr(),
         batch=batch,
         heads=heads,
@@ -164,7 +166,7 @@ def neighbour_axes(words: Tensor, tiles: Extent, groups: int) -> Tensor:
         words=row_words,
         tiles=tiles,
     )
-    run_plain(call, words.device)
+    run(call, words.device)
     return axes
 
 
@@ -185,44 +187,62 @@ def rows_of_text(
     return query_rows, key_rows
 
 
-def shared_arguments(
-    q: Tensor, k: Tensor, words: Tensor, rows: tuple[Tensor | None, Tensor | None], plan: Plan
-) -> dict[str, Any]:
-    """What both directions pass. Addresses: their tensors must outlive the launch."""
-    return {
-        "grid": plan.grid.as_ints(),
-        "kv_grid": plan.kv_grid.as_ints(),
-        "batch": q.shape[0],
-        "heads": q.shape[2],
-        "kv_heads": k.shape[2],
-        "head_dim": q.shape[3],
-        "bf16": q.dtype == torch.bfloat16,
-        "selected": words.data_ptr(),
-        "query_text_rows": address(rows[0]),
-        "key_text_rows": address(rows[1]),
-    }
+def problem(
+    q: Tensor,
+    k: Tensor,
+    words: Tensor,
+    query_axes: Tensor,
+    rows: tuple[Tensor | None, Tensor | None],
+    scale: float,
+    plan: Plan,
+) -> _C.FineProblem:
+    """What both directions are told. The tensors must outlive the launch."""
+    from vsa import _C
+
+    return _C.FineProblem(
+        grid=plan.grid.as_ints(),
+        kv_grid=plan.kv_grid.as_ints(),
+        batch=q.shape[0],
+        heads=q.shape[2],
+        kv_heads=k.shape[2],
+        head_dim=q.shape[3],
+        dtype=dtype_name(q),
+        scale=scale,
+        bitmap=words.data_ptr(),
+        query_axes=query_axes.data_ptr(),
+        query_text_rows=address(rows[0]),
+        key_text_rows=address(rows[1]),
+    )
 
 
-def run(call: Any, device: torch.device) -> None:
-    """A call of the tensor core kernels: emulated for CPU tensors."""
+def dtype_name(x: Tensor) -> str:
+    """The dtype as the compiled part names it."""
+    return str(x.dtype).removeprefix("torch.")
+
+
+class Call(Protocol):
+    """A call of the compiled part, which holds addresses: its tensors must outlive the run."""
+
+    def launch(self, device: int, stream: int) -> None:
+        """Launch the kernels on a GPU."""
+
+    def emulate(self, blocks: int, seed: int) -> None:
+        """Run the same kernels on the CPU."""
+
+
+def run(call: Call, device: torch.device) -> None:
+    """Run a call where its tensors are: on the emulator for CPU tensors."""
+    run_by(call.launch, call.emulate, device)
+
+
+def run_by(
+    launch: Callable[[int, int], None], emulate: Callable[[int, int], None], device: torch.device
+) -> None:
+    """Either method of a call: launch(device, stream), or emulate(blocks, seed) on a CPU."""
     if device.type == "cpu":
-        call.emulate(EMULATED_BLOCKS, EMULATED_SEED)
+        emulate(EMULATED_BLOCKS, EMULATED_SEED)
     else:
-        launch(call.launch, device)
-
-
-def run_plain(call: Any, device: torch.device) -> None:
-    """A call of a kernel without matrix products: by the host for CPU tensors."""
-    if device.type == "cpu":
-        call.run()
-    else:
-        launch(call.launch, device)
-
-
-def launch(launcher: Callable[[int, int], None], device: torch.device) -> None:
-    """What takes a device and a stream, on the current stream of a GPU."""
-    with torch.cuda.device(device):
-        launcher(device.index, torch.cuda.current_stream().cuda_stream)
+        launch(device.index, torch.cuda.current_stream(device).cuda_stream)
 
 
 def addressable(x: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ any; there is no copy of tokens in fp32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,11 +97,12 @@ def gated_backward(
     ]
     of_coarse = None if gates.coarse_rows is None else torch.empty_like(gates.coarse_rows)
     of_means = [torch.empty_like(mean) for mean in means]
+    grad_means = [mean.data_ptr() for mean in of_means] or [0, 0, 0]
     query_tiles = plan.grid.num_tiles + kernels.text_tiles(plan.grid)
     row_stats = torch.empty(
         *q.shape[::2], query_tiles, 2, SLOTS, dtype=torch.float32, device=q.device
     )
-    tickets = torch.empty(2, dtype=torch.int32, device=q.device)
+    tile_counters = torch.empty(2, dtype=torch.int32, device=q.device)
     rows = kernels.rows_of_text(text_valid, q, plan)
     clean = [
         kernels.without_invalid_text(x, text_valid, grid)
@@ -115,33 +115,33 @@ def gated_backward(
         else grad_out
     )
     call = _C.FineBackward(
+        problem=kernels.problem(q, k, words, query_axes, rows, scale, plan),
         q=kernels.views(q, clean[0], plan.grid),
         k=kernels.views(k, clean[1], plan.kv_grid),
         v=kernels.views(v, clean[2], plan.kv_grid),
-        grad_out=kernels.views(grad_out, clean[3], plan.grid),
+        grad_fine=kernels.views(grad_out, clean[3], plan.grid),
         grad_q=kernels.views(grads[0], grads[0], plan.grid),
         grad_k=kernels.views(grads[1], grads[1], plan.kv_grid),
         grad_v=kernels.views(grads[2], grads[2], plan.kv_grid),
-        whole_out=kernels.view(out),
-        whole_gradient=kernels.view(gradient),
+        fine_out=kernels.view(out),
+        grad_out=kernels.view(gradient),
         gates=gates.addresses(),
-        whole_grad_out=kernels.view(grad_out),
+        grad_fine_tokens=kernels.view(grad_out),
         grad_gate_fine=kernels.address(of_gates[0]),
         grad_gate_coarse=kernels.address(of_gates[1]),
         grad_coarse=kernels.address(of_coarse),
-        grad_means=[mean.data_ptr() for mean in of_means] or [0, 0, 0],
-        scale=scale,
-        transposed=transposed.data_ptr(),
-        query_axes=query_axes.data_ptr(),
+        grad_q_means=grad_means[0],
+        grad_k_means=grad_means[1],
+        grad_v_means=grad_means[2],
+        transposed_bitmap=transposed.data_ptr(),
         key_axes=key_axes.data_ptr(),
         order=order.data_ptr(),
         lse=lse.data_ptr(),
         grad_lse=kernels.address(grad_lse),
-        tickets=tickets.data_ptr(),
+        tile_counters=tile_counters.data_ptr(),
         row_stats=row_stats.data_ptr(),
-        **kernels.shared_arguments(q, k, words, rows, plan),
     )
-    _run_rows(call, q.device)
+    kernels.run_by(call.launch_rows, call.emulate_rows, q.device)
     if of_coarse is not None and gates.coarse_rows is not None:
         coarse_attention_backward(of_coarse, gates.coarse_rows, means, plan.scale, of_means)
         if sign != 1:
@@ -150,14 +150,6 @@ def gated_backward(
     if sign != 1:
         grads[0] *= sign
     return grads[0], grads[1], grads[2], of_gates[0], of_gates[1]
-
-
-def _run_rows(call: Any, device: torch.device) -> None:
-    """The pass over tokens: what the passes over tiles need, and what belongs to the gates."""
-    if device.type == "cpu":
-        call.run_rows()
-    else:
-        kernels.launch(call.launch_rows, device)
 
 
 def transpose(words: Tensor, columns: int) -> tuple[Tensor, Tensor]:
@@ -184,7 +176,7 @@ def transpose(words: Tensor, columns: int) -> tuple[Tensor, Tensor]:
         rows=rows,
         columns=columns,
     )
-    kernels.run_plain(call, words.device)
+    kernels.run(call, words.device)
     return target, counts
 
 
@@ -218,5 +210,5 @@ def longest_first(counts: Tensor, axes: Tensor, text_tiles: int, layers: int) ->
         text_tiles=text_tiles,
         layers=layers,
     )
-    kernels.run_plain(call, counts.device)
+    kernels.run(call, counts.device)
     return order

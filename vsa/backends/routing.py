@@ -12,12 +12,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vsa.backends import BACKENDS, Request
+from vsa.backends import BACKENDS, Request, kernels
 from vsa.backends.pytorch_routing import SCORE_BYTES, CoarseOutput, score_slices
 from vsa.values import bitmap
 from vsa.values.grid import Grid
-
-ELEMENTS = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 
 
 def run_on(device: torch.device) -> bool:
@@ -32,8 +30,10 @@ def _run_on_gpu(index: int) -> bool:
 
 def can_mean(xs: Sequence[Tensor]) -> bool:
     """Whether one launch means all of these, (B, length, heads, head_dim) each."""
+    from vsa import _C
+
     first = xs[0]
-    return first.dtype in ELEMENTS and all(
+    return kernels.dtype_name(first) in _C.MEAN_ELEMENTS and all(
         x.dtype == first.dtype
         and x.device == first.device
         and (x.shape[0], x.shape[-1]) == (first.shape[0], first.shape[-1])
@@ -62,14 +62,19 @@ def tile_means(xs: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
     ]
     call = _C.TileMeans(
         tensors=[
-            ((x.data_ptr(), *x.stride()[:3]), grid.as_ints(), x.shape[2], mean.data_ptr())
+            _C.MeanTensor(
+                tokens=kernels.view(x),
+                grid=grid.as_ints(),
+                heads=x.shape[2],
+                means=mean.data_ptr(),
+            )
             for x, grid, mean in zip(xs, grids, means, strict=True)
         ],
         batch=xs[0].shape[0],
         head_dim=xs[0].shape[3],
-        element=ELEMENTS[xs[0].dtype],
+        dtype=kernels.dtype_name(xs[0]),
     )
-    _run(call, xs[0].device)
+    kernels.run(call, xs[0].device)
     return means
 
 
@@ -113,10 +118,6 @@ def select(
     return words.view(batch, heads, tiles, -1), coarse.rows
 
 
-PIECES = 6
-"""Products of bf16 matrices that make one of fp32 matrices: csrc/kernels/split_operands.h."""
-
-
 def split_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
     """``pytorch_routing.product`` of fp32 matrices on tensor cores, as exact as in fp32.
 
@@ -126,16 +127,22 @@ def split_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
 
     left, right = left.contiguous(), right.contiguous()
     pieces = [
-        torch.empty(*x.shape[:2], PIECES * x.shape[2], dtype=torch.bfloat16, device=x.device)
+        torch.empty(
+            *x.shape[:2], _C.SPLIT_PIECES * x.shape[2], dtype=torch.bfloat16, device=x.device
+        )
         for x in (left, right)
     ]
     call = _C.SplitOperands(
-        left=(left.data_ptr(), pieces[0].data_ptr(), left.shape[0] * left.shape[1]),
-        right=(right.data_ptr(), pieces[1].data_ptr(), right.shape[0] * right.shape[1]),
+        left=left.data_ptr(),
+        right=right.data_ptr(),
+        left_pieces=pieces[0].data_ptr(),
+        right_pieces=pieces[1].data_ptr(),
+        left_rows=left.shape[0] * left.shape[1],
+        right_rows=right.shape[0] * right.shape[1],
         depth=left.shape[2],
         scale=scale,
     )
-    _run(call, left.device)
+    kernels.run(call, left.device)
     if left.device.type == "cpu":  # which has no product of bf16 matrices in fp32
         return torch.bmm(pieces[0].float(), pieces[1].float().mT)
     return torch.bmm(pieces[0], pieces[1].mT, out_dtype=torch.float32)
@@ -168,7 +175,7 @@ def select_rows(
     call = _C.SelectTiles(
         scores=scores.data_ptr(),
         must=0 if forced is None else forced.data_ptr(),
-        selected=words.data_ptr(),
+        bitmap=words.data_ptr(),
         weights=0 if weights is None else weights.data_ptr(),
         first_row=first,
         rows=len(scores),
@@ -177,12 +184,4 @@ def select_rows(
         counts=list(counts),
         mass=mass,
     )
-    _run(call, scores.device)
-
-
-def _run(call, device: torch.device) -> None:
-    if device.type == "cpu":
-        call.on_cpu()
-    else:
-        with torch.cuda.device(device):
-            call.launch(torch.cuda.current_stream().cuda_stream)
+    kernels.run(call, scores.device)
