@@ -176,7 +176,7 @@ class Dense(nn.Module):
         self.to_qkv, self.to_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, *grid, dim = x.shape
+        batch, dim = x.shape[0], x.shape[-1]
         qkv = self.to_qkv(x).view(batch, -1, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         out = functional.scaled_dot_product_attention(q, k, v)
@@ -259,9 +259,7 @@ def main() -> None:
         file = Path(str(options.out or "host.json") + ".baseline")
         command = [sys.executable, __file__, *passed, "--build", "baseline", "--out", str(file)]
         command += ["--tiny"] * options.tiny
-        subprocess.run(
-            command, env=os.environ | {"PYTHONPATH": str(options.baseline)}, check=True
-        )
+        subprocess.run(command, env=os.environ | {"PYTHONPATH": str(options.baseline)}, check=True)
         rows += json.loads(file.read_text())["rows"]
         file.unlink()
     rows += measured(options)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernels.facts_library import Facts
 
 ROOT = Path(__file__).resolve().parents[1]
 # `python -m pytest` puts the clone itself on the path, where the compiled part is missing.
-if not any((ROOT / "vsa").glob("_C.*")):
+if not any((ROOT / "vsa").glob("_C*.so")):
     sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != ROOT]
 
 torch.set_num_threads(1)
@@ -73,3 +74,9 @@ def compiler(toolchain):
             pytest.skip(f"vsa was built without its compiled part: {built['why']}")
         pytest.fail(f"no C++20 compiler was found: {'; '.join(found.rejected)}")
     return found.tool
+
+
+@pytest.fixture(scope="session")
+def facts(compiler: Path, tmp_path_factory: pytest.TempPathFactory) -> Facts:
+    """csrc/prim/facts.h, compiled for this session."""
+    return Facts(compiler, tmp_path_factory.mktemp("facts"))

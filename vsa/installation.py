@@ -70,7 +70,7 @@ def take_built(folder: Path) -> bool:
 def _is_unbuilt(folder: Path) -> bool:
     """Sources beside their pyproject.toml, without anything that a build in place leaves."""
     is_source = (folder.parent / "pyproject.toml").is_file()
-    built = (folder / "_build.json").is_file() or any(folder.glob("_C.*"))
+    built = (folder / "_build.json").is_file() or any(folder.glob("_C*.so"))
     return is_source and not built
 
 

@@ -15,13 +15,15 @@
 
 namespace vsa {
 
+constexpr int kSelectThreads = 128;  // of a block
+
 template <int Held, bool Longer, bool ByMass>
 class SelectTiles {
  public:
   using Row = ScoreRow<Held, Longer, ByMass>;
   // What a search needs besides the scores fits into 24 registers; more rows at a time hide the
-  // latency of memory. Blocks of 128 threads; 0 leaves it to the compiler.
-  static constexpr int kBlocksPerSm = Longer || ByMass ? 0 : 65536 / (128 * (Held + 24));
+  // latency of memory. 0 leaves it to the compiler.
+  static constexpr int kBlocksPerSm = Longer || ByMass ? 0 : 65536 / (kSelectThreads * (Held + 24));
 
   VSA_DEVICE static void run(const SelectTilesParams& p, int row) {
     SelectTiles select(p, row);

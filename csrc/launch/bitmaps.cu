@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bitmaps on a GPU.
-#include <cuda_runtime.h>
-
+#include "launch/cuda_launch.h"
 #include "launch/fine.h"
 
 namespace vsa::launch {
@@ -17,9 +16,9 @@ __global__ void __launch_bounds__(kWarps* kWordBits) transpose_kernel(BitmapTran
   if (left >= p.columns) return;
   const int64_t bitmap = blockIdx.y;
   const int from_words = bitmap::words(p.columns), to_words = bitmap::words(p.rows);
-  const uint32_t* from = p.from + bitmap * p.rows * from_words + left / kWordBits;
+  const uint32_t* from = p.source + bitmap * p.rows * from_words + left / kWordBits;
   const int column = left + lane;
-  uint32_t* to = p.to + (bitmap * p.columns + column) * to_words;
+  uint32_t* to = p.target + (bitmap * p.columns + column) * to_words;
   int count = 0;
   for (int word = 0; word < to_words; ++word) {
     const int row = word * kWordBits + lane;
@@ -76,33 +75,30 @@ __global__ void __launch_bounds__(kSortThreads) order_kernel(ColumnOrder p) {
   if (mine < groups) p.order[int64_t{head} * groups + place] = mine;
 }
 
-std::string not_launched(const char* what) {
-  const cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess) return "";
-  return std::string(what) + " was not launched: " + cudaGetErrorString(error);
-}
-
 }  // namespace
 
-std::string transpose_bitmaps(const BitmapTranspose& call, void* stream) {
-  if (call.bitmaps == 0) return "";
-  const dim3 blocks(ceil_div(bitmap::words(call.columns), kWarps), call.bitmaps);
-  transpose_kernel<<<blocks, kWarps * kWordBits, 0, static_cast<cudaStream_t>(stream)>>>(call);
-  return not_launched("the transpose of bitmaps");
+std::string transpose_bitmaps(const BitmapTranspose& call, int device, void* stream) {
+  return launch_on(device, stream, "the transpose of bitmaps", [&](cudaStream_t stream) {
+    const dim3 blocks(ceil_div(bitmap::words(call.columns), kWarps), call.bitmaps);
+    transpose_kernel<<<blocks, kWarps * kWordBits, 0, stream>>>(call);
+    return cudaGetLastError();
+  });
 }
 
-std::string choose_axes(const AxisChoice& call, void* stream) {
-  if (call.batch * call.groups == 0) return "";
-  axis_kernel<<<call.batch * call.groups, AxisChoice::kSamples * kWordBits, 0,
-                static_cast<cudaStream_t>(stream)>>>(call);
-  return not_launched("the choice of axes");
+std::string choose_axes(const AxisChoice& call, int device, void* stream) {
+  return launch_on(device, stream, "the choice of axes", [&](cudaStream_t stream) {
+    const int blocks = call.batch * call.groups;
+    axis_kernel<<<blocks, AxisChoice::kSamples * kWordBits, 0, stream>>>(call);
+    return cudaGetLastError();
+  });
 }
 
-std::string order_columns(const ColumnOrder& call, void* stream) {
-  if (call.batch * call.kv_heads * call.groups() == 0) return "";
-  const dim3 blocks(ceil_div(call.groups(), kSortThreads), call.batch * call.kv_heads);
-  order_kernel<<<blocks, kSortThreads, 0, static_cast<cudaStream_t>(stream)>>>(call);
-  return not_launched("the order of key tiles");
+std::string order_columns(const ColumnOrder& call, int device, void* stream) {
+  return launch_on(device, stream, "the order of key tiles", [&](cudaStream_t stream) {
+    const dim3 blocks(ceil_div(call.groups(), kSortThreads), call.batch * call.kv_heads);
+    order_kernel<<<blocks, kSortThreads, 0, stream>>>(call);
+    return cudaGetLastError();
+  });
 }
 
 }  // namespace vsa::launch

@@ -2,7 +2,7 @@
 // combine on a GPU.
 #include "kernels/gates.h"
 #include "launch/fine_params.h"
-#include "launch/sm90_launch.h"
+#include "launch/tensor_core_launch.h"
 
 namespace vsa::launch {
 namespace {
@@ -28,17 +28,18 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads)
 
 }  // namespace
 
-std::string combine(const Combine& call, int, void* stream) {
+std::string combine(const Combine& call, int device, void* stream) {
   const CombineParams params = combine_params(call);
-  cudaError_t error = cudaSuccess;
-  const bool found = with_config(call, [&](auto element, auto head_dim) {
-    const int tiles = params.queries.grid.num_tiles() + params.queries.text_tiles;
-    combine_kernel<decltype(element), head_dim()>
-        <<<dim3(tiles * call.heads, call.batch), kWarps * kWarpThreads, 0,
-           static_cast<cudaStream_t>(stream)>>>(params);
-    error = cudaGetLastError();
+  bool found = true;  // a kernel for this configuration
+  const std::string error = launch_on(device, stream, "combine", [&](cudaStream_t stream) {
+    found = with_config(call, [&](auto element, auto head_dim) {
+      const int tiles = params.queries.grid.num_tiles() + params.queries.text_tiles;
+      combine_kernel<decltype(element), head_dim()>
+          <<<dim3(tiles * call.heads, call.batch), kWarps * kWarpThreads, 0, stream>>>(params);
+    });
+    return cudaGetLastError();
   });
-  return found ? not_launched("combine", error) : kNoConfig;
+  return found ? error : kNoConfig;
 }
 
 }  // namespace vsa::launch

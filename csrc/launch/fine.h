@@ -5,12 +5,18 @@
 #include <climits>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "prim/facts.h"
 
 namespace vsa::launch {
 
-enum class ElementType { Bf16, Fp16 };
+enum class Dtype { Bf16, Fp16, Fp32 };
+
+// What the kernels of the fine stage are compiled for, stated here alone: fine_params.h makes the
+// kernels from it, the binding tells Python.
+using FineHeadDims = std::integer_sequence<int, 64, 128>;
+using FineDtypes = std::integer_sequence<Dtype, Dtype::Bf16, Dtype::Fp16>;
 
 // Tokens of one tensor; strides in elements, channels contiguous.
 struct TokenView {
@@ -26,7 +32,7 @@ struct SequenceView {
 // A gate as it was broadcast to [batch, tokens, heads, head_dim], channel stride included.
 struct GateView {
   const void* data = nullptr;  // null: not there
-  bool wide = false;           // fp32
+  bool fp32 = false;           // else of the call's dtype
   int64_t batch_stride = 0, token_stride = 0, head_stride = 0, channel_stride = 0;
 };
 
@@ -35,19 +41,23 @@ struct Gates {
   const float* coarse_rows = nullptr;  // [batch, heads, n_q, head_dim], with the coarse gate
 };
 
-struct FineForward {
-  SequenceView q, k, v, out;
-  Gates gates;  // with any, out is combine's and the fine stage's part is not kept
+// What both directions are told.
+struct FineProblem {
   Grid grid, kv_grid;
   int batch, heads, kv_heads, head_dim;
-  ElementType element;
+  Dtype dtype;
   float scale;
-  const uint32_t* selected;         // [batch, heads, n_q, words]
-  const uint64_t* query_text_rows;  // [batch, text tiles of the queries], null without text
-  const uint64_t* key_text_rows;    // likewise of the keys
+  const uint32_t* bitmap;           // [batch, heads, n_q, words(n_k)]
   const int* query_axes;            // [batch, heads] of AxisChoice
-  float* lse;                       // [batch, heads, S_q]
-  int* tickets;                     // one int of scratch
+  const uint64_t* query_text_rows;  // [batch, text tiles of the queries], null without text
+  const uint64_t* key_text_rows;    // [batch, text tiles of the keys], null without text
+};
+
+struct FineForward : FineProblem {
+  SequenceView q, k, v, out;
+  Gates gates;        // with any, out is combine's and the fine stage's part is not kept
+  float* lse;         // [batch, heads, S_q]
+  int* tile_counter;  // one int of scratch
 };
 
 // out = gate_fine * fine + gate_coarse * coarse[tile of the token]
@@ -56,34 +66,29 @@ struct Combine {
   Gates gates;
   Grid grid;
   int batch, heads, head_dim;
-  ElementType element;
+  Dtype dtype;
 };
 
-struct FineBackward {
-  SequenceView q, k, v, grad_out, grad_q, grad_k, grad_v;
-  TokenView whole_out;       // the fine stage's, the whole sequence
-  TokenView whole_gradient;  // of the whole operation's output
+struct FineBackward : FineProblem {
+  SequenceView q, k, v;
+  SequenceView grad_fine;  // gradient of the fine stage's output
+  SequenceView grad_q, grad_k, grad_v;
+  TokenView fine_out;  // the fine stage's output
+  TokenView grad_out;  // gradient of the operation's output
+  // With a fine gate: the tensor of grad_fine as a whole, which the pass over tokens writes.
+  TokenView grad_fine_tokens;
   Gates gates;
-  TokenView whole_grad_out;                 // with a fine gate: written, and what grad_out shows
   void *grad_gate_fine, *grad_gate_coarse;  // [batch, tokens, heads, head_dim] of the gate's type
   float* grad_coarse;                       // [batch, heads, n_q, head_dim]
-  Grid grid, kv_grid;
-  int batch, heads, kv_heads, head_dim;
-  ElementType element;
-  float scale;
-  const uint32_t* selected;         // [batch, heads, n_q, words]
-  const uint32_t* transposed;       // [batch, heads, n_k, words]
-  const int* query_axes;            // [batch, heads] of AxisChoice
-  const int* key_axes;              // [batch, kv_heads] likewise
-  const int* order;                 // [batch, kv_heads, groups of key tiles]
-  const uint64_t* query_text_rows;  // as above
-  const uint64_t* key_text_rows;
   // [batch, heads, tiles, head_dim] gradients of tile means, which their tokens share; null without
   const float *grad_q_means, *grad_k_means, *grad_v_means;
-  const float* lse;       // [batch, heads, S_q]
-  const float* grad_lse;  // likewise, or null
-  int* tickets;           // two ints of scratch
-  void* row_stats;        // [batch, heads, tiles of the queries, 2, 64] floats, written and read
+  const uint32_t* transposed_bitmap;  // [batch, heads, n_k, words(n_q)]
+  const int* key_axes;                // [batch, kv_heads] of AxisChoice
+  const int* order;                   // [batch, kv_heads, groups of key tiles]
+  const float* lse;                   // [batch, heads, S_q]
+  const float* grad_lse;              // [batch, heads, S_q], or null
+  int* tile_counters;                 // two ints of scratch
+  void* row_stats;  // [batch, heads, tiles of the queries, 2, 64] floats, written and read
 };
 
 // Neighbouring key tiles that the backward treats as one group.
@@ -91,9 +96,9 @@ constexpr int kKeyTilesPerGroup = 2;
 
 // Bitmaps of many heads, transposed, and how many bits each row then has.
 struct BitmapTranspose {
-  const uint32_t* from;  // [bitmaps, rows, words(columns)]
-  uint32_t* to;          // [bitmaps, columns, words(rows)]
-  int* counts;           // [bitmaps, columns]
+  const uint32_t* source;  // [bitmaps, rows, words(columns)]
+  uint32_t* target;        // [bitmaps, columns, words(rows)]
+  int* counts;             // [bitmaps, columns]
   int bitmaps, rows, columns;
 };
 
@@ -103,8 +108,8 @@ struct BitmapTranspose {
 struct AxisChoice {
   static constexpr int kSamples = 32;
 
-  const uint32_t* rows;  // [batch, heads, tiles, words] bitmap rows of the tiles
-  int* axes;             // [batch, groups]
+  const uint32_t* bitmap;  // [batch, heads, tiles, words]
+  int* axes;               // [batch, groups]
   int batch, heads, groups, words;
   Axes tiles;
 
@@ -118,7 +123,7 @@ struct AxisChoice {
     const int h = sample * 5 % kSamples * tiles.h / kSamples;
     const int w = sample * 7 % kSamples * (tiles.w - 1) / kSamples;
     const int64_t tile = int64_t{head} * tiles.volume() + (t * tiles.h + h) * tiles.w + w;
-    const uint32_t* row = rows + tile * words + word;
+    const uint32_t* row = bitmap + tile * words + word;
     const uint32_t own = row[0], along_w = row[words], along_t = row[tiles.h * tiles.w * words];
     return popcount(own & along_t) - popcount(own & along_w);
   }
@@ -157,21 +162,22 @@ struct ColumnOrder {
   }
 };
 
-// Empty when all went well.
+// Each returns an error sentence, empty when all went well. The first of a pair launches kernels on
+// a GPU, the second runs the same kernels on the CPU.
 std::string fine_forward(const FineForward& call, int device, void* stream);
 std::string fine_forward_emulated(const FineForward& call, int blocks, unsigned seed);
 std::string combine(const Combine& call, int device, void* stream);
-std::string combine_on_host(const Combine& call);
+std::string combine_emulated(const Combine& call);
 // What the passes of fine_backward need of every query, and the gradients that belong to the gates.
 std::string backward_rows(const FineBackward& call, int device, void* stream);
-std::string backward_rows_on_host(const FineBackward& call);
+std::string backward_rows_emulated(const FineBackward& call);
 std::string fine_backward(const FineBackward& call, int device, void* stream);
 std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigned seed);
-std::string transpose_bitmaps(const BitmapTranspose& call, void* stream);
-std::string transpose_bitmaps_on_host(const BitmapTranspose& call);
-std::string choose_axes(const AxisChoice& call, void* stream);
-std::string choose_axes_on_host(const AxisChoice& call);
-std::string order_columns(const ColumnOrder& call, void* stream);
-std::string order_columns_on_host(const ColumnOrder& call);
+std::string transpose_bitmaps(const BitmapTranspose& call, int device, void* stream);
+std::string transpose_bitmaps_emulated(const BitmapTranspose& call);
+std::string choose_axes(const AxisChoice& call, int device, void* stream);
+std::string choose_axes_emulated(const AxisChoice& call);
+std::string order_columns(const ColumnOrder& call, int device, void* stream);
+std::string order_columns_emulated(const ColumnOrder& call);
 
 }  // namespace vsa::launch

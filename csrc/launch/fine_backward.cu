@@ -2,7 +2,7 @@
 // The backward kernels on a GPU: the pass over tokens, and after it the one over key tiles and the
 // one over query tiles.
 #include "launch/fine_params.h"
-#include "launch/sm90_launch.h"
+#include "launch/tensor_core_launch.h"
 
 namespace vsa::launch {
 namespace {
@@ -47,38 +47,43 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads)
 
 }  // namespace
 
-std::string backward_rows(const FineBackward& call, int, void* stream) {
+std::string backward_rows(const FineBackward& call, int device, void* stream) {
   const BackwardRowsParams params = backward_rows_params(call);
-  cudaError_t error = cudaSuccess;
-  const bool found = with_config(call, [&](auto element, auto head_dim) {
-    using Element = decltype(element);
-    const auto kernel = any(call.gates) ? backward_rows_kernel<Element, head_dim(), true>
-                                        : backward_rows_kernel<Element, head_dim(), false>;
-    const int tiles = params.queries.grid.num_tiles() + params.queries.text_tiles;
-    kernel<<<dim3(tiles * call.heads, call.batch), kWarps * kWarpThreads, 0,
-             static_cast<cudaStream_t>(stream)>>>(params);
-    error = cudaGetLastError();
-  });
-  return found ? not_launched("the backward's pass over tokens", error) : kNoConfig;
+  bool found = true;  // a kernel for this configuration
+  const auto launch = [&](cudaStream_t stream) {
+    found = with_config(call, [&](auto element, auto head_dim) {
+      using Element = decltype(element);
+      const auto kernel = any(call.gates) ? backward_rows_kernel<Element, head_dim(), true>
+                                          : backward_rows_kernel<Element, head_dim(), false>;
+      const int tiles = params.queries.grid.num_tiles() + params.queries.text_tiles;
+      kernel<<<dim3(tiles * call.heads, call.batch), kWarps * kWarpThreads, 0, stream>>>(params);
+    });
+    return cudaGetLastError();
+  };
+  const std::string error = launch_on(device, stream, "the backward's pass over tokens", launch);
+  return found ? error : kNoConfig;
 }
 
-std::string fine_backward(const FineBackward& call, int device, void* opaque_stream) {
+std::string fine_backward(const FineBackward& call, int device, void* stream) {
   FineBackwardParams params{};
   if (const std::string error = make_params(params, call, encode); !error.empty()) return error;
-  const auto stream = static_cast<cudaStream_t>(opaque_stream);
-  cudaError_t error = cudaSuccess;
-  const bool found = with_config(call, [&](auto element, auto head_dim) {
-    using Element = decltype(element);
-    using Keys = FineBackwardKeys<FineBackwardKeysConfig<Element, head_dim()>>;
-    using Queries = FineBackwardQueries<FineBackwardQueriesConfig<Element, head_dim()>>;
-    static_assert(Keys::kConsumers == kKeyTilesPerGroup, "the order of items is made for this");
-    error = cudaMemsetAsync(call.tickets, 0, 2 * sizeof(int), stream);
-    if (error != cudaSuccess) return;
-    error = launch_persistent<Keys>(params, params.keys, params.kv_heads, device, stream);
-    if (error != cudaSuccess) return;
-    error = launch_persistent<Queries>(params, params.queries, params.heads, device, stream);
-  });
-  return found ? not_launched("a backward kernel", error) : kNoConfig;
+  bool found = true;  // a kernel for this configuration
+  const auto launch = [&](cudaStream_t stream) {
+    cudaError_t error = cudaMemsetAsync(call.tile_counters, 0, 2 * sizeof(int), stream);
+    if (error != cudaSuccess) return error;
+    found = with_config(call, [&](auto element, auto head_dim) {
+      using Element = decltype(element);
+      using Keys = FineBackwardKeys<FineBackwardKeysConfig<Element, head_dim()>>;
+      using Queries = FineBackwardQueries<FineBackwardQueriesConfig<Element, head_dim()>>;
+      static_assert(Keys::kConsumers == kKeyTilesPerGroup, "the order of items is made for this");
+      error = launch_persistent<Keys>(params, params.keys, params.kv_heads, device, stream);
+      if (error != cudaSuccess) return;
+      error = launch_persistent<Queries>(params, params.queries, params.heads, device, stream);
+    });
+    return error;
+  };
+  const std::string error = launch_on(device, stream, "a backward kernel", launch);
+  return found ? error : kNoConfig;
 }
 
 }  // namespace vsa::launch

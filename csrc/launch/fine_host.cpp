@@ -35,7 +35,7 @@ std::string emulate_forward(const FineForward& call, int blocks, unsigned seed) 
     return error;
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Config = FineForwardConfig<decltype(element), head_dim()>;
-    *call.tickets = 0;
+    *call.tile_counter = 0;
     run_blocks<vsa::FineForward<Config, Epilogue>>(params, blocks, seed);
   });
 }
@@ -77,7 +77,7 @@ std::string fine_forward_emulated(const FineForward& call, int blocks, unsigned 
                          : emulate_forward<PlainOutput>(call, blocks, seed);
 }
 
-std::string backward_rows_on_host(const FineBackward& call) {
+std::string backward_rows_emulated(const FineBackward& call) {
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
     const auto run = any(call.gates) ? run_backward_rows<Element, head_dim(), true>
@@ -93,13 +93,13 @@ std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigne
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
     constexpr int D = head_dim();
-    std::fill_n(call.tickets, 2, 0);
+    std::fill_n(call.tile_counters, 2, 0);
     run_blocks<FineBackwardKeys<FineBackwardKeysConfig<Element, D>>>(params, blocks, seed);
     run_blocks<FineBackwardQueries<FineBackwardQueriesConfig<Element, D>>>(params, blocks, seed);
   });
 }
 
-std::string combine_on_host(const Combine& call) {
+std::string combine_emulated(const Combine& call) {
   const CombineParams p = combine_params(call);
   return with_hazards(call, [&](auto element, auto head_dim) {
     for_each_tile(
@@ -111,11 +111,11 @@ std::string combine_on_host(const Combine& call) {
   });
 }
 
-std::string transpose_bitmaps_on_host(const BitmapTranspose& call) {
+std::string transpose_bitmaps_emulated(const BitmapTranspose& call) {
   const int64_t to_words = bitmap::words(call.rows);
   for (int64_t i = 0; i < call.bitmaps; ++i) {
-    uint32_t* to = call.to + i * call.columns * to_words;
-    bitmap::transpose(call.from + i * call.rows * bitmap::words(call.columns), call.rows,
+    uint32_t* to = call.target + i * call.columns * to_words;
+    bitmap::transpose(call.source + i * call.rows * bitmap::words(call.columns), call.rows,
                       call.columns, to);
     for (int column = 0; column < call.columns; ++column)
       call.counts[i * call.columns + column] = bitmap::count(to + column * to_words, call.rows);
@@ -123,7 +123,7 @@ std::string transpose_bitmaps_on_host(const BitmapTranspose& call) {
   return "";
 }
 
-std::string choose_axes_on_host(const AxisChoice& call) {
+std::string choose_axes_emulated(const AxisChoice& call) {
   for (int group = 0; group < call.batch * call.groups; ++group) {
     int preference = 0;
     for (int i = 0; i < call.sharing(); ++i)
@@ -135,7 +135,7 @@ std::string choose_axes_on_host(const AxisChoice& call) {
   return "";
 }
 
-std::string order_columns_on_host(const ColumnOrder& call) {
+std::string order_columns_emulated(const ColumnOrder& call) {
   const int groups = call.groups();
   for (int head = 0; head < call.batch * call.kv_heads; ++head) {
     int* order = call.order + int64_t{head} * groups;

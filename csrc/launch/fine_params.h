@@ -4,10 +4,12 @@
 #include <cmath>
 #include <initializer_list>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/fine_backward_keys.h"
 #include "kernels/fine_backward_queries.h"
 #include "kernels/fine_forward.h"
+#include "launch/element.h"
 #include "launch/tensor_map.h"
 
 namespace vsa::launch {
@@ -51,14 +53,14 @@ template <class Encode>
 std::string make_params(FineForwardParams& p, const FineForward& call, Encode encode) {
   p.queries = tiled(call.grid, call.query_text_rows);
   p.keys = tiled(call.kv_grid, call.key_text_rows);
-  p.selected = call.selected;
+  p.selected = call.bitmap;
   p.query_axes = call.query_axes;
   p.lse = call.lse;
   p.batch = call.batch;
   p.heads = call.heads;
   p.kv_heads = call.kv_heads;
   p.scale = call.scale * static_cast<float>(M_LOG2E);
-  p.tickets = call.tickets;
+  p.tickets = call.tile_counter;
   return make_tensors({{"q", p.q, call.q, call.grid, call.heads},
                        {"k", p.k, call.k, call.kv_grid, call.kv_heads},
                        {"v", p.v, call.v, call.kv_grid, call.kv_heads},
@@ -70,14 +72,14 @@ template <class Encode>
 std::string make_params(FineBackwardParams& p, const FineBackward& call, Encode encode) {
   p.queries = tiled(call.grid, call.query_text_rows);
   p.keys = tiled(call.kv_grid, call.key_text_rows);
-  p.selected = call.selected;
-  p.transposed = call.transposed;
+  p.selected = call.bitmap;
+  p.transposed = call.transposed_bitmap;
   p.row_stats = static_cast<const RowStats*>(call.row_stats);
   p.query_axes = call.query_axes;
   p.key_axes = call.key_axes;
   p.order = call.order;
-  p.key_tickets = call.tickets;
-  p.query_tickets = call.tickets + 1;
+  p.key_tickets = call.tile_counters;
+  p.query_tickets = call.tile_counters + 1;
   p.grad_q_means = {call.grad_q_means};
   p.grad_k_means = {call.grad_k_means};
   p.grad_v_means = {call.grad_v_means};
@@ -89,7 +91,7 @@ std::string make_params(FineBackwardParams& p, const FineBackward& call, Encode 
   return make_tensors({{"q", p.q, call.q, call.grid, call.heads},
                        {"k", p.k, call.k, call.kv_grid, call.kv_heads},
                        {"v", p.v, call.v, call.kv_grid, call.kv_heads},
-                       {"grad_out", p.grad_out, call.grad_out, call.grid, call.heads},
+                       {"grad_fine", p.grad_out, call.grad_fine, call.grid, call.heads},
                        {"dq", p.grad_q, call.grad_q, call.grid, call.heads},
                        {"dk", p.grad_k, call.grad_k, call.kv_grid, call.kv_heads},
                        {"dv", p.grad_v, call.grad_v, call.kv_grid, call.kv_heads}},
@@ -106,8 +108,8 @@ inline Gate gate(const GateView& x) {
   const int64_t strides = x.batch_stride | x.token_stride | x.head_stride;
   const bool aligned =
       strides % kChunkElements == 0 && reinterpret_cast<uintptr_t>(x.data) % kChunkBytes == 0;
-  const bool chunked = !x.wide && x.channel_stride == 1 && aligned;
-  return {x.data, x.wide, chunked, x.batch_stride, x.token_stride, x.head_stride, x.channel_stride};
+  const bool chunked = !x.fp32 && x.channel_stride == 1 && aligned;
+  return {x.data, x.fp32, chunked, x.batch_stride, x.token_stride, x.head_stride, x.channel_stride};
 }
 
 template <class Encode>
@@ -133,8 +135,8 @@ inline bool any(const Gates& gates) {
 }
 
 inline BackwardRowsParams backward_rows_params(const FineBackward& call) {
-  return {token_rows<const uint16_t>(call.whole_out),
-          token_rows<const uint16_t>(call.whole_gradient),
+  return {token_rows<const uint16_t>(call.fine_out),
+          token_rows<const uint16_t>(call.grad_out),
           call.lse,
           call.grad_lse,
           tiled(call.grid, call.query_text_rows),
@@ -143,24 +145,25 @@ inline BackwardRowsParams backward_rows_params(const FineBackward& call) {
           gate(call.gates.fine),
           gate(call.gates.coarse),
           call.gates.coarse_rows,
-          token_rows<uint16_t>(call.whole_grad_out),
-          {call.grad_gate_fine, call.gates.fine.wide},
-          {call.grad_gate_coarse, call.gates.coarse.wide},
+          token_rows<uint16_t>(call.grad_fine_tokens),
+          {call.grad_gate_fine, call.gates.fine.fp32},
+          {call.grad_gate_coarse, call.gates.coarse.fp32},
           call.grad_coarse};
 }
 
-// fn(Element{}, integral_constant head_dim) for the element and head_dim of a call; false if there
+// fn(Element{}, integral_constant head_dim) for the dtype and head_dim of a call; false if there
 // are no kernels for them.
 template <class Call, class Fn>
 bool with_config(const Call& call, Fn fn) {
-  const auto with_element = [&](auto element) {
-    if (call.head_dim == 64) return fn(element, std::integral_constant<int, 64>{}), true;
-    if (call.head_dim == 128) return fn(element, std::integral_constant<int, 128>{}), true;
-    return false;
+  const auto with_head_dim = [&]<int... D>(auto element, std::integer_sequence<int, D...>) {
+    return ((call.head_dim == D && (fn(element, std::integral_constant<int, D>{}), true)) || ...);
   };
-  return call.element == ElementType::Bf16 ? with_element(Bf16{}) : with_element(Fp16{});
+  bool found = false;
+  with_element(call.dtype, FineDtypes{},
+               [&](auto element) { found = with_head_dim(element, FineHeadDims{}); });
+  return found;
 }
 
-constexpr const char* kNoConfig = "head_dim must be 64 or 128 for the fine kernels";
+constexpr const char* kNoConfig = "the fine kernels are not built for this head_dim and dtype";
 
 }  // namespace vsa::launch

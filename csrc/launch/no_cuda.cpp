@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stands in for the .cu files in a build without nvcc: the same functions, each saying what is
 // missing.
+#include "launch/build_info.h"
+#include "launch/coarse_select.h"
 #include "launch/fine.h"
-#include "launch/launch.h"
-#include "launch/routing.h"
 
 namespace vsa::launch {
 namespace {
@@ -20,20 +20,15 @@ std::string device_count(int* count) {
   return kMissing;
 }
 
-std::string device_tile_table(const Grid&, const TileTable&, void*) { return kMissing; }
-
 std::string fine_forward(const FineForward&, int, void*) { return kMissing; }
 std::string combine(const Combine&, int, void*) { return kMissing; }
 std::string backward_rows(const FineBackward&, int, void*) { return kMissing; }
 std::string fine_backward(const FineBackward&, int, void*) { return kMissing; }
-std::string transpose_bitmaps(const BitmapTranspose&, void*) { return kMissing; }
-std::string choose_axes(const AxisChoice&, void*) { return kMissing; }
-std::string order_columns(const ColumnOrder&, void*) { return kMissing; }
-
-std::string tile_means(const TileMeans&, void*) { return kMissing; }
-
-std::string select_tiles(const SelectTiles&, void*) { return kMissing; }
-
-std::string split_operands(const SplitOperands&, void*) { return kMissing; }
+std::string transpose_bitmaps(const BitmapTranspose&, int, void*) { return kMissing; }
+std::string choose_axes(const AxisChoice&, int, void*) { return kMissing; }
+std::string order_columns(const ColumnOrder&, int, void*) { return kMissing; }
+std::string tile_means(const TileMeans&, int, void*) { return kMissing; }
+std::string select_tiles(const SelectTiles&, int, void*) { return kMissing; }
+std::string split_operands(const SplitOperands&, int, void*) { return kMissing; }
 
 }  // namespace vsa::launch

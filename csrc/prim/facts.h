@@ -110,7 +110,6 @@ struct Grid {
   }
 
   VSA_HD uint64_t row_mask(int index) const { return rows[place(index).clip]; }
-  VSA_HD int tile_tokens(int index) const { return popcount(row_mask(index)); }
 
   // Position in the sequence of a tile's row, or -1 where that row is no token.
   VSA_HD int token(const Place& at, int row) const {
@@ -198,25 +197,6 @@ VSA_HD int lowest(uint32_t word) { return popcount(~word & (word - 1)); }
 VSA_HD int highest(uint32_t word) {
   for (int step = 1; step < kWordBits; step *= 2) word |= word >> step;
   return popcount(word) - 1;
-}
-
-// First set bit at or after `from`, or `bits` when there is none. A whole row is walked by
-//   for (int j = next(row, bits, 0); j < bits; j = next(row, bits, j + 1))
-VSA_HD int next(const uint32_t* row, int bits, int from) {
-  uint32_t below = (1u << from % kWordBits) - 1;
-  for (int word = from / kWordBits; word < words(bits); ++word, below = 0) {
-    const uint32_t left = row[word] & ~below;
-    if (left != 0) return word * kWordBits + lowest(left);
-  }
-  return bits;
-}
-
-VSA_HD void unite(const uint32_t* a, const uint32_t* b, int bits, uint32_t* out) {
-  for (int word = 0; word < words(bits); ++word) out[word] = a[word] | b[word];
-}
-
-VSA_HD void intersect(const uint32_t* a, const uint32_t* b, int bits, uint32_t* out) {
-  for (int word = 0; word < words(bits); ++word) out[word] = a[word] & b[word];
 }
 
 // In place: bit c of block[r] trades places with bit r of block[c]. Five rounds swap the

@@ -106,14 +106,14 @@ struct Problem {
 
   launch::FineBackward call() {
     auto call = call_for<launch::FineBackward>(*this);
-    call.grad_out = grad_out.sequence();
+    call.grad_fine = grad_out.sequence();
     call.grad_q = grad_q.sequence();
     call.grad_k = grad_k.sequence();
     call.grad_v = grad_v.sequence();
-    call.transposed = transposed.data();
+    call.transposed_bitmap = transposed.data();
     call.key_axes = key_axes;
     call.order = order.data();
-    call.tickets = tickets;
+    call.tile_counters = tickets;
     call.row_stats = stats.data();
     return call;
   }

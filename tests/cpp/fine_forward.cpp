@@ -67,7 +67,7 @@ struct Problem {
     auto call = call_for<launch::FineForward>(*this);
     call.out = out.sequence();
     call.lse = lse.data();
-    call.tickets = &tickets;
+    call.tile_counter = &tickets;
     return call;
   }
 };

@@ -154,9 +154,9 @@ Call call_for(Problem& problem) {
   call.heads = kHeads;
   call.kv_heads = kKvHeads;
   call.head_dim = D;
-  call.element = launch::ElementType::Bf16;
+  call.dtype = launch::Dtype::Bf16;
   call.scale = problem.scale;
-  call.selected = problem.selected.data();
+  call.bitmap = problem.selected.data();
   call.query_axes = problem.query_axes;
   return call;
 }

@@ -1,27 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""csrc/prim/facts.h, through vsa._C, against the definitions written out token by token."""
+"""csrc/prim/facts.h against the definitions written out token by token."""
 
 from __future__ import annotations
 
-import importlib.resources
+import ctypes
 import itertools
-import json
 import random
+import shutil
 
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
-
-try:
-    from vsa import _C
-except ImportError as error:
-    record = importlib.resources.files("vsa") / "_build.json"
-    if record.is_file() and not (build := json.loads(record.read_text()))["compiled"]:
-        pytest.skip(f"vsa was built without its compiled part: {build['why']}", True)
-    raise RuntimeError(
-        "vsa._C is missing although nothing says that vsa was built without it: install the "
-        "package (pip install .), and run `pytest` rather than `python -m pytest`"
-    ) from error
+from kernels.facts_library import Facts, load, sizes
 
 
 @st.composite
@@ -63,9 +54,10 @@ def pack(indices, bits):
     return [number >> start & 0xFFFFFFFF for start in range(0, bits, 32)]
 
 
+@settings(deadline=None)
 @given(grids())
-def test_tiles_have_places_masks_and_tokens_by_definition(grid):
-    places, masks, tokens = _C.tile_table(grid)
+def test_tiles_have_places_masks_and_tokens_by_definition(facts: Facts, grid):
+    places, masks, tokens = facts.tile_table(grid)
     expected = list(tiles_by_definition(grid))
     assert len(places) == len(masks) == len(tokens) == len(expected)
     for place, mask, row_tokens, (first, clipped, by_row) in zip(
@@ -76,8 +68,9 @@ def test_tiles_have_places_masks_and_tokens_by_definition(grid):
         assert mask == sum(1 << row for row, token in enumerate(by_row) if token >= 0)
 
 
+@settings(deadline=None)
 @given(grids())
-def test_every_token_finds_its_tile_and_row(grid):
+def test_every_token_finds_its_tile_and_row(facts: Facts, grid):
     home = {
         token: (tile, row)
         for tile, (_, _, by_row) in enumerate(tiles_by_definition(grid))
@@ -87,11 +80,11 @@ def test_every_token_finds_its_tile_and_row(grid):
     volume = grid[0] * grid[1] * grid[2]
     assert len(home) == volume
     for token in range(grid[6] + volume + grid[7]):
-        assert _C.tile_and_row(grid, token) == home.get(token, (-1, -1))
+        assert facts.tile_and_row(grid, token) == home.get(token, (-1, -1))
 
 
-def test_grid_has_at_most_eight_kinds_of_tile():
-    places, masks, _ = _C.tile_table((9, 9, 9, 4, 4, 4, 0, 0))
+def test_grid_has_at_most_eight_kinds_of_tile(facts: Facts):
+    places, masks, _ = facts.tile_table((9, 9, 9, 4, 4, 4, 0, 0))
     by_clip = {}
     for (_, _, _, clip), mask in zip(places, masks, strict=True):
         assert by_clip.setdefault(clip, mask) == mask
@@ -113,71 +106,61 @@ def test_grid_has_at_most_eight_kinds_of_tile():
     ],
 )
 def test_bad_grid_is_refused_with_a_sentence(grid, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        _C.tile_table(grid)
+    _C = pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
+    with pytest.raises(ValueError, match=f"MeanTensor: grid: .*{complaint}"):
+        _C.MeanTensor(tokens=(16, 1, 1, 1), grid=grid, heads=1, means=16)
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 200).flatmap(
         lambda bits: st.tuples(st.just(bits), st.sets(st.integers(0, bits - 1)))
     )
 )
-def test_bitmap_row_packs_counts_tests_and_walks(row):
+def test_bitmap_row_packs_counts_and_tests(facts: Facts, row):
     bits, indices = row
-    words = _C.pack_bits(sorted(indices), bits)
+    words = facts.pack(sorted(indices), bits)
     assert words == pack(indices, bits)
-    assert _C.count_bits(words, bits) == len(indices)
-    assert [bit for bit in range(bits) if _C.test_bit(words, bits, bit)] == sorted(indices)
-    assert _C.unpack_bits(words, bits) == sorted(indices)
+    assert facts.count(words, bits) == len(indices)
+    assert [bit for bit in range(bits) if facts.test(words, bit)] == sorted(indices)
 
 
-@given(st.integers(1, 100), st.sets(st.integers(0, 99)), st.sets(st.integers(0, 99)))
-def test_bitmap_union_and_intersection(bits, a, b):
-    a, b = ({index for index in indices if index < bits} for indices in (a, b))
-    assert _C.unite_bits(pack(a, bits), pack(b, bits), bits) == pack(a | b, bits)
-    assert _C.intersect_bits(pack(a, bits), pack(b, bits), bits) == pack(a & b, bits)
+@settings(deadline=None)
+@given(st.sets(st.integers(0, 31)))
+def test_ends_of_a_word_are_its_lowest_and_highest_bit(facts: Facts, indices):
+    expected = (min(indices), max(indices)) if indices else (32, -1)
+    assert facts.lowest_and_highest(sum(1 << index for index in indices)) == expected
 
 
+@settings(deadline=None)
 @given(bitmaps())
-def test_bitmap_transposes(bitmap):
+def test_bitmap_transposes(facts: Facts, bitmap):
     rows, columns, cells = bitmap
     by_row = [pack({c for r, c in cells if r == row}, columns) for row in range(rows)]
     by_column = [pack({r for r, c in cells if c == column}, rows) for column in range(columns)]
-    transposed = _C.transpose_bits(list(itertools.chain(*by_row)), rows, columns)
+    transposed = facts.transpose(list(itertools.chain(*by_row)), rows, columns)
     assert transposed == list(itertools.chain(*by_column))
-
-
-def test_bitmap_of_the_wrong_size_is_refused():
-    with pytest.raises(ValueError, match="expected 4 words of 32 bits, got 3"):
-        _C.transpose_bits([0, 0, 0], 2, 33)
-
-
-def test_device_table_without_cuda_says_what_is_missing():
-    if _C.build_info()["cuda"]:
-        pytest.skip("this build has a CUDA part")
-    with pytest.raises(RuntimeError, match="has no CUDA part"):
-        _C.device_tile_table((1, 1, 1, 1, 1, 1, 0, 0), 0, 0, 0, 0)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "grid", [(21, 30, 52, 4, 4, 4, 226, 7), (9, 9, 9, 3, 5, 4, 0, 0), (1, 1, 130, 1, 1, 64, 0, 1)]
 )
-def test_device_and_host_agree_on_every_tile(grid):
-    count, reason = _C.device_count()
-    if count == 0:
-        pytest.skip(reason)
-    import torch
-
-    places, masks, tokens = _C.tile_table(grid)
+def test_device_and_host_agree_on_every_tile(facts: Facts, grid, tmp_path):
+    if not torch.cuda.is_available() or (nvcc := shutil.which("nvcc")) is None:
+        pytest.skip("needs a CUDA device and nvcc")
+    flags = ["-std=c++20", "-arch=native", "-shared", "-Xcompiler=-fPIC"]
+    library = load([nvcc, *flags], "facts.cu", tmp_path)
+    places, masks, tokens = facts.tile_table(grid)
     n = len(places)
     on_device = [
         torch.full((n, 4), -7, dtype=torch.int32, device="cuda"),
         torch.full((n,), -7, dtype=torch.int64, device="cuda"),
         torch.full((n, 64), -7, dtype=torch.int32, device="cuda"),
     ]
-    stream = torch.cuda.current_stream().cuda_stream
-    _C.device_tile_table(grid, *(x.data_ptr() for x in on_device), stream)
+    torch.cuda.synchronize()
+    addresses = (ctypes.c_void_p(x.data_ptr()) for x in on_device)
+    assert library.device_tile_table(sizes(grid), n, *addresses) == 0
     assert [tuple(place) for place in on_device[0].tolist()] == places
     assert [mask % 2**64 for mask in on_device[1].tolist()] == masks
     assert on_device[2].tolist() == tokens

@@ -53,7 +53,7 @@ def uninstall(site: Path, name: str) -> None:
 
 def ours() -> dict[str, bytes]:
     found = {f"vsa/{path.relative_to(PACKAGE)}": path for path in PACKAGE.rglob("*.py")}
-    found |= {f"vsa/{path.name}": path for path in PACKAGE.glob("_C.*")}
+    found |= {f"vsa/{path.name}": path for path in PACKAGE.glob("_C*.so")}
     found["video_sparse_attention.py"] = LAUNCHER
     return {name: path.read_bytes() for name, path in found.items()}
 
@@ -128,7 +128,7 @@ def test_the_version_is_that_of_the_distribution(monkeypatch: pytest.MonkeyPatch
 def clone(tmp_path: Path) -> Path:
     """Sources as git gives them: nothing is built in their folder."""
     root = tmp_path / "clone"
-    shutil.copytree(PACKAGE, root / "vsa", ignore=shutil.ignore_patterns("_C.*", "_build.json"))
+    shutil.copytree(PACKAGE, root / "vsa", ignore=shutil.ignore_patterns("_C*.so", "_build.json"))
     shutil.copy(LAUNCHER, root)
     (root / "pyproject.toml").touch()
     return root

@@ -114,13 +114,21 @@ def test_build_info_tells_what_the_binary_holds():
     assert (info["cuda_version"] is None) == (not info["cuda"])
 
 
+def test_type_checkers_know_what_the_binary_takes():
+    native = compiled_part()
+    spec = importlib.util.spec_from_file_location("make_stub", TREE / "csrc/bind/make_stub.py")
+    make_stub = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_stub)
+    committed = (TREE / "vsa" / "_C.pyi").read_text()
+    assert make_stub.stub(native) == committed, "run python csrc/bind/make_stub.py"
+
+
 def test_includes_point_downward():
     for path in (TREE / "csrc").rglob("*.*"):
-        parts = path.relative_to(TREE / "csrc").parts
-        own = LAYERS.index("bind" if len(parts) == 1 else parts[0])
+        own = LAYERS.index(path.relative_to(TREE / "csrc").parts[0])
         for included in re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE):
             assert (TREE / "csrc" / included).is_file(), f"{path}: name {included} from csrc/"
-            layer = LAYERS.index(included.split("/")[0] if "/" in included else "bind")
+            layer = LAYERS.index(included.split("/")[0])
             assert layer <= own, f"{path} includes {included}, which lies above it"
 
 
@@ -214,4 +222,4 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
     outside = {name.split("/")[0] for name in names} - {"vsa", "video_sparse_attention.py"}
     assert [top for top in outside if not top.endswith(".dist-info")] == []
     kinds = {Path(name).suffix for name in names if name.startswith("vsa/")}
-    assert kinds <= {".py", ".so", ".json", ".typed"}
+    assert kinds <= {".py", ".pyi", ".so", ".json", ".typed"}

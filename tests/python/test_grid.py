@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernels.facts_library import Facts
 
 import vsa
 from vsa.stages.coarse import tile_means
@@ -87,10 +88,9 @@ def test_grids_compare_by_value() -> None:
 
 @given(shape=EXTENTS, tile=TILES, prefix=st.integers(0, 3))
 @settings(max_examples=40, deadline=None)
-def test_the_compiled_part_cuts_alike(shape: tuple, tile: tuple, prefix: int) -> None:
-    native = pytest.importorskip("vsa._C", reason="installed without a compiler")
+def test_the_compiled_part_cuts_alike(facts: Facts, shape: tuple, tile: tuple, prefix: int) -> None:
     grid = vsa.Grid(shape, tile=tile, prefix=prefix)
-    _, masks, rows = native.tile_table(grid.as_ints())
+    _, masks, rows = facts.tile_table(grid.as_ints())
     assert [mask.bit_count() for mask in masks] == grid.sizes.tolist()
     ours = [
         [prefix + token for token in row if token >= 0] for row in grid.tokens_of_tiles().tolist()

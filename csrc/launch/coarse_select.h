@@ -4,33 +4,35 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "launch/fine.h"
 
 namespace vsa::launch {
 
-enum class MeanElement { Bf16, Fp16, Fp32 };
+using MeanDtypes = std::integer_sequence<Dtype, Dtype::Bf16, Dtype::Fp16, Dtype::Fp32>;
+
+struct MeanTensor {
+  TokenView tokens;  // text included
+  Grid grid;
+  int heads;
+  float* means;  // [batch, heads, tiles, head_dim]
+};
 
 struct TileMeans {
-  struct Tensor {
-    TokenView tokens;  // text included
-    Grid grid;
-    int heads;
-    float* means;  // [batch, heads, tiles, head_dim]
-  };
-  std::vector<Tensor> tensors;  // up to three
+  std::vector<MeanTensor> tensors;  // up to three
   int batch, head_dim;
-  MeanElement element;
+  Dtype dtype;
 };
 
 struct SelectTiles {
   const float* scores;   // [rows, columns]
-  const uint32_t* must;  // [n_q, words] tiles that are always kept, null without
-  uint32_t* selected;    // [rows, words]
+  const uint32_t* must;  // [query_tiles, words] tiles that are always kept, null without
+  uint32_t* bitmap;      // [rows, words]
   float* weights;        // [rows, columns] softmax of the scores, null without; may be `scores`
-  int first_row;         // number of the first row among all, [batch, heads, n_q]
-  int rows, columns, n_q;
+  int first_row;         // number of the first row among all, [batch, heads, query_tiles]
+  int rows, columns, query_tiles;
   std::vector<int> counts;  // least tiles of a row, one for all or one per head
   double mass;              // least share of the softmax, 0 for none
 };
@@ -47,11 +49,11 @@ struct SplitOperands {
 constexpr int kMostHeadBudgets = 256;  // heads that may have counts of their own
 
 // Empty when all went well.
-std::string tile_means(const TileMeans& call, void* stream);
-std::string tile_means_on_cpu(const TileMeans& call);
-std::string select_tiles(const SelectTiles& call, void* stream);
-std::string select_tiles_on_cpu(const SelectTiles& call);
-std::string split_operands(const SplitOperands& call, void* stream);
-std::string split_operands_on_cpu(const SplitOperands& call);
+std::string tile_means(const TileMeans& call, int device, void* stream);
+std::string tile_means_emulated(const TileMeans& call);
+std::string select_tiles(const SelectTiles& call, int device, void* stream);
+std::string select_tiles_emulated(const SelectTiles& call);
+std::string split_operands(const SplitOperands& call, int device, void* stream);
+std::string split_operands_emulated(const SplitOperands& call);
 
 }  // namespace vsa::launch

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the .cu files of the fine stage share: tensor maps from the driver, and persistent grids.
+// What kernels with matrix products need: tensor maps from the driver, and persistent grids.
 #pragma once
 #include <cuda.h>
 #include <cuda_runtime.h>
@@ -7,12 +7,9 @@
 #include <algorithm>
 #include <string>
 
+#include "launch/cuda_launch.h"
 #include "launch/tensor_map.h"
 #include "prim/sm90_block.h"
-
-#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#error "vsa's kernels are for sm_90a: build with CMAKE_CUDA_ARCHITECTURES=90a-real"
-#endif
 
 namespace vsa::launch {
 
@@ -63,11 +60,6 @@ cudaError_t launch_persistent(const typename Kernel::Params& params,
   persistent_kernel<Kernel>
       <<<std::min(items, multiprocessors), Kernel::kThreads, kBytes, stream>>>(params);
   return cudaGetLastError();
-}
-
-inline std::string not_launched(const char* what, cudaError_t error) {
-  if (error == cudaSuccess) return "";
-  return std::string(what) + " was not launched: " + cudaGetErrorString(error);
 }
 
 }  // namespace vsa::launch

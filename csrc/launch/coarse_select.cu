@@ -1,20 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The routing kernels on a GPU: one lane per vector of means and per value that is split, one warp
-// per row of scores.
-#include <cuda_runtime.h>
-
-#include "launch/routing_params.h"
-
-#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#error "vsa's kernels are for sm_90a: build with CMAKE_CUDA_ARCHITECTURES=90a-real"
-#endif
+// The kernels of means and selection on a GPU: one lane per vector of means and per value that is
+// split, one warp per row of scores.
+#include "launch/coarse_select_params.h"
+#include "launch/cuda_launch.h"
 
 namespace vsa::launch {
 namespace {
 
 constexpr int kMeansThreads = 128;
 constexpr int kSplitThreads = 256;
-constexpr int kSelectThreads = 128;
 constexpr int kSelectWarps = kSelectThreads / kWarpThreads;
 
 template <class Kernel>
@@ -42,49 +36,48 @@ __global__ void __launch_bounds__(kSplitThreads)
     vsa::SplitOperands::run(params, operand, static_cast<int>(i));
 }
 
-std::string launched(const char* what) {
-  const cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess) return "";
-  return std::string(what) + " was not launched: " + cudaGetErrorString(error);
-}
-
 unsigned blocks(int64_t items, int per_block) {
   return static_cast<unsigned>((items + per_block - 1) / per_block);
 }
 
 }  // namespace
 
-std::string tile_means(const TileMeans& call, void* stream) {
+std::string tile_means(const TileMeans& call, int device, void* stream) {
   TileMeansParams params;
   if (const std::string error = make_params(params, call); !error.empty()) return error;
   int64_t most = 0;
   for (int tensor = 0; tensor < params.count; ++tensor)
     most = std::max(most, params.tensors[tensor].lanes);
   const dim3 grid(blocks(most, kMeansThreads), static_cast<unsigned>(params.count));
-  with_means(call, [&](auto kernel) {
-    tile_means_kernel<decltype(kernel)>
-        <<<grid, kMeansThreads, 0, static_cast<cudaStream_t>(stream)>>>(params);
+  return launch_on(device, stream, "the kernel of tile means", [&](cudaStream_t stream) {
+    with_means(call, [&](auto kernel) {
+      tile_means_kernel<decltype(kernel)><<<grid, kMeansThreads, 0, stream>>>(params);
+    });
+    return cudaGetLastError();
   });
-  return launched("the kernel of tile means");
 }
 
-std::string select_tiles(const SelectTiles& call, void* stream) {
+std::string select_tiles(const SelectTiles& call, int device, void* stream) {
   SelectTilesParams params;
   if (const std::string error = make_params(params, call); !error.empty()) return error;
-  with_selection(call, [&]<class Kernel>() {
-    select_tiles_kernel<Kernel><<<blocks(params.rows, kSelectWarps), kSelectThreads, 0,
-                                  static_cast<cudaStream_t>(stream)>>>(params);
+  const unsigned grid = blocks(params.rows, kSelectWarps);
+  return launch_on(device, stream, "the kernel that selects tiles", [&](cudaStream_t stream) {
+    with_selection(call, [&]<class Kernel>() {
+      select_tiles_kernel<Kernel><<<grid, kSelectThreads, 0, stream>>>(params);
+    });
+    return cudaGetLastError();
   });
-  return launched("the kernel that selects tiles");
 }
 
-std::string split_operands(const SplitOperands& call, void* stream) {
+std::string split_operands(const SplitOperands& call, int device, void* stream) {
   SplitOperandsParams params;
   if (const std::string error = make_params(params, call); !error.empty()) return error;
   const int most = std::max(params.operands[0].count, params.operands[1].count);
-  split_operands_kernel<<<dim3(blocks(most, kSplitThreads), 2), kSplitThreads, 0,
-                          static_cast<cudaStream_t>(stream)>>>(params);
-  return launched("the kernel that splits operands");
+  const dim3 grid(blocks(most, kSplitThreads), 2);
+  return launch_on(device, stream, "the kernel that splits operands", [&](cudaStream_t stream) {
+    split_operands_kernel<<<grid, kSplitThreads, 0, stream>>>(params);
+    return cudaGetLastError();
+  });
 }
 
 }  // namespace vsa::launch

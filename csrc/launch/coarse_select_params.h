@@ -6,19 +6,20 @@
 #include "kernels/select_tiles.h"
 #include "kernels/split_operands.h"
 #include "kernels/tile_means.h"
-#include "launch/routing.h"
+#include "launch/coarse_select.h"
+#include "launch/element.h"
 
 namespace vsa::launch {
 
 constexpr int kVectorBytes = 16;
 
-inline int element_bytes(MeanElement element) { return element == MeanElement::Fp32 ? 4 : 2; }
+inline int element_bytes(Dtype dtype) { return dtype == Dtype::Fp32 ? 4 : 2; }
 
 // Elements that a lane loads at a time: 16 bytes where every address allows it, else one.
 inline int vector_elements(const TileMeans& call) {
-  const int bytes = element_bytes(call.element);
+  const int bytes = element_bytes(call.dtype);
   const auto aligned = [&](int64_t elements) { return elements * bytes % kVectorBytes == 0; };
-  for (const TileMeans::Tensor& tensor : call.tensors) {
+  for (const MeanTensor& tensor : call.tensors) {
     const TokenView& x = tensor.tokens;
     const bool wide = aligned(call.head_dim) && aligned(x.token_stride) &&
                       (call.batch == 1 || aligned(x.batch_stride)) &&
@@ -34,7 +35,7 @@ inline std::string make_params(TileMeansParams& p, const TileMeans& call) {
     return "tile means are taken of one to three tensors at a time";
   p.head_dim = call.head_dim;
   p.count = 0;
-  for (const TileMeans::Tensor& tensor : call.tensors) {
+  for (const MeanTensor& tensor : call.tensors) {
     TokensToMean& to = p.tensors[p.count++];
     const TokenView& x = tensor.tokens;
     to.data = x.data;
@@ -59,18 +60,14 @@ inline std::string make_params(TileMeansParams& p, const TileMeans& call) {
 // fn(vsa::TileMeans) for the element and the width of its loads.
 template <class Fn>
 void with_means(const TileMeans& call, Fn fn) {
-  const bool wide = vector_elements(call) > 1;
-  const auto with_element = [&](auto element) {
+  with_element(call.dtype, MeanDtypes{}, [&](auto element) {
     using Element = decltype(element);
-    constexpr int kWide = kVectorBytes / (std::is_same_v<Element, float> ? 4 : 2);
-    if (wide)
-      fn(vsa::TileMeans<Element, kWide>{});
+    constexpr int kVector = kVectorBytes / (std::is_same_v<Element, float> ? 4 : 2);
+    if (vector_elements(call) > 1)
+      fn(vsa::TileMeans<Element, kVector>{});
     else
       fn(vsa::TileMeans<Element, 1>{});
-  };
-  if (call.element == MeanElement::Bf16) return with_element(Bf16{});
-  if (call.element == MeanElement::Fp16) return with_element(Fp16{});
-  with_element(float{});
+  });
 }
 
 inline std::string make_params(SelectTilesParams& p, const SelectTiles& call) {
@@ -79,12 +76,12 @@ inline std::string make_params(SelectTilesParams& p, const SelectTiles& call) {
     return "up to " + std::to_string(kMostHeadBudgets) + " heads can have budgets of their own";
   p.scores = call.scores;
   p.must = call.must;
-  p.selected = call.selected;
+  p.selected = call.bitmap;
   p.weights = call.weights;
   p.first_row = call.first_row;
   p.rows = call.rows;
   p.columns = call.columns;
-  p.n_q = call.n_q;
+  p.n_q = call.query_tiles;
   p.mass = call.mass;
   p.num_counts = static_cast<int>(call.counts.size());
   std::transform(call.counts.begin(), call.counts.end(), p.counts,

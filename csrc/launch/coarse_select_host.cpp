@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The routing kernels' source on a CPU, lane after lane and row after row.
-#include "launch/routing_params.h"
+// The source of the kernels of means and selection on a CPU, lane after lane and row after row.
+#include "launch/coarse_select_params.h"
 
 namespace vsa::launch {
 
-std::string tile_means_on_cpu(const TileMeans& call) {
+std::string tile_means_emulated(const TileMeans& call) {
   TileMeansParams params;
   if (const std::string error = make_params(params, call); !error.empty()) return error;
   with_means(call, [&](auto kernel) {
@@ -15,7 +15,7 @@ std::string tile_means_on_cpu(const TileMeans& call) {
   return "";
 }
 
-std::string select_tiles_on_cpu(const SelectTiles& call) {
+std::string select_tiles_emulated(const SelectTiles& call) {
   SelectTilesParams params;
   if (const std::string error = make_params(params, call); !error.empty()) return error;
   with_selection(call, [&]<class Kernel>() {
@@ -24,7 +24,7 @@ std::string select_tiles_on_cpu(const SelectTiles& call) {
   return "";
 }
 
-std::string split_operands_on_cpu(const SplitOperands& call) {
+std::string split_operands_emulated(const SplitOperands& call) {
   SplitOperandsParams params;
   if (const std::string error = make_params(params, call); !error.empty()) return error;
   for (int operand = 0; operand < 2; ++operand)

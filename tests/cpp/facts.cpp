@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// csrc/prim/facts.h and the weights of the softmax as a library of C functions, for the tests that
+// hold them against their definitions: tests/kernels/facts_library.py calls them.
+#include "prim/facts.h"
+
+#include "kernels/softmax_mass.h"
+
+namespace {
+
+// numbers: T, H, W, tile t, h, w, prefix, suffix
+vsa::Grid grid_of(const int* numbers) {
+  const auto axes = [](const int* n) { return vsa::Axes{n[0], n[1], n[2]}; };
+  return vsa::make_grid(axes(numbers), axes(numbers + 3), numbers[6], numbers[7]);
+}
+
+}  // namespace
+
+extern "C" {
+
+int num_tiles(const int* numbers) { return grid_of(numbers).num_tiles(); }
+
+// places [tiles, 4]: t, h, w of the first token and the Clip bits; masks [tiles]: rows that are
+// tokens; tokens [tiles, 64]: position in the sequence, -1 where a row is no token
+void tile_table(const int* numbers, int32_t* places, uint64_t* masks, int32_t* tokens) {
+  const vsa::Grid grid = grid_of(numbers);
+  for (int tile = 0; tile < grid.num_tiles(); ++tile) {
+    const vsa::Place at = grid.place(tile);
+    *places++ = at.first.t;
+    *places++ = at.first.h;
+    *places++ = at.first.w;
+    *places++ = static_cast<int32_t>(at.clip);
+    *masks++ = grid.row_mask(tile);
+    for (int row = 0; row < vsa::kTileRows; ++row) *tokens++ = grid.token(at, row);
+  }
+}
+
+int tile_of(const int* numbers, int token) { return grid_of(numbers).tile_of(token); }
+int row_of(const int* numbers, int token) { return grid_of(numbers).row_of(token); }
+
+int words(int bits) { return vsa::bitmap::words(bits); }
+void set_bit(uint32_t* row, int bit) { vsa::bitmap::set(row, bit); }
+int count_bits(const uint32_t* row, int bits) { return vsa::bitmap::count(row, bits); }
+bool test_bit(const uint32_t* row, int bit) { return vsa::bitmap::test(row, bit); }
+int lowest_bit(uint32_t word) { return vsa::bitmap::lowest(word); }
+int highest_bit(uint32_t word) { return vsa::bitmap::highest(word); }
+void transpose_bits(const uint32_t* in, int rows, int columns, uint32_t* out) {
+  vsa::bitmap::transpose(in, rows, columns, out);
+}
+
+uint32_t softmax_weight(float gap) { return vsa::softmax_weight(gap); }
+
+}  // extern "C"

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+# Written by csrc/bind/make_stub.py from the tables of csrc/bind: change those, not this.
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final, TypeAlias, final
+
+Address: TypeAlias = int
+"""of contiguous elements; 0 where there are none"""
+
+Dtype: TypeAlias = str
+"""bfloat16, float16 or float32"""
+
+GridSizes: TypeAlias = Sequence[int]
+"""T, H, W, tile t, h, w, prefix, suffix, in tokens"""
+
+Extent: TypeAlias = tuple[int, int, int]
+"""along t, h and w"""
+
+TokenView: TypeAlias = tuple[int, int, int, int]
+"""address; strides of batch, token and head, in elements"""
+
+SequenceView: TypeAlias = tuple[TokenView, TokenView, TokenView]
+"""video, prefix, suffix"""
+
+GateView: TypeAlias = tuple[int, int, int, int, int, int]
+"""address (0: no gate), 1 for float32, strides of batch, token, head and channel in elements"""
+
+ALONG_T: Final[int]
+ALONG_W: Final[int]
+ELEMENTS: Final[tuple[str, ...]]
+HEAD_DIMS: Final[tuple[int, ...]]
+KEY_TILES_PER_GROUP: Final[int]
+MEAN_ELEMENTS: Final[tuple[str, ...]]
+MOST_HEAD_BUDGETS: Final[int]
+SPLIT_PIECES: Final[int]
+TYPES: Final[dict[str, tuple[str, str]]]
+
+def build_info() -> dict[str, Any]: ...
+def device_count() -> tuple[int, str]: ...
+
+@final
+class AxisChoice:
+    """The axis, ALONG_W or ALONG_T, along which tiles have more of the bitmap in common."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        bitmap: Address,
+        axes: Address,
+        batch: int,
+        heads: int,
+        groups: int,
+        words: int,
+        tiles: Extent,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+
+@final
+class BitmapTranspose:
+    """Bitmaps with rows and columns exchanged, and how many bits each row then has."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        source: Address,
+        target: Address,
+        counts: Address,
+        bitmaps: int,
+        rows: int,
+        columns: int,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+
+@final
+class ColumnOrder:
+    """The order of groups of neighbouring key tiles: longest column first."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        counts: Address,
+        axes: Address,
+        order: Address,
+        batch: int,
+        heads: int,
+        kv_heads: int,
+        columns: int,
+        text_tiles: int,
+        layers: int,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+
+@final
+class Combine:
+    """gate_fine * fine + gate_coarse * coarse."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        fine: TokenView,
+        out: TokenView,
+        gates: Gates,
+        grid: GridSizes,
+        batch: int,
+        heads: int,
+        head_dim: int,
+        dtype: Dtype,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+
+@final
+class FineBackward:
+    """One call of the backward kernels; its rows come first."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        problem: FineProblem,
+        q: SequenceView,
+        k: SequenceView,
+        v: SequenceView,
+        grad_fine: SequenceView,
+        grad_q: SequenceView,
+        grad_k: SequenceView,
+        grad_v: SequenceView,
+        fine_out: TokenView,
+        grad_out: TokenView,
+        grad_fine_tokens: TokenView,
+        gates: Gates,
+        grad_gate_fine: Address,
+        grad_gate_coarse: Address,
+        grad_coarse: Address,
+        grad_q_means: Address,
+        grad_k_means: Address,
+        grad_v_means: Address,
+        transposed_bitmap: Address,
+        key_axes: Address,
+        order: Address,
+        lse: Address,
+        grad_lse: Address,
+        tile_counters: Address,
+        row_stats: Address,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def emulate_rows(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def launch_rows(self, device: int, stream: int) -> None: ...
+
+@final
+class FineForward:
+    """One call of the forward kernel."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        problem: FineProblem,
+        q: SequenceView,
+        k: SequenceView,
+        v: SequenceView,
+        out: SequenceView,
+        gates: Gates,
+        lse: Address,
+        tile_counter: Address,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+
+@final
+class FineProblem:
+    """What both directions of the fine stage are told."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        grid: GridSizes,
+        kv_grid: GridSizes,
+        batch: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: Dtype,
+        scale: float,
+        bitmap: Address,
+        query_axes: Address,
+        query_text_rows: Address,
+        key_text_rows: Address,
+    ) -> None: ...
+
+@final
+class Gates:
+    """The gates of a call; zeros for those that are not there."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        fine: GateView,
+        coarse: GateView,
+        coarse_rows: Address,
+    ) -> None: ...
+
+@final
+class MeanTensor:
+    """A tensor of tokens, and where the means of its tiles go."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        tokens: TokenView,
+        grid: GridSizes,
+        heads: int,
+        means: Address,
+    ) -> None: ...
+
+@final
+class SelectTiles:
+    """The tiles that rows of scores keep, and their softmax."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        scores: Address,
+        must: Address,
+        bitmap: Address,
+        weights: Address,
+        first_row: int,
+        rows: int,
+        columns: int,
+        query_tiles: int,
+        counts: Sequence[int],
+        mass: float,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+
+@final
+class SplitOperands:
+    """Operands of a product of fp32 matrices as bf16 ones, SPLIT_PIECES times as deep."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        left: Address,
+        right: Address,
+        left_pieces: Address,
+        right_pieces: Address,
+        left_rows: int,
+        right_rows: int,
+        depth: int,
+        scale: float,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+
+@final
+class TileMeans:
+    """Means of the tiles of up to three tensors."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        tensors: Sequence[MeanTensor],
+        batch: int,
+        head_dim: int,
+        dtype: Dtype,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
