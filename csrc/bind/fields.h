@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bind/arguments.h"
+#include "bind/program.h"
 
 namespace vsa::bind {
 
@@ -64,6 +65,7 @@ struct Field {
   const char* name;
   std::string type;
   void (*set)(Call&, py::handle, const std::string& full_name);
+  void (*link)(Call&, const Slots&);  // gives a prepared call the addresses of a run
 };
 
 [[noreturn]] inline void refuse_type(py::handle x, const std::string& name, std::string allowed) {
@@ -98,9 +100,11 @@ struct Member<member> {
 template <class Call, auto member, class Check = Anything>
 Field<Call> field(const char* name) {
   using T = typename Member<member>::Type;
-  return {name, Python<T>::type(), [](Call& call, py::handle x, const std::string& full_name) {
+  return {name, Python<T>::type(),
+          [](Call& call, py::handle x, const std::string& full_name) {
             read_field<Check>(call.*member, x, full_name);
-          }};
+          },
+          [](Call& call, const Slots& slots) { link(call.*member, slots); }};
 }
 #define VSA_FIELD(Call, member, ...) \
   ::vsa::bind::field<Call, &Call::member __VA_OPT__(, ) __VA_ARGS__>(#member)
@@ -108,9 +112,11 @@ Field<Call> field(const char* name) {
 // What a call inherits, given as one object of the class that is bound to it.
 template <class Call, class Base>
 Field<Call> inherited(const char* name) {
-  return {name, Python<Base>::type(), [](Call& call, py::handle x, const std::string& full_name) {
+  return {name, Python<Base>::type(),
+          [](Call& call, py::handle x, const std::string& full_name) {
             read_field<Anything>(static_cast<Base&>(call), x, full_name);
-          }};
+          },
+          [](Call& call, const Slots& slots) { link(static_cast<Base&>(call), slots); }};
 }
 
 // The fields in the order of the table, with the strings that keywords are looked up by.
@@ -169,6 +175,8 @@ py::class_<Call> bind_struct(py::module_& m,
                              const char* name,
                              const char* doc,
                              std::vector<Field<Call>> fields) {
+  links<Call>().clear();
+  for (const Field<Call>& field : fields) links<Call>().push_back(field.link);
   const Table<Call> table(name, std::move(fields));
   py::class_<Call> bound(m, name, doc);
   bound.def(py::init([table](const py::kwargs& given) { return table.call(given); }));
@@ -180,12 +188,21 @@ inline void raise_if(const std::string& error) {
   if (!error.empty()) throw std::runtime_error("vsa: " + error);
 }
 
-// Two methods: the kernels on a GPU, and the same kernels on the CPU. Kernels without matrix
-// products need no emulator there, and ignore blocks and seed.
+template <auto on_cpu, class Call>
+std::string emulated(const Call& call, int blocks, unsigned seed) {
+  if constexpr (std::is_invocable_v<decltype(on_cpu), const Call&>)
+    return on_cpu(call);
+  else
+    return on_cpu(call, blocks, seed);
+}
+
+// Three methods: the kernels on a GPU, the same kernels on the CPU, and either in a Program.
+// Kernels without matrix products need no emulator, and ignore blocks and seed.
 template <auto on_gpu, auto on_cpu, class Call>
 void bind_run(py::class_<Call>& bound,
               const char* launch = "launch",
-              const char* emulate = "emulate") {
+              const char* emulate = "emulate",
+              const char* step = "step") {
   bound.def(
       launch,
       [](const Call& call, int device, uintptr_t stream) {
@@ -196,13 +213,21 @@ void bind_run(py::class_<Call>& bound,
   bound.def(
       emulate,
       [](const Call& call, int blocks, unsigned seed) {
-        if constexpr (std::is_invocable_v<decltype(on_cpu), const Call&>)
-          raise_if(on_cpu(call));
-        else
-          raise_if(on_cpu(call, blocks, seed));
+        raise_if(emulated<on_cpu>(call, blocks, seed));
       },
       py::arg("blocks"), py::arg("seed"), py::call_guard<py::gil_scoped_release>(),
       "Runs the kernels' source on the CPU: so many blocks, in the schedule of this seed.");
+  bound.def(
+      step,
+      [](const Call& prepared) {
+        return Step{[prepared](const Slots& slots, int device, void* stream) {
+                      return on_gpu(linked(prepared, slots), device, stream);
+                    },
+                    [prepared](const Slots& slots, int blocks, unsigned seed) {
+                      return emulated<on_cpu>(linked(prepared, slots), blocks, seed);
+                    }};
+      },
+      "This call in a Program: its addresses are slots of it, see csrc/bind/program.h.");
 }
 
 void bind_fine(py::module_& m);

@@ -24,6 +24,8 @@ from typing import Any, ClassVar, Final, TypeAlias, final
 ACCEPTED = {
     "typing.SupportsInt | typing.SupportsIndex": "int",
     "dict[str, object]": "dict[str, Any]",
+    "collections.abc.Sequence": "Sequence",
+    "vsa._C.": "",
 }
 """What pybind11 calls types of arguments and results, and what they are meant to be."""
 
@@ -36,6 +38,17 @@ def functions(owner: object) -> Iterator[str]:
             for theirs, ours in ACCEPTED.items():
                 declared = declared.replace(theirs, ours)
             yield f"def {re.sub(r'self: [^,)]+', 'self', declared)}: ...\n"
+
+
+def class_of(name: str, kind: type) -> str:
+    """A class: of calls with a table of fields, or another one."""
+    if hasattr(kind, "FIELDS"):
+        return class_of_calls(name, kind)
+    body = "".join(f"    {function}" for function in functions(kind))
+    if vars(kind).get("__init__"):
+        declared = inspect.getdoc(kind.__init__).splitlines()[0]
+        body = f"    def {re.sub(r'self: [^,)]+', 'self', declared)}: ...\n" + body
+    return f'@final\nclass {name}:\n    """{kind.__doc__}"""\n\n{body}'
 
 
 def class_of_calls(name: str, call: type) -> str:
@@ -56,7 +69,7 @@ def stub(module: ModuleType) -> str:
     constants = ((name, x) for name, x in members if name.isupper())
     parts.append("".join(f"{name}: Final[{kind_of(x)}]\n" for name, x in constants))
     parts.append("".join(functions(module)))
-    parts += (class_of_calls(name, x) for name, x in members if isinstance(x, type))
+    parts += (class_of(name, x) for name, x in members if isinstance(x, type))
     return "\n".join(parts)
 
 

@@ -53,6 +53,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", build_info, "Version, compiler, cuda, cuda_version, architectures.");
   m.def("device_count", device_count, "CUDA devices, and why there are none or an empty string.");
   m.attr("TYPES") = types();
+  bind_program(m);
   bind_fine(m);
   bind_coarse_select(m);
 }

@@ -2,9 +2,9 @@
 // Calls that are prepared once and run with the addresses of the moment, like a linked program.
 //
 // A prepared call holds, in place of an address, a slot and an offset: bits 48 to 62 are the number
-// of the slot, from 1, the bits below are bytes from the start of its tensor. A run gives an address
-// for every slot. An address without a slot is one as it is, 0 is none; a slot whose address is 0
-// is none either, for tensors that a run may leave out.
+// of the slot, from 1, the bits below are bytes from the start of its tensor. A run gives an
+// address for every slot. An address without a slot is one as it is, 0 is none; a slot whose
+// address is 0 is none either, for tensors that a run may leave out.
 #pragma once
 #include <functional>
 #include <string>
