@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from vsa import ops
 from vsa.backends import kernels, kernels_backward, pytorch
-from vsa.cli import app, check
+from vsa.cli import app
+from vsa.cli.check import command as check
 from vsa.stages import combine
 from vsa.verify import parity
 
