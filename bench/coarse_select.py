@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time and memory of every stage around the fine kernel, and of the whole, on a Hopper GPU.
+"""Time and memory of means, scores, select, coarse and combine, and of the whole operation.
 
-usage: python bench/routing.py [--out results.json] [--commit HASH] [--smoke]
+usage: python bench/coarse_select.py [--out results.json] [--commit HASH] [--smoke]
 
 ``--smoke`` runs a tiny case on the emulator, to see that the script works; its times mean nothing.
 """
@@ -9,7 +9,6 @@ usage: python bench/routing.py [--out results.json] [--commit HASH] [--smoke]
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +21,8 @@ import torch
 from torch import Tensor
 
 import vsa
-from facts import facts
 from vsa.backends import coarse_backward, kernels, pytorch_routing, routing
+from vsa.measure.provenance import provenance, write
 from vsa.measure.timing import peak_memory, seconds
 from vsa.stages.coarse import coarse_attention
 from vsa.stages.combine import combine
@@ -286,11 +285,11 @@ def main() -> None:
     if not arguments.smoke and not torch.cuda.is_available():
         parser.error("no CUDA GPU is visible: --smoke runs a tiny case on the emulator")
     device = torch.device("cpu") if arguments.smoke else torch.device("cuda", 0)
-    head = facts(device, arguments.commit) | {
-        "command": f"bench/routing.py {' '.join(sys.argv[1:])}"
-    }
+    command = ["bench/coarse_select.py", *sys.argv[1:]]
+    head = provenance(device, command=command, commit=arguments.commit)
     every: list[dict[str, Any]] = []
-    for name, (extent, heads, head_dim) in (TINY if arguments.smoke else SHAPES).items():
+    shapes = TINY if arguments.smoke else SHAPES
+    for name, (extent, heads, head_dim) in shapes.items():
         layer = Layer.random(name, vsa.Grid(extent), heads, head_dim, device)
         means = routing.tile_means([layer.q, layer.k, layer.v], [layer.grid] * 3)
         print("| video | stage | computed by | ms | GB | GB/s | results, MiB | peak, MiB |")
@@ -302,8 +301,9 @@ def main() -> None:
                 print(line_of(row), flush=True)
         print(f"\n{summary(rows, layer)}\n", flush=True)
         every += [asdict(row) for row in rows]
-        if arguments.out:
-            arguments.out.write_text(json.dumps(head | {"rows": every}, indent=1))
+        write(
+            arguments.out, head, every, complete=len({row["shape"] for row in every}) == len(shapes)
+        )
         del layer, means
 
 
