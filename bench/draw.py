@@ -1,26 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of measurements: a roofline, what each stage takes, and those of `vsa bench` again.
+"""Pictures of measurements: a roofline, and what each stage takes.
 
 usage: python bench/draw.py roofline --ceilings ceilings.json --peers peers.json --out roofline.png
-       python bench/draw.py stages --routing routing.json --out stages.png
-       python bench/draw.py bench --rows layers.json [--dense cuDNN] --out layers.png
+       python bench/draw.py stages --rows coarse_select.json --out stages.png
 
 Roofline: forward TFLOP/s against the products per byte that come from L2. Both ceilings were
 measured by bench/ceilings.py: the fastest wgmma, and tiles of 4x4x4 tokens by TMA at the smallest
 footprint. The intensity is derived, not measured: a pair of tiles makes 64 FLOP per byte of its K
 and V, times the reuse among the query tiles that share loads: ``CONSUMERS`` of them for our
-kernels and one for the others. Files of `vsa bench --json` name the dense kernel since 0.1.0;
---dense is for those that do not.
+kernels and one for the others. `vsa bench --read` draws what `vsa bench` has measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -29,23 +24,23 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from comparison.worker import KERNELS
-from vsa.cli.bench import plot as bench_plot
-from vsa.cli.bench.case import Measurement
+from vsa.diagnostics import theme
+from vsa.diagnostics.theme import BLUE, GREEN, ORANGE, PURPLE
+from vsa.measure.provenance import read
 
 Row = dict[str, Any]
 FLOP_PER_BYTE = 64
 CONSUMERS = {128: 3, 64: 4}
 """Query tiles of a block of our forward kernel, by head_dim."""
-COLOURS = {"vsa": "#0b5cad", "cudnn_bsa": "#e8590c", "tk_vsa": "#2f9e44", "flex": "#9c36b5"}
+COLOURS = {"vsa": BLUE, "cudnn_bsa": ORANGE, "tk_vsa": GREEN, "flex": PURPLE}
 MARKERS = {"random": "o", "correlated": "s", "captured": "^"}
-STAGES = "#0b5cad", "#e8590c", "#8fb8de", "#2f9e44", "#9c36b5", "#868e96"
 MODELS = {
     "480p": "Wan2.1-1.3B at 480p: 21x30x52 tokens, 12 heads of 128",
     "720p": "Wan2.1-14B at 720p: 21x45x80 tokens, 40 heads of 128",
 }
-"""What the videos of bench/routing.py are layers of."""
+"""What the videos of bench/coarse_select.py are layers of."""
 WHOLE = "attention, inference"
-"""Rows of bench/routing.py that are the whole operation."""
+"""Rows of bench/coarse_select.py that are the whole operation."""
 
 
 def ceilings(rows: Sequence[Row]) -> tuple[float, dict[int, float]]:
@@ -76,59 +71,58 @@ def intensity(row: Row) -> float:
 def roofline(measured: Row, machine: Row, path: Path) -> None:
     """One panel per head_dim, written to a PNG."""
     tensor, bandwidth = ceilings(machine["rows"])
-    gpu = machine["device"].split(", ")[0]  # driver and limits follow
-    if gpu != measured["device"]:
-        of = f"{measured['device']} and {gpu}"
+    if machine["device"] != measured["device"]:
+        of = f"{measured['device']} and {machine['device']}"
         raise ValueError(f"both files must be of one kind of GPU, but are of {of}")
     rows = [row for row in measured["rows"] if "tflops" in row and row["direction"] == "forward"]
     rows = [row for row in rows if row["kernel"] in COLOURS and row["head_dim"] in bandwidth]
     if not rows:
         raise ValueError("the peers must have forward rows of a block-sparse kernel, but have none")
     head_dims = sorted({row["head_dim"] for row in rows}, reverse=True)
-    figure = Figure(figsize=(5.4 * len(head_dims) + 0.6, 4.8), layout="constrained")
-    panels = figure.subplots(1, len(head_dims), squeeze=False, sharey=True)[0]
-    for axes, head_dim in zip(panels, head_dims, strict=True):
-        mine = [row for row in rows if row["head_dim"] == head_dim]
-        _panel(axes, mine, tensor, bandwidth[head_dim])
-        axes.set_title(f"head_dim {head_dim}", loc="left", fontweight="bold")
-    panels[0].set_ylabel("forward, TFLOP/s on selected tokens")
-    _legend(figure, rows)
-    figure.suptitle(fill(f"{measured['device']}; commit {measured['commit']}", 90), fontsize=8)
-    figure.savefig(path, dpi=150)
+    with theme.new_figure(5.4 * len(head_dims) + 0.6, 4.8, path) as figure:
+        panels = figure.subplots(1, len(head_dims), squeeze=False, sharey=True)[0]
+        for axes, head_dim in zip(panels, head_dims, strict=True):
+            mine = [row for row in rows if row["head_dim"] == head_dim]
+            _panel(axes, mine, tensor, bandwidth[head_dim])
+            axes.set_title(f"head_dim {head_dim}")
+        panels[0].set_ylabel("forward, TFLOP/s on selected tokens")
+        _legend(figure, rows)
+        commit = (measured["commit"] or "unknown")[:12]
+        text = f"{measured['device']}, commit {commit}, {measured['date']}"
+        theme.title(figure, f"{text}; ceilings of {machine['date']}")
 
 
 def _panel(axes: Axes, rows: Sequence[Row], tensor: float, tera: float) -> None:
     low, high = FLOP_PER_BYTE / 2, FLOP_PER_BYTE * (max(CONSUMERS.values()) + 1)
     ridge = tensor / tera
-    axes.plot([low, ridge, high], [low * tera, tensor, tensor], color="0.25", linewidth=1.8)
-    axes.annotate(f"tensor cores {tensor:.0f}", (high, tensor), (-4, 5), ha="right", **_SMALL)
-    axes.annotate(f"L2 {tera:.1f} TB/s", (low * 1.1, low * 1.1 * tera), (8, -4), **_SMALL)
+    axes.plot([low, ridge, high], [low * tera, tensor, tensor], color=theme.MUTED, linewidth=1.8)
+    axes.annotate(f"tensor cores {tensor:.0f}", (high, tensor), (-4, 5), ha="right", **SMALL)
+    axes.annotate(f"L2 {tera:.1f} TB/s", (low * 1.1, low * 1.1 * tera), (8, -4), **SMALL)
     for row in rows:
-        style: dict[str, Any] = {"color": COLOURS[row["kernel"]], "marker": MARKERS[row["lists"]]}
+        style: dict[str, Any] = {"color": COLOURS[row["kernel"]], "marker": MARKERS[row["pattern"]]}
         axes.plot(intensity(row), row["tflops"], linestyle="", markersize=8, **style)
     axes.set_xscale("log", base=2)
     ticks = [FLOP_PER_BYTE * factor for factor in (0.5, 1, 2, 4)]
     axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
     axes.set(xlim=(low, high), ylim=(0, tensor * 1.12), xlabel="FLOP per byte from L2 (derived)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="0.92")
-    axes.set_axisbelow(True)
+    axes.grid()
 
 
-_SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": "0.25"}
+SMALL: dict[str, Any] = {"textcoords": "offset points", **theme.SMALL}
 
 
 def _legend(figure: Figure, rows: Sequence[Row]) -> None:
     point: dict[str, Any] = {"linestyle": "", "markersize": 8}
     names = [name for name in COLOURS if any(row["kernel"] == name for row in rows)]
-    kinds = [kind for kind in MARKERS if any(row["lists"] == kind for row in rows)]
+    kinds = [kind for kind in MARKERS if any(row["pattern"] == kind for row in rows)]
     handles = [
         Line2D([], [], marker="D", color=COLOURS[x], label=KERNELS[x].title, **point) for x in names
     ]
     handles += [
-        Line2D([], [], marker=MARKERS[x], color="0.4", label=f"{x} lists", **point) for x in kinds
+        Line2D([], [], marker=MARKERS[x], color=theme.MUTED, label=f"{x} pattern", **point)
+        for x in kinds
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
 
 
 def parts(rows: Sequence[Row]) -> dict[str, float]:
@@ -146,53 +140,37 @@ def parts(rows: Sequence[Row]) -> dict[str, float]:
 def stages(measured: Row, path: Path) -> None:
     """A panel per video: its stages stacked, the whole of inference below; written to a PNG."""
     videos = list(dict.fromkeys(row["shape"] for row in measured["rows"]))
-    figure = Figure(figsize=(8.4, 1.0 + 2.1 * len(videos)), layout="constrained")
     colours: dict[str, str] = {}
-    for axes, video in zip(figure.subplots(len(videos), squeeze=False)[:, 0], videos, strict=True):
-        rows, left = [row for row in measured["rows"] if row["shape"] == video], 0.0
-        for name, ms in parts(rows).items():
-            colour = colours.setdefault(name, STAGES[len(colours) % len(STAGES)])
-            axes.barh(0, ms, 0.7, left, color=colour)
-            left += ms
-        whole = {row["what"]: row["ms"] for row in rows if row["stage"] == WHOLE}
-        bars = {"stage after stage": left, **{f"whole, {x}": ms for x, ms in whole.items()}}
-        for place, ms in enumerate(bars.values()):
-            if place:
-                axes.barh(place, ms, 0.7, color="0.75")
-            axes.annotate(f"{ms:.2f} ms", (ms, place), (5, 0), va="center", **_SMALL)
-        axes.set_yticks(range(len(bars)), list(bars))
-        axes.invert_yaxis()
-        axes.set_xlim(0, 1.12 * max(bars.values()))
-        axes.set_title(MODELS.get(video, video), loc="left", fontweight="bold")
-        axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("ms")
-    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    title = f"Inference of vsa.attention, 12.5 % of the tiles kept; {measured['device']}"
-    figure.suptitle(f"{title}, commit {measured.get('commit', 'unknown')}", fontsize=9)
-    figure.savefig(path, dpi=150)
+    with theme.new_figure(8.4, 1.2 + 2.1 * len(videos), path) as figure:
+        panels = figure.subplots(len(videos), squeeze=False)[:, 0]
+        for axes, video in zip(panels, videos, strict=True):
+            rows = [row for row in measured["rows"] if row["shape"] == video]
+            _bars(axes, rows, colours)
+            axes.set_title(MODELS.get(video, video))
+        axes.set_xlabel("ms")
+        handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=5)
+        commit = (measured["commit"] or "unknown")[:12]
+        text = f"Inference of vsa.attention, 12.5 % of the tiles kept; {measured['device']}"
+        theme.title(figure, f"{text}, commit {commit}, {measured['date']}")
 
 
-def bench(measured: Row, dense: str | None, path: Path) -> None:
-    """What ``vsa bench --plot`` draws, from what it wrote; to a PNG.
-
-    Raises:
-        ValueError: a file of something else, or one without rows or the dense kernel's name.
-    """
-    if not measured.get("rows") or "dense_spread" not in measured["rows"][0]:
-        raise ValueError("the rows must be those of vsa bench --json, and one at least")
-    kernel = dense or measured.get("dense_kernel")
-    if kernel is None:
-        raise ValueError("--dense must name the dense kernel, as the file does not")
-    rows = [Measurement(**row) for row in measured["rows"]]
-    commit = (measured.get("commit") or "unknown")[:12]
-    about = f"{measured['machine']}, backend {measured['backend']}, {measured['dtype']}, "
-    about += f"commit {commit}, {measured['date']}"
-    sweep = re.search(r"--sweep[ =](length|density)", measured["command"])
-    if sweep:
-        bench_plot.draw_sweep(rows, sweep[1], about, kernel, path)
-    else:
-        bench_plot.draw(rows, about, kernel, path)
+def _bars(axes: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
+    """Stages one after the other, whole calls below; colours are noted by stage."""
+    left = 0.0
+    for name, ms in parts(rows).items():
+        colour = colours.setdefault(name, theme.STAGES[len(colours) % len(theme.STAGES)])
+        axes.barh(0, ms, 0.7, left, color=colour)
+        left += ms
+    whole = {row["what"]: row["ms"] for row in rows if row["stage"] == WHOLE}
+    bars = {"stage after stage": left, **{f"whole, {x}": ms for x, ms in whole.items()}}
+    for place, ms in enumerate(bars.values()):
+        if place:
+            axes.barh(place, ms, 0.7, color=theme.PALE)
+        axes.annotate(f"{ms:.2f} ms", (ms, place), (5, 0), va="center", **SMALL)
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.12 * max(bars.values()))
 
 
 def main() -> None:
@@ -204,23 +182,17 @@ def main() -> None:
     roof = kinds.add_parser("roofline", help="TFLOP/s below the ceilings")
     roof.add_argument("--ceilings", type=Path, required=True, metavar="FILE")
     roof.add_argument("--peers", type=Path, required=True, metavar="FILE")
-    bars = kinds.add_parser("stages", help="stacked bars of bench/routing.py")
-    bars.add_argument("--routing", type=Path, required=True, metavar="FILE")
-    again = kinds.add_parser("bench", help="speed-ups of vsa bench --json")
-    again.add_argument("--rows", type=Path, required=True, metavar="FILE")
-    again.add_argument("--dense", help="the dense kernel, where the file does not name it")
-    for each in (roof, bars, again):
+    bars = kinds.add_parser("stages", help="stacked bars of bench/coarse_select.py")
+    bars.add_argument("--rows", type=Path, required=True, metavar="FILE")
+    for each in (roof, bars):
         each.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .png file")
     options = parser.parse_args()
     try:
         if options.kind == "roofline":
-            machine, peers = (json.loads(x.read_text()) for x in (options.ceilings, options.peers))
-            roofline(peers, machine, options.out)
-        elif options.kind == "bench":
-            bench(json.loads(options.rows.read_text()), options.dense, options.out)
+            roofline(read(options.peers), read(options.ceilings), options.out)
         else:
-            stages(json.loads(options.routing.read_text()), options.out)
-    except (OSError, ValueError) as error:
+            stages(read(options.rows), options.out)
+    except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
 
 

@@ -12,8 +12,8 @@ gloo and a tiny layer, to see that the script works; its times mean nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.multiprocessing import spawn
 
 import vsa
-from facts import facts
 from vsa.distributed import ulysses_attention
 from vsa.distributed.exchange import to_heads, to_tokens
+from vsa.measure.provenance import provenance, write
 from vsa.measure.shapes import SHAPES, Shape
 from vsa.measure.timing import seconds, spread
 
@@ -241,15 +241,18 @@ def work(rank: int, options: argparse.Namespace, folder: Path) -> None:
         del case
     worst = max(max(each["errors"].values()) for each in found["parity"])
     if rank == 0 and options.out:
-        about = facts(device, options.commit) | {
+        about: dict[str, Any] = provenance(
+            device, command=["bench/parallel.py", *sys.argv[1:]], commit=options.commit
+        )
+        about |= {
             "shape": options.shape if device.type == "cuda" else "tiny",
-            "grid": layer.grid.shape,
+            "grid": list(layer.grid.shape),
             "heads": layer.heads,
             "head_dim": layer.head_dim,
             "share": options.share,
             "ranks": options.ranks,
         }
-        options.out.write_text(json.dumps(about | found, indent=1))
+        write(options.out, about | {"parity": found["parity"]}, found["rows"])
     if rank == 0:
         (folder / WORST).write_text(repr(worst))
     dist.destroy_process_group()

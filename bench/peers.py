@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our kernels beside those of others on one Hopper GPU, on identical inputs in the same run.
 
-usage: python bench/peers.py --peers DIR --lists captured.pt --out peers.json
+usage: python bench/peers.py --peers DIR --captured captured.pt --out peers.json
 
 DIR (one or several) holds the archives that bench/fetch_peers.py makes; what is not there, or
 cannot run here, is skipped with a reason. Every kernel runs in a process of its own, so that one
@@ -14,7 +14,7 @@ tiles, 4 x head_dim forward and 10 backward for each pair, of all tokens for a d
 are of FlashAttention-3's dense rate at that layer, or of cuDNN's where it was not measured; which
 one, the head of the table says.
 
-Kernels that want contiguous tiles of 64 tokens get copies in that order, and lists in their own
+Kernels that want contiguous tiles of 64 tokens get copies in that order, and patterns in their own
 form, before the clock starts; ours reads raster order.
 """
 
@@ -38,10 +38,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from comparison import report, worker
 from comparison.problem import Case
-from facts import facts
-from layers import LAYERS, parse_layer
-from vsa.cli.options import wide_console
 from vsa.measure import patterns
+from vsa.measure.console import wide_console
+from vsa.measure.layers import LAYERS, parse_layer
+from vsa.measure.provenance import provenance, write
 
 Row = dict[str, Any]
 DIRECTIONS = ("forward", "backward")
@@ -58,8 +58,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--kernels", nargs="+", choices=worker.KERNELS, default=list(worker.KERNELS))
     found.add_argument("--layers", nargs="+", type=parse_layer, metavar="TxHxW:HEADS")
     found.add_argument("--head-dims", nargs="+", type=int, choices=(64, 128), default=[128, 64])
-    found.add_argument("--kinds", nargs="+", choices=patterns.KINDS, help="of lists; default: all")
-    found.add_argument("--lists", type=Path, metavar="FILE", help="made by bench/captured.py")
+    found.add_argument(
+        "--patterns", nargs="+", choices=patterns.KINDS, help="sparsity patterns; default: all"
+    )
+    found.add_argument("--captured", type=Path, metavar="FILE", help="made by bench/captured.py")
     found.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=list(DIRECTIONS))
     found.add_argument("--topk", type=float, default=0.125, help="share of the key tiles kept")
     found.add_argument("--seconds", type=float, default=0.6, help="on the clock for each row")
@@ -74,10 +76,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
-    """All layers and kinds of lists, captured ones only where there is a file."""
+    """All layers and sparsity patterns, the captured one only where there is a file."""
     layers = options.layers or map(parse_layer, TINY_LAYERS if options.tiny else LAYERS)
-    kinds = options.kinds or [
-        kind for kind in patterns.KINDS if kind != "captured" or options.lists
+    kinds = options.patterns or [
+        kind for kind in patterns.KINDS if kind != "captured" or options.captured
     ]
     return [
         Case(grid, heads, head_dim, kind, options.topk)
@@ -89,10 +91,10 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse what cannot work before anything is started."""
     if not options.tiny and not torch.cuda.is_available():
         parser.error("no CUDA GPU is visible: --tiny runs small layers on the CPU")
-    if "captured" in (options.kinds or []) and options.lists is None:
-        parser.error("captured lists come from the file that bench/captured.py writes: --lists")
-    if options.lists is not None and not options.lists.is_file():
-        parser.error(f"--lists must be a file that exists, but it is {options.lists}")
+    if "captured" in (options.patterns or []) and options.captured is None:
+        parser.error("the captured pattern comes from a file of bench/captured.py: --captured")
+    if options.captured is not None and not options.captured.is_file():
+        parser.error(f"--captured must be a file that exists, but it is {options.captured}")
     if options.out is not None and not options.out.absolute().parent.is_dir():
         parser.error(f"--out must be in a folder that exists, but it is {options.out}")
     for folder in options.peers:
@@ -159,11 +161,10 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> list[Row]:
     return report.with_shares(rows)
 
 
-def save(options: argparse.Namespace, rows: Sequence[Row]) -> None:
+def save(options: argparse.Namespace, rows: Sequence[Row], complete: bool = False) -> None:
     """Write what there is so far."""
     if options.out:
-        head = options.facts | {"rows": report.with_shares(rows)}
-        options.out.write_text(json.dumps(head, indent=1))
+        write(options.out, options.head, report.with_shares(rows), complete)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -181,23 +182,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.directions,
             device,
             options.peers,
-            options.lists,
+            options.captured,
             options.seconds,
             Path(to),
         )
         return
-    options.facts = facts(device, options.commit) | {
-        "command": f"bench/peers.py {' '.join(arguments)}"
-    }
+    options.head = provenance(device, command=["bench/peers.py", *arguments], commit=options.commit)
     console = wide_console(LOG_WIDTH)
     console.print(
-        ", ".join(f"{name} {value}" for name, value in options.facts.items()), markup=False
+        ", ".join(f"{name} {value}" for name, value in options.head.items()), markup=False
     )
-    if options.kinds is None and options.lists is None:
-        print(
-            "captured lists: skipped, for no --lists FILE was given (bench/captured.py makes one)"
-        )
+    if options.patterns is None and options.captured is None:
+        print("captured pattern: skipped, for no --captured names a file of bench/captured.py")
     rows = compare(options, arguments)
+    save(options, rows, complete=True)
     for table in report.tables(rows):
         console.print(table)
     baselines = {row["baseline"] for row in rows if "baseline" in row}

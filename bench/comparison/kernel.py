@@ -23,13 +23,13 @@ class Kernel(ABC):
     Attributes:
         title: how tables call it.
         dense: whether it attends everything.
-        own_lists: whether it chooses lists itself.
+        own_pattern: whether it chooses tiles itself.
         order: the order of tokens that it wants.
     """
 
     title: ClassVar[str]
     dense: ClassVar[bool] = False
-    own_lists: ClassVar[bool] = False
+    own_pattern: ClassVar[bool] = False
     order: ClassVar[Order] = "raster"
 
     def __init__(self, device: torch.device, folders: Sequence[Path]):
@@ -47,7 +47,7 @@ class Kernel(ABC):
 
     @abstractmethod
     def plan(self, problem: Problem) -> None:
-        """Bring the lists into the kernel's own form."""
+        """Bring the sparsity pattern into the kernel's own form."""
 
     @abstractmethod
     def forward(self, x: Inputs) -> tuple[Tensor, Tensor | None, Any]:

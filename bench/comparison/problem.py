@@ -22,20 +22,20 @@ Order = Literal["raster", "tiles"]
 
 @dataclass(frozen=True)
 class Case:
-    """One layer with one kind of lists.
+    """One layer with one sparsity pattern.
 
     Attributes:
         grid: (T, H, W) tokens, in tiles of 4x4x4.
         heads: query, key and value heads.
         head_dim: channels of a head.
-        lists: one of ``patterns.KINDS``.
+        pattern: one of ``patterns.KINDS``.
         share: of the key tiles that a query tile keeps.
     """
 
     grid: Extent
     heads: int
     head_dim: int
-    lists: str
+    pattern: str
     share: float
 
     @property
@@ -59,15 +59,15 @@ class Inputs(NamedTuple):
 
 
 class Problem:
-    """A case on a device: lists, and sets of random bf16 inputs, the same in every process."""
+    """A case on a device: pattern and sets of random bf16 inputs, the same in every process."""
 
-    def __init__(self, case: Case, device: torch.device, lists_file: Path | None = None):
+    def __init__(self, case: Case, device: torch.device, captured: Path | None = None):
         self.case, self.device = case, device
         self.grid = vsa.Grid(case.grid)
         self.scale = case.head_dim**-0.5
         topk = checks.top_k(case.share, self.grid.num_tiles)
         self.selection = patterns.selection(
-            case.lists, self.grid, case.heads, topk, device, lists_file
+            case.pattern, self.grid, case.heads, topk, device, captured
         )
         self.topk = topk
         size = 1, self.grid.tokens, case.heads, case.head_dim
@@ -121,7 +121,7 @@ class Problem:
         return pairs * 2 * {"forward": 2, "backward": 5}[direction] * self.case.head_dim
 
     def fingerprint(self) -> int:
-        """A number that differs where lists or inputs do, to see that all kernels had the same."""
+        """A number that differs where pattern or inputs do, to see that kernels had the same."""
         bits = [self.selection.bitmap.flatten()]
         bits += [x.flatten().view(torch.int16) for each in self.sets for x in each]
         total = 0

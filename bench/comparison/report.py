@@ -40,7 +40,7 @@ def with_shares(rows: Sequence[Row]) -> list[Row]:
 
 
 def layer(row: Row) -> tuple[Any, ...]:
-    """What rows that are compared have in common, the lists aside."""
+    """What rows that are compared have in common, the pattern aside."""
     return tuple(row["grid"]), row["heads"], row["head_dim"], row["direction"]
 
 
@@ -50,7 +50,7 @@ def line(row: Row) -> str:
     about = title
     if "grid" in row:
         grid = "x".join(map(str, row["grid"]))
-        about = f"{title}, {grid}, d {row['head_dim']}, {row['lists'] or 'dense'}"
+        about = f"{title}, {grid}, d {row['head_dim']}, {row['pattern'] or 'dense'}"
     if "direction" in row:
         about += f", {row['direction']}"
     if reason := row.get("skipped"):
@@ -61,16 +61,16 @@ def line(row: Row) -> str:
 
 
 def inconsistent(rows: Sequence[Row]) -> list[str]:
-    """Cases in which kernels did not have the same lists and inputs; there should be none."""
+    """Cases in which kernels did not have the same pattern and inputs; there should be none."""
     seen: dict[tuple[Any, ...], set[int]] = {}
     for row in rows:
         if "inputs" in row and not row["dense"]:
-            seen.setdefault((*layer(row)[:3], row["lists"]), set()).add(row["inputs"])
+            seen.setdefault((*layer(row)[:3], row["pattern"]), set()).add(row["inputs"])
     return [str(case) for case, prints in seen.items() if len(prints) > 1]
 
 
 def tables(rows: Sequence[Row]) -> Iterator[Table]:
-    """One per layer and direction, the lists inside it."""
+    """One per layer and direction, the patterns inside it."""
     measured = [row for row in rows if "tflops" in row]
     for key in dict.fromkeys(layer(row) for row in measured):
         mine = [row for row in measured if layer(row) == key]
@@ -79,18 +79,18 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
         table = Table(
             title=f"{direction}: {name}, {heads} heads of {head_dim}", title_justify="left"
         )
-        table.add_column("lists (shared)")
+        table.add_column("pattern (shared)")
         table.add_column("kernel")
         for column in ("ms", "TFLOP/s", "share", "speed-up", "MHz", "W", "worst error"):
             table.add_column(column, justify="right")
-        for row in sorted(mine, key=lambda row: (row["lists"] or "", -row["tflops"])):
+        for row in sorted(mine, key=lambda row: (row["pattern"] or "", -row["tflops"])):
             table.add_row(*cells(row))
         yield table
 
 
 def cells(row: Row) -> list[str]:
     """A row of the table."""
-    shared = f"{row['lists']} ({row['shared']:.0%})" if row["lists"] else "dense"
+    shared = f"{row['pattern']} ({row['shared']:.0%})" if row["pattern"] else "dense"
     gpu = row["gpu"]
     worst = max(row["errors"], key=row["errors"].__getitem__)
     return [

@@ -49,11 +49,11 @@ class Ours(Kernel):
 class WholeAttention(Kernel):
     """``vsa.attention`` as users call it: means, scores, choice of tiles and fine stage, no gates.
 
-    It chooses its own lists, for each set of inputs anew; backward is autograd's.
+    It chooses its own tiles, for each set of inputs anew; backward is autograd's.
     """
 
     title = "vsa.attention, whole"
-    own_lists = True
+    own_pattern = True
 
     def load(self, folders: Sequence[Path]) -> None:
         self.backend = Ours(self.device, folders).backend

@@ -39,8 +39,8 @@ KERNELS: dict[str, type[Kernel]] = {
 
 
 def cases_of(name: str, cases: Sequence[Case]) -> list[Case]:
-    """The cases that a kernel runs: one per layer where it does not take lists."""
-    if not (KERNELS[name].dense or KERNELS[name].own_lists):
+    """The cases that a kernel runs: one per layer where it does not take a pattern."""
+    if not (KERNELS[name].dense or KERNELS[name].own_pattern):
         return list(cases)
     return list({case.layer: case for case in cases}.values())
 
@@ -57,7 +57,7 @@ def run(
     directions: Sequence[str],
     device: torch.device,
     folders: Sequence[Path],
-    lists_file: Path | None,
+    captured: Path | None,
     budget: float,
     to: Path,
 ) -> None:
@@ -76,7 +76,7 @@ def run(
 
     def run_case(case: Case) -> None:
         try:
-            problem = Problem(case, device, lists_file)
+            problem = Problem(case, device, captured)
             kernel.plan(problem)
             for row in measure(kernel, problem, directions, budget, monitor):
                 write(row)
@@ -98,7 +98,7 @@ def described(case: Case, kernel: Kernel) -> Row:
         "grid": list(case.grid),
         "heads": case.heads,
         "head_dim": case.head_dim,
-        "lists": None if kernel.dense else "its own" if kernel.own_lists else case.lists,
+        "pattern": None if kernel.dense else "its own" if kernel.own_pattern else case.pattern,
     }
 
 

@@ -84,7 +84,7 @@ def test_positions_are_in_raster_order() -> None:
     assert places((1, 2, 2), CPU).tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
 
 
-def test_the_command_trains_draws_and_writes_lists(tmp_path: Path) -> None:
+def test_the_command_trains_draws_and_writes_patterns(tmp_path: Path) -> None:
     pytest.importorskip("av")
     pytest.importorskip("matplotlib")
     file, pictures = tmp_path / "captured.pt", tmp_path / "pictures"

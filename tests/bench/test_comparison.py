@@ -170,7 +170,7 @@ def test_each_kernel_passes_parity_and_is_timed(name: str) -> None:
         assert "needs a CUDA GPU" in backward["skipped"]
         return
     assert set(backward["errors"]) == {"dq", "dk", "dv"} and backward["tflops"] > 0
-    assert (forward["lists"] is None) == kernel.dense
+    assert (forward["pattern"] is None) == kernel.dense
 
 
 def test_a_backward_that_a_kernel_lacks_is_skipped_with_a_reason() -> None:

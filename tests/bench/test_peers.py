@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench/peers.py: archives, workers that fail alone, the command, its report and its lists."""
+"""bench/peers.py: archives, workers that fail alone, the command, its report and its patterns."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-import facts
 import peers
 import vsa
 from comparison import report, worker
 from comparison.archives import Unavailable, unpacked
 from comparison.problem import Case
 from vsa.measure import patterns
+from vsa.measure.provenance import HEAD
 
 pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
 
@@ -59,11 +58,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_measures_what_it_can_and_says_why_not_the_rest(tmp_path: Path) -> None:
     out = tmp_path / "peers.json"
-    options = "--tiny", "--head-dims", "64", "--kinds", "random", "--layers", "4x4x9:1"
+    options = "--tiny", "--head-dims", "64", "--patterns", "random", "--layers", "4x4x9:1"
     done = run(*options, "--seconds", "0.001", "--commit", "abc", "--out", str(out))
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
+    assert list(found)[: len(HEAD)] == list(HEAD) and found["complete"]
     assert found["commit"] == "abc" and found["torch"] == torch.__version__
+    assert found["command"].startswith("bench/peers.py --tiny --head-dims 64")
     measured = {(r["kernel"], r["direction"]) for r in found["rows"] if "tflops" in r}
     ours = {(x, y) for x in ("vsa", "whole") for y in ("forward", "backward")}
     assert measured == {*ours, ("flex", "forward")}
@@ -76,11 +77,11 @@ def test_the_command_measures_what_it_can_and_says_why_not_the_rest(tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--tiny", "--kinds", "captured"], "captured lists come from the file"),
+        (["--tiny", "--patterns", "captured"], "the captured pattern comes from a file"),
         (["--tiny", "--layers", "4x4:2"], "written as 32x32x32:12"),
         (["--tiny", "--peers", "/nowhere"], "folders that exist"),
         (["--tiny", "--out", "/nowhere/peers.json"], "folder that exists"),
-        (["--tiny", "--lists", "/nowhere.pt"], "a file that exists"),
+        (["--tiny", "--captured", "/nowhere.pt"], "a file that exists"),
     ],
 )
 def test_bad_options_are_refused_at_once(arguments, complaint: str, capsys) -> None:
@@ -120,7 +121,7 @@ def test_a_worker_that_ends_well_has_nothing_to_say(tmp_path: Path) -> None:
 def row(kernel: str, tflops: float, **more):
     about = {"grid": [4, 8, 8], "heads": 2, "head_dim": 64, "direction": "forward"}
     dense = kernel in ("fa3", "cudnn")
-    kind = {"dense": dense, "lists": None if dense else "random", "shared": 0.1}
+    kind = {"dense": dense, "pattern": None if dense else "random", "shared": 0.1}
     numbers = {"ms": 1.0, "spread": 0.0, "gpu": {}, "errors": {"out": 1e-3}, "inputs": 1}
     return {"kernel": kernel, "tflops": tflops, **about, **kind, **numbers, **more}
 
@@ -147,23 +148,23 @@ def test_a_dense_kernel_runs_each_layer_once() -> None:
     assert len(worker.cases_of("fa3", cases)) == len(worker.cases_of("whole", cases)) == 2
 
 
-# ---- captured lists -----------------------------------------------------------------------------
+# ---- captured patterns --------------------------------------------------------------------------
 
 
-def test_captured_lists_come_back_and_are_checked(tmp_path: Path) -> None:
+def test_captured_patterns_come_back_and_are_checked(tmp_path: Path) -> None:
     grid, file = vsa.Grid((4, 8, 12)), tmp_path / "captured.pt"
     chosen = patterns.selection("random", grid, 3, 2, CPU)
     patterns.save(file, {"model": "none"}, {"4x8x12": chosen})
     found = patterns.selection("captured", grid, 2, 2, CPU, file)
     assert torch.equal(found.mask(), chosen.mask()[:, :2]) and patterns.layers(file) == ["4x8x12"]
     for heads, topk, other in ((4, 2, grid), (2, 3, grid), (2, 2, vsa.Grid((4, 4, 4)))):
-        with pytest.raises(ValueError, match=r"captured.pt holds lists"):
+        with pytest.raises(ValueError, match=r"captured.pt (holds|keeps) "):
             patterns.selection("captured", other, heads, topk, CPU, file)
-    with pytest.raises(ValueError, match="--lists"):
+    with pytest.raises(ValueError, match=r"needs the file that bench/captured\.py writes"):
         patterns.selection("captured", grid, 2, 2, CPU)
 
 
-def test_reuse_is_one_for_disjoint_lists_and_all_for_equal_ones() -> None:
+def test_reuse_is_one_for_disjoint_rows_and_all_for_equal_ones() -> None:
     mask = torch.eye(6, dtype=torch.bool)[None, None]
     assert patterns.reuse(vsa.Selection.from_mask(mask), 3) == 1
     assert patterns.reuse(vsa.Selection.from_mask(mask[:, :, :1].expand(1, 1, 7, 6)), 3) == 3
@@ -177,12 +178,3 @@ def test_reuse_follows_each_heads_axis() -> None:
     axes = patterns.chosen_axes(selection)
     assert axes.tolist() == [[1, 0]] and patterns.reuse(selection, 3, axes) == 3
     assert patterns.reuse(selection, 3, 1 - axes) == 1 < patterns.reuse(selection, 3) < 3
-
-
-def test_facts_name_the_commit_that_is_checked_out(monkeypatch) -> None:
-    found = facts.facts(CPU)
-    assert found["device"] and found["date"].count("-") == 2
-    assert facts.facts(CPU, "f00")["commit"] == "f00"
-    failing = SimpleNamespace(returncode=1, stdout=b"")
-    monkeypatch.setattr(facts.subprocess, "run", lambda *_, **__: failing)
-    assert facts.head_commit() == "not known"

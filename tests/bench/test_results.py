@@ -16,8 +16,9 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.image import imread
 
+import coarse_select
 import draw
-import routing
+from vsa.measure.provenance import HEAD, read
 
 PNG = b"\x89PNG\r\n"
 
@@ -25,17 +26,15 @@ PNG = b"\x89PNG\r\n"
 def peer(kernel: str, direction: str = "forward", **more):
     dense = kernel == "fa3"
     about = {"grid": [32, 32, 32], "heads": 12, "head_dim": 128, "direction": direction}
-    lists = {"dense": dense, "lists": None if dense else "random", "shared": 0.12}
+    kind = {"dense": dense, "pattern": None if dense else "random", "shared": 0.12}
     gpu = {"clock": 1500.0, "power": 690.0, "power_capped": 1.0}
     numbers = {"ms": 2.0, "spread": 0.01, "tflops": 400.0, "share": 0.5, "speedup": 4.0, "gpu": gpu}
     reuse = {"reuse": {"2": 1.1, "3": 1.2, "4": 1.3}, "baseline": "fa3", "rested_ms": 1.6}
-    return {"kernel": kernel, **about, **lists, **numbers, **reuse, **more}
+    return {"kernel": kernel, **about, **kind, **numbers, **reuse, **more}
 
 
-PEERS = {
-    "device": "a made-up GPU",
-    "commit": "abc",
-    "date": "2000-01-01",
+MADE_UP = dict.fromkeys(HEAD) | {"device": "a made-up GPU", "commit": "abc", "date": "2000-01-01"}
+PEERS = MADE_UP | {
     "command": "bench/peers.py --out peers.json",
     "rows": [
         peer("vsa", "backward"),
@@ -47,8 +46,8 @@ PEERS = {
 }
 WGMMA = {"probe": "wgmma", "n": 64, "a": "registers", "b": "K-major", "ms": 1.0, "TFLOP/s": 800.0}
 LOADS = {"probe": "loads", "by": "TMA", "users": 0, "footprint": 16.0, "ms": 1.0, "TB/s": 9.0}
-CEILINGS = {
-    "device": "a made-up GPU",
+CEILINGS = MADE_UP | {
+    "command": "bench/ceilings.py",
     "rows": [
         WGMMA,
         *({**LOADS, "d": d} for d in (64, 128)),
@@ -62,8 +61,8 @@ STAGES += [("select", "kernel", 0.2), ("scores + select", "both", 0.6), ("fine",
 STAGES += [("scores + select + coarse", "both", 0.7), ("coarse", "SDPA", 0.3)]
 STAGES += [("attention, inference", "no gate", 11.0), ("attention, backward", "no gate", 30.0)]
 STAGES += [("coarse, backward", "SDPA", 0.4)]
-ROUTING = {
-    "device": "a made-up GPU",
+STAGE_ROWS = MADE_UP | {
+    "command": "bench/coarse_select.py",
     "rows": [{"shape": "480p", "stage": s, "what": w, "ms": ms, **BYTES} for s, w, ms in STAGES],
 }
 
@@ -83,7 +82,8 @@ def run(script, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_a_section_names_facts_rows_baseline_and_what_is_missing(tmp_path: Path) -> None:
     text = results_table.section(written(tmp_path / "peers.json", PEERS))
-    assert "device a made-up GPU, commit abc, date 2000-01-01. `bench/peers.py" in text
+    assert "`bench/peers.py --out peers.json`: date 2000-01-01, commit abc, device a" in text
+    assert "driver" not in text  # nobody knows it
     row = "| 128 | 32x32x32, 12 heads | random | 12% | vsa | 2.000 ±1.0% | 400 | 50% | 4.00 "
     state = "| 1500 | 690 | 1.73 | 100% | 500 |"
     assert text.count(row + state) == 2 and text.index("Forward:") < text.index("Backward:")
@@ -98,19 +98,65 @@ def test_a_section_names_facts_rows_baseline_and_what_is_missing(tmp_path: Path)
     [
         (CEILINGS, "| loads: d 64, TMA, 16 MB | 1.000 | 9.00 |"),
         (CEILINGS, "- Not measured: exp2: a trap"),
-        (ROUTING, "| 480p | means | one kernel | 1.000 |"),
+        (STAGE_ROWS, "| 480p | means | one kernel | 1.000 |"),
     ],
 )
 def test_other_benchmarks_have_tables_too(tmp_path: Path, content, expected: str) -> None:
     assert expected in results_table.section(written(tmp_path / "x.json", content))
 
 
-def test_results_in_the_repository_can_be_read() -> None:
-    folder = Path(results_table.__file__).parent / "results"
-    files = sorted(folder.glob("*.json"))
-    assert files
+RESULTS = Path(results_table.__file__).parent / "results"
+
+
+def test_every_file_of_results_says_where_it_is_from() -> None:
+    files = sorted(RESULTS.glob("*.json"))
+    assert len(files) > 10
     for path in files:
-        assert "| ---" in results_table.section(path)
+        found = read(path)
+        assert all(found[name] for name in ("command", "date", "commit", "device")), path
+        assert path.name.startswith(found["date"]) and found["complete"] and found["rows"]
+
+
+def test_the_tables_in_the_repository_are_those_of_its_results() -> None:
+    document = RESULTS.parent / "TABLES.md"
+    sections = (results_table.section(path) for path in sorted(RESULTS.glob("*.json")))
+    text = document.read_text()
+    assert results_table.insert(text, "\n\n".join(sections)) == text
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("vsa bench --shape ltx-video", "vsa bench"),
+        ("vsa wan", "vsa wan"),
+        ("bench/routing.py --out x.json", "bench/coarse_select.py"),
+        ("bench/parallel.py", "bench/parallel.py"),
+    ],
+)
+def test_a_command_names_its_benchmark(command: str, name: str) -> None:
+    assert results_table.benchmark(command) == name
+
+
+def test_wan_and_check_and_parallel_have_tables(tmp_path: Path) -> None:
+    run_of = {"step_ms": 528.2, "total_ms": 26440.0, "steps_ms": [528.2] * 50, "memory": 1 << 30}
+    stages = {"attention": 345.8, "linear layers": 96.1, "norms": 16.7, "cross-attention": 21.9}
+    one = run_of | {"stages_ms": stages}
+    row = {"size": "81x480x832", "kept": 69, "tiles": 546, "dense": one, "sparse": one}
+    text = section_of(tmp_path, "vsa wan --size 480p", [row])
+    assert "| 81x480x832 | 69 of 546 | dense | 528.2 | 345.8 | 96.1 |" in text
+    assert "50 in 26.44 | 1.00 | 1.00 |" in text
+    row = {"shape": "ltx-2", "head_dim": 64, "dtype": "bfloat16", "backend": "torch"}
+    row |= {"multiples": {"out": 1.25}, "failed": ["out"]}
+    text = section_of(tmp_path, "vsa check --shape ltx-2", [row])
+    assert "| ltx-2 | 64 | bfloat16 | torch | 1.25 | failed: out |" in text
+    row = {"case": "even", "what": "forward", "ranks": 2, "ms": 2.0, "spread": 0.01, "sent": 4e6}
+    text = section_of(tmp_path, "bench/parallel.py", [row])
+    assert "| forward | 2 | 2.000 ±1.0%, 2 GB/s |" in text
+
+
+def section_of(folder: Path, command: str, rows: list) -> str:
+    content = MADE_UP | {"command": command, "rows": rows}
+    return results_table.section(written(folder / "x.json", content))
 
 
 def test_tables_in_a_document_are_replaced_and_the_rest_stays(tmp_path: Path) -> None:
@@ -119,7 +165,7 @@ def test_tables_in_a_document_are_replaced_and_the_rest_stays(tmp_path: Path) ->
     peers = written(tmp_path / "peers.json", PEERS)
     assert run(results_table, peers, "--into", document).returncode == 0
     document.write_text(document.read_text() + "\nAfter.\n")
-    other = written(tmp_path / "routing.json", ROUTING)
+    other = written(tmp_path / "stages.json", STAGE_ROWS)
     assert run(results_table, other, "--into", document).returncode == 0
     text = document.read_text()
     assert text.startswith("# Results\n\nBy hand.\n") and text.endswith("\nAfter.\n")
@@ -129,7 +175,9 @@ def test_tables_in_a_document_are_replaced_and_the_rest_stays(tmp_path: Path) ->
 
 def test_files_of_no_benchmark_are_refused(tmp_path: Path) -> None:
     done = run(results_table, written(tmp_path / "x.json", {"rows": [{"a": 1}]}))
-    assert done.returncode == 2 and "must be a benchmark's JSON" in done.stderr
+    assert done.returncode == 2 and "lacks command, date, commit" in " ".join(done.stderr.split())
+    done = run(results_table, written(tmp_path / "x.json", MADE_UP | {"command": "ls", "rows": []}))
+    assert done.returncode == 2 and "but it is 'ls'" in done.stderr
     with pytest.raises(ValueError, match="end of tables"):
         results_table.insert(results_table.BEGIN, "tables")
 
@@ -159,41 +207,37 @@ def test_only_our_blocks_share_loads() -> None:
 
 def test_parts_are_the_fastest_and_none_is_counted_twice() -> None:
     parts = {"means": 1.0, "fine": 9.0, "scores + select + coarse": 0.7}
-    assert draw.parts(ROUTING["rows"]) == parts
+    assert draw.parts(STAGE_ROWS["rows"]) == parts
 
 
 def test_videos_are_named_as_the_layers_that_they_are() -> None:
-    for name, (extent, heads, head_dim) in routing.SHAPES.items():
+    for name, (extent, heads, head_dim) in coarse_select.SHAPES.items():
         title = draw.MODELS[name]
         assert f"{'x'.join(map(str, extent))} tokens, {heads} heads of {head_dim}" in title
 
 
 @pytest.mark.parametrize("name", ["layers", "length", "density"])
 def test_pictures_of_vsa_bench_are_drawn_again_from_their_rows(tmp_path: Path, name: str) -> None:
-    rows = Path(draw.__file__).parent / "results" / f"2026-11-25-h200-{name}.json"
-    picture = tmp_path / "again.png"
-    draw.bench(json.loads(rows.read_text()), "cuDNN", picture)
-    assert picture.read_bytes().startswith(PNG)
-    kept = Path(draw.__file__).parent / "pictures" / f"{name}.png"
+    rows, picture = RESULTS / f"2026-11-25-h200-{name}.json", tmp_path / "again.png"
+    command = [sys.executable, "-m", "vsa", "bench", "--read", str(rows), "--plot", str(picture)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    kept = RESULTS.parent / "pictures" / f"{name}.png"
     assert imread(picture).shape == imread(kept).shape  # drawn by the same command
-    with pytest.raises(ValueError, match="--dense must name"):
-        draw.bench(json.loads(rows.read_text()), None, picture)
-    with pytest.raises(ValueError, match="those of vsa bench"):
-        draw.bench(PEERS, "cuDNN", picture)
 
 
 def test_pictures_are_written(tmp_path: Path) -> None:
-    peers, ceilings, routing = (
+    peers, ceilings, rows = (
         written(tmp_path / f"{name}.json", content)
-        for name, content in (("peers", PEERS), ("ceilings", CEILINGS), ("routing", ROUTING))
+        for name, content in (("peers", PEERS), ("ceilings", CEILINGS), ("rows", STAGE_ROWS))
     )
     roofline, stages = tmp_path / "roofline.png", tmp_path / "stages.png"
     given = "--ceilings", ceilings, "--peers", peers, "--out", roofline
     assert run(draw, "roofline", *given).returncode == 0
-    assert run(draw, "stages", "--routing", routing, "--out", stages).returncode == 0
+    assert run(draw, "stages", "--rows", rows, "--out", stages).returncode == 0
     assert roofline.read_bytes().startswith(PNG) and stages.read_bytes().startswith(PNG)
-    done = run(draw, "roofline", "--ceilings", routing, "--peers", peers, "--out", roofline)
+    done = run(draw, "roofline", "--ceilings", rows, "--peers", peers, "--out", roofline)
     assert done.returncode == 2 and "groups wgmma and loads" in done.stderr
-    other = written(tmp_path / "other.json", CEILINGS | {"device": "another GPU, driver 1"})
+    other = written(tmp_path / "other.json", CEILINGS | {"device": "another GPU"})
     done = run(draw, "roofline", "--ceilings", other, "--peers", peers, "--out", roofline)
     assert done.returncode == 2 and "a made-up GPU and another GPU" in " ".join(done.stderr.split())

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from vsa.backends import BACKENDS, torch_fine
 from vsa.backends.kernels import forward
-from vsa.cli import app, check
+from vsa.cli import app
+from vsa.cli.check import command as check
 from vsa.verify import parity
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})

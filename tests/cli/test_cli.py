@@ -18,9 +18,11 @@ import vsa
 from vsa.backends import BACKENDS
 from vsa.cli import app, options, patience
 from vsa.cli.bench.case import Case
+from vsa.cli.bench.measurement import Measurement
 from vsa.cli.bench.stage_table import parts
 from vsa.cli.bench.table import time_and_rate
 from vsa.measure import patterns, shapes, timing
+from vsa.measure.provenance import HEAD
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
 SMALL = ["--grid", "4,8,8", "--heads", "1", "--head-dim", "16", "--repeats", "1", "--device", "cpu"]
@@ -55,7 +57,7 @@ def test_bench_measures_draws_and_writes(tmp_path: Path) -> None:
         ("forward", 2),
         ("forward+backward", 2),
     ]
-    assert all(row["dense"] > 0 and row["sparse"] > 0 and row["memory"] > 0 for row in rows)
+    assert all(row["dense_ms"] > 0 and row["sparse_ms"] > 0 and row["memory"] > 0 for row in rows)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "speed-up" in result.output and "torch" in result.output
     worst = max(error for row in rows for error in row["errors"].values())
@@ -174,13 +176,57 @@ def test_bench_says_where_its_figures_come_from(
     result = RUNNER.invoke(app, ["bench", *SMALL, "--forward-only", "--json", str(figures)])
     assert result.exit_code == 0, result.output
     about = json.loads(figures.read_text())
-    assert about["machine"] and about["vsa"] == vsa.__version__ and about["date"]
+    assert list(about)[: len(HEAD)] == list(HEAD)
+    assert about["device"] and about["vsa"] == vsa.__version__ and about["date"]
+    assert about["torch"] == torch.__version__ and about["driver"] is None
     assert about["backend"] == "torch" and about["dtype"] == "float32"
     assert about["command"] == "vsa bench --json 'of mine.json'"
 
 
+def test_the_old_name_of_patterns_still_works_and_is_not_shown(tmp_path: Path) -> None:
+    figures = tmp_path / "bench.json"
+    arguments = [*SMALL, "--forward-only", "--lists", "random", "--json", str(figures)]
+    assert RUNNER.invoke(app, ["bench", *arguments]).exit_code == 0
+    assert [row["pattern"] for row in json.loads(figures.read_text())["rows"]] == ["random"]
+    shown = RUNNER.invoke(app, ["bench", "--help"]).output
+    assert "--patterns" in shown and "--lists" not in shown
+
+
+@pytest.mark.parametrize("sweep", [None, "density"])
+def test_a_picture_is_drawn_again_from_the_figures(tmp_path: Path, sweep: str | None) -> None:
+    figures, first, again = (tmp_path / name for name in ("b.json", "first.png", "again.png"))
+    arguments = ["--sweep", sweep] if sweep else ["--topk", "0.5", "--stages"]
+    arguments += [*SMALL, "--forward-only", "--json", str(figures), "--plot", str(first)]
+    assert RUNNER.invoke(app, ["bench", *arguments]).exit_code == 0
+    result = RUNNER.invoke(app, ["bench", "--read", str(figures), "--plot", str(again)])
+    assert result.exit_code == 0, result.output
+    assert imread(again).shape == imread(first).shape
+    written = json.loads(figures.read_text())["rows"]
+    rows = [Measurement.of_row(row) for row in written]
+    assert [row.row()["dense_ms"] for row in rows] == pytest.approx(
+        [row["dense_ms"] for row in written]
+    )
+    assert [1e3 * row.sparse for row in rows] == pytest.approx(
+        [row["sparse_ms"] for row in written]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"rows": []}, "a row at least"), ({"rows": [{"a": 1}]}, "rows must be those of vsa bench")],
+)
+def test_figures_of_something_else_are_not_drawn(tmp_path: Path, change: Any, words: str) -> None:
+    figures, picture = tmp_path / "b.json", tmp_path / "b.png"
+    figures.write_text(json.dumps(dict.fromkeys(HEAD) | change))
+    result = RUNNER.invoke(app, ["bench", "--read", str(figures), "--plot", str(picture)])
+    assert result.exit_code == 2 and words in " ".join(result.output.split())
+    figures.write_text(json.dumps(change))
+    result = RUNNER.invoke(app, ["bench", "--read", str(figures), "--plot", str(picture)])
+    assert result.exit_code == 2 and "lacks command, date" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize("kind", ["random", "correlated", "captured"])
-def test_bench_takes_lists_that_attention_did_not_choose(
+def test_bench_takes_patterns_that_attention_did_not_choose(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
 ) -> None:
     grid, file = vsa.Grid((4, 8, 16)), tmp_path / "made.pt"
@@ -196,14 +242,15 @@ def test_bench_takes_lists_that_attention_did_not_choose(
         return right(*args, **options)
 
     monkeypatch.setattr(vsa, "attention", noting)
-    arguments = ["--grid", "4,8,16", "--heads", "1", "--topk", "3", *SMALL[4:], "--lists", given]
+    arguments = ["--grid", "4,8,16", "--heads", "1", "--topk", "3", *SMALL[4:]]
+    arguments += ["--patterns", given]
     figures = tmp_path / "bench.json"
     result = RUNNER.invoke(app, ["bench", *arguments, "--json", str(figures)])
     assert result.exit_code == 0, result.output
     name = "made.pt" if kind == "captured" else kind
     said = " ".join(result.output.split())
-    assert f"3 of 8 tiles kept (37.5%), {name} lists" in said
-    assert {row["lists"] for row in json.loads(figures.read_text())["rows"]} == {name}
+    assert f"3 of 8 tiles kept (37.5%), sparsity pattern {name}" in said
+    assert {row["pattern"] for row in json.loads(figures.read_text())["rows"]} == {name}
     wanted = patterns.selection(kind, grid, 1, 3, torch.device("cpu"), file)
     assert len(used) > 2 and all(torch.equal(x.mask(), wanted.mask()) for x in used)
 
@@ -214,7 +261,7 @@ def test_bench_times_and_draws_stages(tmp_path: Path) -> None:
     result = RUNNER.invoke(app, ["bench", *SMALL, *arguments])
     assert result.exit_code == 0, result.output
     assert "stages, forward+backward" in result.output and "select" in result.output
-    forward, both = (row["stages"] for row in json.loads(figures.read_text())["rows"])
+    forward, both = (row["stages_ms"] for row in json.loads(figures.read_text())["rows"])
     assert {"forward", "coarse", "select", "fine"} <= set(forward) and "backward" not in forward
     assert {"backward", "backward: fine"} <= set(both)
     for times in (forward, both):
@@ -263,8 +310,11 @@ def test_what_the_gpu_did_stands_below_the_time() -> None:
         (["--plot", "picture.gif"], "plot"),
         (["--shape", "wan"], "shape"),
         (["--sweep", "length"], "sweep"),
+        (["--patterns", "captured"], "patterns"),
+        (["--patterns", __file__], "patterns"),
         (["--lists", "captured"], "lists"),
-        (["--lists", __file__], "lists"),
+        (["--read", "/nowhere/at/all.json"], "read"),
+        (["--read", __file__], "--plot must name the picture"),
         (["--sweep", "density", "--topk", "1"], "sweep"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),

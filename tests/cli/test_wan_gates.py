@@ -69,8 +69,8 @@ def test_a_checkpoint_with_gates_runs_with_the_coarse_branch(folder: Path, tmp_p
     assert gated["gates_from"] == str(folder) and without["gates_from"] is None
     assert gated["tile"] == [4, 4, 4] and without["tile"] == "auto"
     # With every tile kept only the coarse branch is left to make a difference.
-    assert without["sizes"][0]["difference"] < 1e-4 < gated["sizes"][0]["difference"]
-    assert gated["sizes"][0]["sparse"]["stages"]["combine"] > 0
+    assert without["rows"][0]["difference"] < 1e-4 < gated["rows"][0]["difference"]
+    assert gated["rows"][0]["sparse"]["stages_ms"]["combine"] > 0
 
 
 def test_a_file_of_gates_is_added_to_any_model(folder: Path, tmp_path: Path) -> None:

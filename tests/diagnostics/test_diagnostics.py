@@ -14,6 +14,7 @@ from python.no_work import is_named
 
 import vsa
 from vsa import diagnostics, plots
+from vsa.diagnostics import theme
 from vsa.values import bitmap
 
 GRID = vsa.Grid((4, 8, 12))  # 1 x 2 x 3 tiles
@@ -137,6 +138,6 @@ def test_pictures_are_drawn(heads: int, tmp_path: Path) -> None:
 def test_a_missing_matplotlib_is_said_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    monkeypatch.setattr(theme, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'video-sparse-attention\[demo\]'"):
         plots.head_overlap(selection(A, B), tmp_path / "picture.png")

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 import vsa
-from vsa.cli import check, info
+from vsa.cli import info
 from vsa.cli.bench import command as bench
+from vsa.cli.check import command as check
 from vsa.cli.demo import command as demo
 from vsa.cli.profile import command as profile
 from vsa.cli.wan import command as wan

@@ -15,7 +15,7 @@ from rich.table import Table
 import vsa
 from video_sparse_attention import REPAIR, neighbour
 from vsa.backends import BACKENDS, Request, choose
-from vsa.cli import options
+from vsa.measure.machine import processor
 
 BESIDE = (
     "its import name is vsa too, and its vsa/__init__.py gave way to this project's, so its "
@@ -67,7 +67,7 @@ def devices() -> list[torch.device]:
 def describe(device: torch.device) -> str:
     """A device's name and size."""
     if device.type == "cpu":
-        return f"{options.processor()}, {torch.get_num_threads()} threads"
+        return f"{processor()}, {torch.get_num_threads()} threads"
     found = torch.cuda.get_device_properties(device)
     return f"{found.name}, sm_{found.major}{found.minor}, {found.total_memory / 2**30:.0f} GiB"
 

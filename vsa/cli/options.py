@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands have in common: options, how the machine is named, how a command gives up."""
+"""Options that several commands have, and how each is read."""
 
 from __future__ import annotations
 
-import os
-import platform
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import typer
-from rich.console import Console
 
 from vsa import backends
 from vsa.values import checks
@@ -87,26 +83,6 @@ def check_backend(
         raise typer.BadParameter(str(error), param_hint="--backend") from None
 
 
-def machine(device: torch.device) -> str:
-    """The processor by name, and the PyTorch that runs on it."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{processor()}, {torch.get_num_threads()} threads"
-    return f"{name}, PyTorch {torch.__version__}"
-
-
-def processor() -> str:
-    """The CPU by the name that the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine() or f"CPU with {os.cpu_count()} cores"
-
-
 Topk = Annotated[
     float,
     typer.Option(
@@ -134,9 +110,3 @@ TileShape = Annotated[
         help="Tokens per tile, at most 64 in all; or auto.",
     ),
 ]
-
-
-def wide_console(width: int) -> Console:
-    """A terminal as it is, or a log of so many columns, where tables are not cut off."""
-    found = Console()
-    return found if found.is_terminal else Console(width=width)

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that commands write: refused before any work, and whole whenever a run ends."""
+"""Files that commands write, refused before any work."""
 
 from __future__ import annotations
 
-import json
-import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -38,20 +35,3 @@ def check_output(path: Path | None, suffix: str, hint: str) -> None:
             f"a file that can be written is needed, but {path} cannot be: {error.strerror}",
             param_hint=hint,
         ) from None
-
-
-def write_json(path: Path | None, content: dict[str, Any]) -> None:
-    """Put a new file in the place of the old one, so that whoever reads finds one of the two.
-
-    Args:
-        path: None for nowhere.
-        content: what JSON can hold.
-    """
-    if path is None:
-        return
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(content, indent=1))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -7,8 +7,6 @@ They are drawn by matplotlib, which is part of the extra ``demo``.
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,53 +14,18 @@ import torch
 from torch import Tensor
 
 from vsa.diagnostics import metrics
-from vsa.installation import DISTRIBUTION
+from vsa.diagnostics.theme import BLUE, FAINT, INK, LIGHT_BLUE, MUTED, ORANGE, new_figure, shades
 from vsa.values import bitmap
 from vsa.values.selection import Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
     from vsa.diagnostics import RecallCurve
 
-INK, MUTED, PALE = "#222222", "#6b6b6b", "#e4e4e4"
-ORANGE, BLUE, LIGHT_BLUE = "#e8590c", "#0b5cad", "#8fb8de"
-DPI = 150
 MOST_WRITTEN_HEADS = 16
 """With more heads, shares are shown by colour alone."""
-
-
-@contextmanager
-def new_figure(width: float, height: float, path: Path | str) -> Iterator[Figure]:
-    """An empty figure in the project's style; it is written to ``path`` in the end."""
-    if find_spec("matplotlib") is None:
-        raise ImportError(
-            "plots are drawn by matplotlib, which cannot be imported: "
-            f"run pip install '{DISTRIBUTION}[demo]'"
-        )
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {
-        "font.size": 10,
-        "text.color": INK,
-        "axes.edgecolor": MUTED,
-        "axes.labelcolor": INK,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 12,
-        "axes.titleweight": "bold",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with rc_context(style):
-        figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
-        yield figure
-        figure.savefig(path)
 
 
 def recall(curve: RecallCurve, path: Path | str) -> None:
@@ -92,7 +55,7 @@ def recall(curve: RecallCurve, path: Path | str) -> None:
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
         axes.set(ylim=(0, 1.03), xlabel="key tiles kept (log scale)")
         axes.set_title("Share of dense attention on the kept tiles")
-        axes.grid(axis="y", color=PALE, linewidth=0.8)
+        axes.grid(axis="y", color=FAINT, linewidth=0.8)
         axes.set_axisbelow(True)
 
 
@@ -233,13 +196,6 @@ def outline(axes: Axes, at: tuple[int, int, int]) -> None:
     axes.add_patch(
         Rectangle((at[2], at[1]), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2.5, clip_on=False)
     )
-
-
-def shades() -> Any:
-    """From nothing in grey to everything in blue."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("tiles", ["#ececec", LIGHT_BLUE, BLUE, "#06325f"])
 
 
 def add_scale(

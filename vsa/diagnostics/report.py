@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from vsa.diagnostics.plots import MUTED, add_scale, new_figure, outline, shades
+from vsa.diagnostics.plots import add_scale, outline
+from vsa.diagnostics.theme import FAINT, INK, MUTED, new_figure, shades
 from vsa.values.grid import Grid
 
 if TYPE_CHECKING:
@@ -30,13 +31,13 @@ LEAST_CELL, MOST_CELL = 0.15, 0.26
 APART = 0.12
 """Between tile maps that stand side by side, as a share of their width."""
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 75rem; margin: 2rem auto;
-       padding: 0 1rem; }
-img { width: 100%; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { text-align: right; padding: 0.2rem 1rem; border-bottom: 1px solid #e4e4e4; }
-th { color: #6b6b6b; font-weight: normal; }
+STYLE = f"""
+body {{ font: 16px/1.5 system-ui, sans-serif; color: {INK}; max-width: 75rem; margin: 2rem auto;
+       padding: 0 1rem; }}
+img {{ width: 100%; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }}
+th, td {{ text-align: right; padding: 0.2rem 1rem; border-bottom: 1px solid {FAINT}; }}
+th {{ color: {MUTED}; font-weight: normal; }}
 """
 
 

@@ -12,6 +12,7 @@ from torch.autograd.profiler import record_function
 from torch.cuda import nvtx
 
 from vsa.measure import stage_hooks
+from vsa.measure.cpu_profiler import cpu_profile
 
 PREFIX = "vsa "
 WARM_UP = 2
@@ -66,8 +67,7 @@ def _on_cpu(call: Callable[[stage_hooks.Range], None], repeats: int) -> dict[str
     def open_range(name: str) -> record_function:
         return record_function(PREFIX + name)
 
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities) as profiler, stage_hooks.named(open_range):
+    with cpu_profile() as profiler, stage_hooks.named(open_range):
         for _ in range(repeats):
             call(open_range)
     return {

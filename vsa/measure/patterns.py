@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which key tiles each query tile attends: lists that kernels are measured on.
+"""Sparsity patterns that kernels are measured on: which key tiles each query tile attends.
 
 random      drawn uniformly: neighbours share as little as chance has it, the worst case
-correlated  smooth noise that falls with distance: neighbours share most of their lists
+correlated  smooth noise that falls with distance: neighbours share most of their key tiles
 captured    what a video transformer chose, from the file that bench/captured.py writes
 """
 
@@ -34,22 +34,22 @@ def selection(
     device: torch.device,
     file: Path | None = None,
 ) -> vsa.Selection:
-    """Lists of a kind, the same for the same arguments on the same device.
+    """A pattern of a kind, the same for the same arguments on the same device.
 
     Args:
         kind: one of ``KINDS``.
         grid: queries and keys.
         heads: how many heads choose, each for itself.
         topk: key tiles of every query tile.
-        device: where the lists are made and stay.
-        file: from bench/captured.py, for captured lists.
+        device: where the pattern is made and stays.
+        file: from bench/captured.py, for a captured pattern.
 
     Raises:
-        ValueError: captured lists without a file, or for a layer that the file does not hold.
+        ValueError: a captured pattern without a file, or of a layer that the file does not hold.
     """
     if kind == "captured":
         if file is None:
-            raise ValueError("captured lists need the file that bench/captured.py writes: --lists")
+            raise ValueError("a captured pattern needs the file that bench/captured.py writes")
         return captured(file, grid, heads, topk).to(device)
     n = grid.num_tiles
     noise = torch.rand(1, heads, n, n, device=device, generator=_seeded(device))
@@ -78,7 +78,7 @@ def save(path: Path, about: dict[str, Any], layers: dict[str, vsa.Selection]) ->
 
 
 def layers(path: Path) -> list[str]:
-    """The grids that a file holds lists for."""
+    """The grids that a file holds patterns for."""
     return list(_kept(path))
 
 
@@ -91,37 +91,39 @@ def _kept(path: Path) -> dict[str, tuple[Tensor, int]]:
     try:
         return torch.load(path, weights_only=True)["layers"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, IndexError):
-        raise ValueError(f"lists come from a file of bench/captured.py, not from {path}") from None
+        raise ValueError(
+            f"captured patterns come from a file of bench/captured.py, not from {path}"
+        ) from None
 
 
 def captured(path: Path, grid: vsa.Grid, heads: int, topk: int) -> vsa.Selection:
-    """The first ``heads`` heads of the lists for a grid.
+    """The first ``heads`` heads of the pattern for a grid.
 
     Raises:
-        ValueError: a file without that grid, with fewer heads, or with lists of another length.
+        ValueError: a file without that grid, with fewer heads, or with another number of key tiles.
     """
     layers = _kept(path)
     name = layer_name(grid)
     if name not in layers:
-        raise ValueError(f"{path} holds lists for {', '.join(layers)}, but {name} is wanted")
+        raise ValueError(f"{path} holds patterns for {', '.join(layers)}, but {name} is wanted")
     words, num_key_tiles = layers[name]
     found = vsa.Selection(words[:, :heads].contiguous(), num_key_tiles, grid, grid)
     if found.shape != (1, heads, grid.num_tiles, grid.num_tiles):
         raise ValueError(
-            f"{path} holds lists of {found.shape[1]} heads and {num_key_tiles} tiles for {name}, "
+            f"{path} holds {found.shape[1]} heads and {num_key_tiles} tiles for {name}, "
             f"but {heads} heads and {grid.num_tiles} tiles are wanted"
         )
-    lengths = bitmap.count(found.bitmap)
-    if not bool((lengths == topk).all()):
+    counts = bitmap.count(found.bitmap)
+    if not bool((counts == topk).all()):
         raise ValueError(
-            f"{path} holds lists of {int(lengths.min())} to {int(lengths.max())} tiles for {name}, "
+            f"{path} keeps {int(counts.min())} to {int(counts.max())} key tiles for {name}, "
             f"but {topk} are wanted"
         )
     return found
 
 
 def shared_along_w(selection: vsa.Selection) -> float:
-    """Share of a tile's list that the next tile along w has too, mean of the heads."""
+    """Share of a tile's key tiles that the next tile along w keeps too, mean of the heads."""
     return vsa.diagnostics.neighbour_overlap(selection).w.mean().item()
 
 
@@ -158,7 +160,7 @@ def reuse(selection: vsa.Selection, tiles: int, axes: Tensor | None = None) -> f
     if axes is not None:
         assert selection.grid is not None
         along_t = torch.arange(mask.shape[2], device=mask.device).view(selection.grid.tiles[0], -1)
-        along_t[:, 1::2] = along_t[:, 1::2].flip(0)  # to and fro
+        along_t[:, 1::2] = along_t[:, 1::2].flip(0)  # serpentine
         mask = torch.where(axes[..., None, None] == 1, mask[:, :, along_t.T.flatten()], mask)
     whole = mask[:, :, : mask.shape[2] // tiles * tiles].unflatten(2, (-1, tiles))
     return (whole.sum() / whole.any(3).sum()).item()

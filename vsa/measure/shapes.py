@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention layers of video models by name, and sweeps: what ``vsa bench`` and others run on."""
+"""Attention layers of video models by name, and sweeps: what commands run on."""
 
 from __future__ import annotations
 
@@ -39,6 +39,23 @@ SHAPES = {
 }
 """By name; the resolution and length of a clip are those that the model is known for."""
 
+GRIDS = {name: shape.grid for name, shape in SHAPES.items()} | {
+    "wan2.2-5b": Grid((31, 22, 40)),
+    "fastvideo-448x832x77": Grid((20, 28, 52)),
+    "fastwan-448x832x61": Grid((16, 28, 52)),
+    "fastvideo-768x1280x77": Grid((20, 48, 80)),
+    "hunyuan1.5-720p": Grid((31, 45, 80)),
+    "hunyuan1.5-480p": Grid((31, 30, 53)),
+    "ltx-2": Grid((16, 16, 24)),
+    "mochi-163f": Grid((28, 30, 53)),
+    "mochi-85f": Grid((15, 30, 53)),
+}
+"""Token grids of the shapes and of more models, whose results ``vsa check --shape`` looks at."""
+PADDED_TEXT = frozenset({"hunyuan-720p", "hunyuan-544p"})
+"""Whose text is filled up to its length: part of it is not real."""
+ONE_KEY_HEAD = frozenset({"wan2.2-5b", "hunyuan-544p", "mochi-85f"})
+"""Checked with one key head for all query heads; not the models' own, to have some."""
+
 LENGTHS = (
     Grid((8, 32, 32)),
     Grid((16, 32, 32)),
@@ -54,7 +71,7 @@ CPU_LENGTHS = (
     Grid((8, 16, 32)),
     Grid((8, 32, 32)),
 )
-"""1k to 8k tokens, likewise: what takes a CPU minutes."""
+"""1k to 8k tokens without a clipped tile: what takes a CPU minutes."""
 
 DENSITIES = (0.03125, 0.0625, 0.125, 0.25, 0.5, 1.0)
 """Shares of key tiles, by factors of two."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -14,8 +13,7 @@ from typing import TypeVar
 
 import torch
 
-# Its profiler, which counts the memory of CPU tensors, otherwise prints its own comings and goings.
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+from vsa.measure.cpu_profiler import cpu_profile
 
 Result = TypeVar("Result")
 CALLS_IN_A_ROW = 10
@@ -96,9 +94,7 @@ def peak_memory(function: Callable[[], Result], device: torch.device) -> tuple[R
         result = function()
         torch.cuda.synchronize()
         return result, torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    with cpu_profile(profile_memory=True) as profile:
         result = function()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"

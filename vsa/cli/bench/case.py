@@ -7,7 +7,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,13 +16,13 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend
 
 import vsa
+from vsa.cli.bench.measurement import Measurement
 from vsa.measure import stage_hooks
 from vsa.measure.gpu_monitor import Monitor
 from vsa.measure.nvtx_ranges import record
 from vsa.measure.shapes import Shape
 from vsa.measure.timing import peak_memory, seconds, sets_beyond_cache, settled, spread
 from vsa.values import checks
-from vsa.values.grid import Extent
 from vsa.verify.sampled import Sample
 
 Inputs = tuple[Tensor, ...]  # q, k and v, (1, S, heads, head_dim)
@@ -41,58 +41,6 @@ class WrongResults(Exception):
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Sparse and dense attention on the same inputs in one run.
-
-    Attributes:
-        shape: its name in ``vsa.measure.shapes``, or its grid.
-        lists: "chosen" by vsa.attention from q and k, or what the lists were that it was given.
-        grid: (T, H, W) tokens.
-        text: tokens that are not video.
-        heads: query, key and value heads.
-        head_dim: channels of a head.
-        direction: "forward" or "forward+backward".
-        kept: key tiles per query tile.
-        tiles: key tiles in all.
-        dense: median seconds of scaled_dot_product_attention.
-        sparse: median seconds of vsa.attention, all stages; without coarse and select where it was
-            given its lists.
-        dense_spread: half the distance between the quartiles, as a share of the median.
-        sparse_spread: likewise.
-        dense_tflops: dense operations per second, in 10**12.
-        sparse_tflops: operations on selected tokens per second, in 10**12.
-        memory: peak bytes of vsa.attention beyond its inputs, outputs and gradients included.
-        inputs: bytes of q, k and v.
-        errors: of vsa.attention on sampled tiles, before it was timed (``vsa.verify.sampled``).
-        dense_gpu: what the GPU did meanwhile (``vsa.measure.gpu_monitor``); empty on a CPU.
-        sparse_gpu: likewise.
-        stages: seconds of the parts of vsa.attention, called one by one; empty if not asked for.
-    """
-
-    shape: str
-    lists: str
-    grid: Extent
-    text: int
-    heads: int
-    head_dim: int
-    direction: str
-    kept: int
-    tiles: int
-    dense: float
-    sparse: float
-    dense_spread: float
-    sparse_spread: float
-    dense_tflops: float
-    sparse_tflops: float
-    memory: int
-    inputs: int
-    errors: dict[str, float] = field(default_factory=dict)
-    dense_gpu: dict[str, float] = field(default_factory=dict)
-    sparse_gpu: dict[str, float] = field(default_factory=dict)
-    stages: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Case:
     """A layer on random inputs, and how it is run and timed.
 
@@ -100,8 +48,8 @@ class Case:
         name: of the layer.
         layer: its grid and heads.
         topk: key tiles per query tile.
-        lists: what they are called; "chosen" by attention itself, or "random" and so on.
-        selection: those lists; None where attention chooses.
+        pattern: what it is called; "chosen" by attention itself, or "random" and so on.
+        selection: that pattern; None where attention chooses.
         backend: of the sparse runs.
         repeats: of every timing.
         sets: inputs that calls go round, so that none finds its own in the L2 cache.
@@ -111,7 +59,7 @@ class Case:
     name: str
     layer: Shape
     topk: float
-    lists: str
+    pattern: str
     selection: vsa.Selection | None
     backend: str
     repeats: int
@@ -144,7 +92,7 @@ class Case:
         dense_time, sparse_time = statistics.median(dense), statistics.median(sparse)
         return Measurement(
             shape=self.name,
-            lists=self.lists,
+            pattern=self.pattern,
             grid=grid.shape,
             text=grid.text,
             heads=self.layer.heads,

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from dataclasses import asdict
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -25,24 +22,29 @@ from rich.progress import (
 import vsa
 from vsa.cli import options, patience
 from vsa.cli.bench import layers as layers
-from vsa.cli.bench.case import Case, Measurement, WrongResults, dense_kernel, inputs_of
+from vsa.cli.bench.case import Case, WrongResults, dense_kernel, inputs_of
+from vsa.cli.bench.measurement import Measurement
 from vsa.cli.bench.table import CHOSEN, line, tables
 from vsa.cli.extras import require_demo_extra
-from vsa.cli.outputs import INTERRUPTED, check_output, write_json
-from vsa.measure import patterns as lists_of
+from vsa.cli.outputs import INTERRUPTED, check_output
+from vsa.measure import patterns
 from vsa.measure.gpu_monitor import Monitor
-from vsa.measure.provenance import provenance
+from vsa.measure.machine import machine
+from vsa.measure.provenance import provenance, read, write
 from vsa.measure.shapes import Shape
 from vsa.values import checks
 
 
-def parse_lists(text: str) -> str:
-    """A kind of lists, or the file that holds captured ones."""
-    if text not in (CHOSEN, *lists_of.DRAWN) and not Path(text).is_file():
+def parse_pattern(text: str) -> str:
+    """A kind of sparsity pattern, or the file that holds captured ones."""
+    if text not in (CHOSEN, *patterns.DRAWN) and not Path(text).is_file():
         raise typer.BadParameter(
-            f"lists must be chosen, random, correlated or a file, but they are {text!r}"
+            f"a sparsity pattern must be chosen, random, correlated or a file, but it is {text!r}"
         )
     return text
+
+
+PATTERN: dict[str, Any] = {"parser": parse_pattern, "metavar": "KIND"}
 
 
 def bench(
@@ -69,16 +71,16 @@ def bench(
     ] = "fp32",
     device: options.Device = "auto",
     backend: options.BackendName = "auto",
-    lists: Annotated[
+    pattern: Annotated[
         str,
         typer.Option(
-            "--lists",
-            parser=parse_lists,
-            metavar="KIND",
+            "--patterns",
+            **PATTERN,
             help="Which tiles are kept: chosen by attention from q and k; or, without the coarse "
             "stage and the choice, random, correlated, or a file of bench/captured.py.",
         ),
     ] = CHOSEN,
+    lists: Annotated[str | None, typer.Option("--lists", **PATTERN, hidden=True)] = None,
     with_stages: Annotated[
         bool, typer.Option("--stages", help="Time the stages too, called one by one.")
     ] = False,
@@ -91,6 +93,15 @@ def bench(
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the speed-ups into this .png file.")
+    ] = None,
+    rows_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--read",
+            exists=True,
+            dir_okay=False,
+            help="Measure nothing: draw --plot from a file that --json wrote.",
+        ),
     ] = None,
 ) -> None:
     """Time vsa.attention against dense attention in the same run, forward and forward+backward.
@@ -107,12 +118,16 @@ def bench(
     check_output(plot, ".png", "--plot")
     if plot is not None:
         require_demo_extra("matplotlib", purpose="the plot is drawn by matplotlib")
+    if rows_file is not None:
+        _draw_again(rows_file, plot)
+        return
+    pattern = lists or pattern
     grid, topk = layers.swept(sweep, shape, grid, topk, device)
     cases = layers.layers(shape, grid, tile, heads, head_dim)
     for each in cases.values():
         name = options.check_backend(backend, device, dtype, each.head_dim, not forward_only)
     selections = {
-        (called, share): _selection(lists, layer, share, device)
+        (called, share): _selection(pattern, layer, share, device)
         for called, layer in cases.items()
         for share in topk
     }
@@ -125,13 +140,11 @@ def bench(
     if slow := patience.warning(rows, repeats, device, dtype, name):
         console.print(f"[yellow]{slow}[/yellow]")
     kind = str(dtype).removeprefix("torch.")
-    about = provenance(device)
-    about |= {"command": shlex.join(["vsa", *sys.argv[1:]]), "backend": name, "dtype": kind}
+    about: dict[str, Any] = provenance(device) | {"backend": name, "dtype": kind, "sweep": sweep}
     measurements: list[Measurement] = []
 
     def keep(complete: bool) -> None:
-        done = [asdict(row) for row in measurements]
-        write_json(json_file, about | {"complete": complete, "rows": done})
+        write(json_file, about, [row.row() for row in measurements], complete)
 
     stopped = None
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
@@ -150,7 +163,7 @@ def bench(
                         called,
                         layer,
                         share,
-                        Path(lists).name,
+                        Path(pattern).name,
                         selections[called, share],
                         name,
                         repeats,
@@ -167,7 +180,7 @@ def bench(
         except KeyboardInterrupt:
             stopped = f"interrupted after {len(measurements)} of {len(rows)} rows", INTERRUPTED
     console.print(*tables(measurements), sep="\n")
-    head = f"{options.machine(device)}, backend {name}, {kind}, vsa {vsa.__version__}"
+    head = f"{machine(device)}, backend {name}, {kind}, vsa {vsa.__version__}"
     console.print(f"{head}, {date.today()}; median of {repeats}, ± half the quartile distance")
     if measurements:
         worst = max(max(row.errors.values()) for row in measurements)
@@ -176,21 +189,43 @@ def bench(
         console.print(f"[bold red]{stopped[0]}[/bold red]")
         raise typer.Exit(stopped[1])
     if plot is not None:
-        from vsa.cli.bench.plot import draw, draw_sweep  # needs the extra
+        _draw(measurements, sweep, head, dense, plot)
 
-        if sweep is None:
-            draw(measurements, head, dense, plot)
-        else:
-            draw_sweep(measurements, sweep, head, dense, plot)
+
+def _draw(
+    rows: list[Measurement], sweep: str | None, about: str, dense: str, picture: Path
+) -> None:
+    from vsa.cli.bench.plot import draw, draw_sweep  # needs the extra
+
+    if sweep is None:
+        draw(rows, about, dense, picture)
+    else:
+        draw_sweep(rows, sweep, about, dense, picture)
+
+
+def _draw_again(file: Path, picture: Path | None) -> None:
+    """What --plot drew, or would have drawn, when the file was written."""
+    if picture is None:
+        raise typer.BadParameter("--plot must name the picture to draw", param_hint="--read")
+    try:
+        found = read(file)
+        rows = [Measurement.of_row(row) for row in found["rows"]]
+        if not rows:
+            raise ValueError(f"{file} must have a row at least, but has none")
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--read") from None
+    about = f"{found['device']}, PyTorch {found['torch']}, backend {found['backend']}, "
+    about += f"{found['dtype']}, commit {(found['commit'] or 'unknown')[:12]}, {found['date']}"
+    _draw(rows, found["sweep"], about, found["dense_kernel"], picture)
 
 
 def _selection(kind: str, layer: Shape, share: float, device: torch.device) -> vsa.Selection | None:
-    """The lists of a layer; none where attention chooses."""
+    """The sparsity pattern of a layer; none where attention chooses."""
     if kind == CHOSEN:
         return None
-    kind, file = (kind, None) if kind in lists_of.DRAWN else ("captured", Path(kind))
+    kind, file = (kind, None) if kind in patterns.DRAWN else ("captured", Path(kind))
     topk = checks.top_k(share, layer.grid.num_tiles)
     try:
-        return lists_of.selection(kind, layer.grid, layer.heads, topk, device, file)
+        return patterns.selection(kind, layer.grid, layer.heads, topk, device, file)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--lists") from None
+        raise typer.BadParameter(str(error), param_hint="--patterns") from None

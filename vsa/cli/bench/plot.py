@@ -4,33 +4,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from textwrap import fill
-from typing import TYPE_CHECKING
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, cast
 
 from vsa.cli.bench.stage_table import REST, parts
+from vsa.cli.bench.table import CHOSEN
+from vsa.diagnostics import theme
 from vsa.measure import stage_hooks
 
 if TYPE_CHECKING:
-    from vsa.cli.bench.case import Measurement
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from vsa.cli.bench.measurement import Measurement
 
 WIDTH = 8.0
 """Inches; read at two thirds of its 1,200 pixels, nothing is smaller than 11 pixels."""
-COLOURS = {"forward": "#0072b2", "forward+backward": "#e69f00"}
-"""Of directions, and of nothing else."""
-STAGES = {
-    stage_hooks.COARSE: "#cdb4db",
-    stage_hooks.SELECT: "#7b4fa3",
-    stage_hooks.FINE: "#2a9d8f",
-    stage_hooks.COMBINE: "#f4d58d",
-    stage_hooks.FINE_BACKWARD: "#8d5524",
-    stage_hooks.MEANS_BACKWARD: "#d4a373",
-    REST: "0.8",
-}
+STAGES = dict(zip((*stage_hooks.FORWARD, *stage_hooks.BACKWARD), theme.STAGES, strict=True))
+STAGES[REST] = theme.PALE
 BAR = 0.23
 """Inches of a bar."""
 
@@ -46,7 +41,19 @@ def draw(measurements: list[Measurement], about: str, dense: str, path: Path) ->
     """
     cases = list(dict.fromkeys((row.shape, row.kept, row.tiles) for row in measurements))
     directions = list(dict.fromkeys(row.direction for row in measurements))
-    figure, axes = _panels(measurements, 1.1 + BAR * len(cases) * (len(directions) + 0.6))
+    with _panels(measurements, path, 1.1 + BAR * len(cases) * (len(directions) + 0.6)) as axes:
+        _draw_bars(axes, measurements, cases, directions)
+        axes.set_xlabel(f"times faster than dense attention ({dense})")
+        theme.legend_above(axes)
+        theme.title(_figure(axes), _caption(measurements, about))
+
+
+def _draw_bars(
+    axes: Axes,
+    measurements: list[Measurement],
+    cases: list[tuple[str, int, int]],
+    directions: list[str],
+) -> None:
     height = 0.8 / len(directions)
     for offset, direction in enumerate(directions):
         rows = [row for row in measurements if row.direction == direction]
@@ -55,23 +62,18 @@ def draw(measurements: list[Measurement], about: str, dense: str, path: Path) ->
             for row in rows
         ]
         gains = [row.dense / row.sparse for row in rows]
-        bars = axes.barh(places, gains, height, color=COLOURS[direction], label=direction)
+        bars = axes.barh(places, gains, height, color=theme.DIRECTIONS[direction], label=direction)
         axes.bar_label(bars, fmt="%.1fx", fontsize=9, padding=2)
     for place, (_, kept, tiles) in enumerate(cases):
         limit = axes.vlines(
-            tiles / kept, place - 0.45, place + 0.45, colors="0.3", linestyles="dashed"
+            tiles / kept, place - 0.45, place + 0.45, colors=theme.MUTED, linestyles="dashed"
         )
     limit.set_label("limit: all tiles / tiles kept")
-    axes.axvline(1, color="0.7", linewidth=0.8)
+    axes.axvline(1, color=theme.PALE, linewidth=0.8)
     names = [f"{shape}\n{kept:,} of {tiles:,} tiles" for shape, kept, tiles in cases]
     axes.set_yticks(range(len(cases)), names, fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.08 * max(tiles / kept for _, kept, tiles in cases))
-    axes.set_xlabel(f"times faster than dense attention ({dense})")
-    axes.spines[["top", "right"]].set_visible(False)
-    _legend_above(axes)
-    _title(figure, measurements, about)
-    figure.savefig(path, dpi=150)
 
 
 def draw_sweep(
@@ -86,7 +88,14 @@ def draw_sweep(
         dense: likewise.
         path: likewise.
     """
-    figure, axes = _panels(measurements, 4.6)
+    with _panels(measurements, path, 4.6) as axes:
+        _draw_lines(axes, measurements, sweep)
+        axes.set_ylabel(f"times faster than dense attention\n({dense})")
+        axes.legend()
+        theme.title(_figure(axes), _caption(measurements, about))
+
+
+def _draw_lines(axes: Axes, measurements: list[Measurement], sweep: str) -> None:
     lines: dict[tuple[str, str], list[Measurement]] = {}
     for row in measurements:
         layer = row.shape if sweep == "density" else ""
@@ -100,7 +109,7 @@ def draw_sweep(
         axes.plot(
             [place(row) for row in rows],
             [row.dense / row.sparse for row in rows],
-            color=COLOURS[direction],
+            color=theme.DIRECTIONS[direction],
             marker="os^Dv<>"[layers.index(layer) % 7],
             label=direction if len(layers) == 1 else f"{direction}, {layer}",
         )
@@ -109,28 +118,23 @@ def draw_sweep(
     axes.plot(
         points,
         [limits[x] for x in points],
-        color="0.3",
+        color=theme.MUTED,
         ls="--",
         label="limit: all tiles / tiles kept",
     )
-    axes.axhline(1, color="0.7", linewidth=0.8)
+    axes.axhline(1, color=theme.PALE, linewidth=0.8)
     axes.set_xscale("log", base=2)
     ticks = [f"{x:.1%}" if sweep == "density" else f"{x / 1024:.0f}k" for x in points]
     axes.set_xticks(points, ticks)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter("{x:g}x")
     axes.set_xlabel("share of key tiles kept" if sweep == "density" else "tokens")
-    axes.set_ylabel(f"times faster than dense attention\n({dense})")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    _title(figure, measurements, about)
-    figure.savefig(path, dpi=150)
 
 
-def _title(figure: Figure, rows: list[Measurement], about: str) -> None:
+def _caption(rows: list[Measurement], about: str) -> str:
     """What was measured, and on what."""
-    of_lists = {row.lists for row in rows} - {"chosen"}
-    what = "The fine stage" if of_lists else "vsa.attention, whole,"
+    patterns = {row.pattern for row in rows} - {CHOSEN}
+    what = "The fine stage" if patterns else "vsa.attention, whole,"
     facts = [f"{what} against dense attention"]
     heads = sorted({(row.heads, row.head_dim) for row in rows})
     if len(heads) == 1:
@@ -139,30 +143,29 @@ def _title(figure: Figure, rows: list[Measurement], about: str) -> None:
         facts.append(f"head_dim {heads[0][1]}")
     if _alike(rows):
         facts.append(f"{median(row.kept / row.tiles for row in rows):.1%} of the tiles kept")
-    if of_lists:
-        facts.append(f"{', '.join(sorted(of_lists))} lists")
-    text = fill(", ".join(facts).replace(",,", ","), 100) + "\n" + fill(about, 100)
-    figure.suptitle(text, fontsize=10, x=0.01, ha="left")
+    if patterns:
+        facts.append(f"sparsity pattern: {', '.join(sorted(patterns))}")
+    return fill(", ".join(facts).replace(",,", ","), 100) + "\n" + fill(about, 100)
 
 
-def _panels(measurements: list[Measurement], height: float) -> tuple[Figure, Axes]:
-    """A figure and where its speed-ups go; below, the stages of all rows that have them."""
+@contextmanager
+def _panels(measurements: list[Measurement], path: Path, height: float) -> Iterator[Axes]:
+    """Where speed-ups go; below, the stages of all rows that have them. Written in the end."""
     rows = [row for row in measurements if row.stages]
     if not rows:
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        return figure, figure.subplots()
+        with theme.new_figure(WIDTH, height, path) as figure:
+            yield figure.subplots()
+        return
     below = 1.2 + BAR * len(rows)
-    figure = Figure(figsize=(WIDTH, height + below), layout="constrained")
-    axes, bars = figure.subplots(2, 1, height_ratios=[height, below])
-    _draw_stages(bars, rows)
-    _legend_above(bars)
-    return figure, axes
+    with theme.new_figure(WIDTH, height + below, path) as figure:
+        axes, bars = figure.subplots(2, 1, height_ratios=[height, below])
+        _draw_stages(bars, rows)
+        theme.legend_above(bars)
+        yield axes
 
 
-def _legend_above(axes: Axes) -> None:
-    axes.margins(y=0.01)
-    place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0)}
-    axes.legend(**place, frameon=False, fontsize=9, ncols=4, columnspacing=1.2)
+def _figure(axes: Axes) -> Figure:
+    return cast("Figure", axes.get_figure(root=True))
 
 
 def _alike(rows: list[Measurement]) -> bool:
@@ -195,4 +198,3 @@ def _draw_stages(axes: Axes, rows: list[Measurement]) -> None:
     axes.set_xlim(0, 1.16)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
     axes.set_xlabel("stages, as a share of their time, called one by one")
-    axes.spines[["top", "right"]].set_visible(False)

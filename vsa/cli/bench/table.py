@@ -13,10 +13,10 @@ from rich.table import Table
 from vsa.cli.bench.stage_table import stage_table
 
 if TYPE_CHECKING:
-    from vsa.cli.bench.case import Measurement
+    from vsa.cli.bench.measurement import Measurement
 
 CHOSEN = "chosen"
-"""Lists that attention chose itself."""
+"""The sparsity pattern that attention chose itself."""
 
 
 def line(row: Measurement) -> str:
@@ -65,5 +65,5 @@ def _layer(row: Measurement) -> str:
     return (
         f"{math.prod(row.grid):,}{text} tokens = {row.shape}, {row.heads} heads of "
         f"{row.head_dim}, {row.kept} of {row.tiles} tiles kept ({row.kept / row.tiles:.1%})"
-        + (f", {row.lists} lists" if row.lists != CHOSEN else "")
+        + (f", sparsity pattern {row.pattern}" if row.pattern != CHOSEN else "")
     )

@@ -21,6 +21,8 @@ from vsa.cli.demo import experiment as experiment
 from vsa.cli.demo import picture as picture
 from vsa.cli.extras import require_demo_extra
 from vsa.cli.outputs import check_output
+from vsa.measure.machine import input_dtype
+from vsa.measure.video import MOST_FRAMES, default_clip
 from vsa.values.grid import SLOTS
 
 BUSY_LOAD = 0.35
@@ -45,7 +47,7 @@ def demo(
     ),
     frames: Annotated[
         int,
-        typer.Option(help="Frames to take, spread over the clip.", min=8, max=clips.MOST_FRAMES),
+        typer.Option(help="Frames to take, spread over the clip.", min=8, max=MOST_FRAMES),
     ] = 84,
     tile: options.TileShape = "4,4,4",
     backend: options.BackendName = "auto",
@@ -61,7 +63,7 @@ def demo(
     require_demo_extra("av", "matplotlib", *shipped, purpose="the demo reads clips and draws")
     check_output(out, ".png", "--out")
     name = options.check_backend(
-        backend, device, experiment.input_dtype(device), clips.HEAD_DIM, gradients=True
+        backend, device, input_dtype(device), clips.HEAD_DIM, gradients=True
     )
 
     console = Console()
@@ -73,7 +75,7 @@ def demo(
             progress.update(task, advance=work, description=following)
 
         try:
-            source = clips.read(clip or clips.default_clip(), frames)
+            source = clips.read(clip or default_clip(), frames)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="CLIP") from None
         findings = experiment.measure(source, tile, topk, name, device, seed, step)

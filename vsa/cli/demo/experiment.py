@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 import vsa
-from vsa.cli import options
 from vsa.cli.demo import clip as clips
 from vsa.cost import Flops
+from vsa.measure.machine import input_dtype, machine
 from vsa.stages.inputs import Tile
 from vsa.values import checks
 from vsa.values.grid import SLOTS
@@ -203,7 +203,7 @@ def measure(
         random_recall={count: each.mean(-1) for count, each in random.items()},
         cost=vsa.flops(grid, q.shape[2], q.shape[3], own),
         backend=backend,
-        machine=options.machine(device),
+        machine=machine(device),
         load=load,
     )
 
@@ -228,8 +228,3 @@ def other_load() -> float:
         return os.getloadavg()[0] / (os.cpu_count() or 1)
     except OSError:
         return 0.0
-
-
-def input_dtype(device: torch.device) -> torch.dtype:
-    """What models run in there: the GPU kernels take bfloat16."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32

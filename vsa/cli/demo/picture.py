@@ -11,6 +11,8 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from vsa.cli.demo import clip as clips
+from vsa.diagnostics import theme
+from vsa.diagnostics.theme import BLUE, INK, MUTED, ORANGE, PALE
 from vsa.values.grid import Grid
 
 if TYPE_CHECKING:
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
 
     from vsa.cli.demo.experiment import Findings
 
-INK, MUTED, PALE = "#222222", "#6b6b6b", "#c4c4c4"
-ORANGE, BLUE = "#e8590c", "#0b5cad"
-"""Apart for every kind of colour vision: orange is the query, blue what sparse attention does."""
 HEAD = clips.HEADS.index("place")
 """The head whose choice is drawn: it minds looks and distance alike."""
 MOST_FRAMES = 6
@@ -33,19 +32,7 @@ Box = tuple[tuple[float, float], int, int]
 
 def draw(findings: Findings, path: Path, busy: bool = False) -> None:
     """Write one PNG of 1800 x 1250 pixels; ``busy`` if its times are not to be trusted."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {
-        "font.size": 10,
-        "text.color": INK,
-        "axes.edgecolor": MUTED,
-        "axes.labelcolor": INK,
-    }
-    style |= {"axes.titlelocation": "left", "axes.titlesize": 12, "axes.titleweight": "bold"}
-    style |= {"axes.spines.top": False, "axes.spines.right": False}
-    with rc_context(style):
-        figure = Figure(figsize=(12, 25 / 3), dpi=150, facecolor="white")
+    with theme.new_figure(12, 25 / 3, path, layout=None) as figure:
         top, bottom = figure.subfigures(2, 1, height_ratios=(1.75, 1), squeeze=False)[:, 0]
         left, middle, right = bottom.subfigures(1, 3, width_ratios=(1, 1.2, 1), squeeze=False)[0]
         _draw_selection(findings, top)
@@ -54,7 +41,6 @@ def draw(findings: Findings, path: Path, busy: bool = False) -> None:
         _draw_outputs(findings, middle)
         place = {"left": 0.05, "right": 0.95, **panel}
         _draw_cost(findings, busy, right.subplots(gridspec_kw=place))
-        figure.savefig(path)
 
 
 def _draw_selection(findings: Findings, figure: Figure) -> None:

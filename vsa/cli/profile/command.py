@@ -21,6 +21,8 @@ from vsa.cli.bench import layers as layers
 from vsa.cli.bench.stage_table import stage_table
 from vsa.cli.profile import ncu_report as ncu_report
 from vsa.measure import stage_hooks
+from vsa.measure.console import wide_console
+from vsa.measure.machine import machine
 from vsa.measure.nvtx_ranges import record
 from vsa.measure.shapes import Shape
 
@@ -85,7 +87,7 @@ def profile(
     console.print(
         f"{called}: {layer.grid.length:,} tokens, {layer.heads} heads of {layer.head_dim}, "
         f"topk {topk}, {str(dtype).removeprefix('torch.')}, backend {name}, "
-        f"{options.machine(device)}; mean of {repeats}"
+        f"{machine(device)}; mean of {repeats}"
     )
     where = ["--grid", ",".join(map(str, grid))] if grid else ["--shape", shape]
     what = [*where, "--heads", layer.heads, "--head-dim", layer.head_dim, "--topk", topk]
@@ -163,7 +165,7 @@ def _show_report(path: Path, layer: Shape, topk: float) -> None:
             *(_percent(kernel.percent[name]) for name in ncu_report.PERCENT),
             ", ".join(f"{reason} {value:.2f}" for reason, value in stalls),
         )
-    console = options.wide_console(LOG_WIDTH)
+    console = wide_console(LOG_WIDTH)
     console.print(table)
     console.print(
         "MFU: products of our kernels on selected tokens over what the tensor cores could do in "

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from vsa.cli import options
 from vsa.cli.extras import require_demo_extra, require_diffusers_extra
-from vsa.cli.outputs import INTERRUPTED, check_output, write_json
-from vsa.measure.provenance import provenance
+from vsa.cli.outputs import INTERRUPTED, check_output
+from vsa.measure.machine import machine
+from vsa.measure.provenance import provenance, write
 from vsa.stages.inputs import DEFAULT_TILE
 
 if TYPE_CHECKING:
@@ -147,13 +148,13 @@ def wan(
         # Each size compiled for itself, as in a pipeline that only ever makes one.
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
 
-    origin = provenance(device, "torch", "diffusers")
+    origin = provenance(device, "diffusers")
     called = "tiny" if tiny else model if weights is None else str(weights)
     about: dict[str, Any] = {
         **origin,
         "model": called,
         "random_weights": weights is None,
-        "dtype": str(dtype),
+        "dtype": str(dtype).removeprefix("torch."),
         "backend": backend,
         "compiled": compiled,
         "guidance": guidance,
@@ -165,7 +166,7 @@ def wan(
 
     def keep(complete: bool) -> None:
         done = [wan_compare.figures(found) for found in comparisons]
-        write_json(json_file, about | {"complete": complete, "sizes": done})
+        write(json_file, about, done, complete)
 
     interrupted = False
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
@@ -199,7 +200,7 @@ def wan(
     if trained:
         console.print(f"sparse runs add the coarse branch behind the gates of {source}")
     console.print(
-        f"{origin['machine']}, diffusers {origin['diffusers']}, vsa {origin['vsa']}, commit "
+        f"{machine(device)}, diffusers {origin['diffusers']}, vsa {origin['vsa']}, commit "
         f"{(origin['commit'] or 'unknown')[:12]}, {origin['date']}"
     )
     for found in comparisons:

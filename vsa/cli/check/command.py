@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
 
 import torch
 import typer
@@ -16,9 +18,27 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from vsa.backends import BACKENDS, Request
+from vsa.cli import options
+from vsa.cli.check.layer import check_layers
 from vsa.cli.info import describe, devices
+from vsa.cli.outputs import check_output
+from vsa.measure.shapes import GRIDS
 from vsa.verify import parity
 
+
+def parse_shape(text: str) -> str:
+    """The name of a grid in vsa/measure/shapes.py."""
+    if text not in GRIDS:
+        raise typer.BadParameter(f"shape must be one of {', '.join(GRIDS)}, but it is {text!r}")
+    return text
+
+
+SHAPE = typer.Option(
+    "--shape",
+    parser=parse_shape,
+    metavar="NAME",
+    help=f"The token grid of a model: {', '.join(GRIDS)}.",
+)
 ALLOWED = 2.0
 """An error may be this many times that of PyTorch's own attention in the same type."""
 FORWARD = ("selection", "out", "trained")
@@ -61,13 +81,50 @@ class Row:
         return f"{self.backend} on {self.device}, {self.dtype}".replace("torch.", "")
 
 
-def check() -> None:
+def check(
+    shape: Annotated[list[str], SHAPE] = [],  # noqa: B006  typer copies it
+    head_dim: Annotated[
+        list[int],
+        typer.Option("--head-dim", help="Of --shape: channels of a head; by default its own."),
+    ] = [],  # noqa: B006
+    small: Annotated[
+        bool,
+        typer.Option(
+            "--small", help="Of --shape: about a quarter along each axis, with the same remainders."
+        ),
+    ] = False,
+    tiles: Annotated[int, typer.Option(min=1, help="Of --shape: query tiles compared.")] = 24,
+    device: options.Device = "auto",
+    backend: options.BackendName = "auto",
+    forward_only: Annotated[
+        bool, typer.Option("--forward-only", help="Of --shape: leave the backward out.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Of --shape: write all figures to a .json file.")
+    ] = None,
+) -> None:
     """Hold every backend to fp64 results, on problems from whole tiles to single tokens.
 
     Text, gates, grouped heads and the choice of tiles are part of them. The error of the output
     and of each gradient is printed as a multiple of the error that PyTorch's own attention makes
     in the same type; at most 2 passes. Exit code 1 if one fails.
+
+    --shape checks one backend on the token grid of a model instead, with two heads, in bf16 and
+    fp16, on sampled tiles; it may be given several times. A GPU takes seconds for each; a CPU
+    takes minutes, and less with --small.
     """
+    if shape:
+        check_output(json_file, ".json", "--json")
+        good = check_layers(
+            shape, head_dim, device, backend, tiles, small, not forward_only, json_file
+        )
+        raise typer.Exit(code=int(not good))
+    if json_file is not None or small or forward_only or head_dim or backend != "auto":
+        raise typer.BadParameter(
+            "without --shape every backend is checked on the same problems: leave --head-dim, "
+            "--small, --backend, --forward-only and --json out",
+            param_hint="--shape",
+        )
     console = Console()
     # Eager FlexAttention is what is wanted of flex on a CPU, and its dense cost is known.
     warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")

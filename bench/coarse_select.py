@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time and memory of every stage around the fine kernel, and of the whole, on a Hopper GPU.
+"""Time and memory of means, scores, select, coarse and combine, and of the whole operation.
 
-usage: python bench/routing.py [--out results.json] [--commit HASH] [--smoke]
+usage: python bench/coarse_select.py [--out results.json] [--commit HASH] [--smoke]
 
 ``--smoke`` runs a tiny case on the emulator, to see that the script works; its times mean nothing.
 """
@@ -9,7 +9,6 @@ usage: python bench/routing.py [--out results.json] [--commit HASH] [--smoke]
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +21,15 @@ import torch
 from torch import Tensor
 
 import vsa
-from facts import facts
-from vsa.backends import coarse_backward, kernels, pytorch_routing, routing
+from vsa.backends import BACKENDS, torch_coarse
+from vsa.backends.kernels import coarse_backward
+from vsa.backends.kernels import coarse_select as kernels
+from vsa.backends.torch_combine import combine
+from vsa.measure.provenance import provenance, write
 from vsa.measure.timing import peak_memory, seconds
 from vsa.stages.coarse import coarse_attention
-from vsa.stages.combine import combine
 from vsa.values import bitmap, budget
+from vsa.values.problem import Gates, Means, Problem, TileScores
 
 SHAPES = {"480p": ((21, 30, 52), 12, 128), "720p": ((21, 45, 80), 40, 128)}
 TINY = {"smoke": ((4, 8, 13), 2, 64)}
@@ -82,6 +84,11 @@ class Layer:
     backend: str
     repeats: int
 
+    @property
+    def kernels(self) -> Any:
+        """Our own kernels as they run on this device."""
+        return BACKENDS[self.backend]
+
     @classmethod
     def random(
         cls, name: str, grid: vsa.Grid, heads: int, head_dim: int, device: torch.device
@@ -126,17 +133,17 @@ def means_and_selection(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
     xs, grids, n = [layer.q, layer.k, layer.v], [layer.grid] * 3, layer.grid.num_tiles
     heads, head_dim = layer.q.shape[2:]
     read = 3 * layer.q.nbytes + nbytes(means)
-    by_pytorch = partial(map, pytorch_routing.tile_means, xs, grids)
+    by_pytorch = partial(map, torch_coarse.tile_means, xs, grids)
     yield layer.row("means", "PyTorch", lambda: list(by_pytorch()), read)
-    yield layer.row("means", "one kernel", lambda: routing.tile_means(xs, grids), read)
+    yield layer.row("means", "one kernel", lambda: layer.kernels.tile_means(xs, grids), read)
 
     scale, score_bytes = head_dim**-0.5, heads * n * n * 4
     for size in (16, 32, 64):
         for name, multiply in (
-            ("one fp32 product", pytorch_routing.product),
-            ("six bf16 products", routing.split_product),
+            ("one fp32 product", torch_coarse.product),
+            ("six bf16 products", partial(kernels.split_product, layer.kernels.machine)),
         ):
-            slices = partial(pytorch_routing.score_slices, *means[:2], scale, size << 20, multiply)
+            slices = partial(torch_coarse.score_slices, *means[:2], scale, size << 20, multiply)
             what = f"{name}, slices of {size} MiB"
             yield layer.row("scores", what, lambda s=slices: [None for _ in s()], score_bytes)
 
@@ -144,6 +151,7 @@ def means_and_selection(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
     count = list(budget.resolve(SHARE, n, heads).counts)
     itself = bitmap.pack(torch.eye(n, dtype=torch.bool, device=layer.q.device))
     least = list(budget.resolve(TOP_P, n, heads).counts)
+    select_rows = partial(kernels.select_rows, layer.kernels.machine)
     for kind, scores in score_kinds(heads, n, means):
         for what, must, counts, mass in (
             (f"top {SHARE:.1%}", None, count, 0.0),
@@ -151,18 +159,16 @@ def means_and_selection(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
             (f"top {SHARE:.1%}, a budget per head", None, count * heads, 0.0),
             (f"TopP({TOP_P.mass})", None, least, TOP_P.mass),
         ):
-            select = partial(routing.select_rows, scores, must, counts, mass, n, 0, words)
+            select = partial(select_rows, scores, must, counts, mass, n, 0, words)
             yield layer.row("select", f"kernel, {what}, {kind} scores", select, score_bytes)
         weights = torch.empty_like(scores)
-        select = partial(routing.select_rows, scores, None, count, 0.0, n, 0, words, weights)
+        select = partial(select_rows, scores, None, count, 0.0, n, 0, words, weights)
         what = f"kernel, top {SHARE:.1%} and softmax, {kind} scores"
         yield layer.row("select", what, select, 2 * score_bytes)
         del scores, weights
-    for what, select in (
-        ("PyTorch", pytorch_routing.select),
-        ("product and kernel", routing.select),
-    ):
-        choose = partial(select, *means[:2], None, count, scale, 0.0)
+    for what, backend in (("PyTorch", "torch"), ("product and kernel", layer.backend)):
+        asked = TileScores(*means[:2], None, count, 0.0, None, scale, backend)
+        choose = partial(BACKENDS[backend].select, asked)
         yield layer.row("scores + select", what, choose, score_bytes)
         attend = partial(choose, means[2])
         yield layer.row("scores + select + coarse", what, attend, score_bytes)
@@ -173,24 +179,26 @@ def score_kinds(heads: int, n: int, means: list[Tensor]) -> Iterator[tuple[str, 
     shape, device = (heads * n, n), means[0].device
     yield "heavy-tailed", torch.randn(shape, device=device) / torch.randn(shape, device=device)
     yield "half equal", torch.randn(shape, device=device).clamp_(max=0.2)
-    slices = pytorch_routing.score_slices(*means[:2], 1.0, 1 << 28)
+    slices = torch_coarse.score_slices(*means[:2], 1.0, 1 << 28)
     yield "random", torch.cat([part.scores.flatten(0, 1) for part in slices])
 
 
 def coarse_and_combine(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
     """The coarse branch and the gates, and their gradients, as passes of their own."""
     size, scale = layer.q.nbytes, layer.q.shape[-1] ** -0.5
-    coarse = coarse_attention(*means, scale)
-    gates = kernels.Gates(None, layer.gate, coarse)
+    coarse = coarse_attention(*means, scale, layer.backend)
+    gates = Gates(None, layer.gate, coarse)
     by_pytorch = partial(combine, layer.q, coarse, None, layer.gate, layer.grid)
-    by_kernel = partial(kernels.combine, layer.q, gates, layer.grid)
+    by_kernel = partial(layer.kernels.fused_combine, layer.q, gates, layer.grid)
     with torch.no_grad():
-        yield layer.row("coarse", "SDPA fp32", lambda: coarse_attention(*means, scale))
+        yield layer.row(
+            "coarse", "SDPA fp32", lambda: coarse_attention(*means, scale, layer.backend)
+        )
         yield layer.row("combine", "PyTorch", by_pytorch, 3 * size)
         yield layer.row("combine", "a kernel of its own", by_kernel, 3 * size)
 
     leaves = [x.detach().requires_grad_() for x in means]
-    out = coarse_attention(*leaves, scale)
+    out = coarse_attention(*leaves, scale, layer.backend)
     upstream, grads = torch.randn_like(out), [torch.empty_like(x) for x in means]
     yield layer.row(
         "coarse, backward",
@@ -206,7 +214,7 @@ def coarse_and_combine(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
             "means, backward",
             "PyTorch, q, k and v: spread, and added to what there is",
             lambda: [
-                torch.add(x, pytorch_routing.spread_means(mean, layer.grid, x.dtype), out=x)
+                torch.add(x, torch_coarse.spread_means(mean, layer.grid, x.dtype), out=x)
                 for x, mean in zip((layer.q, layer.k, layer.v), grads, strict=True)
             ],
             12 * size,
@@ -217,18 +225,16 @@ def fine_and_whole(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
     """The fine kernels without and with what is fused into them, then vsa.attention."""
     size, n = layer.q.nbytes, layer.grid.num_tiles
     selection = vsa.select(layer.q, layer.k, SHARE, grid=layer.grid)
-    plan = layer.grid.as_ints(), layer.grid.as_ints(), n, layer.q.shape[-1] ** -0.5, layer.backend
-    qkv = layer.q, layer.k, layer.v
-    plain = *qkv, selection.bitmap, None, *plan
-    coarse = torch.ops.vsa.coarse_attention(*means, plan[3])
-    start = *qkv, selection.bitmap, None
-    coarse_gate = *start, coarse, None, layer.gate, *plan
-    both_gates = *start, coarse, layer.gate, layer.gate, *plan
-    saving = *start, *means, coarse, None, layer.gate, *plan
+    qkv, ints, scale = (layer.q, layer.k, layer.v), layer.grid.as_ints(), layer.q.shape[-1] ** -0.5
+    asked = Problem(*qkv, selection.bitmap, None, ints, ints, scale, layer.backend)
+    coarse = torch.ops.vsa.coarse_attention(*means, scale, layer.backend)
+    coarse_gate = *asked, *Gates(None, layer.gate, coarse)
+    both_gates = *asked, *Gates(layer.gate, layer.gate, coarse)
+    saving = *asked, *Means(*means), *Gates(None, layer.gate, coarse)
     fused = torch.ops.vsa.gated_attention_inference
     apart = partial(torch.ops.vsa.gated_attention, *saving)
     attend = partial(vsa.attention, *qkv, SHARE, grid=layer.grid, backend=layer.backend)
-    fine = partial(torch.ops.vsa.block_sparse_attention, *plain)
+    fine = partial(torch.ops.vsa.block_sparse_attention, *asked, n)
     calls = [Call("fine", "kernel", fine, 4 * size)]
     for what, arguments, gates in (("coarse gate", coarse_gate, 1), ("both", both_gates, 2)):
         name = f"kernel with its epilogue, {what}"
@@ -286,13 +292,13 @@ def main() -> None:
     if not arguments.smoke and not torch.cuda.is_available():
         parser.error("no CUDA GPU is visible: --smoke runs a tiny case on the emulator")
     device = torch.device("cpu") if arguments.smoke else torch.device("cuda", 0)
-    head = facts(device, arguments.commit) | {
-        "command": f"bench/routing.py {' '.join(sys.argv[1:])}"
-    }
+    command = ["bench/coarse_select.py", *sys.argv[1:]]
+    head = provenance(device, command=command, commit=arguments.commit)
     every: list[dict[str, Any]] = []
-    for name, (extent, heads, head_dim) in (TINY if arguments.smoke else SHAPES).items():
+    shapes = TINY if arguments.smoke else SHAPES
+    for name, (extent, heads, head_dim) in shapes.items():
         layer = Layer.random(name, vsa.Grid(extent), heads, head_dim, device)
-        means = routing.tile_means([layer.q, layer.k, layer.v], [layer.grid] * 3)
+        means = layer.kernels.tile_means([layer.q, layer.k, layer.v], [layer.grid] * 3)
         print("| video | stage | computed by | ms | GB | GB/s | results, MiB | peak, MiB |")
         print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
         rows = []
@@ -302,8 +308,9 @@ def main() -> None:
                 print(line_of(row), flush=True)
         print(f"\n{summary(rows, layer)}\n", flush=True)
         every += [asdict(row) for row in rows]
-        if arguments.out:
-            arguments.out.write_text(json.dumps(head | {"rows": every}, indent=1))
+        write(
+            arguments.out, head, every, complete=len({row["shape"] for row in every}) == len(shapes)
+        )
         del layer, means
 
 

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of each benchmark, in markdown, out of the rows that it writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from ceilings import RATES
+from ceilings import case as ceiling_case
+from comparison.report import layer
+from comparison.worker import KERNELS
+
+Row = dict[str, Any]
+NUMBER = r"([\d.,]+%?( ±[\d.]+%)?)?"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose numbers, all columns but those of words, are aligned to the right."""
+    body = [list(row) for row in rows]
+    lines = [list(head), [_rule(column) for column in zip(*body, strict=True)], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _rule(column: Sequence[str]) -> str:
+    return "---:" if all(re.fullmatch(NUMBER, text) for text in column) else "---"
+
+
+def peers(rows: Sequence[Row]) -> Iterator[str]:
+    """A table per direction, and what was not measured."""
+    head = "head_dim", "layer", "pattern", "shared", "kernel", "ms", "TFLOP/s", "share", "speed-up"
+    for direction in ("forward", "backward"):
+        mine = [row for row in rows if "tflops" in row and row["direction"] == direction]
+        if not mine:
+            continue
+        ordered = sorted(mine, key=lambda row: (str(layer(row)), row["pattern"] or "", row["ms"]))
+        yield f"{direction.capitalize()}:"
+        state = "MHz", "W", "pJ/FLOP", "power-capped", "rested: TFLOP/s"
+        yield markdown((*head, *state), (peer_cells(row) for row in ordered))
+    names = [
+        KERNELS[x].title for x in sorted({row["baseline"] for row in rows if "baseline" in row})
+    ]
+    if names:
+        yield f"Share and speed-up are over {' and '.join(names)} in the same run."
+    for row in rows:
+        if reason := row.get("skipped") or row.get("failed"):
+            about = [KERNELS[row["kernel"]].title]
+            if "grid" in row:
+                about += [_grid(row), f"d {row['head_dim']}", row.get("direction", "all")]
+            yield f"- Not measured: {', '.join(about)}: {reason}"
+
+
+def peer_cells(row: Row) -> list[str]:
+    """One row of bench/peers.py."""
+    gpu = row["gpu"]
+    return [
+        str(row["head_dim"]),
+        f"{_grid(row)}, {row['heads']} heads",
+        row["pattern"] or "dense",
+        f"{row['shared']:.0%}" if row["pattern"] else "",
+        KERNELS[row["kernel"]].title,
+        f"{row['ms']:.3f} ±{row['spread']:.1%}",
+        f"{row['tflops']:.3g}",
+        f"{row['share']:.0%}" if "share" in row else "",
+        f"{row['speedup']:.2f}" if "speedup" in row else "",
+        f"{gpu['clock']:.0f}" if gpu else "",
+        f"{gpu['power']:.0f}" if gpu else "",
+        f"{gpu['power'] / row['tflops']:.2f}" if gpu else "",
+        f"{gpu['power_capped']:.0%}" if "power_capped" in gpu else "",
+        f"{row['tflops'] * row['ms'] / row['rested_ms']:.3g}" if "rested_ms" in row else "",
+    ]
+
+
+def _grid(row: Row) -> str:
+    return "x".join(map(str, row["grid"]))
+
+
+def coarse_select(rows: Sequence[Row]) -> Iterator[str]:
+    """One table: time, bytes to be moved at least, bytes of results, and the most held at once."""
+    yield markdown(
+        ("video", "stage", "computed by", "ms", "GB moved", "results, MiB", "peak, MiB"),
+        (
+            [
+                row["shape"],
+                row["stage"],
+                row["what"],
+                f"{row['ms']:.3f}",
+                f"{row['moved'] / 1e9:.2f}" if row["moved"] else "",
+                *(f"{row[name] / 2**20:,.1f}" for name in ("results", "peak")),
+            ]
+            for row in rows
+        ),
+    )
+
+
+def check(rows: Sequence[Row]) -> Iterator[str]:
+    """One table: the worst errors as multiples of their yardsticks'."""
+    names = list(rows[0]["multiples"])
+    yield markdown(
+        ("shape", "head_dim", "dtype", "backend", *names, "verdict"),
+        (
+            [
+                row["shape"],
+                str(row["head_dim"]),
+                row["dtype"],
+                row["backend"],
+                *(f"{row['multiples'][name]:.2f}" for name in names),
+                f"failed: {', '.join(row['failed'])}" if row["failed"] else "ok",
+            ]
+            for row in rows
+        ),
+    )
+
+
+def ceilings(rows: Sequence[Row]) -> Iterator[str]:
+    """One table, with the rates that any row has."""
+    names = [name for name in RATES if any(name in row for row in rows)]
+    yield markdown(
+        ("measured", "ms", *names),
+        (
+            [f"{row['probe']}: {ceiling_case(row)}", f"{row['ms']:.3f}"]
+            + [f"{row[name]:.2f}" if name in row else "" for name in names]
+            for row in rows
+            if "error" not in row
+        ),
+    )
+    for row in rows:
+        if "error" in row:
+            yield f"- Not measured: {row['group']}: {row['error']}"
+
+
+def wan(sizes: Sequence[Row]) -> Iterator[str]:
+    """What a step of Wan takes, dense and sparse, and what of it is what; one table."""
+    parts = "linear layers", "norms", "cross-attention"
+    yield markdown(
+        (
+            *("video", "tiles kept", "run", "a step, ms", "self-attention, ms"),
+            *(f"{part}, ms" for part in parts),
+            *("steps, s", "speed-up", "beyond weights, GiB"),
+        ),
+        (
+            [
+                size["size"],
+                f"{size['kept']} of {size['tiles']}",
+                run,
+                *(
+                    f"{ms:.1f}"
+                    for ms in (
+                        size[run]["step_ms"],
+                        *(size[run]["stages_ms"][part] for part in ("attention", *parts)),
+                    )
+                ),
+                f"{len(size[run]['steps_ms'])} in {size[run]['total_ms'] / 1e3:.2f}",
+                f"{size['dense']['total_ms'] / size[run]['total_ms']:.2f}",
+                f"{size[run]['memory'] / 2**30:.2f}",
+            ]
+            for size in sizes
+            for run in ("dense", "sparse")
+        ),
+    )
+
+
+def bench(rows: Sequence[Row]) -> Iterator[str]:
+    """The whole operation beside dense attention, by layer and share of the tiles; one table."""
+    yield markdown(
+        (
+            *("layer", "heads", "head_dim", "kept", "direction", "dense, ms", "sparse, ms"),
+            *("speed-up", "dense TFLOP/s", "sparse TFLOP/s", "dense, MHz, W", "sparse, MHz, W"),
+        ),
+        (
+            [
+                row["shape"],
+                str(row["heads"]),
+                str(row["head_dim"]),
+                f"{row['kept']} of {row['tiles']}" + _pattern(row),
+                row["direction"],
+                *(
+                    f"{row[f'{kind}_ms']:,.3f} ±{row[f'{kind}_spread']:.1%}"
+                    for kind in ("dense", "sparse")
+                ),
+                f"{row['dense_ms'] / row['sparse_ms']:.2f}",
+                *(f"{row[f'{kind}_tflops']:.0f}" for kind in ("dense", "sparse")),
+                *(_clock_and_power(row[f"{kind}_gpu"]) for kind in ("dense", "sparse")),
+            ]
+            for row in rows
+        ),
+    )
+
+
+def _pattern(row: Row) -> str:
+    return "" if row["pattern"] == "chosen" else f", {row['pattern'].removesuffix('.pt')}"
+
+
+def _clock_and_power(gpu: dict[str, float]) -> str:
+    return f"{gpu['clock']:.0f}, {gpu['power']:.0f}" if gpu else "-"
+
+
+def parallel(rows: Sequence[Row]) -> Iterator[str]:
+    """One GPU and several, and what they exchange; a column for each case."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    found: dict[tuple[str, int], dict[str, str]] = {}
+    for row in rows:
+        speed = f", {row['sent'] / row['ms'] / 1e6:.0f} GB/s" if row["sent"] else ""
+        text = f"{row['ms']:.3f} ±{row['spread']:.1%}{speed}"
+        found.setdefault((row["what"], row["ranks"]), {})[row["case"]] = text
+    yield markdown(
+        ("ms", "GPUs", *cases),
+        ([what, str(ranks), *(of[case] for case in cases)] for (what, ranks), of in found.items()),
+    )

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A row of ``vsa bench``, as it is measured, written and read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vsa.values.grid import Extent
+
+TIMES = ("dense", "sparse", "stages")
+"""Fields of a measurement that are seconds, or seconds by name."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Sparse and dense attention on the same inputs in one run.
+
+    Attributes:
+        shape: its name in ``vsa.measure.shapes``, or its grid.
+        pattern: "chosen" by vsa.attention from q and k, or the sparsity pattern that it was given.
+        grid: (T, H, W) tokens.
+        text: tokens that are not video.
+        heads: query, key and value heads.
+        head_dim: channels of a head.
+        direction: "forward" or "forward+backward".
+        kept: key tiles per query tile.
+        tiles: key tiles in all.
+        dense: median seconds of scaled_dot_product_attention.
+        sparse: median seconds of vsa.attention, all stages; without coarse and select where it was
+            given its pattern.
+        dense_spread: half the distance between the quartiles, as a share of the median.
+        sparse_spread: likewise.
+        dense_tflops: dense operations per second, in 10**12.
+        sparse_tflops: operations on selected tokens per second, in 10**12.
+        memory: peak bytes of vsa.attention beyond its inputs, outputs and gradients included.
+        inputs: bytes of q, k and v.
+        errors: of vsa.attention on sampled tiles, before it was timed (``vsa.verify.sampled``).
+        dense_gpu: what the GPU did meanwhile (``vsa.measure.gpu_monitor``); empty on a CPU.
+        sparse_gpu: likewise.
+        stages: seconds of the parts of vsa.attention, called one by one; empty if not asked for.
+    """
+
+    shape: str
+    pattern: str
+    grid: Extent
+    text: int
+    heads: int
+    head_dim: int
+    direction: str
+    kept: int
+    tiles: int
+    dense: float
+    sparse: float
+    dense_spread: float
+    sparse_spread: float
+    dense_tflops: float
+    sparse_tflops: float
+    memory: int
+    inputs: int
+    errors: dict[str, float] = field(default_factory=dict)
+    dense_gpu: dict[str, float] = field(default_factory=dict)
+    sparse_gpu: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """As JSON files hold it, with times in ms."""
+        return {
+            f"{name}_ms" if name in TIMES else name: _in_ms(value) if name in TIMES else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def of_row(cls, row: dict[str, Any]) -> Measurement:
+        """What ``row`` was made of.
+
+        Raises:
+            ValueError: a row of something else than ``vsa bench``.
+        """
+        given = {
+            name.removesuffix("_ms"): _in_seconds(value) if name.endswith("_ms") else value
+            for name, value in row.items()
+        }
+        try:
+            return cls(**given)
+        except TypeError:
+            raise ValueError(
+                f"rows must be those of vsa bench --json, but one has {', '.join(row)}"
+            ) from None
+
+
+def _in_ms(value: Any) -> Any:
+    return _scaled(value, 1e3)
+
+
+def _in_seconds(value: Any) -> Any:
+    return _scaled(value, 1e-3)
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    if isinstance(value, dict):
+        return {name: each * factor for name, each in value.items()}
+    return value * factor
