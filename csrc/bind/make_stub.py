@@ -34,20 +34,26 @@ def functions(owner: object) -> Iterator[str]:
     """Declarations of the functions of a module or class, as pybind11 heads their docstrings."""
     for name, function in sorted(vars(owner).items()):
         if callable(function) and not isinstance(function, type) and not name.startswith("_"):
-            declared = inspect.getdoc(function).splitlines()[0]
-            for theirs, ours in ACCEPTED.items():
-                declared = declared.replace(theirs, ours)
-            yield f"def {re.sub(r'self: [^,)]+', 'self', declared)}: ...\n"
+            yield declaration(inspect.getdoc(function).splitlines()[0])
+
+
+def declaration(declared: str) -> str:
+    """A function as pybind11 heads its docstring, in the words of the stub."""
+    for theirs, ours in ACCEPTED.items():
+        declared = declared.replace(theirs, ours)
+    return f"def {re.sub(r'self: [^,)]+', 'self', declared)}: ...\n"
 
 
 def class_of(name: str, kind: type) -> str:
     """A class: of calls with a table of fields, or another one."""
     if hasattr(kind, "FIELDS"):
         return class_of_calls(name, kind)
+    declared = (inspect.getdoc(kind.__init__) or "").splitlines()[0]
     body = "".join(f"    {function}" for function in functions(kind))
-    if vars(kind).get("__init__"):
-        declared = inspect.getdoc(kind.__init__).splitlines()[0]
-        body = f"    def {re.sub(r'self: [^,)]+', 'self', declared)}: ...\n" + body
+    if declared.startswith("__init__("):  # pybind11 heads its own docstrings so
+        body = f"    {declaration(declared)}" + body
+    elif not body:
+        body = "    ...\n"
     return f'@final\nclass {name}:\n    """{kind.__doc__}"""\n\n{body}'
 
 
