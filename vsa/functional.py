@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vsa.backends import named
-from vsa.stages import inputs
+from vsa.stages import eager, inputs
 from vsa.stages.coarse import tile_means
 from vsa.stages.combine import gated_attention
 from vsa.stages.fine import fine
@@ -144,6 +144,14 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
+    kind = None
+    if selection is None and text_valid is None:
+        rest = grid, kv_grid, tile, scale, backend
+        kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, topk, rest)
+        plan = None if kind is None else eager.plan_of(kind)
+        if plan is not None and plan.prepared is not None:
+            out, lse, choice = eager.attend(plan, q, k, v, gate_fine, gate_coarse)
+            return _asked_for(out, choice, lse, return_selection, return_lse)
     call = inputs.resolve(
         q,
         k,
@@ -183,7 +191,15 @@ def attention(
             means = []  # their memory is free for the fine stage
         out, lse = gated_attention(call, selection, means, coarse, gate_fine, gate_coarse)
 
-    extras = [selection] * return_selection + [lse] * return_lse
+    if kind is not None and plan is None and choose:
+        eager.remember(kind, call, budget, gate_fine, gate_coarse)
+    return _asked_for(out, selection, lse, return_selection, return_lse)
+
+
+def _asked_for(
+    out: Tensor, selection: Selection, lse: Tensor, with_selection: bool, with_lse: bool
+) -> Any:
+    extras = [selection] * with_selection + [lse] * with_lse
     return (out, *extras) if extras else out
 
 

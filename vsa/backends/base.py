@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from vsa.backends import torch_coarse
 from vsa.backends.torch_combine import combine
 from vsa.values.grid import Grid
-from vsa.values.problem import Gates, Means, Problem, Saved, TileScores, Upstream
+from vsa.values.problem import Gates, Means, Problem, Saved, Task, TileScores, Upstream
 
 
 @dataclass(frozen=True)
@@ -155,3 +156,45 @@ class Backend:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """Where gates are fused: dq, dk, dv, and the gradients of both gates where they exist."""
         raise NotImplementedError
+
+    def prepare(self, task: Task) -> Prepared | None:
+        """The whole call, ready to run on other tensors of the same kind; None where it is not."""
+        return None
+
+
+class Forward(NamedTuple):
+    """What a prepared forward returns.
+
+    Attributes:
+        out: the operation's output, the shape of q as it was given.
+        lse: (B, heads, S_q) fp32.
+        bitmap: (B, heads, n_q, words) int32, the choice.
+        fine: the fine stage's output before gates, flat or like q; ``out`` itself without gates,
+            and where no gradient is wanted.
+        coarse: (B, heads, n_q, head_dim) fp32, or None without a coarse gate.
+        means: the tile means of q, k and v, (B, heads, n, head_dim) fp32 each, or three times None.
+    """
+
+    out: Tensor
+    lse: Tensor
+    bitmap: Tensor
+    fine: Tensor
+    coarse: Tensor | None
+    means: Means
+
+
+class Prepared(Protocol):
+    """A task whose tensors come later. It holds no memory of a device."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, gate_fine: Tensor | None, gate_coarse: Tensor | None
+    ) -> Forward:
+        """Run it. Tensors are those of the task or their (B, T, H, W, heads, head_dim) views."""
+
+    def backward(
+        self, upstream: Upstream, found: Forward, tensors: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """Gradients of q, k, v and both gates, which ``tensors`` holds as ``forward`` got them.
+
+        ``grad_out`` is contiguous, ``grad_lse`` contiguous fp32 or None.
+        """

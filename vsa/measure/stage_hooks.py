@@ -14,6 +14,7 @@ from functools import wraps
 from typing import Any
 
 from vsa.backends import BACKENDS
+from vsa.stages import eager
 
 COARSE, SELECT, FINE, COMBINE = "coarse", "select", "fine", "combine"
 FINE_BACKWARD, MEANS_BACKWARD = "backward: fine", "backward: means"
@@ -53,7 +54,8 @@ def named(open_range: Range) -> Iterator[None]:
             for method, stage in _METHODS.items():
                 if original := getattr(backend, method, None):
                     setattr(backend, method, _inside(open_range, stage, original))
-        yield
+        with eager.paused():
+            yield
     finally:
         for backend, attributes in zip(BACKENDS.values(), before, strict=True):
             vars(backend).clear()

@@ -34,6 +34,7 @@ class Inputs:
         text_valid: (B, prefix + suffix) bool or None for all valid.
         backend: the backend's name, never "auto".
         shape: the shape that the user's q had, which outputs take.
+        given: q, k and v in one type, as the user shaped them.
     """
 
     q: Tensor
@@ -45,6 +46,7 @@ class Inputs:
     text_valid: Tensor | None
     backend: str
     shape: torch.Size
+    given: tuple[Tensor, Tensor, Tensor]
 
 
 def resolve(
@@ -100,6 +102,7 @@ def resolve(
         grid=query_grid,
         kv_grid=key_grid,
         shape=q.shape,
+        given=(q, k, v),
     )
 
 

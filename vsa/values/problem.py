@@ -144,3 +144,33 @@ class CoarseValues(NamedTuple):
     """
 
     v_means: Tensor
+
+
+class Task(NamedTuple):
+    """A whole call of attention, as far as no number in a tensor matters: what can be prepared.
+
+    Attributes:
+        q: (B, S_q, heads, head_dim); of all tensors only shape, strides, dtype and device count.
+        k: (B, S_k, kv_heads, head_dim).
+        v: like k.
+        gate_fine: (B, S_q, heads, head_dim), the type of q or fp32, or None.
+        gate_coarse: the same.
+        grid: the queries' grid.
+        kv_grid: the keys' grid.
+        counts: least tiles of a row, one number or one per query head.
+        mass: least share of a row's softmax.
+        scale: factor of the scores.
+        gradients: whether gradients are wanted.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gate_fine: Tensor | None
+    gate_coarse: Tensor | None
+    grid: Grid
+    kv_grid: Grid
+    counts: Sequence[int]
+    mass: float
+    scale: float
+    gradients: bool

@@ -27,8 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsa.stages.fine import block_sparse_attention
-from vsa.stages.select import select
+from vsa.functional import block_sparse_attention, select
 from vsa.values.grid import Grid
 from vsa.verify.fp64_sample import Exact
 from vsa.verify.parity import error

@@ -9,11 +9,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vsa.backends.base import Backend, Request
+from vsa.backends.base import Backend, Prepared, Request
 from vsa.backends.kernels import backward, coarse_select, forward
 from vsa.backends.kernels.machine import Emulator, Gpu, Machine
+from vsa.backends.kernels.prepared import PreparedAttention, can_prepare
 from vsa.values.grid import Grid
-from vsa.values.problem import Gates, Means, Problem, Saved, TileScores, Upstream
+from vsa.values.problem import Gates, Means, Problem, Saved, Task, TileScores, Upstream
 
 
 class KernelBackend(Backend):
@@ -72,6 +73,10 @@ class KernelBackend(Backend):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """See ``Backend.gated_backward``."""
         return backward.backward(self.machine, upstream, saved, problem, means, gates)
+
+    def prepare(self, task: Task) -> Prepared | None:
+        """See ``Backend.prepare``."""
+        return PreparedAttention(self.machine, task) if can_prepare(task) else None
 
 
 class HopperBackend(KernelBackend):

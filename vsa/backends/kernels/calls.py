@@ -271,3 +271,67 @@ def order_call(
         text_tiles=text_tiles,
         layers=layers,
     )
+
+
+def means_call(
+    xs: Sequence[Located], grids: Sequence[Grid], means: Sequence[Located]
+) -> _C.TileMeans:
+    """Means of the tiles of up to three tensors, into ``means``, (B, heads, tiles, head_dim)."""
+    from vsa import _C
+
+    return _C.TileMeans(
+        tensors=[
+            _C.MeanTensor(
+                tokens=view(x), grid=grid.as_ints(), heads=x.shape[2], means=mean.data_ptr()
+            )
+            for x, grid, mean in zip(xs, grids, means, strict=True)
+        ],
+        batch=xs[0].shape[0],
+        head_dim=xs[0].shape[3],
+        dtype=dtype_name(xs[0]),
+    )
+
+
+def split_call(
+    left: Located, right: Located, pieces: Sequence[Located], scale: float
+) -> _C.SplitOperands:
+    """Operands (matrices, rows, depth) in bf16 pieces, so that their product is one in fp32."""
+    from vsa import _C
+
+    return _C.SplitOperands(
+        left=left.data_ptr(),
+        right=right.data_ptr(),
+        left_pieces=pieces[0].data_ptr(),
+        right_pieces=pieces[1].data_ptr(),
+        left_rows=left.shape[0] * left.shape[1],
+        right_rows=right.shape[0] * right.shape[1],
+        depth=left.shape[2],
+        scale=scale,
+    )
+
+
+def select_call(
+    scores: Located,
+    must: Located | None,
+    counts: Sequence[int],
+    mass: float,
+    query_tiles: int,
+    first_row: int,
+    bitmap: Located,
+    weights: Located | None,
+) -> _C.SelectTiles:
+    """The tiles that rows of scores (rows, n_k) keep, and with ``weights`` their softmax."""
+    from vsa import _C
+
+    return _C.SelectTiles(
+        scores=scores.data_ptr(),
+        must=address(must),
+        bitmap=bitmap.data_ptr(),
+        weights=address(weights),
+        first_row=first_row,
+        rows=scores.shape[0],
+        columns=scores.shape[1],
+        query_tiles=query_tiles,
+        counts=list(counts),
+        mass=mass,
+    )

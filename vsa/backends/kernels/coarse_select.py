@@ -12,8 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vsa.backends.kernels.calls import means_call, select_call, split_call
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.tensors import dtype_name, view
+from vsa.backends.kernels.tensors import dtype_name
 from vsa.backends.torch_coarse import SCORE_BYTES, CoarseOutput, score_slices
 from vsa.values import bitmap
 from vsa.values.grid import Grid
@@ -45,25 +46,13 @@ def tile_means(machine: Machine, xs: Sequence[Tensor], grids: Sequence[Grid]) ->
     Returns:
         (B, heads, num_tiles, head_dim) fp32 each.
     """
-    from vsa import _C
-
     means = [
         torch.empty(
             x.shape[0], x.shape[2], grid.num_tiles, x.shape[3], dtype=torch.float32, device=x.device
         )
         for x, grid in zip(xs, grids, strict=True)
     ]
-    call = _C.TileMeans(
-        tensors=[
-            _C.MeanTensor(
-                tokens=view(x), grid=grid.as_ints(), heads=x.shape[2], means=mean.data_ptr()
-            )
-            for x, grid, mean in zip(xs, grids, means, strict=True)
-        ],
-        batch=xs[0].shape[0],
-        head_dim=xs[0].shape[3],
-        dtype=dtype_name(xs[0]),
-    )
+    call = means_call(xs, grids, means)
     machine.run(call, xs[0].device)
     return means
 
@@ -127,16 +116,7 @@ def split_product(machine: Machine, left: Tensor, right: Tensor, scale: float) -
         )
         for x in (left, right)
     ]
-    call = _C.SplitOperands(
-        left=left.data_ptr(),
-        right=right.data_ptr(),
-        left_pieces=pieces[0].data_ptr(),
-        right_pieces=pieces[1].data_ptr(),
-        left_rows=left.shape[0] * left.shape[1],
-        right_rows=right.shape[0] * right.shape[1],
-        depth=left.shape[2],
-        scale=scale,
-    )
+    call = split_call(left, right, pieces, scale)
     machine.run(call, left.device)
     return machine.product(pieces[0], pieces[1])
 
@@ -165,18 +145,5 @@ def select_rows(
         words: (rows or more, words) int32, contiguous; the bitmap is written here.
         weights: like scores, and maybe the same; the softmax is written here. None for none.
     """
-    from vsa import _C
-
-    call = _C.SelectTiles(
-        scores=scores.data_ptr(),
-        must=0 if forced is None else forced.data_ptr(),
-        bitmap=words.data_ptr(),
-        weights=0 if weights is None else weights.data_ptr(),
-        first_row=first,
-        rows=len(scores),
-        columns=scores.shape[1],
-        query_tiles=tiles,
-        counts=list(counts),
-        mass=mass,
-    )
+    call = select_call(scores, forced, counts, mass, tiles, first, words, weights)
     machine.run(call, scores.device)

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vsa.backends.torch_coarse import full_precision
+
+if TYPE_CHECKING:
+    from vsa import _C
 
 
 class Machine(Protocol):
@@ -20,6 +24,11 @@ class Machine(Protocol):
 
     def run_rows(self, call: Any, device: torch.device) -> None:
         """The pass over tokens of a backward call, which comes before ``run``."""
+
+    def run_program(
+        self, program: _C.Program, addresses: Sequence[int], device: torch.device
+    ) -> None:
+        """All prepared calls of a program, on tensors at these addresses."""
 
     def product(self, left: Tensor, right: Tensor) -> Tensor:
         """Left @ right.mT of bf16 matrices, summed and returned in fp32."""
@@ -35,6 +44,12 @@ class Gpu:
     def run_rows(self, call: Any, device: torch.device) -> None:
         """See ``Machine.run_rows``."""
         call.launch_rows(device.index, torch.cuda.current_stream(device).cuda_stream)
+
+    def run_program(
+        self, program: _C.Program, addresses: Sequence[int], device: torch.device
+    ) -> None:
+        """See ``Machine.run_program``."""
+        program.launch(addresses, device.index, torch.cuda.current_stream(device).cuda_stream)
 
     def product(self, left: Tensor, right: Tensor) -> Tensor:
         """See ``Machine.product``."""
@@ -60,6 +75,12 @@ class Emulator:
     def run_rows(self, call: Any, device: torch.device) -> None:
         """See ``Machine.run_rows``."""
         call.emulate_rows(self.blocks, self.seed)
+
+    def run_program(
+        self, program: _C.Program, addresses: Sequence[int], device: torch.device
+    ) -> None:
+        """See ``Machine.run_program``."""
+        program.emulate(addresses, self.blocks, self.seed)
 
     def product(self, left: Tensor, right: Tensor) -> Tensor:
         """See ``Machine.product``: a CPU has no product of bf16 matrices in fp32."""

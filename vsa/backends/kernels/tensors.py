@@ -31,6 +31,13 @@ View = tuple[int, int, int, int]
 
 def addressable(x: Tensor) -> Tensor:
     """The tensor (B, S, heads, head_dim), or a contiguous copy if no tensor map describes it."""
+    if is_addressable(x) and x.data_ptr() % ALIGNMENT == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def is_addressable(x: Tensor) -> bool:
+    """Whether a tensor map describes the strides of (B, S, heads, head_dim)."""
     batch, token, head, channel = x.stride()
     strides = [
         stride * x.element_size()
@@ -40,9 +47,7 @@ def addressable(x: Tensor) -> Tensor:
     aligned = all(0 < bytes_ < MOST_STRIDE and bytes_ % ALIGNMENT == 0 for bytes_ in strides)
     inside = x.shape[2] == 1 or head < token
     foldable = inside or x.shape[0] == 1 or batch == head * x.shape[2]
-    if channel == 1 and aligned and foldable and x.data_ptr() % ALIGNMENT == 0:
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
+    return channel == 1 and aligned and foldable
 
 
 def text_rows(

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backward of a prepared call of attention: one crossing into C++, two with a coarse gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum, auto
+
+import torch
+from torch import Tensor
+
+from vsa.backends.base import Forward
+from vsa.backends.kernels.calls import (
+    Gradients,
+    Located3,
+    LocatedGates,
+    Shared,
+    axis_call,
+    backward_call,
+    order_call,
+    transpose_call,
+)
+from vsa.backends.kernels.coarse_backward import coarse_attention_backward
+from vsa.backends.kernels.machine import Machine
+from vsa.backends.kernels.placeholder import Placeholder, Workspace, contiguous_strides
+from vsa.values.bitmap import num_words
+from vsa.values.grid import SLOTS
+from vsa.values.problem import Task, Upstream
+
+
+class Slot(IntEnum):
+    """Tensors whose addresses a backward is given, in this order."""
+
+    Q = 0
+    K = auto()
+    V = auto()
+    GATE_FINE = auto()
+    GATE_COARSE = auto()
+    FINE = auto()
+    LSE = auto()
+    BITMAP = auto()
+    COARSE = auto()
+    GRAD_OUT = auto()
+    GRAD_LSE = auto()
+    GRAD_Q = auto()
+    GRAD_K = auto()
+    GRAD_V = auto()
+    GRAD_GATE_FINE = auto()
+    GRAD_GATE_COARSE = auto()
+    GRAD_COARSE = auto()
+    GRAD_MEANS = auto()
+    WORK = auto()
+
+
+class PreparedBackward:
+    """See ``vsa.backends.base.Prepared.backward``."""
+
+    def __init__(self, machine: Machine, task: Task) -> None:
+        from vsa import _C
+
+        self.machine, self.device, self.scale = machine, task.q.device, task.scale
+        batch, length, heads, head_dim = task.q.shape
+        kv_heads, tiles, key_tiles = task.k.shape[2], task.grid.num_tiles, task.kv_grid.num_tiles
+        dtype = task.q.dtype
+        has_coarse = task.gate_coarse is not None
+
+        def whole(slot: int, shape: Sequence[int], dtype: torch.dtype) -> Placeholder:
+            return Placeholder(slot, tuple(shape), contiguous_strides(shape), dtype)
+
+        def given(slot: int, x: Tensor) -> Placeholder:
+            return Placeholder(slot, tuple(x.shape), x.stride(), x.dtype)
+
+        work, means = Workspace(Slot.WORK), Workspace(Slot.GRAD_MEANS)
+        transposed = work.part((batch, heads, key_tiles, num_words(tiles)), torch.int32)
+        counts = work.part((batch, heads, key_tiles), torch.int32)
+        query_axes = work.part((batch, heads), torch.int32)
+        key_axes = work.part((batch, kv_heads), torch.int32)
+        groups = -(-key_tiles // _C.KEY_TILES_PER_GROUP)
+        order = work.part((batch, kv_heads, groups), torch.int32)
+        row_stats = work.part((batch, heads, tiles, 2, SLOTS), torch.float32)
+        counters = work.part((2,), torch.int32)
+        self.work_bytes = work.nbytes
+
+        q, k, v = given(Slot.Q, task.q), given(Slot.K, task.k), given(Slot.V, task.v)
+        bitmap = whole(Slot.BITMAP, (batch, heads, tiles, num_words(key_tiles)), torch.int32)
+        coarse_shape = batch, heads, tiles, head_dim
+        self.grad_means: list[Placeholder | None] = [None, None, None]
+        if has_coarse:
+            of_keys = batch, kv_heads, key_tiles, head_dim
+            self.grad_means = [
+                means.part(shape, torch.float32) for shape in (coarse_shape, of_keys, of_keys)
+            ]
+        self.mean_numbers = means.nbytes // 4
+        # What a fine gate makes of the gradient lies where dq will: the last pass that reads a tile
+        # of it is the one that stores that tile of dq.
+        of_fine = whole(
+            Slot.GRAD_OUT if task.gate_fine is None else Slot.GRAD_Q, task.q.shape, dtype
+        )
+        lse_shape = batch, heads, length
+        call = backward_call(
+            Located3(q, q),
+            Located3(k, k),
+            Located3(v, v),
+            Shared((task.grid, task.kv_grid), task.scale, bitmap, query_axes, None, None),
+            LocatedGates(
+                None if task.gate_fine is None else given(Slot.GATE_FINE, task.gate_fine),
+                None if task.gate_coarse is None else given(Slot.GATE_COARSE, task.gate_coarse),
+                whole(Slot.COARSE, coarse_shape, torch.float32) if has_coarse else None,
+            ),
+            Gradients(
+                fine_out=whole(Slot.FINE, task.q.shape, dtype),
+                grad_out=whole(Slot.GRAD_OUT, task.q.shape, dtype),
+                grad_fine=Located3(of_fine, of_fine),
+                grad_q=whole(Slot.GRAD_Q, task.q.shape, dtype),
+                grad_k=whole(Slot.GRAD_K, task.k.shape, dtype),
+                grad_v=whole(Slot.GRAD_V, task.v.shape, dtype),
+                grad_gate_fine=None
+                if task.gate_fine is None
+                else whole(Slot.GRAD_GATE_FINE, task.q.shape, task.gate_fine.dtype),
+                grad_gate_coarse=None
+                if task.gate_coarse is None
+                else whole(Slot.GRAD_GATE_COARSE, task.q.shape, task.gate_coarse.dtype),
+                grad_coarse=whole(Slot.GRAD_COARSE, coarse_shape, torch.float32)
+                if has_coarse
+                else None,
+                grad_means=self.grad_means,
+                transposed=transposed,
+                key_axes=key_axes,
+                order=order,
+                lse=whole(Slot.LSE, lse_shape, torch.float32),
+                grad_lse=whole(Slot.GRAD_LSE, lse_shape, torch.float32),
+                tile_counters=counters,
+                row_stats=row_stats,
+            ),
+        )
+        rows = [
+            transpose_call(bitmap, key_tiles, transposed, counts).step(),
+            axis_call(bitmap, query_axes, task.grid.tiles).step(),
+            axis_call(transposed, key_axes, task.kv_grid.tiles).step(),
+            order_call(counts, key_axes, order, 0, task.kv_grid.tiles[0]).step(),
+            call.step_rows(),
+        ]
+        self.has_coarse = has_coarse
+        self.rows = _C.Program(rows if has_coarse else [*rows, call.step()])
+        self.tiles = _C.Program([call.step()])
+
+    def __call__(
+        self, upstream: Upstream, found: Forward, tensors: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """Gradients of ``tensors``: q, k, v and both gates."""
+        device = self.device
+        grads = [
+            None if x is None else torch.empty(x.shape, dtype=x.dtype, device=device)
+            for x in tensors
+        ]
+        work = torch.empty(self.work_bytes, dtype=torch.uint8, device=device)
+        addresses = [
+            *(0 if x is None else x.data_ptr() for x in tensors),
+            found.fine.data_ptr(),
+            found.lse.data_ptr(),
+            found.bitmap.data_ptr(),
+            0,
+            upstream.grad_out.data_ptr(),
+            0 if upstream.grad_lse is None else upstream.grad_lse.data_ptr(),
+            *(0 if x is None else x.data_ptr() for x in grads),
+            0,
+            0,
+            work.data_ptr(),
+        ]
+        run = self.machine.run_program
+        if found.coarse is None:
+            run(self.rows, addresses, device)
+            return grads
+        grad_coarse = torch.empty_like(found.coarse)
+        memory = torch.empty(self.mean_numbers, dtype=torch.float32, device=device)
+        addresses[Slot.COARSE] = found.coarse.data_ptr()
+        addresses[Slot.GRAD_COARSE] = grad_coarse.data_ptr()
+        addresses[Slot.GRAD_MEANS] = memory.data_ptr()
+        run(self.rows, addresses, device)
+        of_means = [
+            memory.as_strided(part.shape, part.strides, part.offset // 4)
+            for part in self.grad_means
+            if part is not None
+        ]
+        means = [mean for mean in found.means if mean is not None]
+        coarse_attention_backward(grad_coarse, found.coarse, means, self.scale, of_means)
+        run(self.tiles, addresses, device)
+        return grads
