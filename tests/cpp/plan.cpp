@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs the planner on the emulator, on a random selection per seed, and holds the steps that a
-// producer gets and the stops that a consumer gets against what the selection says.
+// Runs the tile scheduler on the emulator, on a random selection per seed, and holds the tile loads
+// that a producer gets and the steps that a consumer gets against what the selection says.
 //
 //   plan NAMESPACE SEEDS    "seed N: " and the first report within so many seeds, or "nothing"
 //
-// The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_plan.py writes them, each with a
-// planner of its own that has a bug.
+// The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_plan.py writes them, each
+// with a scheduler of its own that has a bug.
 #include <algorithm>
 #include <bit>
 #include <cstdio>
@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/planner.h"
+#include "kernels/schedule/tile_scheduler.h"
 #include "prim/host_block.h"
 #include "reports.h"
 
@@ -24,7 +24,7 @@ constexpr int kBatch = 2, kKeyHeads = 2;
 constexpr Axes kTile = {3, 5, 4};
 
 struct Item {
-  Work work;
+  WorkTile work;
   int head;  // the first of those that share a key head
 };
 
@@ -50,7 +50,7 @@ struct Problem {
     for (int i = 0; i < kBatch * kKeyHeads; ++i) axes.push_back(below(2));
     const WorkList list(rows, consumers, kBatch, kKeyHeads, axes.data());
     for (int i = 0; i < (many ? 2 : 6); ++i) {
-      const Work work = list.work(below(list.items), consumers);
+      const WorkTile work = list.work_tile(below(list.size), consumers);
       items.push_back({work, work.head * sharing});
     }
   }
@@ -85,7 +85,7 @@ struct Problem {
     }
   }
 
-  // Which of the item's rows want a tile, for the h-th of its heads.
+  // Which rows of the work tile selected a tile, for the h-th of its heads.
   uint32_t owners(const Item& item, int h, int tile, int consumers) const {
     uint32_t found = 0;
     for (int r = 0; r < consumers; ++r) {
@@ -102,30 +102,32 @@ struct Problem {
 };
 
 // What producers and consumers get.
-struct SeenStep {
+struct SeenLoad {
   uint32_t flags;
   int tile;
   TilePlace place;
 };
 struct SeenChunk {
-  Work work;
+  WorkTile work;
   int head;
-  bool first, stop;
+  bool first, finished;
   HeadOrigin origins[2];
-  std::vector<SeenStep> steps;
+  std::vector<SeenLoad> loads;
 };
-using SeenStops = std::vector<std::vector<Stop>>;  // [consumers], chunk after chunk
+using SeenSteps = std::vector<std::vector<ConsumerStep>>;  // [consumers], chunk after chunk
 
-// The sizes of a plan.
-template <int Rows_, int Words_, int Steps_, int First_, int Second_>
+// The sizes of a schedule.
+template <int Rows_, int Words_, int Loads_, int First_, int Second_>
 struct Sizes {
-  static constexpr int kRows = Rows_, kWords = Words_, kSteps = Steps_;
+  static constexpr int kRows = Rows_, kWords = Words_, kLoads = Loads_;
   static constexpr int kFirst = First_, kSecond = Second_;
 };
 
 // A producer and consumers that only note what they get.
-template <template <int, int> class Plan, template <int, int, int, int, int> class Planner, class S>
-struct Planning {
+template <template <int, int> class TileSchedule,
+          template <int, int, int, int, int> class TileScheduler,
+          class S>
+struct Scheduling {
   static constexpr int kConsumers = S::kRows, kThreads = (1 + kConsumers) * kWarpgroupThreads;
   static constexpr int kProducers = 1;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 24;
@@ -133,54 +135,55 @@ struct Planning {
   struct Params {
     const Problem& problem;
     std::vector<SeenChunk>& seen;
-    SeenStops& stops;
+    SeenSteps& steps;
   };
   struct SharedMemory {
-    Plan<S::kRows, S::kSteps> plan;
+    TileSchedule<S::kRows, S::kLoads> schedule;
   };
 
-  static void init_barriers(SharedMemory& s) { s.plan.init(kProducers); }
+  static void init_barriers(SharedMemory& s) { s.schedule.init(kProducers); }
   static void prologue(const Params&, SharedMemory&, int, int) {}
-  static void plan(const Params& p, SharedMemory& s) {
+  static void schedule(const Params& p, SharedMemory& s) {
     const Problem& problem = p.problem;
-    Planner<S::kRows, S::kWords, S::kSteps, S::kFirst, S::kSecond> planner(
-        s.plan, problem.rows, problem.columns, problem.first, problem.second);
+    TileScheduler<S::kRows, S::kWords, S::kLoads, S::kFirst, S::kSecond> scheduler(
+        s.schedule, problem.rows, problem.columns, problem.first, problem.second);
     for (const Item& item : problem.items)
-      planner.add(item.work, problem.bitmaps(item), item.head, problem.sharing);
-    planner.stop();
+      scheduler.add(item.work, problem.bitmaps(item), item.head, problem.sharing);
+    scheduler.finish();
   }
   static void produce(const Params& p, SharedMemory& s, int) {
     if (!elect_lane()) return;
     const TiledSequence& columns = p.problem.columns;
     const auto see = [&](int n) {
-      const auto chunk = s.plan.chunk(n);
-      const auto origins = s.plan.origins[n % s.plan.kBuffers].get();
+      const auto chunk = s.schedule.chunk(n);
+      const auto origins = s.schedule.origins[n % s.schedule.kBuffers].get();
       SeenChunk seen = {
-          chunk.work, chunk.head, chunk.first(), chunk.stop(), {origins.first, origins.second}, {}};
-      for (int i = 0; i < chunk.steps; ++i) {
-        const auto step = s.plan.step(n, i);
-        seen.steps.push_back({step.flags(), step.tile(columns), step.place(columns)});
+          chunk.work, chunk.head, chunk.first(), chunk.finished(), {origins.first, origins.second},
+          {}};
+      for (int i = 0; i < chunk.loads; ++i) {
+        const auto load = s.schedule.tile_load(n, i);
+        seen.loads.push_back({load.flags(), load.tile(columns), load.place(columns)});
       }
       p.seen.push_back(std::move(seen));
     };
-    for (int n = 0; p.seen.empty() || !p.seen.back().stop; ++n) {
-      s.plan.full[n % s.plan.kBuffers].wait(n / s.plan.kBuffers);
+    for (int n = 0; p.seen.empty() || !p.seen.back().finished; ++n) {
+      s.schedule.full[n % s.schedule.kBuffers].wait(n / s.schedule.kBuffers);
       see(n);
-      s.plan.empty[n % s.plan.kBuffers].arrive_one();
+      s.schedule.empty[n % s.schedule.kBuffers].arrive_one();
     }
   }
   static void consume(const Params& p, SharedMemory& s, int w) {
     size_t items = 0;
     for (int n = 0; items < p.problem.items.size(); ++n) {
-      s.plan.full[n % s.plan.kBuffers].wait(n / s.plan.kBuffers);
+      s.schedule.full[n % s.schedule.kBuffers].wait(n / s.schedule.kBuffers);
       for (int i = 0;; ++i) {
-        const auto written = s.plan.stops[n % s.plan.kBuffers][w][i].get();
-        const Stop stop = {written.places, written.phases, written.rows};
-        p.stops[w].push_back(stop);
-        items += stop.is(Stop::kEnd);
-        if (stop.is(Stop::kEnd) || stop.is(Stop::kPage)) break;
+        const auto written = s.schedule.steps[n % s.schedule.kBuffers][w][i].get();
+        const ConsumerStep step = {written.places, written.phases, written.rows};
+        p.steps[w].push_back(step);
+        items += step.is(ConsumerStep::kDone);
+        if (step.is(ConsumerStep::kDone) || step.is(ConsumerStep::kNextChunk)) break;
       }
-      s.plan.empty[n % s.plan.kBuffers].arrive_all();
+      s.schedule.empty[n % s.schedule.kBuffers].arrive_all();
     }
   }
 };
@@ -194,12 +197,13 @@ struct Wanted {
 template <class S>
 class Check {
  public:
-  Check(const Problem& problem, const std::vector<SeenChunk>& seen, const SeenStops& stops)
-      : problem_(problem), seen_(seen), stops_(stops) {}
+  Check(const Problem& problem, const std::vector<SeenChunk>& seen, const SeenSteps& steps)
+      : problem_(problem), seen_(seen), steps_(steps) {}
 
   void run() {
     for (const Item& item : problem_.items) check(item);
-    require(next_ + 1 == seen_.size() && seen_.back().stop, "WRONG CHUNK: no stop, or too early");
+    require(next_ + 1 == seen_.size() && seen_.back().finished,
+            "WRONG CHUNK: no last one, or too early");
   }
 
  private:
@@ -211,63 +215,65 @@ class Check {
       for (int tile = 0; tile < all; tile += together) {
         const bool last = h == problem_.sharing - 1 && tile + together >= all;
         const std::vector<Wanted> wanted = wants(item, h, tile, tile + together);
-        std::vector<SeenStep> steps;
-        while (steps.size() < wanted.size() || (last && wanted.empty())) {
+        std::vector<SeenLoad> loads;
+        while (loads.size() < wanted.size() || (last && wanted.empty())) {
           const SeenChunk& chunk = take(item, h, first);
-          const size_t most = std::min<size_t>(S::kSteps, wanted.size() - steps.size());
-          require(chunk.steps.size() == most, "WRONG CHUNK: neither full nor the last");
-          for (SeenStep step : chunk.steps) {
-            step.flags = problem_.owners(item, h, step.tile, S::kRows);
-            steps.push_back(step);
+          const size_t most = std::min<size_t>(S::kLoads, wanted.size() - loads.size());
+          require(chunk.loads.size() == most, "WRONG CHUNK: neither full nor the last");
+          for (SeenLoad load : chunk.loads) {
+            load.flags = problem_.owners(item, h, load.tile, S::kRows);
+            loads.push_back(load);
           }
-          const bool ends = last && steps.size() == wanted.size();
-          for (int r = 0; r < S::kRows; ++r) check_stops(item, h, chunk, r, ends);
-          slots_ += static_cast<int>(chunk.steps.size());
+          const bool ends = last && loads.size() == wanted.size();
+          for (int r = 0; r < S::kRows; ++r) check_steps(item, h, chunk, r, ends);
+          numbers_ += static_cast<int>(chunk.loads.size());
           first = false;
           if (wanted.empty()) break;
         }
-        check(wanted, steps);
+        check(wanted, loads);
       }
     }
   }
 
-  // What one consumer does in a chunk. ends: the item
-  void check_stops(const Item& item, int h, const SeenChunk& chunk, int r, bool ends) {
-    const int steps = static_cast<int>(chunk.steps.size());
-    const auto is_own = [&](int i) {
-      return (problem_.owners(item, h, chunk.steps[i].tile, S::kRows) >> r & 1) != 0;
+  // What one consumer does in a chunk. ends: the work tile
+  void check_steps(const Item& item, int h, const SeenChunk& chunk, int r, bool ends) {
+    const int loads = static_cast<int>(chunk.loads.size());
+    const auto is_computed = [&](int i) {
+      return (problem_.owners(item, h, chunk.loads[i].tile, S::kRows) >> r & 1) != 0;
     };
-    int passed = 0;
-    for (int i = 0; i < steps; ++i) {
-      const SeenStep& step = chunk.steps[i];
-      const int slot = slots_ + i;
-      const bool own = is_own(i);
-      if ((step.flags >> r & 1) == 0) {
-        require(!own, "WRONG STOPS: it passes over its own");
-        require(++passed <= kMostPassed, "WRONG STOPS: it passes over too many");
+    int skipped = 0;
+    for (int i = 0; i < loads; ++i) {
+      const SeenLoad& load = chunk.loads[i];
+      const int number = numbers_ + i;
+      const bool computed = is_computed(i);
+      if ((load.flags >> r & 1) == 0) {
+        require(!computed, "WRONG STEPS: it skips what it computes");
+        require(++skipped <= kMostSkipped, "WRONG STEPS: it skips too many");
         continue;
       }
-      passed = 0;
-      for (int other = i; !own && other < std::min(i + kStopWindow, steps); ++other)
-        require(!is_own(other), "WRONG STOPS: it passes one though its own are near");
-      const bool drain = slot - held_[r] >= S::kSecond;
-      if (drain) require(stop(r).is(Stop::kDrain), "WRONG STOPS: no drain");
-      const Stop found = stop(r);
-      require(found.is(own ? Stop::kOwn : Stop::kPass), "WRONG STOPS: neither own nor passed");
-      check_use(found.first(), slot, S::kFirst);
-      check_use(found.second(), slot, S::kSecond);
-      require(found.rows == problem_.columns.rows(step.place, item.work.batch), "WRONG ROWS");
-      if (own) held_[r] = slot;
+      skipped = 0;
+      for (int other = i; !computed && other < std::min(i + kStepWindow, loads); ++other)
+        require(!is_computed(other), "WRONG STEPS: it takes a skip though a compute is near");
+      const bool flush = number - held_[r] >= S::kSecond;
+      if (flush) require(step(r).is(ConsumerStep::kFlush), "WRONG STEPS: no flush");
+      const ConsumerStep found = step(r);
+      require(found.is(computed ? ConsumerStep::kCompute : ConsumerStep::kSkip),
+              "WRONG STEPS: neither compute nor skip");
+      check_use(found.first(), number, S::kFirst);
+      check_use(found.second(), number, S::kSecond);
+      require(found.rows == problem_.columns.rows(load.place, item.work.batch), "WRONG ROWS");
+      if (computed) held_[r] = number;
     }
-    require(stop(r).is(ends ? Stop::kEnd : Stop::kPage), "WRONG STOPS: its end");
+    require(step(r).is(ends ? ConsumerStep::kDone : ConsumerStep::kNextChunk),
+            "WRONG STEPS: its last");
   }
-  const Stop& stop(int r) {
-    require(taken_[r] < stops_[r].size(), "WRONG STOPS: too few");
-    return stops_[r][taken_[r]++];
+  const ConsumerStep& step(int r) {
+    require(taken_[r] < steps_[r].size(), "WRONG STEPS: too few");
+    return steps_[r][taken_[r]++];
   }
-  static void check_use(const RingUse& found, int slot, int stages) {
-    const int use = slot / stages;
-    require(found.stage == slot % stages && found.phase == use / RingUse::kRounds &&
+  static void check_use(const RingUse& found, int number, int stages) {
+    const int use = number / stages;
+    require(found.stage == number % stages && found.phase == use / RingUse::kRounds &&
                 found.barrier == found.stage * RingUse::kRounds + use % RingUse::kRounds,
             "WRONG USE OF A RING");
   }
@@ -285,11 +291,11 @@ class Check {
     require(next_ < seen_.size(), "WRONG CHUNK: too few");
     const SeenChunk& chunk = seen_[next_++];
     const int head = item.head + h, batch = item.work.batch;
-    require(!chunk.stop && chunk.first == first, "WRONG CHUNK: its flags");
+    require(!chunk.finished && chunk.first == first, "WRONG CHUNK: its flags");
     require(chunk.work.batch == batch && chunk.work.head == item.work.head &&
                 chunk.work.first_place == item.work.first_place &&
                 chunk.work.axis == item.work.axis && chunk.head == head,
-            "WRONG CHUNK: its item");
+            "WRONG CHUNK: its work tile");
     for (const bool second : {false, true}) {
       const MappedTokens& video = (second ? problem_.second : problem_.first).video;
       require(chunk.origins[second].channel == head * video.channels_per_head &&
@@ -300,68 +306,72 @@ class Check {
     return chunk;
   }
 
-  // Steps of tiles that are put in order together.
-  void check(const std::vector<Wanted>& wanted, const std::vector<SeenStep>& steps) const {
+  // Loads of tiles that are put in order together.
+  void check(const std::vector<Wanted>& wanted, const std::vector<SeenLoad>& loads) const {
     std::vector<int> places(wanted.size(), -1);
-    for (int i = 0; i < static_cast<int>(steps.size()); ++i) {
-      const SeenStep& step = steps[i];
+    for (int i = 0; i < static_cast<int>(loads.size()); ++i) {
+      const SeenLoad& load = loads[i];
       const auto found = std::find_if(wanted.begin(), wanted.end(),
-                                      [&](const Wanted& other) { return other.tile == step.tile; });
+                                      [&](const Wanted& other) { return other.tile == load.tile; });
       require(found != wanted.end(), "WRONG TILE: nobody wants it");
       int& place = places[found - wanted.begin()];
       require(place < 0, "WRONG TILE: it comes twice");
       place = i;
-      const TilePlace at = problem_.columns.place(step.tile);
-      require(step.place.region == at.region && step.place.first == at.first &&
-                  step.place.clip == at.clip &&
-                  (at.region == Region::Video || step.place.text == at.text),
+      const TilePlace at = problem_.columns.place(load.tile);
+      require(load.place.region == at.region && load.place.first == at.first &&
+                  load.place.clip == at.clip &&
+                  (at.region == Region::Video || load.place.text == at.text),
               "WRONG PLACE");
     }
-    check_turns(wanted, places);
+    check_order(wanted, places);
   }
 
-  // The r-th of a row's n turns lies (r + 1/2) / n of the way, but for the other rows' turns, each
-  // of which may lie half a step too far on either side.
-  void check_turns(const std::vector<Wanted>& wanted, const std::vector<int>& places) const {
+  // The r-th of the n tiles that are assigned to a row lies (r + 1/2) / n of the way. Tiles of the
+  // other rows may each move it by half a load to either side.
+  void check_order(const std::vector<Wanted>& wanted, const std::vector<int>& places) const {
     const auto row_of = [&](const Wanted& tile) {
-      const int own = tile.tile % kWordBits % S::kRows;
-      return tile.owners >> own & 1 ? own : std::countr_zero(tile.owners);
+      const int computed = tile.tile % kWordBits % S::kRows;
+      return tile.owners >> computed & 1 ? computed : std::countr_zero(tile.owners);
     };
-    const int steps = static_cast<int>(wanted.size());
+    const int loads = static_cast<int>(wanted.size());
     for (int row = 0; row < S::kRows; ++row) {
-      const auto own = [&](const Wanted& tile) { return row_of(tile) == row; };
-      const int turns = static_cast<int>(std::count_if(wanted.begin(), wanted.end(), own));
-      for (int i = 0, rank = 0; i < steps; ++i) {
-        if (!own(wanted[i])) continue;
-        const int off = (2 * places[i] + 1) * turns - (2 * rank++ + 1) * steps;
-        require(std::abs(off) <= (S::kRows - 1) * turns, "UNEVEN TURNS");
+      const auto computed = [&](const Wanted& tile) { return row_of(tile) == row; };
+      const int assigned = static_cast<int>(std::count_if(wanted.begin(), wanted.end(), computed));
+      for (int i = 0, rank = 0; i < loads; ++i) {
+        if (!computed(wanted[i])) continue;
+        const int off = (2 * places[i] + 1) * assigned - (2 * rank++ + 1) * loads;
+        require(std::abs(off) <= (S::kRows - 1) * assigned, "UNEVEN ORDER");
       }
     }
   }
 
   const Problem& problem_;
   const std::vector<SeenChunk>& seen_;
-  const SeenStops& stops_;
+  const SeenSteps& steps_;
   size_t next_ = 0, taken_[S::kRows] = {};
-  int slots_ = 0, held_[S::kRows];
+  int numbers_ = 0, held_[S::kRows];
 };
 
-template <template <int, int> class Plan, template <int, int, int, int, int> class Planner, class S>
+template <template <int, int> class TileSchedule,
+          template <int, int, int, int, int> class TileScheduler,
+          class S>
 void run(unsigned seed) {
   const Problem problem(seed, S::kRows, seed % 15 == 14);
   std::vector<SeenChunk> seen;
-  SeenStops stops(S::kRows);
-  host::run_block<Planning<Plan, Planner, S>>({problem, seen, stops}, 0, 1, seed);
-  Check<S>(problem, seen, stops).run();
+  SeenSteps steps(S::kRows);
+  host::run_block<Scheduling<TileSchedule, TileScheduler, S>>({problem, seen, steps}, 0, 1, seed);
+  Check<S>(problem, seen, steps).run();
 }
 
-template <template <int, int> class Plan, template <int, int, int, int, int> class Planner>
+template <template <int, int> class TileSchedule,
+          template <int, int, int, int, int> class TileScheduler>
 std::string first_report(unsigned seeds) {
   return first_of(seeds, [](unsigned seed) {
-    seed / 2 % 2 == 0   ? seed / 4 % 2 == 0 ? run<Plan, Planner, Sizes<2, 8, 40, 4, 6>>(seed)
-                                            : run<Plan, Planner, Sizes<2, 2, 20, 4, 5>>(seed)
-    : seed / 4 % 2 == 0 ? run<Plan, Planner, Sizes<3, 8, 96, 4, 6>>(seed)
-                        : run<Plan, Planner, Sizes<3, 2, 7, 9, 12>>(seed);
+    seed / 2 % 2 == 0   ? seed / 4 % 2 == 0
+                              ? run<TileSchedule, TileScheduler, Sizes<2, 8, 40, 4, 6>>(seed)
+                              : run<TileSchedule, TileScheduler, Sizes<2, 2, 20, 4, 5>>(seed)
+    : seed / 4 % 2 == 0 ? run<TileSchedule, TileScheduler, Sizes<3, 8, 96, 4, 6>>(seed)
+                        : run<TileSchedule, TileScheduler, Sizes<3, 2, 7, 9, 12>>(seed);
   });
 }
 
@@ -371,7 +381,7 @@ std::string first_report(unsigned seeds) {
 
 std::string answer(const std::string& space, unsigned seeds) {
 #define VSA_PLAN(name) \
-  if (space == #name) return first_report<name::Plan, name::Planner>(seeds);
+  if (space == #name) return first_report<name::TileSchedule, name::TileScheduler>(seeds);
   VSA_EACH_BUG(VSA_PLAN)
   return "?";
 }

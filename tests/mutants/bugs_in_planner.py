@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs in planner.h that the backward's passes are stopped by, for test_backward_bugs.py.
+"""Mutants of tile_scheduler.h that the backward's passes are stopped by, for test_backward_bugs.py.
 
 Each is what the text is that a header has once, what becomes of it, and how that must be reported.
 Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
@@ -14,179 +14,182 @@ from mutants.planted_bugs import Bugs
 # Found in both passes.
 IN_PLANNER: Bugs = {
     # chunks handed over
-    "PlanFullNotArrived": (
-        "plan_.full[next_++ % Plan::kBuffers].arrive_warp();",
+    "ScheduleFullNotArrived": (
+        "schedule_.full[next_++ % TileSchedule::kBuffers].arrive_warp();",
         "next_++;",
-        A_PRODUCER_WAITS + r" plan_full\[0\] use 0 .* 32 of 32 arrivals missing",
+        A_PRODUCER_WAITS + r" schedule_full\[0\] use 0 .* 32 of 32 arrivals missing",
     ),
-    "PlanFullByOneLane": (
-        "plan_.full[next_++ % Plan::kBuffers].arrive_warp();",
-        "if (elect_one()) plan_.full[next_++ % Plan::kBuffers].arrive_one();",
-        A_PRODUCER_WAITS + r" plan_full\[0\] use 0 .* 31 of 32 arrivals missing",
+    "ScheduleFullByOneLane": (
+        "schedule_.full[next_++ % TileSchedule::kBuffers].arrive_warp();",
+        "if (elect_one()) schedule_.full[next_++ % TileSchedule::kBuffers].arrive_one();",
+        A_PRODUCER_WAITS + r" schedule_full\[0\] use 0 .* 31 of 32 arrivals missing",
     ),
-    "PlanFullByOneLaneForAll": (
-        "plan_.full[next_++ % Plan::kBuffers].arrive_warp();",
+    "ScheduleFullByOneLaneForAll": (
+        "schedule_.full[next_++ % TileSchedule::kBuffers].arrive_warp();",
         "for (int i = 0; elect_one() && i < 32; ++i)"
-        " plan_.full[next_ % Plan::kBuffers].arrive_one(); ++next_;",
-        r"MISSING NAMED BARRIER .*planner: store to .*(producer|consumer)\d: load from",
+        " schedule_.full[next_ % TileSchedule::kBuffers].arrive_one(); ++next_;",
+        r"MISSING NAMED BARRIER .*scheduler: store to .*(producer|consumer)\d: load from",
     ),
-    "PlanFullTwice": (
-        "plan_.full[next_++ % Plan::kBuffers].arrive_warp();",
-        "plan_.full[next_ % Plan::kBuffers].arrive_warp();"
-        " plan_.full[next_++ % Plan::kBuffers].arrive_warp();",
-        r"(PHASE ALIAS|DEADLOCK): .*(producer|consumer)\d waits for plan_full\[\d\]",
+    "ScheduleFullTwice": (
+        "schedule_.full[next_++ % TileSchedule::kBuffers].arrive_warp();",
+        "schedule_.full[next_ % TileSchedule::kBuffers].arrive_warp();"
+        " schedule_.full[next_++ % TileSchedule::kBuffers].arrive_warp();",
+        r"(PHASE ALIAS|DEADLOCK): .*(producer|consumer)\d waits for schedule_full\[\d\]",
+    ),
+    "LoadsToldBeforeWritten": (
+        "write_loads(word, done); write_steps(work.batch, here, ends ? ConsumerStep::kDone :"
+        " ConsumerStep::kNextChunk);"
+        " close();",
+        "close(); write_loads(word, done);"
+        " write_steps(work.batch, here, ends ? ConsumerStep::kDone : ConsumerStep::kNextChunk);",
+        r"(NEVER WRITTEN|RACE): .*(loads|steps)\[\d\]",
     ),
     "StepsToldBeforeWritten": (
-        "write_steps(word, done); write_stops(work.batch, here, ends ? Stop::kEnd : Stop::kPage);"
+        "write_steps(work.batch, here, ends ? ConsumerStep::kDone : ConsumerStep::kNextChunk);"
         " close();",
-        "close(); write_steps(word, done);"
-        " write_stops(work.batch, here, ends ? Stop::kEnd : Stop::kPage);",
-        r"(NEVER WRITTEN|RACE): .*(steps|stops)\[\d\]",
-    ),
-    "StopsToldBeforeWritten": (
-        "write_stops(work.batch, here, ends ? Stop::kEnd : Stop::kPage); close();",
-        "close(); write_stops(work.batch, here, ends ? Stop::kEnd : Stop::kPage);",
-        r"(NEVER WRITTEN|RACE): .*(steps|stops)\[\d\]",
+        "close(); write_steps(work.batch, here, ends ? ConsumerStep::kDone :"
+        " ConsumerStep::kNextChunk);",
+        r"(NEVER WRITTEN|RACE): .*(loads|steps)\[\d\]",
     ),
     # ... and given back
-    "PlanEmptyNotAwaited": (
-        "plan_.empty[buffer].wait(next_ / Plan::kBuffers - 1);",
+    "ScheduleEmptyNotAwaited": (
+        "schedule_.empty[buffer].wait(next_ / TileSchedule::kBuffers - 1);",
         "",
-        r"RACE: .*planner: store to (chunks|origins|steps|stops)\[\d\]",
+        r"RACE: .*scheduler: store to (chunks|origins|loads|steps)\[\d\]",
     ),
-    "PlanEmptyAwaitedForThisUse": (
-        "plan_.empty[buffer].wait(next_ / Plan::kBuffers - 1);",
-        "plan_.empty[buffer].wait(next_ / Plan::kBuffers);",
-        r"DEADLOCK: .*planner waits for plan_empty\[0\] use 0",
+    "ScheduleEmptyAwaitedForThisUse": (
+        "schedule_.empty[buffer].wait(next_ / TileSchedule::kBuffers - 1);",
+        "schedule_.empty[buffer].wait(next_ / TileSchedule::kBuffers);",
+        r"DEADLOCK: .*scheduler waits for schedule_empty\[0\] use 0",
     ),
     # what lies in which buffer
     "OriginsNotSaid": (
-        "plan_.origins[buffer].set({origin_of(first_, chunk.head, chunk.work.batch),"
+        "schedule_.origins[buffer].set({origin_of(first_, chunk.head, chunk.work.batch),"
         " origin_of(second_, chunk.head, chunk.work.batch)});",
         "",
         r"NEVER WRITTEN: .*load from origins\[\d\]",
     ),
+    "LoadsWrittenInTheOtherBuffer": (
+        "schedule_.loads[buffer][place].set(",
+        "schedule_.loads[1 - buffer][place].set(",
+        r"(NEVER WRITTEN|RACE): .*loads\[\d\]",
+    ),
     "StepsWrittenInTheOtherBuffer": (
-        "plan_.steps[buffer][place].set(",
-        "plan_.steps[1 - buffer][place].set(",
+        "schedule_.steps[buffer][r] + counts[r]",
+        "schedule_.steps[1 - buffer][r] + counts[r]",
         r"(NEVER WRITTEN|RACE): .*steps\[\d\]",
     ),
-    "StopsWrittenInTheOtherBuffer": (
-        "plan_.stops[buffer][r] + counts[r]",
-        "plan_.stops[1 - buffer][r] + counts[r]",
-        r"(NEVER WRITTEN|RACE): .*stops\[\d\]",
+    "StepsOfOneConsumer": (
+        "schedule_.steps[buffer][r] + counts[r]",
+        "schedule_.steps[buffer][0] + counts[r]",
+        r"NEVER WRITTEN: .*steps\[\d\]|DEADLOCK",
     ),
-    "StopsOfOneConsumer": (
-        "plan_.stops[buffer][r] + counts[r]",
-        "plan_.stops[buffer][0] + counts[r]",
-        r"NEVER WRITTEN: .*stops\[\d\]|DEADLOCK",
-    ),
-    "StepsPastTheEnd": (
-        "if (place < 0 || place >= Steps) return;",
+    "LoadsPastTheEnd": (
+        "if (place < 0 || place >= Loads) return;",
         "if (place < 0) return;",
-        r"RACE: .*planner: store to (chunks|steps|stops)\[\d\]",
+        r"RACE: .*scheduler: store to (chunks|loads|steps)\[\d\]",
     ),
-    "StepsBeforeTheBeginning": (
-        "if (place < 0 || place >= Steps) return;",
-        "if (place >= Steps) return;",
-        r"RACE: .*planner: store to (origins|steps)\[\d\]",
+    "LoadsBeforeTheBeginning": (
+        "if (place < 0 || place >= Loads) return;",
+        "if (place >= Loads) return;",
+        r"RACE: .*scheduler: store to (origins|loads)\[\d\]",
     ),
     # what a chunk says
     "FirstNotSaid": (
         "uint32_t flags = Chunk::kFirst;",
         "uint32_t flags = 0;",
-        A_CONSUMER_WAITS + r" own_full\[0\] use 0",
+        A_CONSUMER_WAITS + r" resident_full\[0\] use 0",
     ),
     "FirstSaidOfEveryChunk": (
         "close(); flags = 0;",
         "close();",
-        A_PRODUCER_WAITS + r" own_empty\[\d\]",
+        A_PRODUCER_WAITS + r" resident_empty\[\d\]",
     ),
-    "StopNotSaid": (
-        "open({{}, 0, 0, Chunk::kStop}); close();",
+    "FinishNotSaid": (
+        "open({{}, 0, 0, Chunk::kFinished}); close();",
         "",
-        A_PRODUCER_WAITS + r" plan_full\[\d\]",
+        A_PRODUCER_WAITS + r" schedule_full\[\d\]",
     ),
     "NothingNotSaid": (
         "if (here == 0 && !ends) break;",
         "if (here == 0) break;",
         "DEADLOCK|WRONG NUMBERS",
     ),
-    # where consumers stop
-    "PageForTheEnd": (
-        "ends ? Stop::kEnd : Stop::kPage",
-        "Stop::kPage",
-        r"DEADLOCK: .*(producer0 waits for own_empty|consumer\d waits for plan_full)",
+    # steps of consumers
+    "NextChunkForTheEnd": (
+        "ends ? ConsumerStep::kDone : ConsumerStep::kNextChunk",
+        "ConsumerStep::kNextChunk",
+        r"DEADLOCK: .*(producer0 waits for resident_empty|consumer\d waits for schedule_full)",
     ),
-    "EndForThePage": (
-        "ends ? Stop::kEnd : Stop::kPage",
-        "Stop::kEnd",
+    "EndForTheNextChunk": (
+        "ends ? ConsumerStep::kDone : ConsumerStep::kNextChunk",
+        "ConsumerStep::kDone",
         r"LOADS STILL IN FLIGHT|DEADLOCK|RACE",
     ),
     "NothingAtTheEnd": (
-        "plan_.stops[buffer][r][counts[r]].set(Stop::of(then));",
+        "schedule_.steps[buffer][r][counts[r]].set(ConsumerStep::of(then));",
         ";",
-        r"(NEVER WRITTEN|RACE): .*load from stops\[\d\]|DEADLOCK",
+        r"(NEVER WRITTEN|RACE): .*load from steps\[\d\]|DEADLOCK",
     ),
-    "OwnPassedOver": (
-        "const uint32_t stops = own |",
-        "const uint32_t stops = (own & own - 1) |",
+    "ComputedSkipped": (
+        "const uint32_t steps = computed |",
+        "const uint32_t steps = (computed & computed - 1) |",
         "WRONG NUMBERS|DEADLOCK|RACE|PHASE ALIAS",
     ),
-    "OwnPassed": (
-        "own >> lane & 1 ? Stop::kOwn : Stop::kPass",
-        "Stop::kPass",
+    "ComputedPassed": (
+        "computed >> lane & 1 ? ConsumerStep::kCompute : ConsumerStep::kSkip",
+        "ConsumerStep::kSkip",
         "WRONG NUMBERS|DEADLOCK",
     ),
     "PassedOwned": (
-        "own >> lane & 1 ? Stop::kOwn : Stop::kPass",
-        "Stop::kOwn",
+        "computed >> lane & 1 ? ConsumerStep::kCompute : ConsumerStep::kSkip",
+        "ConsumerStep::kCompute",
         "WRONG NUMBERS|DEADLOCK",
     ),
     "WindowsForgotten": (
-        "own | (first_of_empty_windows(own) & there)",
-        "own",
+        "computed | (first_of_empty_windows(computed) & there)",
+        "computed",
         r"PHASE ALIAS: consumer\d waits for (both|first|second)_full"
-        r"|DEADLOCK: .*consumer\d waits for plan_full",
+        r"|DEADLOCK: .*consumer\d waits for schedule_full",
     ),
     "StoppingNotSaid": (
-        "stopping[lane] |= 1u << r;",
+        "waiting[lane] |= 1u << r;",
         ";",
         r"TOO MANY ARRIVALS on (both|first|second)_empty|RACE|PHASE ALIAS",
     ),
     "StoppingSaidOfAll": (
-        "stopping[lane] |= 1u << r;",
-        "stopping[lane] |= ~0u >> 32 - Rows;",
+        "waiting[lane] |= 1u << r;",
+        "waiting[lane] |= ~0u >> 32 - Rows;",
         A_PRODUCER_WAITS + r" (both|first|second)_empty",
     ),
-    "DrainsForgotten": (
-        "first_slot_ + from + lane - held >= Second;",
+    "FlushesForgotten": (
+        "first_number_ + from + lane - held >= Second;",
         "false;",
         A_PRODUCER_WAITS + r" (both|second)_empty",
     ),
-    "DrainsOneTooLate": (
-        "first_slot_ + from + lane - held >= Second;",
-        "first_slot_ + from + lane - held > Second;",
+    "FlushesOneTooLate": (
+        "first_number_ + from + lane - held >= Second;",
+        "first_number_ + from + lane - held > Second;",
         A_PRODUCER_WAITS + r" (both|second)_empty",
     ),
-    "HeldInTheLastItem": (
+    "HeldInTheLastWorkTile": (
         "held_[r] = INT_MAX;",
         "if (next_ == 0) held_[r] = INT_MAX;",
         "DEADLOCK|WRONG NUMBERS",
     ),
     "HeldForgotten": (
-        "if (own) held_[r] =",
+        "if (computed) held_[r] =",
         "if (false) held_[r] =",
         A_PRODUCER_WAITS + r" (both|second)_empty",
     ),
-    "SlotsOfEveryChunkAlike": (
-        "first_slot_ += steps;",
+    "LoadsOfEveryChunkAlike": (
+        "first_number_ += loads;",
         "",
         "RACE|DEADLOCK|PHASE ALIAS|NEVER WRITTEN",
     ),
 }
 
-# Found where an item has several heads, in the pass over keys.
+# Found where a work tile has several heads, in the pass over keys.
 IN_HEADS: Bugs = {
     "FirstHeadFoundTwice": (
         "find(work.batch, bitmaps + h * size, word);",

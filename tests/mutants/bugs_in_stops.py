@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs in where consumers stop, in slots.h, for test_backward_bugs.py.
+"""Mutants of the steps of consumers in rings.h, for test_backward_bugs.py.
 
 Each is what the text is that a header has once, what becomes of it, and how that must be reported.
 Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
@@ -14,176 +14,179 @@ from mutants.planted_bugs import Bugs
 WORK_LEFT = "DEADLOCK|LOADS STILL IN FLIGHT|WRONG NUMBERS"
 
 IN_STOPS: Bugs = {
-    # the list and its pages
+    # steps and their chunks
     "ListNotAwaited": (
-        "plan_.full[buffer].wait(chunk_ / Plan::kBuffers);",
+        "schedule_.full[buffer].wait(chunk_ / TileSchedule::kBuffers);",
         "",
-        r"(NEVER WRITTEN|RACE): .*load from stops\[\d\]",
+        r"(NEVER WRITTEN|RACE): .*load from steps\[\d\]",
     ),
     "ListAwaitedForAnEarlierUse": (
-        "plan_.full[buffer].wait(chunk_ / Plan::kBuffers);",
-        "plan_.full[buffer].wait(chunk_ / Plan::kBuffers - 1);",
-        r"(NEVER WRITTEN|RACE): .*load from stops\[\d\]"
-        r"|PHASE ALIAS: consumer\d waits for plan_full",
+        "schedule_.full[buffer].wait(chunk_ / TileSchedule::kBuffers);",
+        "schedule_.full[buffer].wait(chunk_ / TileSchedule::kBuffers - 1);",
+        r"(NEVER WRITTEN|RACE): .*load from steps\[\d\]"
+        r"|PHASE ALIAS: consumer\d waits for schedule_full",
     ),
     "ListOfTheOtherBuffer": (
-        "plan_.stops[buffer][w_];",
-        "plan_.stops[1 - buffer][w_];",
-        r"(NEVER WRITTEN|RACE): .*load from stops\[\d\]",
+        "schedule_.steps[buffer][w_];",
+        "schedule_.steps[1 - buffer][w_];",
+        r"(NEVER WRITTEN|RACE): .*load from steps\[\d\]",
     ),
     "ListOfAnotherConsumer": (
-        "plan_.stops[buffer][w_];",
-        "plan_.stops[buffer][w_ == 0 ? 1 : 0];",
+        "schedule_.steps[buffer][w_];",
+        "schedule_.steps[buffer][w_ == 0 ? 1 : 0];",
         rf"{TOO_FREE}|{WORK_LEFT}",
     ),
     "ListNotBegun": (
-        "stops_ = plan_.stops[buffer][w_]; next_ = 0;",
-        "stops_ = plan_.stops[buffer][w_];",
-        r"(NEVER WRITTEN|RACE): .*load from stops\[\d\]|DEADLOCK|PHASE ALIAS|TOO MANY ARRIVALS",
+        "steps_ = schedule_.steps[buffer][w_]; next_ = 0;",
+        "steps_ = schedule_.steps[buffer][w_];",
+        r"(NEVER WRITTEN|RACE): .*load from steps\[\d\]|DEADLOCK|PHASE ALIAS|TOO MANY ARRIVALS",
     ),
-    "ItemNotOpened": (
-        "open(); return own(take());",
-        "if (chunk_ == 0) open(); return own(take());",
-        r"(NEVER WRITTEN|RACE): .*stops\[\d\]|DEADLOCK|PHASE ALIAS|TOO MANY ARRIVALS",
+    "WorkTileNotOpened": (
+        "acquire_chunk(); return next_compute(take());",
+        "if (chunk_ == 0) acquire_chunk(); return next_compute(take());",
+        r"(NEVER WRITTEN|RACE): .*steps\[\d\]|DEADLOCK|PHASE ALIAS|TOO MANY ARRIVALS",
     ),
-    "PageNotTurned": (
-        "give_back(); open(); stop = take();",
-        "give_back(); stop = take();",
-        r"(NEVER WRITTEN|RACE): .*stops\[\d\]|DEADLOCK|PHASE ALIAS|TOO MANY ARRIVALS",
+    "NextChunkNotEntered": (
+        "release_chunk(); acquire_chunk(); step = take();",
+        "release_chunk(); step = take();",
+        r"(NEVER WRITTEN|RACE): .*steps\[\d\]|DEADLOCK|PHASE ALIAS|TOO MANY ARRIVALS",
     ),
-    "PageNotGivenBack": (
-        "give_back(); open(); stop = take();",
-        "++chunk_; open(); stop = take();",
-        r"DEADLOCK: .*planner waits for plan_empty\[\d\] use 0 .* (128|256|384) of \d+ arrivals",
+    "NextChunkNotGivenBack": (
+        "release_chunk(); acquire_chunk(); step = take();",
+        "++chunk_; acquire_chunk(); step = take();",
+        r"DEADLOCK: .*scheduler waits for schedule_empty\[\d\] use 0 .* (128|256|384) of \d+"
+        r" arrivals",
     ),
-    "PageGivenBackTwice": (
-        "give_back(); open(); stop = take();",
-        "give_back(); --chunk_; give_back(); open(); stop = take();",
-        r"TOO MANY ARRIVALS on plan_empty|RACE: .*planner: store to|PHASE ALIAS",
+    "NextChunkGivenBackTwice": (
+        "release_chunk(); acquire_chunk(); step = take();",
+        "release_chunk(); --chunk_; release_chunk(); acquire_chunk(); step = take();",
+        r"TOO MANY ARRIVALS on schedule_empty|RACE: .*scheduler: store to|PHASE ALIAS",
     ),
-    "PageGivenBackByOneThread": (
-        "plan_.empty[chunk_++ % Plan::kBuffers].arrive_all();",
-        "if (elect_one()) plan_.empty[chunk_ % Plan::kBuffers].arrive_one(); ++chunk_;",
-        r"DEADLOCK: .*planner waits for plan_empty\[\d\] use 0 .* (127|254|381) of \d+ arrivals",
+    "NextChunkGivenBackByOneThread": (
+        "schedule_.empty[chunk_++ % TileSchedule::kBuffers].arrive_all();",
+        "if (elect_one()) schedule_.empty[chunk_ % TileSchedule::kBuffers].arrive_one(); ++chunk_;",
+        r"DEADLOCK: .*scheduler waits for schedule_empty\[\d\] use 0 .* (127|254|381) of \d+"
+        r" arrivals",
     ),
-    "EveryPageGivenBackInOneBuffer": (
-        "plan_.empty[chunk_++ % Plan::kBuffers].arrive_all();",
-        "plan_.empty[0].arrive_all(); ++chunk_;",
-        r"TOO MANY ARRIVALS on plan_empty|DEADLOCK: .*planner waits for plan_empty",
+    "EveryNextChunkGivenBackInOneBuffer": (
+        "schedule_.empty[chunk_++ % TileSchedule::kBuffers].arrive_all();",
+        "schedule_.empty[0].arrive_all(); ++chunk_;",
+        r"TOO MANY ARRIVALS on schedule_empty|DEADLOCK: .*scheduler waits for schedule_empty",
     ),
-    "PageTakenForTheEnd": (
-        "stop = turned(stop); while",
+    "NextChunkTakenForTheEnd": (
+        "step = past_chunk_end(step); while",
         "while",
         r"DEADLOCK|LOADS STILL IN FLIGHT|RACE",
     ),
-    "PageAfterPassesNotTurned": (
-        "stop = turned(take());",
-        "stop = take();",
+    "NextChunkAfterPassesNotEntered": (
+        "step = past_chunk_end(take());",
+        "step = take();",
         r"DEADLOCK|LOADS STILL IN FLIGHT|RACE",
     ),
-    "LastPageNotGivenBack": (
-        "void end_item() { give_back(); }",
-        "void end_item() { ++chunk_; }",
-        r"DEADLOCK: .*planner waits for plan_empty",
+    "LastNextChunkNotGivenBack": (
+        "void end_work_tile() { release_chunk(); }",
+        "void end_work_tile() { ++chunk_; }",
+        r"DEADLOCK: .*scheduler waits for schedule_empty",
     ),
-    "LastPageGivenBackTwice": (
-        "void end_item() { give_back(); }",
-        "void end_item() { give_back(); --chunk_; give_back(); }",
-        r"TOO MANY ARRIVALS on plan_empty|RACE: .*planner: store to|PHASE ALIAS",
+    "LastNextChunkGivenBackTwice": (
+        "void end_work_tile() { release_chunk(); }",
+        "void end_work_tile() { release_chunk(); --chunk_; release_chunk(); }",
+        r"TOO MANY ARRIVALS on schedule_empty|RACE: .*scheduler: store to|PHASE ALIAS",
     ),
-    "PageGivenBackBeforeItIsRead": (
-        "stop = turned(stop); while",
-        "give_back(); --chunk_; stop = turned(stop); while",
-        r"TOO MANY ARRIVALS on plan_empty|RACE: .*planner: store to|PHASE ALIAS",
+    "NextChunkGivenBackBeforeItIsRead": (
+        "step = past_chunk_end(step); while",
+        "release_chunk(); --chunk_; step = past_chunk_end(step); while",
+        r"TOO MANY ARRIVALS on schedule_empty|RACE: .*scheduler: store to|PHASE ALIAS",
     ),
-    # passes
+    # skips
     "FirstPassedAlone": (
-        "while (stop.is(Stop::kPass)) {",
-        "if (stop.is(Stop::kPass)) {",
+        "while (step.is(ConsumerStep::kSkip)) {",
+        "if (step.is(ConsumerStep::kSkip)) {",
         WORK_LEFT,
     ),
-    "PassedTakenForItsOwn": (
-        "while (stop.is(Stop::kPass)) {",
+    "PassedTakenForItsComputed": (
+        "while (step.is(ConsumerStep::kSkip)) {",
         "while (false) {",
         WORK_LEFT,
     ),
     "PassedFirstNotAwaited": (
-        "rings_.wait_first(stop);",
+        "rings_.wait_first(step);",
         "",
         rf"TOO MANY ARRIVALS on first_empty|PHASE ALIAS|{OVERWRITTEN}",
     ),
     "PassedBothNotAwaited": (
-        "rings_.wait_together(stop);",
+        "rings_.wait_together(step);",
         "",
         rf"TOO MANY ARRIVALS on both_empty|PHASE ALIAS|{OVERWRITTEN}",
     ),
     "PassedFirstNotReleased": (
-        "rings_.release_first(stop);",
+        "rings_.release_first(step);",
         "",
         r"DEADLOCK: .*producer\d waits for first_empty",
     ),
     "PassedSecondNotReleased": (
-        "rings_.release_second(stop);",
+        "rings_.release_second(step);",
         "",
         r"DEADLOCK: .*producer\d waits for (both|second)_empty",
     ),
-    "OwnNotAwaited": (
-        "if (stop.is(Stop::kOwn)) wait(stop);",
+    "ComputedNotAwaited": (
+        "if (step.is(ConsumerStep::kCompute)) wait(step);",
         "",
         rf"TOO MANY ARRIVALS|PHASE ALIAS|(RACE|NEVER WRITTEN): |{OVERWRITTEN}",
     ),
-    "OwnNotLookedFor": (
-        "open(); return own(take());",
-        "open(); return take();",
+    "ComputedNotLookedFor": (
+        "acquire_chunk(); return next_compute(take());",
+        "acquire_chunk(); return take();",
         WORK_LEFT,
     ),
-    # drains
-    "OneDrainAlone": (
-        "while (stop.is(Stop::kDrain)) stop = own(take());",
-        "if (stop.is(Stop::kDrain)) stop = own(take());",
+    # flushes
+    "OneFlushAlone": (
+        "while (step.is(ConsumerStep::kFlush)) step = next_compute(take());",
+        "if (step.is(ConsumerStep::kFlush)) step = next_compute(take());",
         WORK_LEFT,
     ),
-    "RunEndsTheItem": (
-        "while (stop.is(Stop::kDrain)) stop = own(take());",
+    "RunEndsTheWorkTile": (
+        "while (step.is(ConsumerStep::kFlush)) step = next_compute(take());",
         "",
         WORK_LEFT,
     ),
-    "PassedAfterADrain": (
-        "while (stop.is(Stop::kDrain)) stop = own(take());",
-        "while (stop.is(Stop::kDrain)) stop = take();",
+    "PassedAfterAFlush": (
+        "while (step.is(ConsumerStep::kFlush)) step = next_compute(take());",
+        "while (step.is(ConsumerStep::kFlush)) step = take();",
         WORK_LEFT,
     ),
-    "RunGoesOnPastDrains": (
-        "stop = turned(take()); } return stop;",
-        "stop = turned(take()); } return stop.is(Stop::kDrain) ? own(take()) : stop;",
+    "RunGoesOnPastFlushes": (
+        "step = past_chunk_end(take()); } return step;",
+        "step = past_chunk_end(take()); } return step.is(ConsumerStep::kFlush) ?"
+        " next_compute(take()) : step;",
         PRODUCER_STUCK,
     ),
 }
 
-# Found in the pass over queries alone: in that over keys a consumer lets go of the second slot that
-# it holds before the next of the first, so that nobody gets to pass a stage that is still held.
+# Found in the pass over queries alone: in the pass over keys a consumer releases the second
+# tile that it holds before the next one of the first ring, so no consumer skips a stage still held.
 IN_PASSES: Bugs = {
     "PassedSecondNotAwaited": (
-        "rings_.wait_second(stop);",
+        "rings_.wait_second(step);",
         "",
         rf"TOO MANY ARRIVALS on second_empty|PHASE ALIAS|{OVERWRITTEN}",
     ),
 }
 
-# How each pass of the backward goes on, found where slots are passed over and drained.
+# How each pass of the backward goes on, found where loads are skipped and flushed.
 IN_RUNS: Bugs = {
     "PassesNotLookedFor": (
-        "next = there ? after : stops_.own(after, wait);",
-        "next = after; if (!there && next.is(Stop::kOwn)) wait(next);",
+        "next = there ? after : steps_.next_compute(after, wait);",
+        "next = after; if (!there && next.is(ConsumerStep::kCompute)) wait(next);",
         WORK_LEFT,
     ),
     "PassesOfARunNotLookedFor": (
-        "Stop next = stops_.own(stops_.take(), wait);",
-        "Stop next = stops_.take(); if (next.is(Stop::kOwn)) wait(next);",
+        "ConsumerStep next = steps_.next_compute(steps_.take(), wait);",
+        "ConsumerStep next = steps_.take(); if (next.is(ConsumerStep::kCompute)) wait(next);",
         WORK_LEFT,
     ),
-    "DrainsTakenForTheEnd": (
-        "held = stops_.next_run(next);",
+    "FlushesTakenForTheEnd": (
+        "held = steps_.resume(next);",
         "held = next;",
         WORK_LEFT,
     ),
