@@ -73,7 +73,7 @@ def test_bugs_are_reported_by_name(compiler, tmp_path):
     reports = {name: program(name, SEEDS) for name in BUGS}
     wrong = {
         name: report
-        for name, report in reports.size()
+        for name, report in reports.items()
         if not re.match(rf"seed \d+: ({BUGS[name][2]})", report)
     }
     assert not wrong
