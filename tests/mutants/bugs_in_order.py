@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutants of tile_scheduler.h that are found by what the schedule is, for test_plan.py.
+"""Mutants of tile_scheduler.h that are found by what the schedule is, for test_tile_scheduler.py.
 
 Each is what the text is that a header has once, what becomes of it, and how that must be reported.
 Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes

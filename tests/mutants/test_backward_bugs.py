@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import pytest
+from mutants.bugs_in_consumer_steps import IN_CONSUMER_STEPS, IN_RUNS, IN_SKIPS
 from mutants.bugs_in_keys import IN_KEYS
-from mutants.bugs_in_own_tiles import IN_OWN_TILES
-from mutants.bugs_in_plan import IN_PLAN
-from mutants.bugs_in_planner import IN_HEADS, IN_PLANNER
 from mutants.bugs_in_queries import IN_QUERIES, IN_RUNS_OF_QUERIES
+from mutants.bugs_in_resident_tiles import IN_RESIDENT_TILES
 from mutants.bugs_in_rings import IN_RINGS
-from mutants.bugs_in_stops import IN_PASSES, IN_RUNS, IN_STOPS
+from mutants.bugs_in_tile_schedule import IN_SCHEDULE
+from mutants.bugs_in_tile_scheduler import IN_HEADS, IN_SCHEDULER
 from mutants.planted_bugs import ROOT, build, substitute, unnoticed
 
 PROGRAM = ROOT / "tests" / "cpp" / "fine_backward.cpp"
@@ -43,10 +43,13 @@ BUGS = {
         ("queries",): IN_QUERIES,
         ("uneven_queries",): {**IN_RUNS, **IN_RUNS_OF_QUERIES},
     },
-    "kernels/schedule/resident_tiles.h": {("keys", "queries"): IN_OWN_TILES},
-    "kernels/schedule/tile_schedule.h": {UNEVEN: IN_PLAN},
-    "kernels/schedule/tile_scheduler.h": {UNEVEN: IN_PLANNER, ("uneven_keys",): IN_HEADS},
-    "kernels/schedule/rings.h": {UNEVEN: {**IN_RINGS, **IN_STOPS}, ("uneven_queries",): IN_PASSES},
+    "kernels/schedule/resident_tiles.h": {("keys", "queries"): IN_RESIDENT_TILES},
+    "kernels/schedule/tile_schedule.h": {UNEVEN: IN_SCHEDULE},
+    "kernels/schedule/tile_scheduler.h": {UNEVEN: IN_SCHEDULER, ("uneven_keys",): IN_HEADS},
+    "kernels/schedule/rings.h": {
+        UNEVEN: {**IN_RINGS, **IN_CONSUMER_STEPS},
+        ("uneven_queries",): IN_SKIPS,
+    },
 }
 
 

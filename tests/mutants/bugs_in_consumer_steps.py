@@ -13,7 +13,7 @@ from mutants.planted_bugs import Bugs
 
 WORK_LEFT = "DEADLOCK|LOADS STILL IN FLIGHT|WRONG NUMBERS"
 
-IN_STOPS: Bugs = {
+IN_CONSUMER_STEPS: Bugs = {
     # steps and their chunks
     "ListNotAwaited": (
         "schedule_.full[buffer].wait(chunk_ / TileSchedule::kBuffers);",
@@ -165,7 +165,7 @@ IN_STOPS: Bugs = {
 
 # Found in the pass over queries alone: in the pass over keys a consumer releases the second
 # tile that it holds before the next one of the first ring, so no consumer skips a stage still held.
-IN_PASSES: Bugs = {
+IN_SKIPS: Bugs = {
     "PassedSecondNotAwaited": (
         "rings_.wait_second(step);",
         "",

@@ -7,12 +7,12 @@ import re
 
 import pytest
 from mutants.bugs_in_order import IN_ORDER
-from mutants.bugs_in_plan import IN_STEPS
+from mutants.bugs_in_tile_schedule import IN_LOADS
 from mutants.planted_bugs import ROOT, build, in_namespaces
 
-PROGRAM = ROOT / "tests" / "cpp" / "plan.cpp"
+PROGRAM = ROOT / "tests" / "cpp" / "tile_scheduler.cpp"
 HEADERS = ("kernels/schedule/tile_schedule.h", "kernels/schedule/tile_scheduler.h")
-BUGS = {"kernels/schedule/tile_schedule.h": IN_STEPS, "kernels/schedule/tile_scheduler.h": IN_ORDER}
+BUGS = {"kernels/schedule/tile_schedule.h": IN_LOADS, "kernels/schedule/tile_scheduler.h": IN_ORDER}
 SEEDS = 120  # every size of rows, words and loads, with every kind of selection
 
 
@@ -42,8 +42,8 @@ def test_every_wanted_tile_comes_once_and_in_turn(compiler, tmp_path):
     assert program("vsa", 10 * SEEDS) == "nothing"
 
 
-@pytest.mark.parametrize("bug", [*IN_ORDER, *IN_STEPS])
+@pytest.mark.parametrize("bug", [*IN_ORDER, *IN_LOADS])
 def test_bug_is_reported_by_name(planted, bug):
     report = planted(bug)
-    expected = {**IN_ORDER, **IN_STEPS}[bug][2]
+    expected = {**IN_ORDER, **IN_LOADS}[bug][2]
     assert re.match(rf"seed \d+: ({expected})", report), report

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mutants.planted_bugs import Bugs
 
-IN_OWN_TILES: Bugs = {
+IN_RESIDENT_TILES: Bugs = {
     # a consumer
     "FullNotAwaited": (
         "full[w].wait(round);",

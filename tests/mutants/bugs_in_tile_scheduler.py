@@ -8,11 +8,11 @@ first.
 
 from __future__ import annotations
 
-from mutants.bugs_in_plan import A_CONSUMER_WAITS, A_PRODUCER_WAITS
+from mutants.bugs_in_tile_schedule import A_CONSUMER_WAITS, A_PRODUCER_WAITS
 from mutants.planted_bugs import Bugs
 
 # Found in both passes.
-IN_PLANNER: Bugs = {
+IN_SCHEDULER: Bugs = {
     # chunks handed over
     "ScheduleFullNotArrived": (
         "schedule_.full[next_++ % TileSchedule::kBuffers].arrive_warp();",

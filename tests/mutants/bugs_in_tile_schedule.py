@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutants of tile_schedule.h, for test_backward_bugs.py and test_plan.py.
+"""Mutants of tile_schedule.h, for test_backward_bugs.py and test_tile_scheduler.py.
 
 Each is what the text is that a header has once, what becomes of it, and how that must be reported.
 Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
@@ -18,7 +18,7 @@ EARLIER_PHASE = (
 )
 
 # Found in both passes of the backward.
-IN_PLAN: Bugs = {
+IN_SCHEDULE: Bugs = {
     # chunks handed over
     "ScheduleFullNotAwaited": (
         "full[n % kBuffers].wait(n / kBuffers); const Chunk of",
@@ -173,8 +173,8 @@ IN_PLAN: Bugs = {
     ),
 }
 
-# Found in tests/cpp/plan.cpp.
-IN_STEPS: Bugs = {
+# Found in tests/cpp/tile_scheduler.cpp.
+IN_LOADS: Bugs = {
     "ClipForgotten": (
         "uint64_t{at.clip} << kClip |",
         "",

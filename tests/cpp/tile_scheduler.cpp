@@ -2,10 +2,10 @@
 // Runs the tile scheduler on the emulator, on a random selection per seed, and holds the tile loads
 // that a producer gets and the steps that a consumer gets against what the selection says.
 //
-//   plan NAMESPACE SEEDS    "seed N: " and the first report within so many seeds, or "nothing"
+//   tile_scheduler NAMESPACE SEEDS    "seed N: " and the first report within so many, or "nothing"
 //
-// The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_plan.py writes them, each
-// with a scheduler of its own that has a bug.
+// The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_tile_scheduler.py writes
+// them, each with a scheduler of its own that has a bug.
 #include <algorithm>
 #include <bit>
 #include <cstdio>
