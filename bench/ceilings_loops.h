@@ -3,7 +3,7 @@
 // softmax, output, of tiles that stay in shared memory, with or without loads beside it.
 #pragma once
 #include "ceilings_loads.h"
-#include "kernels/softmax.h"
+#include "kernels/fine/softmax.h"
 #include "tile/tile.h"
 
 namespace vsa::ceilings {

@@ -32,7 +32,8 @@ class Kernel:
         name: mangled.
         registers: per thread at launch; roles take or give some later.
         stack: bytes of local memory per thread.
-        spills: bytes stored and loaded. The planner's, a warp that has time (kernels/planner.h).
+        spills: bytes stored and loaded. The scheduler's, a warp that has time
+            (kernels/schedule/tile_scheduler.h).
         local: accesses to local memory in the main loop and between two copies of the producer.
         loop: instructions of the main loop, everything included.
         mask: of these, skipped on a tile that needs no mask.

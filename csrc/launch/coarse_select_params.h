@@ -3,9 +3,9 @@
 #pragma once
 #include <algorithm>
 
-#include "kernels/select_tiles.h"
-#include "kernels/split_operands.h"
-#include "kernels/tile_means.h"
+#include "kernels/coarse/tile_means.h"
+#include "kernels/select/select_tiles.h"
+#include "kernels/select/split_operands.h"
 #include "launch/coarse_select.h"
 #include "launch/element.h"
 
@@ -76,12 +76,12 @@ inline std::string make_params(SelectTilesParams& p, const SelectTiles& call) {
     return "up to " + std::to_string(kMostHeadBudgets) + " heads can have budgets of their own";
   p.scores = call.scores;
   p.must = call.must;
-  p.selected = call.bitmap;
+  p.bitmap = call.bitmap;
   p.weights = call.weights;
   p.first_row = call.first_row;
   p.rows = call.rows;
   p.columns = call.columns;
-  p.n_q = call.query_tiles;
+  p.query_tiles = call.query_tiles;
   p.mass = call.mass;
   p.num_counts = static_cast<int>(call.counts.size());
   std::transform(call.counts.begin(), call.counts.end(), p.counts,

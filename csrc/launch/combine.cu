@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // combine on a GPU.
-#include "kernels/gates.h"
+#include "kernels/fine/gates.h"
 #include "launch/fine_params.h"
 #include "launch/tensor_core_launch.h"
 

@@ -116,7 +116,7 @@ struct AxisChoice {
   VSA_HD int sharing() const { return heads / groups; }
   // How many more tiles a sample wants together with the next along t than with the next along w,
   // of those in one word. Samples are a lattice, even along each axis.
-  // head: of those of all batch elements
+  // head: counted over all batch elements
   VSA_HD int preference(int head, int sample, int word) const {
     if (tiles.t == 1 || tiles.w == 1) return 0;
     const int t = sample * (tiles.t - 1) / kSamples;
@@ -144,7 +144,7 @@ struct ColumnOrder {
   int layers;  // tiles along t
 
   VSA_HD int groups() const { return ceil_div(text_tiles + columns, kKeyTilesPerGroup); }
-  // The longest column of a group. head: of the keys, those of all batch elements in one row
+  // The longest column of a group. head: of the keys, counted over all batch elements
   VSA_HD int length(int head, int group) const {
     const int sharing = heads / kv_heads;  // query heads
     int longest = 0;
@@ -152,7 +152,7 @@ struct ColumnOrder {
       const int place = group * kKeyTilesPerGroup + i - text_tiles;
       if (place < 0) return INT_MAX;
       if (place >= columns) break;
-      const int column = tile_in_turn(place, axes[head], layers, columns / layers);
+      const int column = serpentine_tile(place, axes[head], layers, columns / layers);
       int queries = 0;
       for (int h = head * sharing; h < (head + 1) * sharing; ++h)
         queries += counts[int64_t{h} * columns + column];

@@ -6,9 +6,9 @@
 #include <type_traits>
 #include <utility>
 
-#include "kernels/fine_backward_keys.h"
-#include "kernels/fine_backward_queries.h"
-#include "kernels/fine_forward.h"
+#include "kernels/fine/backward_keys.h"
+#include "kernels/fine/backward_queries.h"
+#include "kernels/fine/forward.h"
 #include "launch/element.h"
 #include "launch/tensor_map.h"
 
@@ -27,11 +27,11 @@ struct MappedTensor {
   int heads;
 };
 
-// Steps of a plan hold 16 bits for each axis.
-inline bool fits_a_plan(const Grid& grid) {
+// A TileLoad holds 16 bits for each axis.
+inline bool fits_a_tile_load(const Grid& grid) {
   const int text = grid.prefix > grid.suffix ? grid.prefix : grid.suffix;
-  return grid.tiles.t <= PlanStep::kMostTiles && grid.tiles.h <= PlanStep::kMostTiles &&
-         grid.tiles.w <= PlanStep::kMostTiles && ceil_div(text, kTileRows) <= PlanStep::kMostTiles;
+  return grid.tiles.t <= TileLoad::kMostTiles && grid.tiles.h <= TileLoad::kMostTiles &&
+         grid.tiles.w <= TileLoad::kMostTiles && ceil_div(text, kTileRows) <= TileLoad::kMostTiles;
 }
 
 template <class Encode>
@@ -40,8 +40,8 @@ std::string make_tensors(std::initializer_list<MappedTensor> tensors,
                          int head_dim,
                          Encode encode) {
   for (const MappedTensor& x : tensors) {
-    if (!fits_a_plan(x.grid))
-      return std::string(x.name) + " has more than " + std::to_string(PlanStep::kMostTiles) +
+    if (!fits_a_tile_load(x.grid))
+      return std::string(x.name) + " has more than " + std::to_string(TileLoad::kMostTiles) +
              " tiles along an axis of its grid or in its text, which is what the kernels take";
     const std::string error = make_tensor(x.to, x.from, x.grid, batch, x.heads, head_dim, encode);
     if (!error.empty()) return std::string(x.name) + " cannot be addressed by TMA: " + error;
@@ -53,14 +53,14 @@ template <class Encode>
 std::string make_params(FineForwardParams& p, const FineForward& call, Encode encode) {
   p.queries = tiled(call.grid, call.query_text_rows);
   p.keys = tiled(call.kv_grid, call.key_text_rows);
-  p.selected = call.bitmap;
+  p.bitmap = call.bitmap;
   p.query_axes = call.query_axes;
   p.lse = call.lse;
   p.batch = call.batch;
   p.heads = call.heads;
   p.kv_heads = call.kv_heads;
   p.scale = call.scale * static_cast<float>(M_LOG2E);
-  p.tickets = call.tile_counter;
+  p.tile_counter = call.tile_counter;
   return make_tensors({{"q", p.q, call.q, call.grid, call.heads},
                        {"k", p.k, call.k, call.kv_grid, call.kv_heads},
                        {"v", p.v, call.v, call.kv_grid, call.kv_heads},
@@ -72,14 +72,14 @@ template <class Encode>
 std::string make_params(FineBackwardParams& p, const FineBackward& call, Encode encode) {
   p.queries = tiled(call.grid, call.query_text_rows);
   p.keys = tiled(call.kv_grid, call.key_text_rows);
-  p.selected = call.bitmap;
-  p.transposed = call.transposed_bitmap;
+  p.bitmap = call.bitmap;
+  p.transposed_bitmap = call.transposed_bitmap;
   p.row_stats = static_cast<const RowStats*>(call.row_stats);
   p.query_axes = call.query_axes;
   p.key_axes = call.key_axes;
   p.order = call.order;
-  p.key_tickets = call.tile_counters;
-  p.query_tickets = call.tile_counters + 1;
+  p.key_tile_counter = call.tile_counters;
+  p.query_tile_counter = call.tile_counters + 1;
   p.grad_q_means = {call.grad_q_means};
   p.grad_k_means = {call.grad_k_means};
   p.grad_v_means = {call.grad_v_means};
@@ -108,8 +108,9 @@ inline Gate gate(const GateView& x) {
   const int64_t strides = x.batch_stride | x.token_stride | x.head_stride;
   const bool aligned =
       strides % kChunkElements == 0 && reinterpret_cast<uintptr_t>(x.data) % kChunkBytes == 0;
-  const bool chunked = !x.fp32 && x.channel_stride == 1 && aligned;
-  return {x.data, x.fp32, chunked, x.batch_stride, x.token_stride, x.head_stride, x.channel_stride};
+  const bool vectorized = !x.fp32 && x.channel_stride == 1 && aligned;
+  return {x.data,         x.fp32,        vectorized,      x.batch_stride,
+          x.token_stride, x.head_stride, x.channel_stride};
 }
 
 template <class Encode>

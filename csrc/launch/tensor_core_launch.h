@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(Kernel::kThreads, 1)
   run_kernel<Kernel>(params);
 }
 
-// One block per multiprocessor, or per item where those are fewer: groups of Kernel::kConsumers
-// tiles of `sequence`, for each of `heads` of all batch elements.
+// One block per multiprocessor, or per work tile where those are fewer: groups of
+// Kernel::kConsumers tiles of `sequence`, for each of `heads` of all batch elements.
 template <class Kernel>
 cudaError_t launch_persistent(const typename Kernel::Params& params,
                               const TiledSequence& sequence,
@@ -55,10 +55,11 @@ cudaError_t launch_persistent(const typename Kernel::Params& params,
   error = cudaFuncSetAttribute(persistent_kernel<Kernel>,
                                cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  const int items = params.batch * heads *
-                    ceil_div(sequence.grid.num_tiles() + sequence.text_tiles, Kernel::kConsumers);
+  const int work_tiles =
+      params.batch * heads *
+      ceil_div(sequence.grid.num_tiles() + sequence.text_tiles, Kernel::kConsumers);
   persistent_kernel<Kernel>
-      <<<std::min(items, multiprocessors), Kernel::kThreads, kBytes, stream>>>(params);
+      <<<std::min(work_tiles, multiprocessors), Kernel::kThreads, kBytes, stream>>>(params);
   return cudaGetLastError();
 }
 

@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "kernels/params.h"
+#include "kernels/schedule/sequence.h"
 #include "launch/fine.h"
 
 namespace vsa::launch {
@@ -41,7 +41,7 @@ inline MapArguments map_arguments(const TokenView& x,
                                   Axes box) {
   const bool inside = folding.outer_per_head == 0;
   const auto size = [](int64_t n) { return static_cast<uint64_t>(n); };
-  const uint64_t token = size(x.token_stride) * 2;
+  const uint64_t token = size(x.token_stride) * kElementBytes;
   const int64_t channels =
       inside ? int64_t{heads - 1} * folding.channels_per_head + head_dim : head_dim;
   const int64_t outer_stride = inside ? x.batch_stride : x.head_stride;
@@ -56,7 +56,8 @@ inline MapArguments map_arguments(const TokenView& x,
   map.strides[1] = token * size(extent.w);
   map.strides[2] = token * size(extent.w) * size(extent.h);
   // An axis of one element has no stride of its own, but the driver wants a multiple of 16.
-  map.strides[3] = map.dims[4] == 1 ? map.strides[2] * size(extent.t) : size(outer_stride) * 2;
+  map.strides[3] =
+      map.dims[4] == 1 ? map.strides[2] * size(extent.t) : size(outer_stride) * kElementBytes;
   map.box[0] = kPanelChannels;
   map.box[1] = static_cast<uint32_t>(box.w);
   map.box[2] = static_cast<uint32_t>(box.h);

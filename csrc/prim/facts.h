@@ -164,9 +164,9 @@ VSA_HD Grid make_grid(Axes video, Axes tile, int prefix = 0, int suffix = 0) {
 constexpr int kAlongW = 0, kAlongT = 1;
 
 // The tile in a place of the order of work: along w as tiles are numbered; along t column by
-// column, to and fro, so that a column begins in the layer in which the one before it ends.
+// column in a serpentine, so that a column begins in the layer in which the one before it ends.
 // layers: tiles along t; layer: tiles of one of them
-VSA_HD int tile_in_turn(int place, int axis, int layers, int layer) {
+VSA_HD int serpentine_tile(int place, int axis, int layers, int layer) {
   if (axis == kAlongW) return place;
   const int column = place / layers, step = place - column * layers;
   const int t = column % 2 == 0 ? step : layers - 1 - step;
@@ -252,18 +252,19 @@ constexpr bool small_quotients_are_quotients() {
   return true;
 }
 static_assert(small_quotients_are_quotients(), "a multiplication divides rows exactly");
-constexpr bool turns_along_t_meet() {
+constexpr bool serpentine_tiles_meet() {
   const Axes tiles = kGrid.tiles;
   for (int place = 0; place + 1 < tiles.volume(); ++place) {
-    const Axes a = kGrid.in_tiles(tile_in_turn(place, kAlongT, tiles.t, kGrid.layer.by));
-    const Axes b = kGrid.in_tiles(tile_in_turn(place + 1, kAlongT, tiles.t, kGrid.layer.by));
+    const Axes a = kGrid.in_tiles(serpentine_tile(place, kAlongT, tiles.t, kGrid.layer.by));
+    const Axes b = kGrid.in_tiles(serpentine_tile(place + 1, kAlongT, tiles.t, kGrid.layer.by));
     const bool last = (place + 1) % tiles.t == 0;
     if (last ? a.t != b.t : (a.t - b.t) * (a.t - b.t) != 1 || a.h != b.h || a.w != b.w)
       return false;
   }
   return true;
 }
-static_assert(turns_along_t_meet(), "along t every step is to a neighbour, or stays in its layer");
+static_assert(serpentine_tiles_meet(),
+              "along t every step is to a neighbour, or stays in its layer");
 static_assert(bitmap::lowest(0) == kWordBits && bitmap::lowest(0x80000000u) == 31,
               "an empty word has its lowest bit past the end");
 

@@ -24,7 +24,7 @@
 //   NOT ELECTED             what one thread should do, done by all 128
 //   DIVERGED                what the whole warpgroup should do, done by a warp in if_any_row
 //   MISALIGNED LOAD         from global memory, by load_global
-//   TICKETS LEFT            from a launch before, by take_ticket
+//   TILE COUNTER NOT ZERO   at the start of a launch, found by take_tile
 //   SHARED MEMORY, OUT OF BOUNDS, NOT SHARED MEMORY, BAD TENSOR MAP, BAD COPY
 //   DEADLOCK                and who waits for what
 //
@@ -48,14 +48,15 @@ T load_global(const T* pointer) {
   return *pointer;
 }
 
-// Blocks run one after the other, but take tickets as if they took turns.
-inline int take_ticket(int* counter) {
-  host::one_thread("take_ticket");
+// Blocks run one after the other, but take work tiles as if they took turns.
+inline int take_tile(int* counter) {
+  host::one_thread("take_tile");
   host::Machine& block = *host::machine;
-  if (block.block == 0 && block.tickets == 0 && *counter != 0)
-    throw host::Hazard("TICKETS LEFT: the counter is " + std::to_string(*counter) + ", not 0");
+  if (block.block == 0 && block.tiles_taken == 0 && *counter != 0)
+    throw host::Hazard("TILE COUNTER NOT ZERO: the counter is " + std::to_string(*counter) +
+                       ", not 0");
   ++*counter;
-  return block.block + block.blocks * block.tickets++;
+  return block.block + block.blocks * block.tiles_taken++;
 }
 
 inline int block_index() { return host::machine->block; }

@@ -30,8 +30,8 @@ void run_block(const typename Kernel::Params& params, int block, int blocks, uns
   for (int i = 0; i < Kernel::kProducers; ++i)
     machine->add_agent(Kernel::kProducers == 1 ? "producer" : "producer" + std::to_string(i),
                        [&, i] { Kernel::produce(params, smem, i); });
-  if constexpr (requires { Kernel::plan(params, smem); })
-    machine->add_agent("planner", [&] { Kernel::plan(params, smem); });
+  if constexpr (requires { Kernel::schedule(params, smem); })
+    machine->add_agent("scheduler", [&] { Kernel::schedule(params, smem); });
   for (int w = 0; w < Kernel::kConsumers; ++w)
     machine->add_agent("consumer" + std::to_string(w),
                        [&, w] { Kernel::consume(params, smem, w); });

@@ -117,7 +117,7 @@ class Machine {
   }
 
   const int block, blocks;
-  int tickets = 0;                               // that the block has taken
+  int tiles_taken = 0;                           // that the block has taken
   alignas(1024) unsigned char smem[256 * 1024];  // descriptors reach further than a block's share
   Ledger ledger;
   Agent* current;

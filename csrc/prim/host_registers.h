@@ -132,6 +132,6 @@ void if_any_row(const RowValues& values, Test test, Then then) {
   agent.last_lane = kWarpgroupThreads;
 }
 
-inline int unhoisted(int x) { return x; }
+inline int no_hoist(int x) { return x; }
 
 }  // namespace vsa

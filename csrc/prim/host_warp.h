@@ -15,7 +15,7 @@ inline float float_of(int bits) { return std::bit_cast<float>(bits); }
 inline float reciprocal_approx(float x) { return 1 / x; }
 
 template <class T>
-T* keep(T* pointer) {
+T* no_hoist(T* pointer) {
   return pointer;
 }
 

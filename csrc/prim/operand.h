@@ -31,7 +31,8 @@ constexpr int kSwizzleBytes = 8 * kRowBytes;        // the pattern repeats: pane
 constexpr int kReduction = 16;                      // elements that one wgmma sums over
 constexpr int kSharedBytes = 227 * 1024;            // shared memory that one block may use
 constexpr int kChunkBytes = 16;                     // what the swizzle moves as one
-constexpr int kChunkElements = kChunkBytes / 2;
+constexpr int kElementBytes = 2;                    // of Bf16 and Fp16
+constexpr int kChunkElements = kChunkBytes / kElementBytes;
 
 struct alignas(kChunkBytes) Chunk {
   uint32_t pairs[kChunkElements / 2];

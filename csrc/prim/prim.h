@@ -10,7 +10,7 @@
 //                                   the two floats of a pair
 //   exp2_approx, log2_approx, max2, fma
 //   load_global(pointer)            a value that no one writes while the kernel runs
-//   take_ticket(counter)            0, 1, 2, ... to all blocks of a launch, in any order
+//   take_tile(counter)              0, 1, 2, ... to all blocks of a launch, in any order
 //
 // Who am I
 //   block_index(), block_count()    of a grid of persistent blocks
@@ -26,7 +26,7 @@
 //   VSA_EACH_LANE(t) {..}           what every thread t = 0..127 of the warpgroup does
 //   lane(f, t)                      thread t's part of f: N / 2 floats, K / 4 pairs, or 2 floats
 //   quad_reduce(values, op)         folds the four copies of each row into one value
-//   unhoisted(x)                    x; what is made of it is made anew in each round of a loop,
+//   no_hoist(x)                     x; what is made of it is made anew in each round of a loop,
 //                                   where keeping it would take registers that there are not
 //   if_any_row(values, test, then)  then() is run by each WARP that has a row with test(value).
 //                                   Inside, VSA_EACH_LANE and all that is made of it mean that

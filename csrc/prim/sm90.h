@@ -71,13 +71,13 @@ VSA_DEVICE Chunk load_global(const Chunk* pointer) {
   return {{pairs.x, pairs.y, pairs.z, pairs.w}};
 }
 
-VSA_DEVICE int take_ticket(int* counter) {
-  int ticket;
+VSA_DEVICE int take_tile(int* counter) {
+  int tile;
   asm volatile("atom.relaxed.gpu.global.add.s32 %0, [%1], 1;"
-               : "=r"(ticket)
+               : "=r"(tile)
                : "l"(counter)
                : "memory");
-  return ticket;
+  return tile;
 }
 
 // ---- who am I -----------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ VSA_DEVICE void if_any_row(const RowValues& values, Test test, Then then) {
   if (__any_sync(~0u, test(values.x[0]) || test(values.x[1]))) then();
 }
 
-VSA_DEVICE int unhoisted(int x) {
+VSA_DEVICE int no_hoist(int x) {
   asm volatile("" : "+r"(x));
   return x;
 }

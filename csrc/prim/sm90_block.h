@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a block does on the GPU: a prologue by all threads, then the warpgroup that copies and the
-// consumers' part ways. The former has a warp for each producer and one for the planner, in kernels
-// that have one. The twin of host_block.h.
+// consumers' part ways. The former has a warp for each producer and one for the scheduler, in
+// kernels that have one. The twin of host_block.h.
 #pragma once
 #include "prim/sm90.h"
 
@@ -36,8 +36,8 @@ VSA_DEVICE void run_kernel(const typename Kernel::Params& params) {
   if (warpgroup == 0) {
     give_registers<Kernel::kProducerRegisters>();
     if (warp < Kernel::kProducers) Kernel::produce(params, smem, warp);
-    if constexpr (requires { Kernel::plan(params, smem); })
-      if (warp == Kernel::kProducers) Kernel::plan(params, smem);
+    if constexpr (requires { Kernel::schedule(params, smem); })
+      if (warp == Kernel::kProducers) Kernel::schedule(params, smem);
   } else {
     take_registers<Kernel::kConsumerRegisters>();
     Kernel::consume(params, smem, warpgroup - 1);

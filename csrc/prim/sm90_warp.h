@@ -15,7 +15,7 @@ VSA_DEVICE float reciprocal_approx(float x) {
 }
 
 template <class T>
-VSA_DEVICE T* keep(T* pointer) {
+VSA_DEVICE T* no_hoist(T* pointer) {
   asm("" : "+l"(pointer));
   return pointer;
 }

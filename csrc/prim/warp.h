@@ -9,7 +9,7 @@
 //                                   elements i to i + N - 1 of an array as fp32, zeros if they are
 //                                   not wanted, though they are read. N elements are 16 aligned
 //                                   bytes, or N is 1. Element: Bf16, Fp16 or float
-//   keep(pointer)                   the pointer, which nvcc then does not compute again at each use
+//   no_hoist(pointer)               the pointer, which nvcc then does not compute again at each use
 //
 // Lanes
 //   PerLane<T>                      one T of every lane; x[lane]
@@ -17,7 +17,7 @@
 //   ballot(test)                    bit l is test(l), the same word in all lanes
 //   sum(value)                      of value(lane), an int, uint64_t or float, over all lanes;
 //                                   floats in another order on each machine
-//   greatest(value)                 likewise of an int
+//   greatest(value)                 the largest value(lane), an int, over all lanes
 //   broadcast(values, lane)         that lane's part of a PerLane
 //   first_lane(fn)                  fn() by one lane alone, its result in all
 //   warp_sync()                     what a lane has stored is there for the others

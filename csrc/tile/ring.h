@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Slots of a ring of stages are numbered 0, 1, 2, ... for as long as the block lives, across its
-// work items: slot n is use n / Stages of stage n % Stages.
+// A ring of stages. Tile loads are numbered 0, 1, 2, ... for as long as the block lives, across its
+// work tiles: number n is use n / Stages of stage n % Stages.
 #pragma once
 #include "prim/prim.h"
 

@@ -33,6 +33,9 @@ struct Shared {
   }
 };
 
+// The named barrier at which the threads of consumer w meet; barrier 0 is __syncthreads.
+VSA_DEVICE int consumer_barrier(int w) { return 1 + w; }
+
 // ---- copies, by one thread ----------------------------------------------------------------------
 
 // The box of every panel counts in full on the barrier: kPanels times its rows times 128 bytes.
@@ -63,7 +66,7 @@ VSA_DEVICE void store_tile(const TensorMap& map, BoxCoordinates at, const Tile<D
 template <int D>
 VSA_DEVICE uint32_t pair_address(const Tile<D>& tile, int row, int channel) {
   return swizzle128(tile.address() + channel / kPanelChannels * kPanelBytes + row * kRowBytes +
-                    channel % kPanelChannels * 2);
+                    channel % kPanelChannels * kElementBytes);
 }
 
 template <int D>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What can be wrong with the test kernels. tests/emulator/test_emulator.py says how each must be reported.
+// What can be wrong with the test kernels. tests/emulator/test_emulator.py says how each must be
+// reported.
 #pragma once
 #include <iterator>
 

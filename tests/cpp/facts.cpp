@@ -3,7 +3,7 @@
 // hold them against their definitions: tests/kernels/facts_library.py calls them.
 #include "prim/facts.h"
 
-#include "kernels/softmax_mass.h"
+#include "kernels/select/softmax_mass.h"
 
 namespace {
 

@@ -6,8 +6,8 @@
 //                 "seed N: " and the first report within so many seeds, or "nothing"
 //
 // By turns in one ring and in two. Uneven: some consumers want nearly all of many tiles, others
-// few, far apart. The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_backward_bugs.py
-// writes them, each with kernels of its own that have a bug.
+// few, far apart. The namespaces are vsa, or those of VSA_EACH_BUG:
+// tests/mutants/test_backward_bugs.py writes them, each with kernels of its own that have a bug.
 #include <cstdio>
 
 #include "fine_problem.h"
@@ -15,13 +15,13 @@
 namespace vsa::test {
 namespace {
 
-// An item's own tiles where they are not by default: in registers or in shared memory.
-template <template <class, int> class Config, int RingsOf, int Steps>
-struct TightKeys : Tight<Config, RingsOf, Steps> {
+// Resident tiles where they are not by default: in registers or in shared memory.
+template <template <class, int> class Config, int RingsOf, int Loads>
+struct TightKeys : Tight<Config, RingsOf, Loads> {
   static constexpr bool kKeysInRegisters = !Config<Element, D>::kKeysInRegisters;
 };
-template <template <class, int> class Config, int RingsOf, int Steps>
-struct TightQueries : Tight<Config, RingsOf, Steps> {
+template <template <class, int> class Config, int RingsOf, int Loads>
+struct TightQueries : Tight<Config, RingsOf, Loads> {
   static constexpr bool kQueriesInRegisters = !Config<Element, D>::kQueriesInRegisters;
 };
 
@@ -36,7 +36,7 @@ struct Problem {
   // In one layer both axes give the same order.
   int query_axes[kHeads] = {kAlongT, kAlongW}, key_axes[kKvHeads] = {kAlongT};
   std::vector<int> order;
-  int tickets[2] = {};
+  int tile_counter[2] = {};
   std::vector<RowStats> stats;
 
   Problem(Selection selection, unsigned seed)
@@ -113,7 +113,7 @@ struct Problem {
     call.transposed_bitmap = transposed.data();
     call.key_axes = key_axes;
     call.order = order.data();
-    call.tile_counters = tickets;
+    call.tile_counters = tile_counter;
     call.row_stats = stats.data();
     return call;
   }
@@ -152,11 +152,11 @@ std::string answer(const std::string& space, const std::string& pass, unsigned s
 #define VSA_KEYS(name)                                            \
   VSA_PASS(name, "keys", FineBackwardKeys, Random, wrong_of_keys, \
            name::FineBackwardKeysConfig<Element, D>,              \
-           TightKeys<name::FineBackwardKeysConfig, 128, kFewSteps>)
+           TightKeys<name::FineBackwardKeysConfig, 128, kFewLoads>)
 #define VSA_QUERIES(name)                                                  \
   VSA_PASS(name, "queries", FineBackwardQueries, Random, wrong_of_queries, \
            name::FineBackwardQueriesConfig<Element, D>,                    \
-           TightQueries<name::FineBackwardQueriesConfig, 128, kFewSteps>)
+           TightQueries<name::FineBackwardQueriesConfig, 128, kFewLoads>)
 #define VSA_UNEVEN_KEYS(name)                                                \
   VSA_PASS(name, "uneven_keys", FineBackwardKeys, UnevenKeys, wrong_of_keys, \
            TightKeys<name::FineBackwardKeysConfig, 64, kWindows>,            \

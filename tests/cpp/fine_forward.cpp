@@ -6,8 +6,8 @@
 //                "seed N: " and the first report within so many seeds, or "nothing"
 //
 // By turns in one ring and in two. Uneven: some consumers want nearly all tiles, others few, far
-// apart. The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_forward_bugs.py writes them,
-// each with a kernel of its own that has a bug.
+// apart. The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_forward_bugs.py
+// writes them, each with a kernel of its own that has a bug.
 #include <cstdio>
 
 #include "fine_problem.h"
@@ -21,7 +21,7 @@ struct Problem {
   const float scale = 1 / std::sqrt(static_cast<float>(D));
   Tensor q{tokens, kHeads}, k{tokens, kKvHeads}, v{tokens, kKvHeads}, out{tokens, kHeads};
   Sums wanted{tokens, kHeads};
-  int tickets = 0;
+  int tile_counter = 0;
   std::vector<float> lse;          // [heads, tokens]
   std::vector<double> wanted_lse;  // likewise
   std::vector<uint32_t> selected;  // [heads, tiles]
@@ -67,7 +67,7 @@ struct Problem {
     auto call = call_for<launch::FineForward>(*this);
     call.out = out.sequence();
     call.lse = lse.data();
-    call.tile_counter = &tickets;
+    call.tile_counter = &tile_counter;
     return call;
   }
 };
@@ -100,7 +100,7 @@ std::string answer(const std::string& space, const std::string& lists, unsigned 
     return first_report<name::FineForward, __VA_ARGS__>(Selection::selection, seeds);
 #define VSA_FORWARD(name)                                                 \
   VSA_LISTS(name, "forward", Random, name::FineForwardConfig<Element, D>, \
-            Tight<name::FineForwardConfig, 128, kFewSteps>)
+            Tight<name::FineForwardConfig, 128, kFewLoads>)
 #define VSA_UNEVEN(name)                                                                 \
   VSA_LISTS(name, "uneven", UnevenQueries, Tight<name::FineForwardConfig, 64, kWindows>, \
             Tight<name::FineForwardConfig, 128, kWindows>)

@@ -37,15 +37,15 @@ struct Few<OneRing<Stages, Any>, Consumers> {
   using Rings = OneRing<3, Consumers>;
 };
 
-// So few stages that every slot is waited for, in rings like those of another head dim.
-template <template <class, int> class Config, int RingsOf, int Steps>
+// So few stages that every load is waited for, in rings of the kind that another head_dim has.
+template <template <class, int> class Config, int RingsOf, int Loads>
 struct Tight : Config<Element, D> {
   using Rings =
       typename Few<typename Config<Element, RingsOf>::Rings, Config<Element, D>::kConsumers>::Rings;
-  static constexpr int kPlanSteps = Steps;
+  static constexpr int kChunkLoads = Loads;
 };
-// Steps of a chunk: so few that every item has several, or enough for consumers to stop in windows.
-constexpr int kFewSteps = 2, kWindows = 20;
+// Loads of a chunk: so few that every work tile has several chunks, or enough for skips by window.
+constexpr int kFewLoads = 2, kWindows = 20;
 
 // [tokens, heads, D], with room after it that no one may write.
 struct Tensor {

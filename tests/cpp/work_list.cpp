@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Lets a few blocks take all items of random sequences, and holds what they get against what there
-// is to do.
+// Lets a few blocks take all work tiles of random sequences, and holds what they get against what
+// there is to do.
 //
 //   work_list NAMESPACE SEEDS         "seed N: " and the first report within so many, or "nothing"
-//   work_list "tickets left" SEEDS    likewise where a launch before has taken some
+//   work_list "counter not zero" SEEDS  the same with a counter that a launch before has left
 //
-// The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_work_list.py writes them, each with
-// a list of its own that has a bug.
-#include "kernels/work_list.h"
+// The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_work_list.py writes them,
+// each with a list of its own that has a bug.
+#include "kernels/schedule/work_list.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -28,7 +28,7 @@ struct Problem {
   const int consumers, batch, heads;
   const TiledSequence sequence;
   std::vector<int> axes;  // [batch, heads]
-  int tickets = 0;
+  int tile_counter = 0;
 
   explicit Problem(unsigned seed)
       : rng(seed),
@@ -43,8 +43,8 @@ struct Problem {
   int below(int end) { return static_cast<int>(rng() % static_cast<unsigned>(end)); }
 };
 
-// A block of which only the warp that plans does anything.
-template <class List, class Work>
+// A block of which only the scheduler warp does anything.
+template <class List, class Tile>
 struct Taking {
   static constexpr int kConsumers = 1, kThreads = (1 + kConsumers) * kWarpgroupThreads;
   static constexpr int kProducers = 1;
@@ -52,36 +52,36 @@ struct Taking {
 
   struct Params {
     Problem& problem;
-    std::vector<Work>& taken;
+    std::vector<Tile>& taken;
   };
   struct SharedMemory {};
 
   static void init_barriers(SharedMemory&) {}
   static void prologue(const Params&, SharedMemory&, int, int) {}
-  static void plan(const Params& p, SharedMemory&) {
+  static void schedule(const Params& p, SharedMemory&) {
     Problem& problem = p.problem;
     const List list(problem.sequence, problem.consumers, problem.batch, problem.heads,
                     problem.axes.data());
-    list.take_each(&problem.tickets, problem.consumers,
-                   [&](const Work& work) { p.taken.push_back(work); });
+    list.take_each(&problem.tile_counter, problem.consumers,
+                   [&](const Tile& work) { p.taken.push_back(work); });
   }
   static void produce(const Params&, SharedMemory&, int) {}
   static void consume(const Params&, SharedMemory&, int) {}
 };
 
-template <class Work>
-void check(const Problem& problem, const std::vector<Work>& taken) {
+template <class Tile>
+void check(const Problem& problem, const std::vector<Tile>& taken) {
   std::set<std::tuple<int, int, int>> seen;
   bool video = false;
   std::tuple<int, int, int> before = {};
-  for (const Work& work : taken) {
+  for (const Tile& work : taken) {
     const std::tuple<int, int, int> item = {work.batch, work.head, work.first_place};
     require(work.batch >= 0 && work.batch < problem.batch && work.head >= 0 &&
                 work.head < problem.heads && work.first_place >= 0 &&
                 work.first_place < problem.sequence.num_tiles() &&
                 work.first_place % problem.consumers == 0,
-            "WRONG ITEM: there is none like it");
-    require(seen.insert(item).second, "WRONG ITEM: it comes twice");
+            "WRONG WORK TILE: there is none like it");
+    require(seen.insert(item).second, "WRONG WORK TILE: it comes twice");
     require(work.axis == problem.axes[work.batch * problem.heads + work.head], "WRONG AXIS");
     const bool text = work.first_place < problem.sequence.text_tiles;
     require(!(text && video), "WRONG ORDER: text comes late");
@@ -92,18 +92,18 @@ void check(const Problem& problem, const std::vector<Work>& taken) {
   }
   const int groups = ceil_div(problem.sequence.num_tiles(), problem.consumers);
   require(static_cast<int>(seen.size()) == problem.batch * problem.heads * groups,
-          "WRONG ITEM: one is missing");
+          "WRONG WORK TILE: one is missing");
 }
 
-// tickets: that are taken before there are any blocks
-template <class List, class Work>
-std::string first_report(unsigned seeds, int tickets = 0) {
+// tile_counter: what it is before there are any blocks
+template <class List, class Tile>
+std::string first_report(unsigned seeds, int tile_counter = 0) {
   return first_of(seeds, [=](unsigned seed) {
     Problem problem(seed);
-    problem.tickets = tickets;
-    std::vector<Work> of_block[2], taken;
+    problem.tile_counter = tile_counter;
+    std::vector<Tile> of_block[2], taken;
     for (int block = 0; block < 2; ++block)
-      host::run_block<Taking<List, Work>>({problem, of_block[block]}, block, 2, seed);
+      host::run_block<Taking<List, Tile>>({problem, of_block[block]}, block, 2, seed);
     for (size_t i = 0; i < of_block[0].size() + of_block[1].size(); ++i)
       taken.push_back(of_block[i % 2].at(i / 2));
     check(problem, taken);
@@ -116,9 +116,9 @@ std::string first_report(unsigned seeds, int tickets = 0) {
 
 std::string answer(const std::string& space, unsigned seeds) {
 #define VSA_LIST(name) \
-  if (space == #name) return first_report<name::WorkList, name::Work>(seeds);
+  if (space == #name) return first_report<name::WorkList, name::WorkTile>(seeds);
   VSA_EACH_BUG(VSA_LIST)
-  if (space == "tickets left") return first_report<WorkList, Work>(seeds, 3);
+  if (space == "counter not zero") return first_report<WorkList, WorkTile>(seeds, 3);
   return "?";
 }
 

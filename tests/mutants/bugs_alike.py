@@ -14,25 +14,27 @@ WORK_LEFT = "DEADLOCK|LOADS STILL IN FLIGHT|WRONG NUMBERS|TOO MANY ARRIVALS|PHAS
 
 ALIKE: Bugs = {
     "TwoProducers": (
-        "kProducers = 3;",
-        "kProducers = 2;",
+        "Producer, kProducers }",
+        "Producer, kProducers = 2 }",
         r"DEADLOCK: .*consumer\d waits for (both|second)_full",
     ),
-    "PlanOfOneProducer": (
-        "s.plan.init(kProducers);",
-        "s.plan.init(1);",
-        "TOO MANY ARRIVALS on plan_empty|RACE: .*planner: store to",
+    "ScheduleOfOneProducer": (
+        "s.schedule.init(kProducers);",
+        "s.schedule.init(1);",
+        "TOO MANY ARRIVALS on schedule_empty|RACE: .*scheduler: store to",
     ),
-    "StepReadOfTheNextChunk": (
-        "const PlanStep step = s_.plan.step(n, i); const TilePlace at = step.place(p_.keys);"
+    "LoadReadOfTheNextChunk": (
+        "const TileLoad load = s_.schedule.tile_load(n, i); const TilePlace at ="
+        " load.place(p_.keys);"
         " Mbarrier& full = s_.rings.acquire_first",
-        "const PlanStep step = s_.plan.step(n + 1, i); const TilePlace at = step.place(p_.keys);"
+        "const TileLoad load = s_.schedule.tile_load(n + 1, i); const TilePlace at ="
+        " load.place(p_.keys);"
         " Mbarrier& full = s_.rings.acquire_first",
-        r"(RACE|NEVER WRITTEN): .*steps",
+        r"(RACE|NEVER WRITTEN): .*loads",
     ),
-    "SlotExpectsWholeTiles": (
-        "s_.rings.acquire_first(slot_, step.flags(), p_.keys.box_rows(at) * D * 2);",
-        "s_.rings.acquire_first(slot_, step.flags(), kTileRows * D * 2);",
+    "LoadExpectsWholeTiles": (
+        "s_.rings.acquire_first(number_, load.flags(), p_.keys.box_rows(at) * D * kElementBytes);",
+        "s_.rings.acquire_first(number_, load.flags(), kTileRows * D * kElementBytes);",
         r"WRONG EXPECT_TX: (both|first)_full\[\d+\] use \d still expects \d+ bytes",
     ),
     "FirstTakenFromTheSecondRing": (
@@ -40,9 +42,9 @@ ALIKE: Bugs = {
         "s_.rings.acquire_second(",
         r"DEADLOCK|TOO MANY ARRIVALS|RACE|PHASE ALIAS|WRONG EXPECT_TX",
     ),
-    "PassedOverByNobody": (
-        "s_.rings.acquire_second(slot_, step.flags(),",
-        "s_.rings.acquire_second(slot_, ~0u >> 32 - kConsumers,",
+    "SkippedByNobody": (
+        "s_.rings.acquire_second(number_, load.flags(),",
+        "s_.rings.acquire_second(number_, ~0u >> 32 - kConsumers,",
         r"DEADLOCK: .*producer\d waits for second_empty",
     ),
     "FirstNotReleased": (
@@ -51,42 +53,42 @@ ALIKE: Bugs = {
         r"DEADLOCK: .*producer\d waits for first_empty",
     ),
     "FirstOfARunNotReleased": (
-        "s_.rings.release_first(stop);",
+        "s_.rings.release_first(step);",
         "",
         r"DEADLOCK: .*producer\d waits for first_empty",
     ),
     "LastSecondNotReleased": (
-        "s_.rings.release_second(held); held = stops_",
-        "held = stops_",
+        "s_.rings.release_second(held); held = steps_",
+        "held = steps_",
         r"DEADLOCK: .*producer\d waits for (both|second)_empty",
     ),
     "LastSecondReleasedTwice": (
-        "s_.rings.release_second(held); held = stops_",
-        "s_.rings.release_second(held); s_.rings.release_second(held); held = stops_",
+        "s_.rings.release_second(held); held = steps_",
+        "s_.rings.release_second(held); s_.rings.release_second(held); held = steps_",
         r"TOO MANY ARRIVALS on (both|second)_empty|RACE|PHASE ALIAS",
     ),
     "BothNotAwaited": (
-        "s_.rings.wait_together(stop);",
+        "s_.rings.wait_together(step);",
         "",
         r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "NextNotAwaited": (
-        "next = there ? after : stops_.own(after, wait);",
-        "next = there ? after : stops_.own(after);",
+        "next = there ? after : steps_.next_compute(after, wait);",
+        "next = there ? after : steps_.next_compute(after);",
         r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "FirstNextNotAwaited": (
-        "Stop next = stops_.own(stops_.take(), wait);",
-        "Stop next = stops_.own(stops_.take());",
+        "ConsumerStep next = steps_.next_compute(steps_.take(), wait);",
+        "ConsumerStep next = steps_.next_compute(steps_.take());",
         r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
-    "ItemNotEnded": (
-        "stops_.end_item();",
+    "WorkTileNotEnded": (
+        "steps_.end_work_tile();",
         "",
-        r"DEADLOCK|(RACE|NEVER WRITTEN): .*stops\[\d\]",
+        r"DEADLOCK|(RACE|NEVER WRITTEN): .*steps\[\d\]",
     ),
     "WarpsDoNotMeet": (
-        "named_sync(1 + w_, kWarpgroupThreads);",
+        "named_sync(consumer_barrier(w_), kWarpgroupThreads);",
         "",
         r"MISSING NAMED BARRIER .*TMA store from q\[\d\]",
     ),
@@ -117,16 +119,16 @@ ALIKE: Bugs = {
     ),
 }
 
-# Found where slots are passed over and drained.
+# Found where loads are skipped and flushed.
 ALIKE_IN_RUNS: Bugs = {
-    "PageNotTurnedBehindTheScores": (
-        "after = stops_.turned(after);",
-        "if (after.is(Stop::kPage)) after = Stop::of(Stop::kEnd);",
+    "NextChunkNotEnteredBehindTheScores": (
+        "after = steps_.past_chunk_end(after);",
+        "if (after.is(ConsumerStep::kNextChunk)) after = ConsumerStep::of(ConsumerStep::kDone);",
         WORK_LEFT,
     ),
     "NextRunTakenTwice": (
-        "held = stops_.next_run(next);",
-        "held = stops_.next_run(next); if (held.is(Stop::kOwn)) held = stops_.take();",
+        "held = steps_.resume(next);",
+        "held = steps_.resume(next); if (held.is(ConsumerStep::kCompute)) held = steps_.take();",
         WORK_LEFT,
     ),
 }

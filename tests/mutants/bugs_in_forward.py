@@ -12,35 +12,35 @@ IN_FORWARD: Bugs = {
     **ALIKE,
     # Q
     "BytesOfQueriesForgotten": (
-        "full.arrive_expect_tx(p_.queries.box_rows(at) * D * 2);",
+        "full.arrive_expect_tx(p_.queries.box_rows(at) * D * kElementBytes);",
         "full.arrive_expect_tx(p_.queries.box_rows(at) * D);",
-        r"WRONG EXPECT_TX: own_full\[\d\] use \d expects fewer bytes|RACE: .*q\[\d\]",
+        r"WRONG EXPECT_TX: resident_full\[\d\] use \d expects fewer bytes|RACE: .*q\[\d\]",
     ),
-    # slots, and the barrier that what comes into them counts on
+    # loads, and the barrier that they count on
     "LoadedIntoTheNextStage": (
-        "s_.k[Rings::first_stage(slot_++)]",
-        "s_.k[Rings::first_stage(++slot_)]",
+        "s_.k[Rings::first_stage(number_++)]",
+        "s_.k[Rings::first_stage(++number_)]",
         r"(NEVER WRITTEN|RACE): .*k\[\d+\]",
     ),
     "LoadedIntoTheStageOfTheOtherRing": (
-        "s_.k[Rings::first_stage(slot_++)]",
-        "s_.k[Rings::second_stage(slot_++) % Rings::kFirst]",
+        "s_.k[Rings::first_stage(number_++)]",
+        "s_.k[Rings::second_stage(number_++) % Rings::kFirst]",
         r"(NEVER WRITTEN|RACE): .*k\[\d+\]|WRONG NUMBERS",
     ),
     "WrongTensor": (
-        "p_.v, &KeyPlan::Origins::second,",
-        "p_.k, &KeyPlan::Origins::second,",
+        "p_.v, &KeySchedule::Origins::second,",
+        "p_.k, &KeySchedule::Origins::second,",
         "WRONG NUMBERS in out",
     ),
-    # slots given back
+    # stages released
     "FirstReleasedBeforeWait": (
         "wgmma_wait<1>(scores_); s_.rings.release_first(next);",
         "s_.rings.release_first(next); wgmma_wait<1>(scores_);",
         r"RACE: .*TMA load into k\[\d+\]",
     ),
     "FirstOfARunReleasedBeforeWait": (
-        "wgmma_wait<0>(scores_); s_.rings.release_first(stop);",
-        "s_.rings.release_first(stop); wgmma_wait<0>(scores_);",
+        "wgmma_wait<0>(scores_); s_.rings.release_first(step);",
+        "s_.rings.release_first(step); wgmma_wait<0>(scores_);",
         r"RACE: .*TMA load into k\[\d+\]",
     ),
     "SecondReleasedBeforeWait": (
@@ -58,13 +58,13 @@ IN_FORWARD: Bugs = {
         "s_.rings.release_second(next); softmax_",
         r"RACE: .*TMA load into (k|v)\[\d+\]|TOO MANY ARRIVALS|DEADLOCK|PHASE ALIAS",
     ),
-    # slots waited for
-    "FirstNotAwaited": ("s_.rings.wait_first(stop);", "", UNSEEN),
+    # loads waited for
+    "FirstNotAwaited": ("s_.rings.wait_first(step);", "", UNSEEN),
     "SecondNotAwaited": ("s_.rings.wait_second(next);", "", UNSEEN),
-    "SecondOfARunNotAwaited": ("s_.rings.wait_second(stop);", "", UNSEEN),
+    "SecondOfARunNotAwaited": ("s_.rings.wait_second(step);", "", UNSEEN),
     "TakenToBeThere": (
-        "there = after.is(Stop::kOwn) && s_.rings.has_first(after);",
-        "there = after.is(Stop::kOwn);",
+        "there = after.is(ConsumerStep::kCompute) && s_.rings.has_first(after);",
+        "there = after.is(ConsumerStep::kCompute);",
         UNSEEN,
     ),
     "TileBeforeSeen": ("s_.rings.has_first(after);", "s_.rings.has_first(next);", UNSEEN),
@@ -104,7 +104,7 @@ IN_FORWARD: Bugs = {
         r"MISSING PROXY FENCE .*TMA store from q\[\d\]",
     ),
     # nothing but the numbers tells
-    "RowsNotMasked": ("mask_columns(scores_, stop.rows);", "", "WRONG NUMBERS in out"),
+    "RowsNotMasked": ("mask_columns(scores_, step.rows);", "", "WRONG NUMBERS in out"),
     "RowsOfTheTileHeld": (
         "s_.rings.release_first(next); weigh(next);",
         "s_.rings.release_first(next); weigh(held);",
@@ -118,18 +118,18 @@ IN_FORWARD: Bugs = {
     "OutputNotZeroed": ("fill(out_, 0.f);", "", "WRONG NUMBERS in out"),
     "SoftmaxNotReset": ("softmax_.reset();", "", "WRONG NUMBERS in out"),
     "LseOfTheNextHead": (
-        "int64_t{item.batch} * p_.heads + item.head;",
-        "int64_t{item.batch} * p_.heads + (item.head + 1) % p_.heads;",
+        "int64_t{work.batch} * p_.heads + work.head;",
+        "int64_t{work.batch} * p_.heads + (work.head + 1) % p_.heads;",
         "WRONG NUMBERS in lse",
     ),
 }
 
-# Found where slots are passed over and drained.
+# Found where loads are skipped and flushed.
 IN_RUNS_OF_FORWARD: Bugs = {
     **ALIKE_IN_RUNS,
     "RunNotRescaled": (
-        "weigh(stop); softmax_.rescale(out_);",
-        "weigh(stop);",
+        "weigh(step); softmax_.rescale(out_);",
+        "weigh(step);",
         "WRONG NUMBERS in out",
     ),
 }

@@ -15,31 +15,32 @@ WORK_LEFT = "DEADLOCK|LOADS STILL IN FLIGHT|WRONG NUMBERS|TOO MANY ARRIVALS|PHAS
 IN_KEYS: Bugs = {
     # K and V
     "KvExpectsWholeTiles": (
-        "2 * p_.keys.box_rows(at) * D * 2",
-        "2 * kTileRows * D * 2",
-        r"WRONG EXPECT_TX: own_full\[\d\] use \d still expects 1024 bytes",
+        "2 * p_.keys.box_rows(at) * D * kElementBytes",
+        "2 * kTileRows * D * kElementBytes",
+        r"WRONG EXPECT_TX: resident_full\[\d\] use \d still expects 1024 bytes",
     ),
     # producers
     "TwoProducers": (
-        "kProducers = 3;",
-        "kProducers = 2;",
+        "Producer, kProducers }",
+        "Producer, kProducers = 2 }",
         r"DEADLOCK: .*consumer\d waits for (both|second)_full",
     ),
-    "PlanOfTwoProducers": (
-        "s.plan.init(kProducers);",
-        "s.plan.init(kProducers - 1);",
-        "TOO MANY ARRIVALS on plan_empty|RACE: .*planner: store to",
+    "ScheduleOfTwoProducers": (
+        "s.schedule.init(kProducers);",
+        "s.schedule.init(kProducers - 1);",
+        "TOO MANY ARRIVALS on schedule_empty|RACE: .*scheduler: store to",
     ),
-    # slots, and the barrier that what comes into them counts on
+    # loads, and the barrier that they count on
     "StatBytesForgotten": (
-        "box_rows(at) * D * 2 + kStatBytes;",
-        "box_rows(at) * D * 2;",
+        "box_rows(at) * D * kElementBytes + kStatBytes;",
+        "box_rows(at) * D * kElementBytes;",
         r"WRONG EXPECT_TX: (both|first|second)_full\[\d+\] use \d expects fewer bytes",
     ),
     "DeltaOnWrongBarrier": (
         "stats(n, i).delta, kStatBytes, full);",
-        "stats(n, i).delta, kStatBytes, s_.own.full[0]);",
-        r"WRONG EXPECT_TX: (own_full\[0\]|(both|first)_full\[\d+\] use \d still expects 256 bytes)",
+        "stats(n, i).delta, kStatBytes, s_.resident.full[0]);",
+        r"WRONG EXPECT_TX: (resident_full\[0\]|(both|first)_full\[\d+\] use \d still expects 256"
+        r" bytes)",
     ),
     "LseNotLoaded": (
         "bulk_load(s_.lse[stage],",
@@ -53,20 +54,20 @@ IN_KEYS: Bugs = {
     ),
     "DeltaInTheStageOfQ": (
         "bulk_load(s_.delta[stage],",
-        "bulk_load(s_.delta[Rings::second_stage(slot_ - 1) % Rings::kFirst],",
+        "bulk_load(s_.delta[Rings::second_stage(number_ - 1) % Rings::kFirst],",
         r"(RACE|NEVER WRITTEN): .*delta\[\d+\]|WRONG NUMBERS",
     ),
     "LoadedIntoTheNextStage": (
-        "const int stage = Rings::first_stage(slot_++);",
-        "const int stage = Rings::first_stage(++slot_);",
+        "const int stage = Rings::first_stage(number_++);",
+        "const int stage = Rings::first_stage(++number_);",
         r"(NEVER WRITTEN|RACE): .*(grad_out|delta)\[\d+\]",
     ),
-    "PassedOverByNobody": (
-        "s_.rings.acquire_second(slot_, step.flags(),",
-        "s_.rings.acquire_second(slot_, ~0u >> 32 - kConsumers,",
+    "SkippedByNobody": (
+        "s_.rings.acquire_second(number_, load.flags(),",
+        "s_.rings.acquire_second(number_, ~0u >> 32 - kConsumers,",
         r"DEADLOCK: .*producer\d waits for second_empty",
     ),
-    # slots waited for
+    # loads waited for
     "FirstOfARunNotAwaited": (
         "s_.rings.wait_first(held);",
         "",
@@ -78,12 +79,12 @@ IN_KEYS: Bugs = {
         r"(RACE|NEVER WRITTEN): .*(grad_out|delta)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "SecondNotAwaited": (
-        "s_.rings.wait_second(stop);",
+        "s_.rings.wait_second(step);",
         "",
         r"(RACE|NEVER WRITTEN): .*(q|lse)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "BothNotAwaited": (
-        "s_.rings.wait_together(stop);",
+        "s_.rings.wait_together(step);",
         "",
         r"(RACE|NEVER WRITTEN): |TOO MANY ARRIVALS|PHASE ALIAS",
     ),
@@ -93,18 +94,18 @@ IN_KEYS: Bugs = {
         r"(RACE|NEVER WRITTEN): |TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "NextNotAwaited": (
-        "next = there ? after : stops_.own(after, wait);",
-        "next = there ? after : stops_.own(after);",
+        "next = there ? after : steps_.next_compute(after, wait);",
+        "next = there ? after : steps_.next_compute(after);",
         r"(RACE|NEVER WRITTEN): |TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "FirstNextNotAwaited": (
-        "Stop next = stops_.own(stops_.take(), wait);",
-        "Stop next = stops_.own(stops_.take());",
+        "ConsumerStep next = steps_.next_compute(steps_.take(), wait);",
+        "ConsumerStep next = steps_.next_compute(steps_.take());",
         r"(RACE|NEVER WRITTEN): |TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "TakenToBeThere": (
-        "there = after.is(Stop::kOwn) && s_.rings.has_second(after);",
-        "there = after.is(Stop::kOwn);",
+        "there = after.is(ConsumerStep::kCompute) && s_.rings.has_second(after);",
+        "there = after.is(ConsumerStep::kCompute);",
         r"(RACE|NEVER WRITTEN): .*(q|lse)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "TileBeforeSeen": (
@@ -112,14 +113,14 @@ IN_KEYS: Bugs = {
         "s_.rings.has_second(next);",
         r"(RACE|NEVER WRITTEN): .*(q|lse)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
-    # slots given back
+    # stages released
     "FirstReleasedBeforeWait": (
-        "wgmma_wait<0>(grad_v_); s_.rings.release_first(stop);",
-        "s_.rings.release_first(stop); wgmma_wait<0>(grad_v_);",
+        "wgmma_wait<0>(grad_v_); s_.rings.release_first(step);",
+        "s_.rings.release_first(step); wgmma_wait<0>(grad_v_);",
         r"RACE: .*TMA load into grad_out\[\d+\]",
     ),
     "FirstNotReleased": (
-        "s_.rings.release_first(stop);",
+        "s_.rings.release_first(step);",
         "",
         r"DEADLOCK: .*producer\d waits for first_empty",
     ),
@@ -129,8 +130,8 @@ IN_KEYS: Bugs = {
         r"RACE: .*TMA load into (q|grad_out)\[\d+\]",
     ),
     "LastSecondReleasedBeforeWait": (
-        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); held = stops_",
-        "s_.rings.release_second(held); wgmma_wait<0>(grad_k_); held = stops_",
+        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); held = steps_",
+        "s_.rings.release_second(held); wgmma_wait<0>(grad_k_); held = steps_",
         r"RACE: .*TMA load into (q|grad_out)\[\d+\]",
     ),
     "SecondNotReleased": (
@@ -139,8 +140,8 @@ IN_KEYS: Bugs = {
         r"DEADLOCK: .*producer\d waits for (both|second)_empty",
     ),
     "LastSecondNotReleased": (
-        "s_.rings.release_second(held); held = stops_",
-        "held = stops_",
+        "s_.rings.release_second(held); held = steps_",
+        "held = steps_",
         r"DEADLOCK: .*producer\d waits for (both|second)_empty",
     ),
     "SecondReleasedTwice": (
@@ -156,10 +157,10 @@ IN_KEYS: Bugs = {
         r"RACE: .*TMA load into (q|grad_out)|RACE: .*lse\[\d+\]|TOO MANY ARRIVALS|DEADLOCK"
         r"|PHASE ALIAS",
     ),
-    "ItemNotEnded": (
-        "stops_.end_item();",
+    "WorkTileNotEnded": (
+        "steps_.end_work_tile();",
         "",
-        r"DEADLOCK|(RACE|NEVER WRITTEN): .*stops\[\d\]",
+        r"DEADLOCK|(RACE|NEVER WRITTEN): .*steps\[\d\]",
     ),
     # products
     "ScoresNotAwaited": (
@@ -208,15 +209,15 @@ IN_KEYS: Bugs = {
         "WGMMA STILL IN FLIGHT",
     ),
     "GradVNotAwaitedBeforeRounding": (
-        "wgmma_wait<0>(grad_v_); s_.rings.release_first(stop);"
+        "wgmma_wait<0>(grad_v_); s_.rings.release_first(step);"
         " round_to<Element>(rounded_, grad_scores_);",
         "round_to<Element>(rounded_, grad_scores_); wgmma_wait<0>(grad_v_);"
-        " s_.rings.release_first(stop);",
+        " s_.rings.release_first(step);",
         "FRAGMENT IN FLIGHT: .*an operand",
     ),
     "GradKWaitTooShallow": (
-        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); held = stops_",
-        "wgmma_wait<1>(grad_k_); s_.rings.release_second(held); held = stops_",
+        "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); held = steps_",
+        "wgmma_wait<1>(grad_k_); s_.rings.release_second(held); held = steps_",
         "WGMMA STILL IN FLIGHT",
     ),
     "GradKNotAwaited": (
@@ -225,8 +226,8 @@ IN_KEYS: Bugs = {
         "FRAGMENT IN FLIGHT|RACE",
     ),
     "GradVNotCommitted": (
-        "mma_AB<Element>(grad_v_, rounded_, s_.grad_out[stop.first().stage]); wgmma_commit();",
-        "mma_AB<Element>(grad_v_, rounded_, s_.grad_out[stop.first().stage]);",
+        "mma_AB<Element>(grad_v_, rounded_, s_.grad_out[step.first().stage]); wgmma_commit();",
+        "mma_AB<Element>(grad_v_, rounded_, s_.grad_out[step.first().stage]);",
         "WGMMA STILL IN FLIGHT",
     ),
     # the gradients leave
@@ -241,12 +242,12 @@ IN_KEYS: Bugs = {
         r"MISSING PROXY FENCE .*TMA store from v\[\d\]",
     ),
     "WarpsDoNotMeet": (
-        "named_sync(1 + w_, kWarpgroupThreads);",
+        "named_sync(consumer_barrier(w_), kWarpgroupThreads);",
         "",
         r"MISSING NAMED BARRIER .*TMA store from [kv]\[\d\]",
     ),
     "WarpgroupsMeet": (
-        "named_sync(1 + w_, kWarpgroupThreads);",
+        "named_sync(consumer_barrier(w_), kWarpgroupThreads);",
         "named_sync(1, 2 * kWarpgroupThreads);",
         r"DEADLOCK: .*named barrier 1 \(128 of 256 threads are there\)",
     ),

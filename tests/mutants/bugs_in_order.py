@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs in planner.h that are found by what the plan is, for test_plan.py.
+"""Mutants of tile_scheduler.h that are found by what the schedule is, for test_tile_scheduler.py.
 
 Each is what the text is that a header has once, what becomes of it, and how that must be reported.
 Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
@@ -11,32 +11,32 @@ from __future__ import annotations
 from mutants.planted_bugs import Bugs
 
 # Where nothing is written, the buffer still holds another step, or nothing yet.
-ANOTHER_STEP = r"WRONG (TILE|STOPS|ROWS)|NEVER WRITTEN: .*load from steps\[\d\]"
+ANOTHER_STEP = r"WRONG (TILE|STEPS|ROWS)|NEVER WRITTEN: .*load from loads\[\d\]"
 
 IN_ORDER: Bugs = {
     # where a step lies
-    "OneStepTooFar": (
-        "plan_.steps[buffer][place].set(",
-        "plan_.steps[buffer][place + 1].set(",
-        r"RACE: .*(steps|chunks|stops)\[\d\]|" + ANOTHER_STEP,
+    "OneLoadTooFar": (
+        "schedule_.loads[buffer][place].set(",
+        "schedule_.loads[buffer][place + 1].set(",
+        r"RACE: .*(loads|chunks|steps)\[\d\]|" + ANOTHER_STEP,
     ),
-    "TurnsOfARowInOnePlace": (
-        "rank = done[r] + popcount(turns[r] & below(lane));",
+    "LoadsOfARowInOnePlace": (
+        "rank = done[r] + popcount(assigned[r] & below(lane));",
         "rank = done[r];",
         ANOTHER_STEP,
     ),
-    "TurnsOfRowsInOnePlace": (
+    "LoadsOfRowsInOnePlace": (
         "int other = 0; other < Rows; ++other) place +=",
         "int other = row; other == row; ++other) place +=",
         ANOTHER_STEP,
     ),
-    "TurnsOfTwoRows": (
-        "turns_[r][lane] |= wanted_[r][lane] & open; open &= ~wanted_[r][lane];",
-        "turns_[r][lane] |= wanted_[r][lane] & open;",
+    "LoadsOfTwoRows": (
+        "assigned_[r][lane] |= wanted_[r][lane] & open; open &= ~wanted_[r][lane];",
+        "assigned_[r][lane] |= wanted_[r][lane] & open;",
         r"WRONG CHUNK|" + ANOTHER_STEP,
     ),
-    "TurnsOfEarlierWordsForgotten": (
-        "done[r] += popcount(turns[r]);",
+    "LoadsOfEarlierWordsForgotten": (
+        "done[r] += popcount(assigned[r]);",
         ";",
         ANOTHER_STEP,
     ),
@@ -45,7 +45,7 @@ IN_ORDER: Bugs = {
         ") / 2;",
         ANOTHER_STEP,
     ),
-    "TurnsAtTheirEnds": (
+    "LoadsAtTheirEnds": (
         "(2 * rank + 1) * total_[other].count",
         "(2 * rank + 2) * total_[other].count",
         ANOTHER_STEP,
@@ -64,33 +64,33 @@ IN_ORDER: Bugs = {
         "place += total.quotient((2 * rank + 1) * total_[other].count + total.count -"
         " (other < row ? 0 : 1)) / 2;",
         "place += other < row ? total_[other].count : other == row ? rank : 0;",
-        "UNEVEN TURNS",
+        "UNEVEN ORDER",
     ),
-    "TurnsOfTheFirstRowThatWants": (
-        "turns_[r][lane] = wanted_[r][lane] & every(r);",
-        "turns_[r][lane] = 0;",
-        "UNEVEN TURNS",
+    "LoadsOfTheFirstRowThatWants": (
+        "assigned_[r][lane] = wanted_[r][lane] & every(r);",
+        "assigned_[r][lane] = 0;",
+        "UNEVEN ORDER",
     ),
     # which tile it is, and whose
     "FirstWordsTiles": (
-        "PlanStep::wanted((word + j) * kWordBits + lane, owners)",
-        "PlanStep::wanted(j * kWordBits + lane, owners)",
-        "WRONG (TILE|STOPS)",
+        "TileLoad::wanted((word + j) * kWordBits + lane, owners)",
+        "TileLoad::wanted(j * kWordBits + lane, owners)",
+        "WRONG (TILE|STEPS)",
     ),
-    "OwnersOnlyInTurn": (
+    "OwnersOnlyWhereAssigned": (
         "owners |= (wanted[r] >> lane & 1) << r;",
-        "owners |= (turns[r] >> lane & 1) << r;",
-        "WRONG STOPS: it passes over its own|WRONG STOPS: neither own nor passed",
+        "owners |= (assigned[r] >> lane & 1) << r;",
+        "WRONG STEPS: it skips what it computes|WRONG STEPS: neither compute nor skip",
     ),
     "NeighboursAlongW": (
         "tile_at(rows_, work.first_place + r, work.axis);",
         "tile_at(rows_, work.first_place + r, kAlongW);",
-        "WRONG (CHUNK|STOPS|TILE)",
+        "WRONG (CHUNK|STEPS|TILE)",
     ),
     "FirstWordsFoundAgain": (
         "const int at = word + lane, left",
         "const int at = lane, left",
-        "WRONG (CHUNK|STOPS|TILE)",
+        "WRONG (CHUNK|STEPS|TILE)",
     ),
     "TextForgotten": (
         "tiles_[r] >= 0 && lane == j ? text : 0;",
@@ -100,7 +100,7 @@ IN_ORDER: Bugs = {
     "TextForIdleRows": (
         "tiles_[r] >= 0 && lane == j ? text : 0;",
         "lane == j ? text : 0;",
-        "WRONG STOPS",
+        "WRONG STEPS",
     ),
     "TextWithoutTokens": (
         "columns_.is_text(tile) && columns_.rows(columns_.place(tile), batch) != 0;",
@@ -123,7 +123,7 @@ IN_ORDER: Bugs = {
         "WRONG (CHUNK|TILE)",
     ),
     # whose rows and where from
-    "OriginOfTheItemsHead": (
+    "OriginOfTheWorkTilesHead": (
         "origin_of(second_, chunk.head, chunk.work.batch)",
         "origin_of(second_, chunk.work.head, chunk.work.batch)",
         "WRONG ORIGIN",
@@ -143,90 +143,90 @@ IN_ORDER: Bugs = {
         "columns_.rows(columns_.place(written[0].wanted_tile()), batch);",
         "WRONG ROWS",
     ),
-    # where consumers stop
-    "OwnOfTheFirstLanesForgotten": (
-        "const uint32_t stops = own |",
-        "const uint32_t stops = (own & ~1u) |",
-        "WRONG STOPS: it passes over its own",
+    # steps of consumers
+    "ComputedOfTheFirstLanesForgotten": (
+        "const uint32_t steps = computed |",
+        "const uint32_t steps = (computed & ~1u) |",
+        "WRONG STEPS: it skips what it computes",
     ),
     "WindowsNotLookedAt": (
-        "own | (first_of_empty_windows(own) & there)",
-        "own",
-        "WRONG STOPS: it passes over too many",
+        "computed | (first_of_empty_windows(computed) & there)",
+        "computed",
+        "WRONG STEPS: it skips too many",
     ),
     "LastWindowForgotten": (
         "~bits & 0x01010101",
         "~bits & 0x00010101",
-        "WRONG STOPS: it passes over too many",
+        "WRONG STEPS: it skips too many",
     ),
     "WindowsPastTheEnd": (
-        "(first_of_empty_windows(own) & there)",
-        "first_of_empty_windows(own)",
-        r"WRONG (STOPS|TILE|ROWS)|(RACE|NEVER WRITTEN): .*(steps|stops)\[\d\]",
+        "(first_of_empty_windows(computed) & there)",
+        "first_of_empty_windows(computed)",
+        r"WRONG (STEPS|TILE|ROWS)|(RACE|NEVER WRITTEN): .*(loads|steps)\[\d\]",
     ),
     "WindowsTooShort": (
         "bits |= bits >> 4;",
         "",
-        "WRONG STOPS: it passes one though its own are near",
+        "WRONG STEPS: it takes a skip though a compute is near",
     ),
-    "PassedLikeOwn": (
-        "own >> lane & 1 ? Stop::kOwn : Stop::kPass",
-        "Stop::kOwn",
-        "WRONG STOPS: neither own nor passed",
+    "SkippedLikeComputed": (
+        "computed >> lane & 1 ? ConsumerStep::kCompute : ConsumerStep::kSkip",
+        "ConsumerStep::kCompute",
+        "WRONG STEPS: neither compute nor skip",
     ),
-    "NoDrains": (
-        "if (drain) to->set(Stop::of(Stop::kDrain));",
-        "if (drain) to->set(Stop::of(Stop::kPass));",
-        "WRONG STOPS: no drain",
+    "NoFlushes": (
+        "if (flush) to->set(ConsumerStep::of(ConsumerStep::kFlush));",
+        "if (flush) to->set(ConsumerStep::of(ConsumerStep::kSkip));",
+        "WRONG STEPS: no flush",
     ),
-    "DrainsOfTheFirstRing": (
-        "first_slot_ + from + lane - held >= Second;",
-        "first_slot_ + from + lane - held >= First;",
-        "WRONG STOPS",
+    "FlushesOfTheFirstRing": (
+        "first_number_ + from + lane - held >= Second;",
+        "first_number_ + from + lane - held >= First;",
+        "WRONG STEPS",
     ),
-    "DrainsFromPassed": (
-        "const uint32_t before = own & below(lane);",
-        "const uint32_t before = stops & below(lane);",
-        "WRONG STOPS",
+    "FlushesFromSkipped": (
+        "const uint32_t before = computed & below(lane);",
+        "const uint32_t before = steps & below(lane);",
+        "WRONG STEPS",
     ),
-    "DrainsFromTheFirst": (
+    "FlushesFromTheFirst": (
         "bitmap::highest(before)",
         "0",
-        r"WRONG STOPS|RACE: .*stops\[\d\]",
+        r"WRONG STEPS|RACE: .*steps\[\d\]",
     ),
     "HeldInEarlierLanesForgotten": (
-        "if (own) held_[r] =",
+        "if (computed) held_[r] =",
         "if (from == 0) held_[r] =",
-        "WRONG STOPS",
+        "WRONG STEPS",
     ),
-    "DrainedWhereNothingIsHeld": (
+    "FlushedWhereNothingIsHeld": (
         "held_[r] = INT_MAX;",
         "if (next_ == 0) held_[r] = INT_MAX;",
-        "WRONG STOPS",
+        "WRONG STEPS",
     ),
-    "DrainsNotCounted": (
-        "popcount(stops) + popcount(drains);",
-        "popcount(stops);",
-        r"WRONG STOPS|NEVER WRITTEN: .*stops\[\d\]",
+    "FlushesNotCounted": (
+        "popcount(steps) + popcount(flushes);",
+        "popcount(steps);",
+        r"WRONG STEPS|NEVER WRITTEN: .*steps\[\d\]",
     ),
-    "StopsOfEarlierLanesForgotten": (
-        "counts[r] += popcount(stops)",
-        "counts[r] = popcount(stops)",
-        r"WRONG STOPS|NEVER WRITTEN: .*stops\[\d\]",
+    "StepsOfEarlierLanesForgotten": (
+        "counts[r] += popcount(steps)",
+        "counts[r] = popcount(steps)",
+        r"WRONG STEPS|NEVER WRITTEN: .*steps\[\d\]",
     ),
     "SecondOfTheFirstRing": (
-        "RingUse::of<Second>(slot), rows",
-        "RingUse::of<First>(slot), rows",
+        "RingUse::of<Second>(number), rows",
+        "RingUse::of<First>(number), rows",
         "WRONG USE OF A RING",
     ),
-    "SlotsOfTheChunk": (
-        "const int slot = first_slot_ + from + lane, drain",
-        "const int slot = from + lane, drain",
+    "LoadsOfTheChunk": (
+        "const int number = first_number_ + from + lane, flush",
+        "const int number = from + lane, flush",
         "WRONG USE OF A RING",
     ),
-    "SlotsOfTheFirstLanes": (
-        "const int slot = first_slot_ + from + lane, drain",
-        "const int slot = first_slot_ + lane, drain",
+    "LoadsOfTheFirstLanes": (
+        "const int number = first_number_ + from + lane, flush",
+        "const int number = first_number_ + lane, flush",
         "WRONG USE OF A RING",
     ),
 }

@@ -10,35 +10,35 @@ IN_QUERIES: Bugs = {
     **ALIKE,
     # Q and dO
     "BytesOfGradOutForgotten": (
-        "full.arrive_expect_tx(2 * p_.queries.box_rows(at) * D * 2);",
-        "full.arrive_expect_tx(p_.queries.box_rows(at) * D * 2);",
-        r"WRONG EXPECT_TX: own_full\[\d\] use \d expects fewer bytes|RACE: .*grad_out\[\d\]",
+        "full.arrive_expect_tx(2 * p_.queries.box_rows(at) * D * kElementBytes);",
+        "full.arrive_expect_tx(p_.queries.box_rows(at) * D * kElementBytes);",
+        r"WRONG EXPECT_TX: resident_full\[\d\] use \d expects fewer bytes|RACE: .*grad_out\[\d\]",
     ),
-    # slots, and the barrier that what comes into them counts on
+    # loads, and the barrier that they count on
     "LoadedIntoTheNextStage": (
-        "s_.v[Rings::first_stage(slot_++)]",
-        "s_.v[Rings::first_stage(++slot_)]",
+        "s_.v[Rings::first_stage(number_++)]",
+        "s_.v[Rings::first_stage(++number_)]",
         r"(NEVER WRITTEN|RACE): .*v\[\d+\]",
     ),
     "LoadedIntoTheStageOfTheOtherRing": (
-        "s_.v[Rings::first_stage(slot_++)]",
-        "s_.v[Rings::second_stage(slot_++) % Rings::kFirst]",
+        "s_.v[Rings::first_stage(number_++)]",
+        "s_.v[Rings::second_stage(number_++) % Rings::kFirst]",
         r"(NEVER WRITTEN|RACE): .*v\[\d+\]|WRONG NUMBERS",
     ),
     "WrongTensor": (
-        "p_.v, &KeyPlan::Origins::first,",
-        "p_.k, &KeyPlan::Origins::first,",
+        "p_.v, &KeySchedule::Origins::first,",
+        "p_.k, &KeySchedule::Origins::first,",
         "WRONG NUMBERS",
     ),
-    # slots given back
+    # stages released
     "FirstReleasedBeforeWait": (
         "wgmma_wait<1>(scores_, grad_scores_); s_.rings.release_first(next);",
         "s_.rings.release_first(next); wgmma_wait<1>(scores_, grad_scores_);",
         r"RACE: .*TMA load into v\[\d+\]",
     ),
     "FirstOfARunReleasedBeforeWait": (
-        "wgmma_wait<0>(scores_, grad_scores_); s_.rings.release_first(stop);",
-        "s_.rings.release_first(stop); wgmma_wait<0>(scores_, grad_scores_);",
+        "wgmma_wait<0>(scores_, grad_scores_); s_.rings.release_first(step);",
+        "s_.rings.release_first(step); wgmma_wait<0>(scores_, grad_scores_);",
         r"RACE: .*TMA load into v\[\d+\]",
     ),
     "SecondReleasedBeforeWait": (
@@ -56,20 +56,20 @@ IN_QUERIES: Bugs = {
         "s_.rings.release_second(next); round_to",
         r"RACE: .*TMA load into (k|v)\[\d+\]|TOO MANY ARRIVALS|DEADLOCK|PHASE ALIAS",
     ),
-    # slots waited for
+    # loads waited for
     "FirstNotAwaited": (
-        "s_.rings.wait_first(stop);",
+        "s_.rings.wait_first(step);",
         "",
         r"(RACE|NEVER WRITTEN): .*v\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "SecondNotAwaited": (
-        "s_.rings.wait_second(stop);",
+        "s_.rings.wait_second(step);",
         "",
         r"(RACE|NEVER WRITTEN): .*k\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "TakenToBeThere": (
-        "there = after.is(Stop::kOwn) && s_.rings.has_both(after);",
-        "there = after.is(Stop::kOwn);",
+        "there = after.is(ConsumerStep::kCompute) && s_.rings.has_both(after);",
+        "there = after.is(ConsumerStep::kCompute);",
         r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "TileBeforeSeen": (
@@ -113,14 +113,16 @@ IN_QUERIES: Bugs = {
     ),
     # nothing but the numbers tells
     "RowsNotMasked": (
-        "mask_columns(scores_, stop.rows);",
+        "mask_columns(scores_, step.rows);",
         "",
         "WRONG NUMBERS in dq",
     ),
     "RowsOfTheTileHeld": (
-        "issue_gradient(held); Stop after = stops_.take(); wgmma_wait<1>(scores_, grad_scores_);"
+        "issue_gradient(held); ConsumerStep after = steps_.take(); wgmma_wait<1>(scores_,"
+        " grad_scores_);"
         " s_.rings.release_first(next); differentiate(next);",
-        "issue_gradient(held); Stop after = stops_.take(); wgmma_wait<1>(scores_, grad_scores_);"
+        "issue_gradient(held); ConsumerStep after = steps_.take(); wgmma_wait<1>(scores_,"
+        " grad_scores_);"
         " s_.rings.release_first(next); differentiate(held);",
         "WRONG NUMBERS in dq",
     ),
@@ -132,7 +134,7 @@ IN_QUERIES: Bugs = {
     ),
 }
 
-# Found where slots are passed over and drained.
+# Found where loads are skipped and flushed.
 IN_RUNS_OF_QUERIES: Bugs = {
     **ALIKE_IN_RUNS,
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs in the rings of slots.h, for test_backward_bugs.py.
+"""Mutants of the rings of rings.h, for test_backward_bugs.py.
 
 Each is what the text is that a header has once, what becomes of it, and how that must be reported.
 Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
@@ -58,29 +58,29 @@ IN_RINGS: Bugs = {
         "barrier.arrive_expect_tx(bytes + 16);",
         rf"WRONG EXPECT_TX: {FULL} use \d still expects (16|32) bytes",
     ),
-    "NobodyPassesOver": (
-        "if (passing > 0) empty[",
+    "NobodySkips": (
+        "if (skipping > 0) empty[",
         "if (false) empty[",
         PRODUCER_STUCK,
     ),
-    "OneThreadPassesOver": (
-        "arrive_one(passing * kWarpgroupThreads);",
-        "arrive_one(passing);",
+    "OneThreadSkips": (
+        "arrive_one(skipping * kWarpgroupThreads);",
+        "arrive_one(skipping);",
         PRODUCER_STUCK,
     ),
-    "OneConsumerPassesOver": (
-        "arrive_one(passing * kWarpgroupThreads);",
+    "OneConsumerSkips": (
+        "arrive_one(skipping * kWarpgroupThreads);",
         "arrive_one(Consumers * kWarpgroupThreads);",
         rf"{TOO_FREE}|{PRODUCER_STUCK}",
     ),
-    "AllPassOver": (
-        "Consumers - popcount(stopping);",
+    "AllSkip": (
+        "Consumers - popcount(waiting);",
         "Consumers;",
         TOO_FREE,
     ),
-    "ThoseWhoStopPassOver": (
-        "Consumers - popcount(stopping);",
-        "popcount(stopping);",
+    "ThoseWhoStepSkip": (
+        "Consumers - popcount(waiting);",
+        "popcount(waiting);",
         rf"{PRODUCER_STUCK}|{TOO_FREE}",
     ),
     "FullOfTooFewProducers": (
@@ -150,98 +150,99 @@ IN_RINGS: Bugs = {
         rf"{TOO_FREE}|{PRODUCER_STUCK}",
     ),
     # two rings
-    "FirstNotPassedOver": (
-        "first.pass_over(n, stopping);",
+    "FirstNotSkipped": (
+        "first.skip(n, waiting);",
         "",
         r"DEADLOCK: .*producer\d waits for first_empty",
     ),
-    "SecondNotPassedOver": (
-        "second.pass_over(n, stopping);",
+    "SecondNotSkipped": (
+        "second.skip(n, waiting);",
         "",
         r"DEADLOCK: .*producer\d waits for second_empty",
     ),
-    "SecondPassedOverTwice": (
-        "second.pass_over(n, stopping);",
-        "second.pass_over(n, stopping); second.pass_over(n, stopping);",
+    "SecondSkippedTwice": (
+        "second.skip(n, waiting);",
+        "second.skip(n, waiting); second.skip(n, waiting);",
         r"TOO MANY ARRIVALS on second_empty|RACE|PHASE ALIAS",
     ),
     "FirstNotAwaited": (
-        "first.wait(stop.first());",
+        "first.wait(step.first());",
         "",
         TOO_EARLY,
     ),
     "SecondNotAwaited": (
-        "second.wait(stop.second());",
+        "second.wait(step.second());",
         "",
         TOO_EARLY,
     ),
     "SecondAwaitedInTheFirst": (
-        "second.wait(stop.second());",
-        "first.wait(stop.first());",
+        "second.wait(step.second());",
+        "first.wait(step.first());",
         TOO_EARLY,
     ),
     "SecondAwaitedWhereTheFirstLies": (
-        "second.wait(stop.second());",
-        "second.wait(stop.first());",
+        "second.wait(step.second());",
+        "second.wait(step.first());",
         rf"{CONSUMER_STUCK}|{TOO_EARLY}",
     ),
     "FirstNotReleased": (
-        "first.release(stop.first());",
+        "first.release(step.first());",
         "",
         r"DEADLOCK: .*producer\d waits for first_empty",
     ),
     "SecondNotReleased": (
-        "second.release(stop.second());",
+        "second.release(step.second());",
         "",
         r"DEADLOCK: .*producer\d waits for second_empty",
     ),
     "SecondReleasedTwice": (
-        "second.release(stop.second());",
-        "second.release(stop.second()); second.release(stop.second());",
+        "second.release(step.second());",
+        "second.release(step.second()); second.release(step.second());",
         r"TOO MANY ARRIVALS on second_empty|RACE|PHASE ALIAS",
     ),
     "SecondReleasedWhereTheFirstLies": (
-        "second.release(stop.second());",
-        "second.release(stop.first());",
+        "second.release(step.second());",
+        "second.release(step.first());",
         r"TOO MANY ARRIVALS on second_empty|RACE|DEADLOCK: .*second_empty|PHASE ALIAS",
     ),
     # one ring
     "BothOfOneArrival": (
-        "OwnedRing<Stages, Consumers, 2> both;",
-        "OwnedRing<Stages, Consumers> both;",
+        "SkippableRing<Stages, Consumers, 2> both;",
+        "SkippableRing<Stages, Consumers> both;",
         rf"TOO MANY ARRIVALS on both_full|{TOO_EARLY}|{OVERWRITTEN}",
     ),
-    "BothNotPassedOver": (
-        "both.pass_over(n, stopping);",
+    "BothNotSkipped": (
+        "both.skip(n, waiting);",
         "",
         r"DEADLOCK: .*producer\d waits for both_empty",
     ),
-    "BothPassedOverByEachProducer": (
+    "BothSkippedByEachProducer": (
         "uint32_t, int bytes) { return both.acquire(n, bytes); }",
-        "uint32_t stopping, int bytes) { Mbarrier& barrier = both.acquire(n, bytes);"
-        " both.pass_over(n, stopping); return barrier; }",
+        "uint32_t waiting, int bytes) { Mbarrier& barrier = both.acquire(n, bytes);"
+        " both.skip(n, waiting); return barrier; }",
         r"TOO MANY ARRIVALS on both_empty|RACE|PHASE ALIAS",
     ),
     "BothNotAwaited": (
-        "both.wait(stop.first());",
+        "both.wait(step.first());",
         "",
         TOO_EARLY,
     ),
     "BothNotReleased": (
-        "both.release(stop.second());",
+        "both.release(step.second());",
         "",
         r"DEADLOCK: .*producer\d waits for both_empty",
     ),
     "BothReleasedTwice": (
-        "both.release(stop.second());",
-        "both.release(stop.second()); both.release(stop.second());",
+        "both.release(step.second());",
+        "both.release(step.second()); both.release(step.second());",
         r"TOO MANY ARRIVALS on both_empty|RACE|PHASE ALIAS",
     ),
     "BothReleasedWithTheFirst": (
-        "VSA_DEVICE void release_first(const Stop&) {}"
-        " VSA_DEVICE void release_second(const Stop& stop) { both.release(stop.second()); }",
-        "VSA_DEVICE void release_first(const Stop& stop) { both.release(stop.second()); }"
-        " VSA_DEVICE void release_second(const Stop&) {}",
+        "VSA_DEVICE void release_first(const ConsumerStep&) {}"
+        " VSA_DEVICE void release_second(const ConsumerStep& step) {"
+        " both.release(step.second()); }",
+        "VSA_DEVICE void release_first(const ConsumerStep& step) { both.release(step.second()); }"
+        " VSA_DEVICE void release_second(const ConsumerStep&) {}",
         OVERWRITTEN,
     ),
 }

@@ -4,49 +4,52 @@
 from __future__ import annotations
 
 import pytest
+from mutants.bugs_in_consumer_steps import IN_CONSUMER_STEPS, IN_RUNS, IN_SKIPS
 from mutants.bugs_in_keys import IN_KEYS
-from mutants.bugs_in_own_tiles import IN_OWN_TILES
-from mutants.bugs_in_plan import IN_PLAN
-from mutants.bugs_in_planner import IN_HEADS, IN_PLANNER
 from mutants.bugs_in_queries import IN_QUERIES, IN_RUNS_OF_QUERIES
+from mutants.bugs_in_resident_tiles import IN_RESIDENT_TILES
 from mutants.bugs_in_rings import IN_RINGS
-from mutants.bugs_in_stops import IN_PASSES, IN_RUNS, IN_STOPS
+from mutants.bugs_in_tile_schedule import IN_SCHEDULE
+from mutants.bugs_in_tile_scheduler import IN_HEADS, IN_SCHEDULER
 from mutants.planted_bugs import ROOT, build, substitute, unnoticed
 
 PROGRAM = ROOT / "tests" / "cpp" / "fine_backward.cpp"
 SEEDS = 18  # the nine schedules of test_emulator.py, with rings of two kinds
 
-BOTH_PASSES = ("kernels/fine_backward_keys.h", "kernels/fine_backward_queries.h")
+BOTH_PASSES = ("kernels/fine/backward_keys.h", "kernels/fine/backward_queries.h")
 ALL = (
-    "kernels/plan.h",
-    "kernels/own_tiles.h",
-    "kernels/planner.h",
-    "kernels/slots.h",
+    "kernels/schedule/tile_schedule.h",
+    "kernels/schedule/resident_tiles.h",
+    "kernels/schedule/tile_scheduler.h",
+    "kernels/schedule/rings.h",
     *BOTH_PASSES,
 )
 # A bug has a namespace of its own, with copies of its header and of all that is built upon it.
 COPIED = {
-    "kernels/fine_backward_keys.h": ("kernels/fine_backward_keys.h",),
-    "kernels/fine_backward_queries.h": ("kernels/fine_backward_queries.h",),
-    "kernels/own_tiles.h": ("kernels/own_tiles.h", *BOTH_PASSES),
-    "kernels/plan.h": ALL,
-    "kernels/planner.h": ALL,
-    "kernels/slots.h": ALL,
+    "kernels/fine/backward_keys.h": ("kernels/fine/backward_keys.h",),
+    "kernels/fine/backward_queries.h": ("kernels/fine/backward_queries.h",),
+    "kernels/schedule/resident_tiles.h": ("kernels/schedule/resident_tiles.h", *BOTH_PASSES),
+    "kernels/schedule/tile_schedule.h": ALL,
+    "kernels/schedule/tile_scheduler.h": ALL,
+    "kernels/schedule/rings.h": ALL,
 }
 
 # By header: its bugs, and the problems that each is found in.
 UNEVEN = ("uneven_keys", "uneven_queries")
 PROBLEMS = ("keys", "queries", *UNEVEN)
 BUGS = {
-    "kernels/fine_backward_keys.h": {("keys",): IN_KEYS, ("uneven_keys",): IN_RUNS},
-    "kernels/fine_backward_queries.h": {
+    "kernels/fine/backward_keys.h": {("keys",): IN_KEYS, ("uneven_keys",): IN_RUNS},
+    "kernels/fine/backward_queries.h": {
         ("queries",): IN_QUERIES,
         ("uneven_queries",): {**IN_RUNS, **IN_RUNS_OF_QUERIES},
     },
-    "kernels/own_tiles.h": {("keys", "queries"): IN_OWN_TILES},
-    "kernels/plan.h": {UNEVEN: IN_PLAN},
-    "kernels/planner.h": {UNEVEN: IN_PLANNER, ("uneven_keys",): IN_HEADS},
-    "kernels/slots.h": {UNEVEN: {**IN_RINGS, **IN_STOPS}, ("uneven_queries",): IN_PASSES},
+    "kernels/schedule/resident_tiles.h": {("keys", "queries"): IN_RESIDENT_TILES},
+    "kernels/schedule/tile_schedule.h": {UNEVEN: IN_SCHEDULE},
+    "kernels/schedule/tile_scheduler.h": {UNEVEN: IN_SCHEDULER, ("uneven_keys",): IN_HEADS},
+    "kernels/schedule/rings.h": {
+        UNEVEN: {**IN_RINGS, **IN_CONSUMER_STEPS},
+        ("uneven_queries",): IN_SKIPS,
+    },
 }
 
 
@@ -65,5 +68,7 @@ def test_kernels_without_a_bug_are_not_reported(compiler, tmp_path):
 
 def test_text_that_a_header_does_not_have_once_is_no_substitution():
     for name, text in {"Rotten": "wait_full(n);", "Ambiguous": "VSA_DEVICE void"}.items():
-        with pytest.raises(AssertionError, match=f"{name}: kernels/slots.h has this .* not once"):
-            substitute("kernels/slots.h", name, (text, "", ""))
+        with pytest.raises(
+            AssertionError, match=f"{name}: kernels/schedule/rings.h has this .* not once"
+        ):
+            substitute("kernels/schedule/rings.h", name, (text, "", ""))

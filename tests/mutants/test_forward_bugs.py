@@ -7,7 +7,7 @@ from mutants.bugs_in_forward import IN_FORWARD, IN_RUNS_OF_FORWARD
 from mutants.planted_bugs import ROOT, build, unnoticed
 
 PROGRAM = ROOT / "tests" / "cpp" / "fine_forward.cpp"
-HEADER = "kernels/fine_forward.h"
+HEADER = "kernels/fine/forward.h"
 PROBLEMS = ("forward", "uneven")
 SEEDS = 18  # the nine schedules of test_emulator.py, with rings of two kinds
 BUGS = {("forward",): IN_FORWARD, ("uneven",): IN_RUNS_OF_FORWARD}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""csrc/kernels/work_list.h by itself: all items, each once, text first; bugs by their names."""
+"""csrc/kernels/schedule/work_list.h by itself: all work tiles, each once; bugs by their names."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ import re
 from mutants.planted_bugs import ROOT, Bugs, build, in_namespaces
 
 PROGRAM = ROOT / "tests" / "cpp" / "work_list.cpp"
-HEADER = "kernels/work_list.h"
+HEADER = "kernels/schedule/work_list.h"
 SEEDS = 60
-ITEM, TWICE, MISSING = "WRONG ITEM: there is none", "WRONG ITEM: it comes", "WRONG ITEM: one is"
+ITEM, TWICE, MISSING = (
+    "WRONG WORK TILE: there is none",
+    "WRONG WORK TILE: it comes",
+    "WRONG WORK TILE: one is",
+)
 
 BUGS: Bugs = {
     "TextOfEachHeadFirst": (
-        "items / groups * text_groups;",
+        "size / groups * text_groups;",
         "0;",
-        "WRONG ORDER: text|WRONG ITEM",
+        "WRONG ORDER: text|WRONG WORK TILE",
     ),
     "VideoCountedFromZero": (
-        "text ? item : item - text_items",
-        "item",
+        "text ? index : index - text_size",
+        "index",
         f"{ITEM}|{TWICE}|WRONG AXIS",
     ),
     "TextRoundedDown": (
@@ -29,7 +33,7 @@ BUGS: Bugs = {
         "WRONG ORDER",
     ),
     "TextForgotten": (
-        "const bool text = item < text_items;",
+        "const bool text = index < text_size;",
         "const bool text = false;",
         f"{ITEM}|{TWICE}|{MISSING}",
     ),
@@ -39,8 +43,12 @@ BUGS: Bugs = {
         f"WRONG ORDER: text|{TWICE}",
     ),
     "GroupsAreTiles": ("group * consumers, load", "group, load", f"{ITEM}|{TWICE}"),
-    "LastItemLeft": ("item < items; item = take()", "item < items - 1; item = take()", MISSING),
-    "OneTooMany": ("item < items; item = take()", "item <= items; item = take()", ITEM),
+    "LastWorkTileLeft": (
+        "index < size; index = take()",
+        "index < size - 1; index = take()",
+        MISSING,
+    ),
+    "OneTooMany": ("index < size; index = take()", "index <= size; index = take()", ITEM),
     "AxisOfAnother": ("load_global(axes + head)", "load_global(axes + head / 2)", "WRONG AXIS"),
     "HeadsOfTheFirst": ("{head / heads, head % heads,", "{0, head % heads,", f"{TWICE}|WRONG AXIS"),
 }
@@ -50,14 +58,16 @@ def test_every_item_comes_once_and_text_first(compiler, tmp_path):
     flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
     program = build(compiler, PROGRAM, tmp_path / "work_list", *flags)
     assert program("vsa", 10 * SEEDS) == "nothing"
-    assert program("tickets left", 1) == "seed 0: TICKETS LEFT: the counter is 3, not 0"
+    assert (
+        program("counter not zero", 1) == "seed 0: TILE COUNTER NOT ZERO: the counter is 3, not 0"
+    )
 
 
 def test_bugs_are_reported_by_name(compiler, tmp_path):
     each = " ".join(f"LIST({name})" for name in BUGS)
     copies = in_namespaces([HEADER], HEADER, BUGS)
     bugs = tmp_path / "bugs.h"
-    includes = '#include "kernels/params.h"\n#include "prim/warp.h"\n'
+    includes = '#include "kernels/schedule/sequence.h"\n#include "prim/warp.h"\n'
     bugs.write_text(f"{includes}{copies}\n#define VSA_EACH_BUG(LIST) {each}\n")
     program = build(compiler, PROGRAM, tmp_path / "bugs", "-Og", "-w", "-include", bugs)
     reports = {name: program(name, SEEDS) for name in BUGS}

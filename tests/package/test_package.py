@@ -130,6 +130,9 @@ def test_includes_point_downward():
             assert (TREE / "csrc" / included).is_file(), f"{path}: name {included} from csrc/"
             layer = LAYERS.index(included.split("/")[0])
             assert layer <= own, f"{path} includes {included}, which lies above it"
+            folders = [Path(x).parent.name for x in (path, included)]
+            if LAYERS[own] == LAYERS[layer] == "kernels" and folders != ["fine", "schedule"]:
+                assert folders[0] == folders[1], f"{path} includes {included} of another kernel"
 
 
 def test_nvcc_of_cuda_home_is_taken(toolchain, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ SORT_BYTES = 8 << 20
 FULL_WEIGHT_BITS = 31
 LOG2_E = 1.4426950408889634
 EXPONENTIAL = (1488514807, 515782929, 118750172, 19769300, 2029165)
-"""2^-f = 1 - f (d1 - f (d2 - ...)), the d times 2^31: csrc/kernels/softmax_mass.h."""
+"""2^-f = 1 - f (d1 - f (d2 - ...)), the d times 2^31: csrc/kernels/select/softmax_mass.h."""
 
 
 def tile_means(x: Tensor, grid: Grid) -> Tensor:
@@ -291,7 +291,7 @@ def softmax_weights(scores: Tensor) -> Tensor:
     """Shares of each row's softmax as whole numbers, 2**31 for the largest score.
 
     Integers from the exponent on, so that every machine finds the same: see
-    csrc/kernels/softmax_mass.h.
+    csrc/kernels/select/softmax_mass.h.
 
     Args:
         scores: (..., columns) fp32 or fp64 without NaN.

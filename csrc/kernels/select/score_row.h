@@ -8,7 +8,7 @@
 #pragma once
 #include <climits>
 
-#include "kernels/softmax_mass.h"
+#include "kernels/select/softmax_mass.h"
 #include "prim/warp.h"
 
 namespace vsa {
@@ -17,19 +17,19 @@ struct SelectTilesParams {
   static constexpr int kMostCounts = 256;
 
   const float* scores;   // [rows, columns]
-  const uint32_t* must;  // [n_q, words] tiles that are forced, null without
-  uint32_t* selected;    // [rows, words]
+  const uint32_t* must;  // [query_tiles, words] tiles that are forced, null without
+  uint32_t* bitmap;      // [rows, words]
   float* weights;        // [rows, columns] softmax of the scores, null without; may be `scores`
-  int first_row;         // number of the first row among all, [batch, heads, n_q]
-  int rows, columns, n_q;
+  int first_row;         // number of the first row among all, [batch, heads, query_tiles]
+  int rows, columns, query_tiles;
   double mass;              // least share of the softmax, 0 for none
   int num_counts;           // 1 or heads
   int counts[kMostCounts];  // least tiles of a row
 
   VSA_HD int words() const { return bitmap::words(columns); }
-  VSA_HD int query_tile(int row) const { return (first_row + row) % n_q; }
+  VSA_HD int query_tile(int row) const { return (first_row + row) % query_tiles; }
   VSA_HD int count(int row) const {
-    return counts[num_counts == 1 ? 0 : (first_row + row) / n_q % num_counts];
+    return counts[num_counts == 1 ? 0 : (first_row + row) / query_tiles % num_counts];
   }
 };
 
@@ -107,7 +107,7 @@ class ScoreRow {
     high = found.high();
   }
 
-  // fn(word, columns, score) for the words of the row's bitmap in turn: which of its bits stand for
+  // fn(word, columns, score) for each word of the row's bitmap: which of its bits stand for
   // columns, and score(lane) of each.
   template <class Fn>
   VSA_DEVICE void each_word(Fn fn) {
@@ -201,7 +201,7 @@ class ScoreRow {
 
   VSA_DEVICE void read(int first) {
     each_lane([&](int lane) {
-      const float* from = keep(scores_ + first + lane);
+      const float* from = no_hoist(scores_ + first + lane);
       const int left = columns_ - first - lane;
       VSA_UNROLL
       for (int i = 0; i < Held; ++i) {

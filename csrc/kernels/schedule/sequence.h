@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the fine kernels are told: where the tensors lie, and how tokens are cut into tiles. Plain
-// values that travel as kernel parameters.
+// Where tensors of tokens lie, and how a sequence is cut into tiles. Plain values that travel as
+// kernel parameters.
 #pragma once
 #include "tile/tile.h"
 
@@ -96,35 +96,6 @@ VSA_DEVICE HeadOrigin origin_of(const TokenTensor& x, int head, int batch) {
   const MappedTokens& video = x.video;
   return {head * video.channels_per_head,
           head * video.outer_per_head + batch * video.outer_per_batch};
-}
-
-struct FineForwardParams {
-  TokenTensor q, k, v, out;
-  TiledSequence queries, keys;
-  const uint32_t* selected;  // [batch, heads, n_q, words] bitmap rows of the video's query tiles
-  const int* query_axes;     // [batch, heads] along which query tiles are neighbours
-  float* lse;                // [batch, heads, S_q] natural logarithm
-  int batch, heads, kv_heads;
-  float scale;   // of the scores, times log2(e)
-  int* tickets;  // how many items have been taken: 0 at the start
-};
-
-// What a consumer is told about an item, so that it keeps no list of its own in registers.
-struct Assignment {
-  static constexpr int kIdle = -1;  // this item has no tile for the consumer
-  static constexpr int kStop = -2;  // there are no more items
-
-  int batch, head, tile;
-};
-
-// The bitmap of one head among those of all. rows: of the bitmap, the video's tiles
-VSA_DEVICE const uint32_t* bitmap_of(const uint32_t* selected,
-                                     int batch,
-                                     int heads,
-                                     int head,
-                                     int rows,
-                                     int words) {
-  return selected + (int64_t{batch} * heads + head) * rows * words;
 }
 
 }  // namespace vsa

@@ -5,7 +5,7 @@
 // Lanes share the channels of a token, eight neighbouring ones each, so that a warp works on
 // several tokens at a time.
 #pragma once
-#include "kernels/params.h"
+#include "kernels/schedule/sequence.h"
 
 namespace vsa {
 
@@ -53,11 +53,11 @@ struct TokenRows {
 
 // A tensor that was broadcast to [batch, tokens, heads, head_dim]: any strides, zeros among them.
 struct Gate {
-  enum class Reading { Pairs, Narrow, Wide };
+  enum class Reading { Vectorized, Scalar, Fp32 };
 
   const void* data;  // null: not there
-  bool wide;         // fp32, else of the kernels' 16-bit type
-  bool chunked;      // 16 bits, and every eight channels are 16 aligned bytes
+  bool fp32;         //, else of the kernels' 16-bit type
+  bool vectorized;   // 16 bits, and every eight channels are 16 aligned bytes
   int64_t batch_stride, token_stride, head_stride, channel_stride;  // elements
 
   VSA_DEVICE int64_t offset(int batch, int token, int head) const {
@@ -66,13 +66,13 @@ struct Gate {
   template <class Element>
   VSA_DEVICE float value(int64_t offset, int channel) const {
     const int64_t i = offset + channel * channel_stride;
-    return wide ? load_global(static_cast<const float*>(data) + i)
+    return fp32 ? load_global(static_cast<const float*>(data) + i)
                 : widen_low<Element>(load_global(static_cast<const uint16_t*>(data) + i));
   }
   // A lane's share, from `channel` on.
   template <class Element>
   VSA_DEVICE Channels values(int64_t offset, int channel) const {
-    if (chunked) {
+    if (vectorized) {
       const uint16_t* first = static_cast<const uint16_t*>(data) + offset + channel;
       return widen<Element>(load_global(reinterpret_cast<const Chunk*>(first)));
     }
@@ -84,7 +84,7 @@ struct Gate {
   // Channels `channel` and `channel + 1`, the first of them even, where `How` is known to fit.
   template <class Element, Reading How>
   VSA_DEVICE void read(float (&values)[2], int64_t offset, int channel) const {
-    if constexpr (How == Reading::Pairs) {
+    if constexpr (How == Reading::Vectorized) {
       const uint16_t* first = static_cast<const uint16_t*>(data) + offset + channel;
       const uint32_t both = load_global(reinterpret_cast<const uint32_t*>(first));
       values[0] = widen_low<Element>(both);
@@ -93,8 +93,8 @@ struct Gate {
       VSA_UNROLL
       for (int c = 0; c < 2; ++c) {
         // Places of many channels, kept from one token to the next, would not fit into registers.
-        const int64_t i = offset + unhoisted(channel + c) * channel_stride;
-        if constexpr (How == Reading::Wide)
+        const int64_t i = offset + no_hoist(channel + c) * channel_stride;
+        if constexpr (How == Reading::Fp32)
           values[c] = load_global(static_cast<const float*>(data) + i);
         else
           values[c] = widen_low<Element>(load_global(static_cast<const uint16_t*>(data) + i));
@@ -107,12 +107,12 @@ struct Gate {
 // [batch, tokens, heads, head_dim] of the gate's type.
 struct GateGradient {
   void* data;
-  bool wide;
+  bool fp32;
 
   // first: of the channels, counted from the tensor's first
   template <class Element>
   VSA_DEVICE void store(int64_t first, const Channels& gradient) const {
-    if (wide) {
+    if (fp32) {
       VSA_UNROLL
       for (int c = 0; c < kChunkElements; ++c) static_cast<float*>(data)[first + c] = gradient.x[c];
     } else {

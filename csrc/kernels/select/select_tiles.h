@@ -10,8 +10,8 @@
 #pragma once
 #include <climits>
 
-#include "kernels/score_row.h"
-#include "kernels/softmax_row.h"
+#include "kernels/select/score_row.h"
+#include "kernels/select/softmax_row.h"
 
 namespace vsa {
 
@@ -41,7 +41,7 @@ class SelectTiles {
 
   VSA_DEVICE SelectTiles(const SelectTilesParams& p, int row)
       : row_(p, row),
-        selected_(p.selected + int64_t{row} * p.words()),
+        bitmap_(p.bitmap + int64_t{row} * p.words()),
         count_(p.count(row)),
         odds_(odds(count_)),
         mass_(0) {
@@ -129,6 +129,7 @@ class SelectTiles {
   // Where `count` tiles would be above if scores were spread normally, whose quantiles are nearly
   // in proportion to the logarithm of the odds.
   VSA_DEVICE float likely_cut() const {
+    // ln 2 / 1.702: a logistic curve of that slope is nearly the normal one.
     constexpr float kDeviations = 0.4073f;  // for twice the odds
     const float cut = row_.mean() - kDeviations * odds_ * row_.deviation();
     return row_.greatest() < cut ? row_.greatest() : cut;
@@ -190,7 +191,7 @@ class SelectTiles {
     row_.each_word([&](int word, uint32_t columns, auto score) {
       const uint32_t bits = kept(columns, score);
       each_lane([&](int lane) {
-        if (lane == 0) selected_[word] = bits;
+        if (lane == 0) bitmap_[word] = bits;
       });
     });
   }
@@ -198,7 +199,7 @@ class SelectTiles {
   static constexpr int kLongSearch = 10;
 
   Row row_;
-  uint32_t* selected_;
+  uint32_t* bitmap_;
   int count_;
   float odds_;  // of count_
   uint64_t mass_;

@@ -6,7 +6,8 @@
 // on the accumulators themselves, so that the fine stage's part is neither rounded nor written. It
 // is part of the kernel's type: the kernel without gates has no trace of it.
 #pragma once
-#include "kernels/gates.h"
+#include "kernels/fine/forward_params.h"
+#include "kernels/fine/gates.h"
 #include "tile/fragment.h"
 
 namespace vsa {
@@ -34,16 +35,16 @@ struct GatedOutput {
   template <class Element, int D>
   VSA_DEVICE static void finish(Fragment<D>& out,
                                 const Params& p,
-                                const Assignment& item,
+                                const Assignment& work,
                                 const TilePlace& at,
                                 uint64_t rows) {
     if (p.gate_fine.data != nullptr)
-      apply<Element>(out, p.gate_fine, p.queries, item, at, rows,
+      apply<Element>(out, p.gate_fine, p.queries, work, at, rows,
                      [](float x, float gate, int) { return x * gate; });
     if (p.gate_coarse.data == nullptr || at.region != Region::Video) return;
     const float* coarse =
-        coarse_row<D>(p.coarse, p.queries, int64_t{item.batch} * p.heads + item.head, item.tile);
-    apply<Element>(out, p.gate_coarse, p.queries, item, at, rows,
+        coarse_row<D>(p.coarse, p.queries, int64_t{work.batch} * p.heads + work.head, work.tile);
+    apply<Element>(out, p.gate_coarse, p.queries, work, at, rows,
                    [=](float x, float gate, int channel) {
                      return fma(gate, load_global(coarse + channel), x);
                    });
@@ -56,23 +57,23 @@ struct GatedOutput {
   VSA_DEVICE static void apply(Fragment<D>& out,
                                const Gate& gate,
                                const TiledSequence& queries,
-                               const Assignment& item,
+                               const Assignment& work,
                                const TilePlace& at,
                                uint64_t rows,
                                Fn fn) {
-    if (gate.chunked)
-      apply_as<Element, Gate::Reading::Pairs>(out, gate, queries, item, at, rows, fn);
-    else if (gate.wide)
-      apply_as<Element, Gate::Reading::Wide>(out, gate, queries, item, at, rows, fn);
+    if (gate.vectorized)
+      apply_as<Element, Gate::Reading::Vectorized>(out, gate, queries, work, at, rows, fn);
+    else if (gate.fp32)
+      apply_as<Element, Gate::Reading::Fp32>(out, gate, queries, work, at, rows, fn);
     else
-      apply_as<Element, Gate::Reading::Narrow>(out, gate, queries, item, at, rows, fn);
+      apply_as<Element, Gate::Reading::Scalar>(out, gate, queries, work, at, rows, fn);
   }
 
   template <class Element, Gate::Reading How, int D, class Fn>
   VSA_DEVICE static void apply_as(Fragment<D>& out,
                                   const Gate& gate,
                                   const TiledSequence& queries,
-                                  const Assignment& item,
+                                  const Assignment& work,
                                   const TilePlace& at,
                                   uint64_t rows,
                                   Fn fn) {
@@ -83,7 +84,7 @@ struct GatedOutput {
         const int row = accumulator_row(t, 2 * half);
         if ((rows >> row & 1) == 0) continue;
         const int token = queries.token(at, row);
-        const int64_t offset = gate.offset(item.batch, token, item.head);
+        const int64_t offset = gate.offset(work.batch, token, work.head);
         VSA_UNROLL
         for (int i = 2 * half; i < D / 2; i += 4) {
           const int channel = accumulator_column(t, i);

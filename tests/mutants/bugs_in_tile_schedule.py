@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs in plan.h, for test_backward_bugs.py and test_plan.py.
+"""Mutants of tile_schedule.h, for test_backward_bugs.py and test_tile_scheduler.py.
 
 Each is what the text is that a header has once, what becomes of it, and how that must be reported.
 Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
@@ -18,81 +18,81 @@ EARLIER_PHASE = (
 )
 
 # Found in both passes of the backward.
-IN_PLAN: Bugs = {
+IN_SCHEDULE: Bugs = {
     # chunks handed over
-    "PlanFullNotAwaited": (
+    "ScheduleFullNotAwaited": (
         "full[n % kBuffers].wait(n / kBuffers); const Chunk of",
         "const Chunk of",
         r"(NEVER WRITTEN|RACE): .*load from chunks\[\d\]",
     ),
-    "PlanFullAwaitedForAnEarlierUse": (
+    "ScheduleFullAwaitedForAnEarlierUse": (
         "full[n % kBuffers].wait(n / kBuffers);",
         "full[n % kBuffers].wait(n / kBuffers - 1);",
         r"(NEVER WRITTEN|RACE): .*chunks\[\d\]"
-        r"|(PHASE ALIAS|DEADLOCK): .*producer\d waits for plan_full\[\d\]",
+        r"|(PHASE ALIAS|DEADLOCK): .*producer\d waits for schedule_full\[\d\]",
     ),
-    "ReadBeforePlanFull": (
+    "ReadBeforeScheduleFull": (
         "full[n % kBuffers].wait(n / kBuffers); const Chunk of = chunk(n);",
         "const Chunk of = chunk(n); full[n % kBuffers].wait(n / kBuffers);",
         r"(NEVER WRITTEN|RACE): .*load from chunks\[\d\]",
     ),
-    "PlanFullOfOneLane": (
-        'full[i].init(kWarpThreads, "plan_full", i);',
-        'full[i].init(1, "plan_full", i);',
-        "TOO MANY ARRIVALS on plan_full",
+    "ScheduleFullOfOneLane": (
+        'full[i].init(kWarpThreads, "schedule_full", i);',
+        'full[i].init(1, "schedule_full", i);',
+        "TOO MANY ARRIVALS on schedule_full",
     ),
-    "PlanFullOfAWarpgroup": (
-        'full[i].init(kWarpThreads, "plan_full", i);',
-        'full[i].init(kWarpgroupThreads, "plan_full", i);',
-        A_PRODUCER_WAITS + r" plan_full\[0\] use 0 .* 96 of 128 arrivals missing",
+    "ScheduleFullOfAWarpgroup": (
+        'full[i].init(kWarpThreads, "schedule_full", i);',
+        'full[i].init(kWarpgroupThreads, "schedule_full", i);',
+        A_PRODUCER_WAITS + r" schedule_full\[0\] use 0 .* 96 of 128 arrivals missing",
     ),
     # ... and given back
-    "PlanEmptyNotArrived": (
+    "ScheduleEmptyNotArrived": (
         "empty[n % kBuffers].arrive_one();",
         "",
-        r"DEADLOCK: .*planner waits for plan_empty\[0\] use 0 .* 3 of \d+ arrivals missing",
+        r"DEADLOCK: .*scheduler waits for schedule_empty\[0\] use 0 .* 3 of \d+ arrivals missing",
     ),
-    "PlanEmptyTwice": (
+    "ScheduleEmptyTwice": (
         "empty[n % kBuffers].arrive_one();",
         "empty[n % kBuffers].arrive_one(2);",
-        r"PHASE ALIAS: .*planner waits for plan_empty|RACE: .*planner: store to"
-        r"|TOO MANY ARRIVALS on plan_empty",
+        r"PHASE ALIAS: .*scheduler waits for schedule_empty|RACE: .*scheduler: store to"
+        r"|TOO MANY ARRIVALS on schedule_empty",
     ),
-    "PlanEmptyOfOtherChunk": (
+    "ScheduleEmptyOfOtherChunk": (
         "empty[n % kBuffers].arrive_one();",
         "empty[(n + 1) % kBuffers].arrive_one();",
-        r"RACE|TOO MANY ARRIVALS on plan_empty|DEADLOCK: .*planner waits for plan_empty",
+        r"RACE|TOO MANY ARRIVALS on schedule_empty|DEADLOCK: .*scheduler waits for schedule_empty",
     ),
-    "PlanEmptyOfOneProducer": (
+    "ScheduleEmptyOfOneProducer": (
         "empty[i].init(producers + Consumers",
         "empty[i].init(1 + Consumers",
-        r"TOO MANY ARRIVALS on plan_empty|RACE: .*planner: store to",
+        r"TOO MANY ARRIVALS on schedule_empty|RACE: .*scheduler: store to",
     ),
-    "PlanEmptyOfOneProducerTooMany": (
+    "ScheduleEmptyOfOneProducerTooMany": (
         "empty[i].init(producers + Consumers",
         "empty[i].init(producers + 1 + Consumers",
-        r"DEADLOCK: .*planner waits for plan_empty\[0\] use 0 .* 1 of \d+ arrivals missing",
+        r"DEADLOCK: .*scheduler waits for schedule_empty\[0\] use 0 .* 1 of \d+ arrivals missing",
     ),
-    "PlanEmptyOfProducersAlone": (
+    "ScheduleEmptyOfProducersAlone": (
         "empty[i].init(producers + Consumers * kWarpgroupThreads",
         "empty[i].init(producers",
-        r"TOO MANY ARRIVALS on plan_empty|RACE: .*planner: store to",
+        r"TOO MANY ARRIVALS on schedule_empty|RACE: .*scheduler: store to",
     ),
-    "PlanEmptyOfOneConsumer": (
+    "ScheduleEmptyOfOneConsumer": (
         "empty[i].init(producers + Consumers * kWarpgroupThreads",
         "empty[i].init(producers + kWarpgroupThreads",
-        r"TOO MANY ARRIVALS on plan_empty|RACE: .*planner: store to",
+        r"TOO MANY ARRIVALS on schedule_empty|RACE: .*scheduler: store to",
     ),
-    "PlanEmptyNotInitialised": (
-        'empty[i].init(producers + Consumers * kWarpgroupThreads, "plan_empty", i);',
+    "ScheduleEmptyNotInitialised": (
+        'empty[i].init(producers + Consumers * kWarpgroupThreads, "schedule_empty", i);',
         "",
-        r"MBARRIER NOT INITIALISED: used by (planner|producer\d|consumer\d)",
+        r"MBARRIER NOT INITIALISED: used by (scheduler|producer\d|consumer\d)",
     ),
     # what lies in which buffer
-    "StepsReadInTheOtherBuffer": (
-        "return steps[n % kBuffers][i].get();",
-        "return steps[(n + 1) % kBuffers][i].get();",
-        r"(NEVER WRITTEN|RACE): .*steps\[\d\]",
+    "LoadsReadInTheOtherBuffer": (
+        "return loads[n % kBuffers][i].get();",
+        "return loads[(n + 1) % kBuffers][i].get();",
+        r"(NEVER WRITTEN|RACE): .*loads\[\d\]",
     ),
     "ChunkReadInTheOtherBuffer": (
         "return chunks[n % kBuffers].get();",
@@ -104,28 +104,28 @@ IN_PLAN: Bugs = {
         "origins[(n + 1) % kBuffers].get()",
         r"(NEVER WRITTEN|RACE): .*origins\[\d\]",
     ),
-    "NoRoomForADrainAndTheEnd": (
-        "kStops = Steps + 2;",
-        "kStops = Steps;",
-        r"RACE: .*(stops|chunks)\[\d\]|DEADLOCK|WRONG NUMBERS",
+    "NoRoomForAFlushAndTheEnd": (
+        "kConsumerSteps = Loads + 2;",
+        "kConsumerSteps = Loads;",
+        r"RACE: .*(steps|chunks)\[\d\]|DEADLOCK|WRONG NUMBERS",
     ),
     # what a chunk says
     "EveryChunkTakenForTheFirst": (
         "if (chunk.first()) load(chunk.work);",
         "load(chunk.work);",
-        r"DEADLOCK: .*producer0 waits for own_empty\[\d\]",
+        r"DEADLOCK: .*producer0 waits for resident_empty\[\d\]",
     ),
-    "StopNotLookedAt": (
-        "if (of.stop()) break;",
+    "FinishNotLookedAt": (
+        "if (of.finished()) break;",
         "",
-        r"DEADLOCK: .*producer\d waits for plan_full\[\d\]",
+        r"DEADLOCK: .*producer\d waits for schedule_full\[\d\]",
     ),
-    "LastStepForgotten": (
-        "i < chunk.steps; ++i) load(n, i);",
-        "i < chunk.steps - 1; ++i) load(n, i);",
+    "LastLoadForgotten": (
+        "i < chunk.loads; ++i) load(n, i);",
+        "i < chunk.loads - 1; ++i) load(n, i);",
         A_CONSUMER_WAITS + r" (both|first|second)_full|RACE",
     ),
-    # what a step and a stop say
+    # what a load and a step say
     "PlaceInTilesNotTokens": (
         "w * tile.w}",
         "w}",
@@ -173,8 +173,8 @@ IN_PLAN: Bugs = {
     ),
 }
 
-# Found in tests/cpp/plan.cpp.
-IN_STEPS: Bugs = {
+# Found in tests/cpp/tile_scheduler.cpp.
+IN_LOADS: Bugs = {
     "ClipForgotten": (
         "uint64_t{at.clip} << kClip |",
         "",
@@ -183,7 +183,7 @@ IN_STEPS: Bugs = {
     "LayerForgotten": (
         "static_cast<uint64_t>(in_tiles.t) << 32 |",
         "",
-        "WRONG (TILE|STOPS)",
+        "WRONG (TILE|STEPS)",
     ),
     "SuffixPlacedInThePrefix": (
         "return {region, region == Region::Prefix ? w : sequence.prefix_tiles() + w,",
@@ -193,7 +193,7 @@ IN_STEPS: Bugs = {
     "SuffixNumberedAsThePrefix": (
         "return grid.num_tiles() + (region == Region::Prefix ? w : sequence.prefix_tiles() + w);",
         "return grid.num_tiles() + w;",
-        "WRONG (TILE|STOPS)",
+        "WRONG (TILE|STEPS)",
     ),
     "OneBarrierForEachStage": (
         "stage * kRounds + use % kRounds",

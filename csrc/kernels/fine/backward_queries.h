@@ -8,21 +8,21 @@
 // read by one consumer, once, before it stores that tile of dQ.
 //
 //     scores(next)  dP(next)    dQ += dS K of the tile held    in flight together
-//     read where to stop after next
-//     wait for the first two -> let go of V(next) -> weights, dS
+//     read the step after next
+//     wait for the first two -> release V(next) -> weights, dS
 //     look whether V and K of the tile after next are there
-//     wait for dQ -> let go of K(held) -> round dS
+//     wait for dQ -> release K(held) -> round dS
 //
 //   barriers   guard                                            see
-//   own        Q and dO, until dQ has left from the place of Q  kernels/own_tiles.h
-//   rings      V and K of the selected tiles                    kernels/slots.h
-//   plan       which tiles are loaded, and who stops where      kernels/plan.h
+//   resident   Q and dO, until dQ has been stored               kernels/schedule/resident_tiles.h
+//   rings      V and K of the selected tiles                    kernels/schedule/rings.h
+//   schedule   tile loads and the steps of each consumer        kernels/schedule/tile_schedule.h
 #pragma once
-#include "kernels/backward_params.h"
-#include "kernels/own_tiles.h"
-#include "kernels/planner.h"
-#include "kernels/slots.h"
-#include "kernels/softmax.h"
+#include "kernels/fine/backward_params.h"
+#include "kernels/fine/softmax.h"
+#include "kernels/schedule/resident_tiles.h"
+#include "kernels/schedule/rings.h"
+#include "kernels/schedule/tile_scheduler.h"
 
 namespace vsa {
 
@@ -33,7 +33,7 @@ struct FineBackwardQueriesConfig {
   static constexpr int kConsumers = D == 128 ? 2 : 3;
   using Rings =  // of V, of K
       std::conditional_t<D == 128, TwoRings<4, 6, kConsumers>, OneRing<10, kConsumers>>;
-  static constexpr int kPlanWords = D == 128 ? 2 : 8, kPlanSteps = D == 128 ? 20 : 64;
+  static constexpr int kScheduleWords = D == 128 ? 2 : 8, kChunkLoads = D == 128 ? 20 : 64;
   static constexpr bool kQueriesInRegisters = D == 128;  // Q and dO, where registers allow
   static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 56;
   static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 152;
@@ -46,10 +46,11 @@ struct FineBackwardQueries {
   static constexpr int D = Config::D;
   static constexpr int kConsumers = Config::kConsumers;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
-  static constexpr int kProducers = 3;  // of queries and dO, of values, and of keys
+  // The first loads queries and dO.
+  enum Producers { kQueryProducer, kValueProducer, kKeyProducer, kProducers };
   static constexpr int kProducerRegisters = Config::kProducerRegisters;
   static constexpr int kConsumerRegisters = Config::kConsumerRegisters;
-  using KeyPlan = Plan<kConsumers, Config::kPlanSteps>;
+  using KeySchedule = TileSchedule<kConsumers, Config::kChunkLoads>;
   using Rings = typename Config::Rings;
 
   struct SharedMemory {
@@ -58,14 +59,14 @@ struct FineBackwardQueries {
     Tile<D> v[Rings::kFirst];
     Tile<D> k[Rings::kSecond];
     Rings rings;
-    KeyPlan plan;
-    OwnTiles<kConsumers> own;
+    KeySchedule schedule;
+    ResidentTiles<kConsumers> resident;
   };
 
   VSA_DEVICE static void init_barriers(SharedMemory& s) {
     s.rings.init();
-    s.plan.init(kProducers);
-    s.own.init();
+    s.schedule.init(kProducers);
+    s.resident.init();
     for (int w = 0; w < kConsumers; ++w) {
       label(s.q[w], "q", w);
       label(s.grad_out[w], "grad_out", w);
@@ -86,11 +87,12 @@ struct FineBackwardQueries {
     fence_async_proxy();
   }
 
-  VSA_DEVICE static void plan(const Params& p, SharedMemory& s) {
-    Planner<kConsumers, Config::kPlanWords, Config::kPlanSteps, Rings::kFirst, Rings::kSecond>
-        planner(s.plan, p.queries, p.keys, p.v, p.k);
-    planner.add_query_tiles(p, p.query_tickets);
-    planner.stop();
+  VSA_DEVICE static void schedule(const Params& p, SharedMemory& s) {
+    TileScheduler<kConsumers, Config::kScheduleWords, Config::kChunkLoads, Rings::kFirst,
+                  Rings::kSecond>
+        scheduler(s.schedule, p.queries, p.keys, p.v, p.k);
+    scheduler.add_query_tiles(p, p.query_tile_counter);
+    scheduler.finish();
   }
 
   class Producer {
@@ -100,60 +102,64 @@ struct FineBackwardQueries {
     VSA_DEVICE void run_queries() {
       prefetch_map(p_.q.video.map);
       prefetch_map(p_.grad_out.video.map);
-      s_.own.load_items(
-          s_.plan, p_.queries, [&](int w, const Work& work, const TilePlace& at, Mbarrier& full) {
+      s_.resident.load_work_tiles(
+          s_.schedule, p_.queries,
+          [&](int w, const WorkTile& work, const TilePlace& at, Mbarrier& full) {
             const TileBox q = box_of(p_.q, at, work.head, work.batch);
             const TileBox grad_out = box_of(p_.grad_out, at, work.head, work.batch);
-            full.arrive_expect_tx(2 * p_.queries.box_rows(at) * D * 2);
+            full.arrive_expect_tx(2 * p_.queries.box_rows(at) * D * kElementBytes);
             load_tile(s_.q[w], q.map, q.at, full, CacheHint::EvictFirst);
             load_tile(s_.grad_out[w], grad_out.map, grad_out.at, full, CacheHint::EvictFirst);
           });
     }
     VSA_DEVICE void run_values() {
       prefetch_map(p_.v.video.map);
-      s_.plan.for_each_step([&](int n, int i) { load_values(n, i); });
+      s_.schedule.for_each_load([&](int n, int i) { load_values(n, i); });
     }
     VSA_DEVICE void run_keys() {
       prefetch_map(p_.k.video.map);
-      s_.plan.for_each_step([&](int n, int i) { load_keys(n, i); });
+      s_.schedule.for_each_load([&](int n, int i) { load_keys(n, i); });
     }
 
    private:
     VSA_DEVICE void load_values(int n, int i) {
-      const PlanStep step = s_.plan.step(n, i);
-      const TilePlace at = step.place(p_.keys);
-      Mbarrier& full = s_.rings.acquire_first(slot_, step.flags(), p_.keys.box_rows(at) * D * 2);
-      s_.plan.load(n, at, s_.v[Rings::first_stage(slot_++)], p_.v, &KeyPlan::Origins::first, full);
+      const TileLoad load = s_.schedule.tile_load(n, i);
+      const TilePlace at = load.place(p_.keys);
+      Mbarrier& full =
+          s_.rings.acquire_first(number_, load.flags(), p_.keys.box_rows(at) * D * kElementBytes);
+      s_.schedule.load(n, at, s_.v[Rings::first_stage(number_++)], p_.v,
+                       &KeySchedule::Origins::first, full);
     }
     VSA_DEVICE void load_keys(int n, int i) {
-      const PlanStep step = s_.plan.step(n, i);
-      const TilePlace at = step.place(p_.keys);
-      Mbarrier& full = s_.rings.acquire_second(slot_, step.flags(), p_.keys.box_rows(at) * D * 2);
-      s_.plan.load(n, at, s_.k[Rings::second_stage(slot_++)], p_.k, &KeyPlan::Origins::second,
-                   full);
+      const TileLoad load = s_.schedule.tile_load(n, i);
+      const TilePlace at = load.place(p_.keys);
+      Mbarrier& full =
+          s_.rings.acquire_second(number_, load.flags(), p_.keys.box_rows(at) * D * kElementBytes);
+      s_.schedule.load(n, at, s_.k[Rings::second_stage(number_++)], p_.k,
+                       &KeySchedule::Origins::second, full);
     }
 
     const Params& p_;
     SharedMemory& s_;
-    int slot_ = 0;
+    int number_ = 0;  // of the next tile load
   };
 
   class Consumer {
    public:
     VSA_DEVICE Consumer(const Params& p, SharedMemory& s, int w)
-        : p_(p), s_(s), w_(w), stops_(s.plan, s.rings, w) {}
+        : p_(p), s_(s), w_(w), steps_(s.schedule, s.rings, w) {}
 
     VSA_DEVICE void run() {
-      s_.own.for_each_item(w_, [&](const Assignment& item) {
-        if (item.tile >= 0) read_stats(p_.stats(item.batch, item.head, item.tile));
+      s_.resident.for_each_work_tile(w_, [&](const Assignment& work) {
+        if (work.tile >= 0) read_stats(p_.stats(work.batch, work.head, work.tile));
         if constexpr (Config::kQueriesInRegisters) {
-          if (item.tile >= 0) {
+          if (work.tile >= 0) {
             read_tile(q_, s_.q[w_]);
             read_tile(grad_out_, s_.grad_out[w_]);
           }
         }
-        gather();
-        if (item.tile >= 0) store(item);
+        mainloop();
+        if (work.tile >= 0) store(work);
       });
       if (elect_one()) bulk_wait<0>();
     }
@@ -164,54 +170,54 @@ struct FineBackwardQueries {
       set_rows(delta_, [&](int row) { return load_global(stats.delta + row); });
     }
 
-    VSA_DEVICE void gather() {
+    VSA_DEVICE void mainloop() {
       fill(grad_q_, 0.f);
-      const auto wait = [&](const Stop& stop) { wait_tiles(stop); };
-      Stop held = stops_.first();
-      while (held.is(Stop::kOwn)) {
+      const auto wait = [&](const ConsumerStep& step) { wait_tiles(step); };
+      ConsumerStep held = steps_.first();
+      while (held.is(ConsumerStep::kCompute)) {
         start(held);
-        Stop next = stops_.own(stops_.take(), wait);
-        while (next.is(Stop::kOwn)) {
+        ConsumerStep next = steps_.next_compute(steps_.take(), wait);
+        while (next.is(ConsumerStep::kCompute)) {
           issue_scores(next);
           issue_gradient(held);
-          Stop after = stops_.take();
+          ConsumerStep after = steps_.take();
           wgmma_wait<1>(scores_, grad_scores_);
           s_.rings.release_first(next);
           differentiate(next);
           // A real branch between the waits: without one, ptxas hoists the second one above.
-          after = stops_.turned(after);
-          const bool there = after.is(Stop::kOwn) && s_.rings.has_both(after);
+          after = steps_.past_chunk_end(after);
+          const bool there = after.is(ConsumerStep::kCompute) && s_.rings.has_both(after);
           wgmma_wait<0>(grad_q_);
           s_.rings.release_second(held);
           round_to<Element>(rounded_, grad_scores_);
           held = next;
-          next = there ? after : stops_.own(after, wait);
+          next = there ? after : steps_.next_compute(after, wait);
         }
         issue_gradient(held);
         wgmma_wait<0>(grad_q_);
         s_.rings.release_second(held);
-        held = stops_.next_run(next);
+        held = steps_.resume(next);
       }
-      stops_.end_item();
+      steps_.end_work_tile();
     }
 
-    VSA_DEVICE void wait_tiles(const Stop& stop) {
-      s_.rings.wait_together(stop);
-      s_.rings.wait_first(stop);
-      s_.rings.wait_second(stop);
+    VSA_DEVICE void wait_tiles(const ConsumerStep& step) {
+      s_.rings.wait_together(step);
+      s_.rings.wait_first(step);
+      s_.rings.wait_second(step);
     }
     // The first tile of a run: nothing else is in flight.
-    VSA_DEVICE void start(const Stop& stop) {
-      wait_tiles(stop);
-      issue_scores(stop);
+    VSA_DEVICE void start(const ConsumerStep& step) {
+      wait_tiles(step);
+      issue_scores(step);
       wgmma_wait<0>(scores_, grad_scores_);
-      s_.rings.release_first(stop);
-      differentiate(stop);
+      s_.rings.release_first(step);
+      differentiate(step);
       round_to<Element>(rounded_, grad_scores_);
     }
-    VSA_DEVICE void issue_scores(const Stop& stop) {
-      const Tile<D>& k = s_.k[stop.second().stage];
-      const Tile<D>& v = s_.v[stop.first().stage];
+    VSA_DEVICE void issue_scores(const ConsumerStep& step) {
+      const Tile<D>& k = s_.k[step.second().stage];
+      const Tile<D>& v = s_.v[step.first().stage];
       if constexpr (Config::kQueriesInRegisters) {
         mma_ABt<Element>(scores_, q_, k);
         mma_ABt<Element>(grad_scores_, grad_out_, v);
@@ -221,35 +227,35 @@ struct FineBackwardQueries {
       }
       wgmma_commit();
     }
-    VSA_DEVICE void issue_gradient(const Stop& stop) {
-      mma_AB<Element>(grad_q_, rounded_, s_.k[stop.second().stage]);
+    VSA_DEVICE void issue_gradient(const ConsumerStep& step) {
+      mma_AB<Element>(grad_q_, rounded_, s_.k[step.second().stage]);
       wgmma_commit();
     }
-    // Scores become weights, and their gradients in place of those of the weights.
-    VSA_DEVICE void differentiate(const Stop& stop) {
+    // Scores become weights, and the gradients of weights become gradients of scores.
+    VSA_DEVICE void differentiate(const ConsumerStep& step) {
       const float scale = p_.scale_log2;
-      mask_columns(scores_, stop.rows);
+      mask_columns(scores_, step.rows);
       map_rows(scores_, lse_, [=](float x, float lse) { return exp2_approx(fma(x, scale, -lse)); });
       map_rows(grad_scores_, delta_, [](float x, float delta) { return x - delta; });
       zip(grad_scores_, scores_, [](float x, float weight) { return x * weight; });
     }
 
-    VSA_DEVICE void store(const Assignment& item) {
-      const TilePlace at = p_.queries.place(item.tile);
+    VSA_DEVICE void store(const Assignment& work) {
+      const TilePlace at = p_.queries.place(work.tile);
       const float scale = p_.scale;
       for_each(grad_q_, [=](float& x, int, int) { x *= scale; });
       if (at.region != Region::Video) {
-        const uint64_t rows = p_.queries.rows(at, item.batch);
+        const uint64_t rows = p_.queries.rows(at, work.batch);
         for_each(grad_q_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
       }
-      p_.grad_q_means.add_to(grad_q_, p_.queries, p_.heads, item, at);
+      p_.grad_q_means.add_to(grad_q_, p_.queries, p_.heads, work, at);
       Operand<D> rounded;
       round_to<Element>(rounded, grad_q_);
       write_tile(s_.q[w_], rounded);
       fence_async_proxy();
-      named_sync(1 + w_, kWarpgroupThreads);
+      named_sync(consumer_barrier(w_), kWarpgroupThreads);
       if (elect_one()) {
-        const TileBox box = box_of(p_.grad_q, at, item.head, item.batch);
+        const TileBox box = box_of(p_.grad_q, at, work.head, work.batch);
         store_tile(box.map, box.at, s_.q[w_]);
         bulk_commit();
         bulk_wait_read<0>();
@@ -259,7 +265,7 @@ struct FineBackwardQueries {
     const Params& p_;
     SharedMemory& s_;
     const int w_;
-    Stops<KeyPlan, Rings> stops_;
+    ConsumerSteps<KeySchedule, Rings> steps_;
     RowValues lse_, delta_;
     Fragment<64> scores_, grad_scores_;  // [queries, keys]
     Operand<D> q_, grad_out_;
@@ -269,9 +275,9 @@ struct FineBackwardQueries {
 
   VSA_DEVICE static void produce(const Params& p, SharedMemory& s, int which) {
     if (!elect_lane()) return;
-    if (which == 0)
+    if (which == kQueryProducer)
       Producer(p, s).run_queries();
-    else if (which == 1)
+    else if (which == kValueProducer)
       Producer(p, s).run_values();
     else
       Producer(p, s).run_keys();

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// What comes before the two backward passes, in one pass over the tokens: the gradients of combine,
-// and what the passes need to know of every query,
+// The first pass of the backward, over the tokens: the gradients of combine, and what the other two
+// passes need to know of every query,
 //
 //   dO = gate_fine * gradient           dgate_fine = gradient * O
 //   dcoarse = sum over the tile of      dgate_coarse = gradient * coarse
 //             gate_coarse * gradient
 //   delta = sum over channels of dO * O, minus the gradient of the log-sum-exp
 //
-// Statistics are in tile order, so that those of a tile are one contiguous copy. Rows that are no
+// Statistics are in tile order, so that one contiguous copy brings a tile's. Rows that are no
 // tokens or attend nothing get a log-sum-exp of +inf: their weights come out as 0.
 #pragma once
-#include "kernels/gates.h"
+#include "kernels/fine/gates.h"
 
 namespace vsa {
 
@@ -20,9 +20,9 @@ struct RowStats {
 };
 
 struct BackwardRowsParams {
-  TokenRows<const uint16_t> out, gradient;  // of the fine stage; that of the whole operation
+  TokenRows<const uint16_t> out, gradient;  // the fine stage's output; gradient of the operation's
   const float* lse;                         // [batch, heads, S_q] natural logarithm
-  const float* grad_lse;                    // likewise, or null for zeros
+  const float* grad_lse;                    // [batch, heads, S_q], or null for zeros
   TiledSequence queries;
   RowStats* stats;  // [batch, heads, tiles of the queries, the text's last]
   int heads;

@@ -1,27 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-// The plan of a block's work: for each item the tiles that its rows want, each once, in which order
-// they are loaded, and where each consumer stops. One warp, the planner, writes it a chunk ahead of
-// the others (kernels/planner.h).
+// The tile schedule of a block: for each work tile the tile loads, which are the union of what its
+// rows selected, and for each consumer its steps, which say what to do with the tiles that arrive.
+// One warp, the scheduler, writes it a chunk ahead of producers and consumers
+// (kernels/schedule/tile_scheduler.h).
 //
-//   barrier   arrives                                 waits
-//   full      all lanes of the planner                producers, consumers
-//   empty     each producer, all of every consumer    planner
+//   barrier   arrives                                        waits
+//   full      all lanes of the scheduler warp                producers, consumers
+//   empty     each producer, all threads of every consumer   scheduler warp
 #pragma once
-#include "kernels/work_list.h"
+#include "kernels/schedule/work_list.h"
 #include "tile/ring.h"
 
 namespace vsa {
 
-// A tile and who stops there. Where it lies is worked out by the planner, which has 32 lanes; a
-// producer is one thread, and nothing is cheap between two of its copies.
-struct PlanStep {
+// A tile to load, and the consumers that have a step for it. The scheduler warp works out where the
+// tile lies, since it has 32 lanes: a producer is one thread, and every instruction between two of
+// its copies counts.
+struct TileLoad {
   static constexpr int kClip = 48, kRegion = 52, kFlags = 56;
   static constexpr int kMostTiles = 1 << 16;  // along an axis
 
   uint64_t bits;  // from the lowest: w, h, t in tiles, 16 each, text along w; Clip, Region, flags
 
-  // flags: bit w: consumer w waits for the tile's slot, and lets go of it
-  VSA_DEVICE static PlanStep of(const TiledSequence& sequence, int tile, uint32_t flags) {
+  // flags: bit w: consumer w waits for the tile and releases its stage
+  VSA_DEVICE static TileLoad of(const TiledSequence& sequence, int tile, uint32_t flags) {
     const TilePlace at = sequence.place(tile);
     const Axes in_tiles = at.region == Region::Video ? sequence.grid.in_tiles(tile)
                                                      : Axes{0, 0, at.first.w / kTileRows};
@@ -30,8 +32,8 @@ struct PlanStep {
             static_cast<uint64_t>(at.region) << kRegion | uint64_t{flags} << kFlags};
   }
 
-  // Before its place is worked out: a tile's number, and as flags who wants it.
-  VSA_DEVICE static PlanStep wanted(int tile, uint32_t owners) {
+  // Before its place is worked out: a tile's number, and as flags the consumers that selected it.
+  VSA_DEVICE static TileLoad wanted(int tile, uint32_t owners) {
     return {static_cast<uint32_t>(tile) | uint64_t{owners} << kFlags};
   }
   VSA_DEVICE int wanted_tile() const { return static_cast<int>(bits); }
@@ -61,41 +63,43 @@ struct PlanStep {
   }
 };
 
-// A use of a stage of a ring, and the barrier and phase that say it is full (kernels/slots.h).
+// One use of a ring stage, and the barrier and phase that say it is full
+// (kernels/schedule/rings.h).
 struct RingUse {
-  static constexpr int kRounds = 8;  // barriers of a stage, in turn
+  static constexpr int kRounds = 8;  // full barriers of a stage, used round-robin
 
   int stage, barrier, phase;
 
   template <int Stages>
-  VSA_DEVICE static RingUse of(int slot) {
-    const int stage = Ring<Stages>::stage(slot), use = Ring<Stages>::use(slot);
+  VSA_DEVICE static RingUse of(
+      int number) {  // of the tile load, counted from the first of the block
+    const int stage = Ring<Stages>::stage(number), use = Ring<Stages>::use(number);
     return {stage, stage * kRounds + use % kRounds, use / kRounds};
   }
 };
 
-// What a consumer does next. Slot n of one ring goes with slot n of the other.
-struct alignas(16) Stop {
+// A step of a consumer. Tile load n uses both rings, one for each of two tensors.
+struct alignas(16) ConsumerStep {
   enum Kind : uint32_t {
-    kOwn,    // takes the slot
-    kPass,   // lets go of the slot, so that it never passes over more uses than barriers tell apart
-    kDrain,  // lets go of what it holds: the next slot comes only after that
-    kPage,   // goes on with the next chunk
-    kEnd     // the item has no more
+    kCompute,    // computes on the tile
+    kSkip,       // releases the tile unread, so as never to miss more uses than barriers tell apart
+    kFlush,      // releases the tile it holds: the next one cannot be loaded before
+    kNextChunk,  // continues in the next chunk
+    kDone        // the work tile is complete
   };
 
   uint32_t places;  // 8 bits each, from the lowest: stage and barrier of the first and second ring
   uint32_t phases;  // kind 8, phases 12 each
   uint64_t rows;    // of the tile that are tokens
 
-  VSA_DEVICE static Stop of(Kind kind, RingUse first, RingUse second, uint64_t rows) {
+  VSA_DEVICE static ConsumerStep of(Kind kind, RingUse first, RingUse second, uint64_t rows) {
     return {static_cast<uint32_t>(first.stage | first.barrier << 8 | second.stage << 16 |
                                   second.barrier << 24),
             static_cast<uint32_t>(kind | (first.phase & 0xfff) << 8 |
                                   static_cast<uint32_t>(second.phase) << 20),
             rows};
   }
-  VSA_DEVICE static Stop of(Kind kind) { return {0, kind, 0}; }
+  VSA_DEVICE static ConsumerStep of(Kind kind) { return {0, kind, 0}; }
 
   VSA_DEVICE bool is(Kind kind) const { return (phases & 0xff) == kind; }
   VSA_DEVICE RingUse first() const {
@@ -108,73 +112,73 @@ struct alignas(16) Stop {
   }
 };
 
-// Consumers stop in every window of so many steps, so that they pass over this many slots at most.
-constexpr int kStopWindow = 8, kMostPassed = 2 * (kStopWindow - 1);
+// A consumer has a step in every window of so many tile loads, so it misses at most this many uses.
+constexpr int kStepWindow = 8, kMostSkipped = 2 * (kStepWindow - 1);
 
-// Steps of a chunk, in two buffers. What the producers read again for every step is not in their
-// registers, of which they have few.
-template <int Consumers, int Steps>
-struct Plan {
+// The loads and steps of a chunk, in two buffers. Producers have few registers, so they read here
+// again for every load.
+template <int Consumers, int Loads>
+struct TileSchedule {
   static constexpr int kBuffers = 2;
-  // Of a consumer: a drain takes the place of steps passed over, but for a chunk's first; and its
-  // end.
-  static constexpr int kStops = Steps + 2;
+  // Of a consumer in a chunk. A flush takes the place of loads without a step, except for the first
+  // of a chunk; and there is the last step, kNextChunk or kDone.
+  static constexpr int kConsumerSteps = Loads + 2;
 
   struct Chunk {
-    Work work;
+    WorkTile work;
     int head;   // of the columns
-    int steps;  // 0 where nobody wants anything
+    int loads;  // 0 if no row selected any tile
     uint32_t flags;
 
-    enum Flags : uint32_t { kFirst = 1, kStop = 2 };  // of its item; there are no more items
+    enum Flags : uint32_t { kFirst = 1, kFinished = 2 };  // of its work tile; there is no more work
     VSA_DEVICE bool first() const { return flags & kFirst; }
-    VSA_DEVICE bool stop() const { return flags & kStop; }
+    VSA_DEVICE bool finished() const { return flags & kFinished; }
   };
 
-  // Of the two tensors whose tiles travel together.
+  // Of the two tensors whose tiles are loaded together.
   struct alignas(16) Origins {
     HeadOrigin first, second;
   };
 
   Shared<Origins> origins[kBuffers];
-  Shared<PlanStep> steps[kBuffers][Steps];  // flags: who stops there
-  Shared<Stop> stops[kBuffers][Consumers][kStops];
+  Shared<TileLoad> loads[kBuffers][Loads];  // flags: consumers with a step
+  Shared<ConsumerStep> steps[kBuffers][Consumers][kConsumerSteps];
   Shared<Chunk> chunks[kBuffers];
   Mbarrier full[kBuffers];
   Mbarrier empty[kBuffers];
 
   VSA_DEVICE void init(int producers) {
     for (int i = 0; i < kBuffers; ++i) {
-      full[i].init(kWarpThreads, "plan_full", i);
-      empty[i].init(producers + Consumers * kWarpgroupThreads, "plan_empty", i);
+      full[i].init(kWarpThreads, "schedule_full", i);
+      empty[i].init(producers + Consumers * kWarpgroupThreads, "schedule_empty", i);
       label(origins[i], "origins", i);
+      label(loads[i], "loads", i);
       label(steps[i], "steps", i);
-      label(stops[i], "stops", i);
       label(chunks[i], "chunks", i);
     }
   }
 
   VSA_DEVICE Chunk chunk(int n) const { return chunks[n % kBuffers].get(); }
-  VSA_DEVICE PlanStep step(int n, int i) const { return steps[n % kBuffers][i].get(); }
+  VSA_DEVICE TileLoad tile_load(int n, int i) const { return loads[n % kBuffers][i].get(); }
 
   // ---- a producer, one thread ----
 
-  // Calls load(work) for each item.
+  // Calls load(work) for each work tile.
   template <class Load>
-  VSA_DEVICE void for_each_item(Load load) {
+  VSA_DEVICE void for_each_work_tile(Load load) {
     for_each_chunk([&](int, const Chunk& chunk) {
       if (chunk.first()) load(chunk.work);
     });
   }
-  // Calls load(n, i) for each step i of each chunk n.
+  // Calls load(n, i) for each tile load i of each chunk n.
   template <class Load>
-  VSA_DEVICE void for_each_step(Load load) {
+  VSA_DEVICE void for_each_load(Load load) {
     for_each_chunk([&](int n, const Chunk& chunk) {
-      for (int i = 0; i < chunk.steps; ++i) load(n, i);
+      for (int i = 0; i < chunk.loads; ++i) load(n, i);
     });
   }
 
-  // A tile of one of the two tensors.
+  // Copies a tile of one of the two tensors.
   template <int D>
   VSA_DEVICE void load(int n,
                        const TilePlace& at,
@@ -198,7 +202,7 @@ struct Plan {
     for (int n = 0;; ++n) {
       full[n % kBuffers].wait(n / kBuffers);
       const Chunk of = chunk(n);
-      if (of.stop()) break;
+      if (of.finished()) break;
       each(n, of);
       empty[n % kBuffers].arrive_one();
     }

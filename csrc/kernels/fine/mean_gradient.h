@@ -2,7 +2,7 @@
 // The gradient of tile means, added where the gradients of the tokens are rounded and stored: each
 // token of a tile gets an equal share of its mean's.
 #pragma once
-#include "kernels/params.h"
+#include "kernels/schedule/work_list.h"
 #include "tile/fragment.h"
 
 namespace vsa {
@@ -14,11 +14,11 @@ struct MeanGradient {
   VSA_DEVICE void add_to(Fragment<D>& grad,
                          const TiledSequence& sequence,
                          int heads,
-                         const Assignment& item,
+                         const Assignment& work,
                          const TilePlace& at) const {
     if (rows == nullptr || at.region != Region::Video) return;
-    const int64_t of_head = int64_t{item.batch} * heads + item.head;
-    const float* row = rows + (of_head * sequence.grid.num_tiles() + item.tile) * D;
+    const int64_t of_head = int64_t{work.batch} * heads + work.head;
+    const float* row = rows + (of_head * sequence.grid.num_tiles() + work.tile) * D;
     const float share = 1.f / static_cast<float>(popcount(sequence.grid.rows[at.clip]));
     for_each(grad,
              [=](float& x, int, int channel) { x = fma(load_global(row + channel), share, x); });
