@@ -92,7 +92,7 @@ def test_a_wrong_layer_fails_the_command(monkeypatch: pytest.MonkeyPatch) -> Non
     ("arguments", "words"),
     [
         (["--shape", "sora"], "shape must be one of wan-1.3b-480p, "),
-        (["--small"], "without --shape every backend is checked"),
+        (["--small"], "--small, --device must stand with --shape"),
         (["--shape", "ltx-2", "--backend", "hopper"], "hopper"),
         (["--shape", "ltx-2", "--backend", "flex"], "flex"),
         (["--shape", "ltx-2", "--json", "x.txt"], "a .json file"),

@@ -28,10 +28,10 @@ def require_diffusers_extra(purpose: str) -> None:
     """Give up with one sentence if diffusers is missing.
 
     Args:
-        purpose: as above.
+        purpose: what it is needed for, the beginning of the sentence.
 
     Raises:
-        typer.Exit: as above.
+        typer.Exit: with code 1, after the sentence has been printed.
     """
     _require("diffusers", ("diffusers",), purpose)
 

@@ -91,7 +91,7 @@ def attended(
     Args:
         chosen: (B, heads, n_q, n_k) bool, the choice of tiles.
         query_tiles: (n_q, S_q), from ``membership``.
-        key_tiles: (n_k, S_k), likewise.
+        key_tiles: (n_k, S_k), from ``membership``.
         text_valid: (B, prefix + suffix) bool, which text tokens are real; None for all.
 
     Returns:

@@ -32,7 +32,7 @@ struct FineForwardConfig {
   using Element = Element_;
   static constexpr int D = D_;
   // Measured: three consumers with Q in shared memory beat two with Q in registers, and four beat
-  // three where their registers are enough (bench/NOTES.md).
+  // three where their registers are enough (bench/log/forward-kernel.md).
   static constexpr int kConsumers = D == 128 ? 3 : 4;
   // Of K, of V. At 64 one ring has stages enough, and half as many waits (bench/NOTES.md).
   using Rings = std::conditional_t<D == 128, TwoRings<4, 6, kConsumers>, OneRing<11, kConsumers>>;

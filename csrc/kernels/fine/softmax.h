@@ -5,7 +5,7 @@
 //
 // m is the largest score that each row has seen, so the weight of a row's largest score is exactly
 // 1 and rounds to itself. Letting m lag behind would save most rescaling and 2 % of the time, at
-// half as much error again (bench/NOTES.md). Sums are kept per lane until the end.
+// half as much error again (bench/log/exactness.md). Sums are kept per lane until the end.
 #pragma once
 #include "tile/fragment.h"
 

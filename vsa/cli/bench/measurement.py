@@ -30,14 +30,14 @@ class Measurement:
         sparse: median seconds of vsa.attention, all stages; without coarse and select where it was
             given its pattern.
         dense_spread: half the distance between the quartiles, as a share of the median.
-        sparse_spread: likewise.
+        sparse_spread: the same of sparse attention.
         dense_tflops: dense operations per second, in 10**12.
         sparse_tflops: operations on selected tokens per second, in 10**12.
         memory: peak bytes of vsa.attention beyond its inputs, outputs and gradients included.
         inputs: bytes of q, k and v.
         errors: of vsa.attention on sampled tiles, before it was timed (``vsa.verify.sampled``).
         dense_gpu: what the GPU did meanwhile (``vsa.measure.gpu_monitor``); empty on a CPU.
-        sparse_gpu: likewise.
+        sparse_gpu: the same during sparse attention.
         stages: seconds of the parts of vsa.attention, called one by one; empty if not asked for.
     """
 

@@ -84,9 +84,9 @@ def draw_sweep(
     Args:
         measurements: the rows.
         sweep: "length" or "density".
-        about: as above.
-        dense: likewise.
-        path: likewise.
+        about: the machine and its versions.
+        dense: the kernel of dense attention.
+        path: of the picture.
     """
     with _panels(measurements, path, 4.6) as axes:
         _draw_lines(axes, measurements, sweep)

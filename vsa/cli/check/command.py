@@ -81,7 +81,17 @@ class Row:
         return f"{self.backend} on {self.device}, {self.dtype}".replace("torch.", "")
 
 
+OF_SHAPE = ("head_dim", "small", "tiles", "device", "backend", "forward_only", "json_file")
+"""Parameters that mean something with --shape alone."""
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def check(
+    context: typer.Context,
     shape: Annotated[list[str], SHAPE] = [],  # noqa: B006  typer copies it
     head_dim: Annotated[
         list[int],
@@ -119,10 +129,11 @@ def check(
             shape, head_dim, device, backend, tiles, small, not forward_only, json_file
         )
         raise typer.Exit(code=int(not good))
-    if json_file is not None or small or forward_only or head_dim or backend != "auto":
+    given = [name for name in OF_SHAPE if _is_given(context, name)]
+    if given:
+        names = ", ".join(f"--{name.removesuffix('_file').replace('_', '-')}" for name in given)
         raise typer.BadParameter(
-            "without --shape every backend is checked on the same problems: leave --head-dim, "
-            "--small, --backend, --forward-only and --json out",
+            f"{names} must stand with --shape: without it every backend is checked on all devices",
             param_hint="--shape",
         )
     console = Console()

@@ -28,7 +28,7 @@ from vsa.values.grid import SLOTS
 BUSY_LOAD = 0.35
 """Processes per core that others may run before times are doubted."""
 BUSY_RANGE = 0.25
-"""Distance of the longest repeat from the shortest, likewise."""
+"""Distance of the longest repeat from the shortest before times are doubted, as a share."""
 
 
 def demo(

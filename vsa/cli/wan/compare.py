@@ -111,9 +111,9 @@ def observe(
     """Run the sparse loop once more, untimed, and write what it kept.
 
     Args:
-        denoiser: as above.
+        denoiser: of the noise that the timed runs began with.
         settings: arguments of ``apply_vsa``.
-        gates: likewise.
+        gates: of the coarse branch by layer; empty for none.
         each: is called after every step.
         path: of the report, .html or .png.
     """

@@ -47,7 +47,7 @@ class Size:
     Attributes:
         frames: 4 n + 1 of them.
         height: a multiple of 16.
-        width: likewise.
+        width: a multiple of 16.
     """
 
     frames: int
