@@ -146,7 +146,7 @@ def attention(
     """
     kind = None
     if selection is None and text_valid is None:
-        rest = grid, kv_grid, tile, scale, backend
+        rest = grid, kv_grid, tile, scale, backend, return_lse, return_selection
         kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, topk, rest)
         plan = None if kind is None else eager.plan_of(kind)
         if plan is not None and plan.prepared is not None:
@@ -192,14 +192,19 @@ def attention(
         out, lse = gated_attention(call, selection, means, coarse, gate_fine, gate_coarse)
 
     if kind is not None and plan is None and choose:
-        eager.remember(kind, call, budget, gate_fine, gate_coarse)
+        gives = return_lse, return_selection
+        eager.remember(kind, call, budget, gate_fine, gate_coarse, gives)
     return _asked_for(out, selection, lse, return_selection, return_lse)
 
 
 def _asked_for(
-    out: Tensor, selection: Selection, lse: Tensor, with_selection: bool, with_lse: bool
+    out: Tensor,
+    selection: Selection | None,
+    lse: Tensor | None,
+    with_selection: bool,
+    with_lse: bool,
 ) -> Any:
-    extras = [selection] * with_selection + [lse] * with_lse
+    extras: list[Any] = [selection] * with_selection + [lse] * with_lse
     return (out, *extras) if extras else out
 
 

@@ -166,21 +166,24 @@ class Forward(NamedTuple):
     """What a prepared forward returns.
 
     Attributes:
-        out: the operation's output, the shape of q as it was given.
-        lse: (B, heads, S_q) fp32.
-        bitmap: (B, heads, n_q, words) int32, the choice.
-        fine: the fine stage's output before gates, flat or like q; ``out`` itself without gates,
-            and where no gradient is wanted.
+        out: the operation's output, contiguous, the shape of q as it was given.
+        fine: the fine stage's output before gates, like ``out``; ``out`` itself without gates, and
+            where no gradient is wanted.
+        kept: bytes of what a backward needs: lse and bitmap, where they are not tensors of their
+            own.
+        lse: (B, heads, S_q) fp32, where the task asks for it.
+        bitmap: (B, heads, n_q, words) int32, the choice, where the task asks for it.
         coarse: (B, heads, n_q, head_dim) fp32, or None without a coarse gate.
-        means: the tile means of q, k and v, (B, heads, n, head_dim) fp32 each, or three times None.
+        means: numbers of the tile means of q, k and v, fp32, or None without a coarse gate.
     """
 
     out: Tensor
-    lse: Tensor
-    bitmap: Tensor
     fine: Tensor
+    kept: Tensor
+    lse: Tensor | None
+    bitmap: Tensor | None
     coarse: Tensor | None
-    means: Means
+    means: Tensor | None
 
 
 class Prepared(Protocol):
@@ -198,3 +201,6 @@ class Prepared(Protocol):
 
         ``grad_out`` is contiguous, ``grad_lse`` contiguous fp32 or None.
         """
+
+    def unpacked(self, found: Forward) -> tuple[Tensor, Tensor, Means]:
+        """lse, bitmap and means as tensors, for the operators."""

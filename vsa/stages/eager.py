@@ -25,7 +25,7 @@ from vsa.operators import fine as operators
 from vsa.stages.inputs import Inputs
 from vsa.values.budget import Budget, TopP
 from vsa.values.grid import Grid
-from vsa.values.problem import Gates, Means, Problem, Saved, Task, Upstream
+from vsa.values.problem import Gates, Problem, Saved, Task, Upstream
 from vsa.values.selection import Selection
 
 MOST_PLANS = 256
@@ -117,7 +117,7 @@ def kind_of(
         wants = wants or x.requires_grad
         lowest |= x.data_ptr()
         shapes += (x.shape, x.stride(), x.dtype, x.device)
-    if lowest % ALIGNMENT:
+    if lowest == 0 or lowest % ALIGNMENT:  # without memory, on the meta device, or not aligned
         return None
     device = q.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -157,6 +157,7 @@ def remember(
     budget: Budget,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
+    gives: tuple[bool, bool],
 ) -> None:
     """Prepare the next calls of a kind, if its backend can.
 
@@ -166,6 +167,7 @@ def remember(
         budget: its budget.
         gate_fine: as the user gave it, and so is ``gate_coarse``.
         gate_coarse: see gate_fine.
+        gives: whether log-sum-exp and choice are results; part of the key.
     """
     gates = [_flat_gate(gate, call) for gate in (gate_fine, gate_coarse)]
     prepared = None
@@ -185,6 +187,7 @@ def remember(
                 budget.mass,
                 call.scale,
                 gradients,
+                *gives,
             )
         )
     strides = tuple(
@@ -249,8 +252,8 @@ def attend(
     v: Tensor,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
-) -> tuple[Tensor, Tensor, Selection]:
-    """Run a plan that is prepared: out like q, lse (B, heads, S_q), and the choice."""
+) -> tuple[Tensor, Tensor | None, Selection | None]:
+    """Run a plan that is prepared: out like q, and as asked for lse (B, heads, S_q), the choice."""
     assert plan.prepared is not None
     device = q.device.type
     casts = torch.is_autocast_enabled(device)
@@ -258,7 +261,10 @@ def attend(
         if plan.gradients:
             out, lse, bitmap = _Attention.apply(plan, q, k, v, gate_fine, gate_coarse)
         else:
-            out, lse, bitmap, *_ = plan.prepared.forward(q, k, v, gate_fine, gate_coarse)
+            found = plan.prepared.forward(q, k, v, gate_fine, gate_coarse)
+            out, lse, bitmap = found.out, found.lse, found.bitmap
+    if bitmap is None:
+        return out, lse, None
     choice = Selection(bitmap, plan.kv_grid.num_tiles, plan.grid, plan.kv_grid, plan.most)
     return out, lse, choice
 
@@ -267,23 +273,22 @@ class _Attention(torch.autograd.Function):
     """The whole of attention for autograd."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, plan: Plan, *tensors: Tensor | None) -> Any:
         assert plan.prepared is not None
         found = plan.prepared.forward(*tensors)  # type: ignore[arg-type]
         ctx.plan = plan
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(found.bitmap)
-        ctx.save_for_backward(
-            *tensors, found.lse, found.bitmap, found.fine, found.coarse, *found.means
-        )
+        if found.bitmap is not None:
+            ctx.mark_non_differentiable(found.bitmap)
+        ctx.save_for_backward(*tensors, *found[1:])
         return found.out, found.lse, found.bitmap
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Any) -> Any:
         plan: Plan = ctx.plan
-        *tensors, lse, bitmap, fine, coarse, q_means, k_means, v_means = ctx.saved_tensors
-        found = Forward(fine, lse, bitmap, fine, coarse, Means(q_means, k_means, v_means))
-        grad_out = torch.zeros_like(fine) if grad_out is None else grad_out.contiguous()
+        tensors, kept = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        found = Forward(kept[0], *kept)
+        grad_out = torch.zeros_like(found.fine) if grad_out is None else grad_out.contiguous()
         if grad_lse is not None:
             grad_lse = grad_lse.float().contiguous()
         upstream = Upstream(grad_out, grad_lse)
@@ -296,7 +301,7 @@ class _Attention(torch.autograd.Function):
 def _as_planned(plan: Plan, tensors: Sequence[Tensor | None], found: Forward) -> bool:
     """Whether tensors came back from autograd as they were saved; hooks may have copied them."""
     strides = tuple(None if x is None else x.stride() for x in tensors)
-    kept = [x for x in (*found[:5], *found.means) if x is not None]
+    kept = [x for x in found if x is not None]
     aligned = all(x.data_ptr() % ALIGNMENT == 0 for x in tensors if x is not None)
     return strides == plan.strides and aligned and all(x.is_contiguous() for x in kept)
 
@@ -308,15 +313,17 @@ def _by_operators(
     q, k, v, gate_fine, gate_coarse = (None if x is None else _flat(x) for x in tensors)
     assert q is not None and k is not None and v is not None
     ints = plan.grid.as_ints(), plan.kv_grid.as_ints()
-    problem = Problem(q, k, v, found.bitmap, None, *ints, plan.scale, plan.backend)
+    assert plan.prepared is not None
+    lse, bitmap, means = plan.prepared.unpacked(found)
+    problem = Problem(q, k, v, bitmap, None, *ints, plan.scale, plan.backend)
     flat = Upstream(_flat(upstream.grad_out), upstream.grad_lse)
-    saved = Saved(_flat(found.fine), found.lse)
+    saved = Saved(_flat(found.fine), lse)
     if gate_fine is None and gate_coarse is None:
         most = plan.kv_grid.num_tiles if plan.most is None else plan.most
         grads = operators.block_sparse_attention_backward(*flat, *saved, *problem, most)
     else:
         gates = Gates(gate_fine, gate_coarse, found.coarse)
-        grads = operators.gated_attention_backward(*flat, *saved, *problem, *found.means, *gates)
+        grads = operators.gated_attention_backward(*flat, *saved, *problem, *means, *gates)
     each = zip(tensors, (*grads, None, None), strict=False)
     return [None if x is None or grad is None else grad.view(x.shape) for x, grad in each]
 

@@ -161,6 +161,8 @@ class Task(NamedTuple):
         mass: least share of a row's softmax.
         scale: factor of the scores.
         gradients: whether gradients are wanted.
+        gives_lse: whether the log-sum-exp is a result.
+        gives_bitmap: whether the choice is a result.
     """
 
     q: Tensor
@@ -174,3 +176,5 @@ class Task(NamedTuple):
     mass: float
     scale: float
     gradients: bool
+    gives_lse: bool
+    gives_bitmap: bool

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 OFFSET_BITS = 48
 """Where the number of a slot begins in a prepared address: csrc/bind/program.h."""
@@ -73,3 +74,10 @@ class Workspace:
         offset = self.nbytes
         self.nbytes += -(-count * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         return Placeholder(self.slot, tuple(shape), contiguous_strides(shape), dtype, offset)
+
+
+def part_of(memory: Tensor, part: Placeholder) -> Tensor:
+    """A part of a workspace as a tensor."""
+    if memory.dtype != part.dtype:
+        memory = memory.view(part.dtype)
+    return memory.as_strided(part.shape, part.strides, part.offset // part.dtype.itemsize)

@@ -28,7 +28,12 @@ from vsa.backends.kernels.calls import (
     split_call,
 )
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.placeholder import Placeholder, Workspace, contiguous_strides
+from vsa.backends.kernels.placeholder import (
+    Placeholder,
+    Workspace,
+    contiguous_strides,
+    part_of,
+)
 from vsa.backends.kernels.prepared_backward import PreparedBackward
 from vsa.backends.kernels.tensors import is_addressable
 from vsa.backends.torch_coarse import SCORE_BYTES, full_precision
@@ -44,13 +49,14 @@ class Slot(IntEnum):
     V = auto()
     GATE_FINE = auto()
     GATE_COARSE = auto()
+    MEANS = auto()
+    OPERANDS = auto()
+    SCORES = auto()
     OUT = auto()
     FINE = auto()
+    KEPT = auto()
     LSE = auto()
     BITMAP = auto()
-    WORK = auto()
-    MEANS = auto()
-    SCORES = auto()
     COARSE = auto()
 
 
@@ -77,42 +83,44 @@ class PreparedAttention:
         self.has_coarse, self.keeps_fine = task.gate_coarse is not None, task.gradients
         batch, length, heads, head_dim = task.q.shape
         kv_heads, tiles, key_tiles = task.k.shape[2], task.grid.num_tiles, task.kv_grid.num_tiles
-        self.lse_shape = batch, heads, length
-        self.bitmap_shape = batch, heads, tiles, num_words(key_tiles)
         # Query heads that share a key head are rows of one matrix.
-        self.matrices, self.rows, self.columns = (
-            batch * kv_heads,
-            heads // kv_heads * tiles,
-            key_tiles,
-        )
-        self.depth = _C.SPLIT_PIECES * head_dim
+        self.matrices, self.rows = batch * kv_heads, heads // kv_heads * tiles
+        self.columns = key_tiles
+        depth = _C.SPLIT_PIECES * head_dim
 
-        work, kept = Workspace(Slot.WORK), Workspace(Slot.MEANS)
-        at = kept if self.has_coarse else work  # a backward needs them
-        shapes = [(batch, heads, tiles, head_dim), (batch, kv_heads, key_tiles, head_dim)]
-        shapes += shapes[1:] * self.has_coarse
-        self.means = [at.part(shape, torch.float32) for shape in shapes]
+        # Operands are needed for the scores alone; means with a coarse gate by a backward too.
+        operands, means = Workspace(Slot.OPERANDS), Workspace(Slot.MEANS)
+        kept = Workspace(Slot.KEPT)
         self.pieces = [
-            work.part((self.matrices, count, self.depth), torch.bfloat16)
+            operands.part((self.matrices, count, depth), torch.bfloat16)
             for count in (self.rows, self.columns)
         ]
-        axes, counter = (work.part(shape, torch.int32) for shape in ((batch, heads), (1,)))
-        self.work_numbers, self.mean_numbers = work.nbytes // 2, kept.nbytes // 4
+        shapes = [(batch, heads, tiles, head_dim), (batch, kv_heads, key_tiles, head_dim)]
+        shapes += shapes[1:] * self.has_coarse
+        at = means if self.has_coarse else operands
+        self.means = [at.part(shape, torch.float32) for shape in shapes]
+        axes, counter = (kept.part(shape, torch.int32) for shape in ((batch, heads), (1,)))
+        self.lse = _result(kept, Slot.LSE, task.gives_lse, (batch, heads, length), torch.float32)
+        words = num_words(key_tiles)
+        self.bitmap = _result(
+            kept, Slot.BITMAP, task.gives_bitmap, (batch, heads, tiles, words), torch.int32
+        )
+        self.gives_lse, self.gives_bitmap = task.gives_lse, task.gives_bitmap
+        self.operand_numbers, self.mean_numbers = operands.nbytes // 2, means.nbytes // 4
+        self.kept_bytes = kept.nbytes
 
         q, k, v = (
             placeholder(slot, x)
             for slot, x in ((Slot.Q, task.q), (Slot.K, task.k), (Slot.V, task.v))
         )
         out, fine = (_contiguous(slot, task.q.shape, q.dtype) for slot in (Slot.OUT, Slot.FINE))
-        lse = _contiguous(Slot.LSE, self.lse_shape, torch.float32)
-        bitmap = _contiguous(Slot.BITMAP, self.bitmap_shape, torch.int32)
         scores = _contiguous(Slot.SCORES, (self.matrices * self.rows, self.columns), torch.float32)
         gates = LocatedGates(
             None if task.gate_fine is None else placeholder(Slot.GATE_FINE, task.gate_fine),
             None if task.gate_coarse is None else placeholder(Slot.GATE_COARSE, task.gate_coarse),
             _contiguous(Slot.COARSE, shapes[0], torch.float32) if self.has_coarse else None,
         )
-        operands = [
+        factors = [
             Placeholder(mean.slot, shape, contiguous_strides(shape), mean.dtype, mean.offset)
             for mean, shape in zip(
                 self.means,
@@ -127,7 +135,7 @@ class PreparedAttention:
                     (task.grid, task.kv_grid, task.kv_grid)[: len(self.means)],
                     self.means,
                 ).step(),
-                split_call(operands[0], operands[1], self.pieces, task.scale).step(),
+                split_call(factors[0], factors[1], self.pieces, task.scale).step(),
             ]
         )
         select = select_call(
@@ -137,13 +145,13 @@ class PreparedAttention:
             task.mass,
             tiles,
             0,
-            bitmap,
+            self.bitmap,
             scores if self.has_coarse else None,
         ).step()
-        shared = Shared((task.grid, task.kv_grid), task.scale, bitmap, axes, None, None)
+        shared = Shared((task.grid, task.kv_grid), task.scale, self.bitmap, axes, None, None)
         apart = self.gated and self.keeps_fine
         attend = [
-            axis_call(bitmap, axes, task.grid.tiles).step(),
+            axis_call(self.bitmap, axes, task.grid.tiles).step(),
             forward_call(
                 Located3(q, q),
                 Located3(k, k),
@@ -151,7 +159,7 @@ class PreparedAttention:
                 shared,
                 LocatedGates() if apart else gates,
                 fine if apart else out,
-                lse,
+                self.lse,
                 counter,
             ).step(),
         ]
@@ -159,53 +167,59 @@ class PreparedAttention:
             attend.append(combine_call(fine, out, gates, task.grid).step())
         self.after_scores = _C.Program([select] if self.has_coarse else [select, *attend])
         self.after_coarse = _C.Program(attend)
-        self.gradients = PreparedBackward(machine, task) if task.gradients else None
+        self.gradients = (
+            PreparedBackward(machine, task, self.lse, self.bitmap) if task.gradients else None
+        )
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, gate_fine: Tensor | None, gate_coarse: Tensor | None
     ) -> Forward:
         """See ``Prepared.forward``."""
-        device = self.device
-        out = torch.empty(q.shape, dtype=q.dtype, device=device)
-        fine = torch.empty_like(out) if self.gated and self.keeps_fine else out
-        lse = torch.empty(self.lse_shape, dtype=torch.float32, device=device)
-        bitmap = torch.empty(self.bitmap_shape, dtype=torch.int32, device=device)
-        work = torch.empty(self.work_numbers, dtype=torch.bfloat16, device=device)
+        device, run = self.device, self.machine.run_program
         means = None
         if self.has_coarse:
-            means = torch.empty(self.mean_numbers, dtype=torch.float32, device=device)
+            means = q.new_empty(self.mean_numbers, dtype=torch.float32)
+        operands = q.new_empty(self.operand_numbers, dtype=torch.bfloat16)
         addresses = [
             q.data_ptr(),
             k.data_ptr(),
             v.data_ptr(),
             0 if gate_fine is None else gate_fine.data_ptr(),
             0 if gate_coarse is None else gate_coarse.data_ptr(),
+            0 if means is None else means.data_ptr(),
+            operands.data_ptr(),
+        ]
+        run(self.before_scores, addresses, device)
+        left, right = (part_of(operands, piece) for piece in self.pieces)
+        scores = self.machine.product(left, right)
+        del operands, left, right
+
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        fine = torch.empty_like(out) if self.gated and self.keeps_fine else out
+        kept = q.new_empty(self.kept_bytes, dtype=torch.uint8)
+        lse = q.new_empty(self.lse.shape, dtype=torch.float32) if self.gives_lse else None
+        bitmap = q.new_empty(self.bitmap.shape, dtype=torch.int32) if self.gives_bitmap else None
+        addresses += [
+            scores.data_ptr(),
             out.data_ptr(),
             fine.data_ptr(),
-            lse.data_ptr(),
-            bitmap.data_ptr(),
-            work.data_ptr(),
-            0 if means is None else means.data_ptr(),
-            0,
+            kept.data_ptr(),
+            0 if lse is None else lse.data_ptr(),
+            0 if bitmap is None else bitmap.data_ptr(),
             0,
         ]
-        run = self.machine.run_program
-        run(self.before_scores, addresses, device)
-        left, right = (_part(work, piece) for piece in self.pieces)
-        scores = self.machine.product(left, right)
-        addresses[Slot.SCORES] = scores.data_ptr()
         run(self.after_scores, addresses, device)
         if means is None:
-            return Forward(out, lse, bitmap, fine, None, NO_MEANS)
-        of_tiles = [_part(means, mean) for mean in self.means]
+            return Forward(out, fine, kept, lse, bitmap, None, None)
         with full_precision(device):
             coarse = torch.bmm(
-                scores.view(self.matrices, self.rows, self.columns), of_tiles[2].flatten(0, 1)
-            )
+                scores.view(self.matrices, self.rows, self.columns),
+                part_of(means, self.means[2]).flatten(0, 1),
+            ).view(self.means[0].shape)
+        del scores
         addresses[Slot.COARSE] = coarse.data_ptr()
         run(self.after_coarse, addresses, device)
-        coarse = coarse.view(self.means[0].shape)
-        return Forward(out, lse, bitmap, fine, coarse, Means(*of_tiles))
+        return Forward(out, fine, kept, lse, bitmap, coarse, means)
 
     def backward(
         self, upstream: Upstream, found: Forward, tensors: Sequence[Tensor | None]
@@ -214,8 +228,13 @@ class PreparedAttention:
         assert self.gradients is not None
         return self.gradients(upstream, found, tensors)
 
-
-NO_MEANS = Means(None, None, None)
+    def unpacked(self, found: Forward) -> tuple[Tensor, Tensor, Means]:
+        """See ``Prepared.unpacked``."""
+        lse = part_of(found.kept, self.lse) if found.lse is None else found.lse
+        bitmap = part_of(found.kept, self.bitmap) if found.bitmap is None else found.bitmap
+        if found.means is None:
+            return lse, bitmap, Means(None, None, None)
+        return lse, bitmap, Means(*(part_of(found.means, mean) for mean in self.means))
 
 
 def placeholder(slot: int, x: Tensor) -> Placeholder:
@@ -227,6 +246,8 @@ def _contiguous(slot: int, shape: Sequence[int], dtype: torch.dtype) -> Placehol
     return Placeholder(slot, tuple(shape), contiguous_strides(shape), dtype)
 
 
-def _part(memory: Tensor, part: Placeholder) -> Tensor:
-    """A part of a workspace of its own type."""
-    return memory.as_strided(part.shape, part.strides, part.offset // memory.element_size())
+def _result(
+    kept: Workspace, slot: int, given: bool, shape: Sequence[int], dtype: torch.dtype
+) -> Placeholder:
+    """A tensor of its own where it is a result, else a part of what is kept."""
+    return _contiguous(slot, shape, dtype) if given else kept.part(shape, dtype)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import IntEnum, auto
 
 import torch
@@ -22,7 +23,7 @@ from vsa.backends.kernels.calls import (
 )
 from vsa.backends.kernels.coarse_backward import coarse_attention_backward
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.placeholder import Placeholder, Workspace, contiguous_strides
+from vsa.backends.kernels.placeholder import Placeholder, Workspace, contiguous_strides, part_of
 from vsa.values.bitmap import num_words
 from vsa.values.grid import SLOTS
 from vsa.values.problem import Task, Upstream
@@ -37,6 +38,7 @@ class Slot(IntEnum):
     GATE_FINE = auto()
     GATE_COARSE = auto()
     FINE = auto()
+    KEPT = auto()
     LSE = auto()
     BITMAP = auto()
     COARSE = auto()
@@ -55,7 +57,8 @@ class Slot(IntEnum):
 class PreparedBackward:
     """See ``vsa.backends.base.Prepared.backward``."""
 
-    def __init__(self, machine: Machine, task: Task) -> None:
+    def __init__(self, machine: Machine, task: Task, lse: Placeholder, bitmap: Placeholder) -> None:
+        """Where the forward leaves ``lse`` and ``bitmap``: in what it keeps, or apart."""
         from vsa import _C
 
         self.machine, self.device, self.scale = machine, task.q.device, task.scale
@@ -82,7 +85,9 @@ class PreparedBackward:
         self.work_bytes = work.nbytes
 
         q, k, v = given(Slot.Q, task.q), given(Slot.K, task.k), given(Slot.V, task.v)
-        bitmap = whole(Slot.BITMAP, (batch, heads, tiles, num_words(key_tiles)), torch.int32)
+        # The same parts in the slots of a backward.
+        lse = replace(lse, slot=Slot.LSE if task.gives_lse else Slot.KEPT)
+        bitmap = replace(bitmap, slot=Slot.BITMAP if task.gives_bitmap else Slot.KEPT)
         coarse_shape = batch, heads, tiles, head_dim
         self.grad_means: list[Placeholder | None] = [None, None, None]
         if has_coarse:
@@ -127,7 +132,7 @@ class PreparedBackward:
                 transposed=transposed,
                 key_axes=key_axes,
                 order=order,
-                lse=whole(Slot.LSE, lse_shape, torch.float32),
+                lse=lse,
                 grad_lse=whole(Slot.GRAD_LSE, lse_shape, torch.float32),
                 tile_counters=counters,
                 row_stats=row_stats,
@@ -150,15 +155,16 @@ class PreparedBackward:
         """Gradients of ``tensors``: q, k, v and both gates."""
         device = self.device
         grads = [
-            None if x is None else torch.empty(x.shape, dtype=x.dtype, device=device)
+            None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
             for x in tensors
         ]
-        work = torch.empty(self.work_bytes, dtype=torch.uint8, device=device)
+        work = found.kept.new_empty(self.work_bytes)
         addresses = [
             *(0 if x is None else x.data_ptr() for x in tensors),
             found.fine.data_ptr(),
-            found.lse.data_ptr(),
-            found.bitmap.data_ptr(),
+            found.kept.data_ptr(),
+            0 if found.lse is None else found.lse.data_ptr(),
+            0 if found.bitmap is None else found.bitmap.data_ptr(),
             0,
             upstream.grad_out.data_ptr(),
             0 if upstream.grad_lse is None else upstream.grad_lse.data_ptr(),
@@ -172,17 +178,16 @@ class PreparedBackward:
             run(self.rows, addresses, device)
             return grads
         grad_coarse = torch.empty_like(found.coarse)
-        memory = torch.empty(self.mean_numbers, dtype=torch.float32, device=device)
+        memory = found.coarse.new_empty(self.mean_numbers)
         addresses[Slot.COARSE] = found.coarse.data_ptr()
         addresses[Slot.GRAD_COARSE] = grad_coarse.data_ptr()
         addresses[Slot.GRAD_MEANS] = memory.data_ptr()
         run(self.rows, addresses, device)
-        of_means = [
-            memory.as_strided(part.shape, part.strides, part.offset // 4)
-            for part in self.grad_means
-            if part is not None
-        ]
-        means = [mean for mean in found.means if mean is not None]
+        assert found.means is not None
+        means, of_means = (
+            [part_of(x, part) for part in self.grad_means if part is not None]
+            for x in (found.means, memory)
+        )
         coarse_attention_backward(grad_coarse, found.coarse, means, self.scale, of_means)
         run(self.tiles, addresses, device)
         return grads
