@@ -52,6 +52,8 @@ class AxisChoice:
         groups: int,
         words: int,
         tiles: Extent,
+        counters: Address,
+        count: int,
     ) -> None: ...
     def emulate(self, blocks: int, seed: int) -> None: ...
     def launch(self, device: int, stream: int) -> None: ...
@@ -228,6 +230,9 @@ class MeanTensor:
         grid: GridSizes,
         heads: int,
         means: Address,
+        pieces: Address,
+        left: bool,
+        factor: float,
     ) -> None: ...
 
 @final

@@ -115,7 +115,9 @@ std::array<T, N> integers(py::handle x) {
 template <class T>
 struct Python {
   static std::string type() {
-    if constexpr (std::is_integral_v<T>)
+    if constexpr (std::is_same_v<T, bool>)
+      return "bool";
+    else if constexpr (std::is_integral_v<T>)
       return "int";
     else if constexpr (std::is_floating_point_v<T>)
       return "float";

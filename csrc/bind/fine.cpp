@@ -100,8 +100,8 @@ void bind_axes(py::module_& m) {
       "The axis, ALONG_W or ALONG_T, along which tiles have more of the bitmap in common.",
       {VSA_FIELD(Call, bitmap, NotNull), VSA_FIELD(Call, axes, NotNull),
        VSA_FIELD(Call, batch, Positive), VSA_FIELD(Call, heads, Positive),
-       VSA_FIELD(Call, groups, Positive), VSA_FIELD(Call, words, Positive),
-       VSA_FIELD(Call, tiles)});
+       VSA_FIELD(Call, groups, Positive), VSA_FIELD(Call, words, Positive), VSA_FIELD(Call, tiles),
+       VSA_FIELD(Call, counters), VSA_FIELD(Call, count, NotNegative)});
   bind_run<launch::choose_axes, launch::choose_axes_emulated>(bound);
 }
 

@@ -42,6 +42,7 @@ __global__ void __launch_bounds__(AxisChoice::kSamples* kWordBits) axis_kernel(A
   __shared__ int preferences[AxisChoice::kSamples];
   const int lane = threadIdx.x % kWordBits, sample = threadIdx.x / kWordBits;
   const int group = static_cast<int>(blockIdx.x), sharing = p.sharing();
+  if (group == 0 && static_cast<int>(threadIdx.x) < p.count) p.counters[threadIdx.x] = 0;
   int preference = 0;
   for (int i = 0; i < sharing; ++i)
     for (int word = lane; word < p.words; word += kWordBits)

@@ -18,6 +18,10 @@ struct MeanTensor {
   Grid grid;
   int heads;
   float* means;  // [batch, heads, tiles, head_dim]
+  // Null, or the means as an operand of SplitOperands, the left one times a factor.
+  uint16_t* pieces;  // [batch, heads, tiles, 6, head_dim]
+  bool left;
+  float factor;
 };
 
 struct TileMeans {

@@ -50,6 +50,9 @@ inline std::string make_params(TileMeansParams& p, const TileMeans& call) {
     }
     to.heads = tensor.heads;
     to.means = tensor.means;
+    to.pieces = tensor.pieces;
+    to.left = tensor.left;
+    to.factor = tensor.factor;
     const int64_t in_batch = int64_t{tensor.grid.num_tiles()} * tensor.heads * call.head_dim;
     if (in_batch > INT_MAX) return "the means of a batch element are more than 31 bits can number";
     to.lanes = call.batch * in_batch / vector_elements(call);

@@ -57,7 +57,7 @@ struct FineForward : FineProblem {
   SequenceView q, k, v, out;
   Gates gates;        // with any, out is combine's and the fine stage's part is not kept
   float* lse;         // [batch, heads, S_q]
-  int* tile_counter;  // one int of scratch
+  int* tile_counter;  // one int, which AxisChoice has cleared
 };
 
 // out = gate_fine * fine + gate_coarse * coarse[tile of the token]
@@ -87,7 +87,7 @@ struct FineBackward : FineProblem {
   const int* order;                   // [batch, kv_heads, groups of key tiles]
   const float* lse;                   // [batch, heads, S_q]
   const float* grad_lse;              // [batch, heads, S_q], or null
-  int* tile_counters;                 // two ints of scratch
+  int* tile_counters;                 // two ints, which AxisChoice has cleared
   void* row_stats;  // [batch, heads, tiles of the queries, 2, 64] floats, written and read
 };
 
@@ -112,6 +112,8 @@ struct AxisChoice {
   int* axes;               // [batch, groups]
   int batch, heads, groups, words;
   Axes tiles;
+  int* counters;  // as many ints are set to 0 for the kernels that come next; null for none
+  int count;
 
   VSA_HD int sharing() const { return heads / groups; }
   // How many more tiles a sample wants together with the next along t than with the next along w,

@@ -12,8 +12,7 @@ std::string launch_forward(const FineForward& call, int device, void* stream) {
   if (const std::string error = make_params(params, call, encode); !error.empty()) return error;
   bool found = true;  // a kernel for this configuration
   const auto launch = [&](cudaStream_t stream) {
-    cudaError_t error = cudaMemsetAsync(call.tile_counter, 0, sizeof(int), stream);
-    if (error != cudaSuccess) return error;
+    cudaError_t error = cudaSuccess;
     found = with_config(call, [&](auto element, auto head_dim) {
       using Kernel = vsa::FineForward<FineForwardConfig<decltype(element), head_dim()>, Epilogue>;
       error = launch_persistent<Kernel>(params, params.queries, params.heads, device, stream);

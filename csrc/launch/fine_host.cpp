@@ -35,7 +35,6 @@ std::string emulate_forward(const FineForward& call, int blocks, unsigned seed) 
     return error;
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Config = FineForwardConfig<decltype(element), head_dim()>;
-    *call.tile_counter = 0;
     run_blocks<vsa::FineForward<Config, Epilogue>>(params, blocks, seed);
   });
 }
@@ -93,7 +92,6 @@ std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigne
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
     constexpr int D = head_dim();
-    std::fill_n(call.tile_counters, 2, 0);
     run_blocks<FineBackwardKeys<FineBackwardKeysConfig<Element, D>>>(params, blocks, seed);
     run_blocks<FineBackwardQueries<FineBackwardQueriesConfig<Element, D>>>(params, blocks, seed);
   });
@@ -124,6 +122,7 @@ std::string transpose_bitmaps_emulated(const BitmapTranspose& call) {
 }
 
 std::string choose_axes_emulated(const AxisChoice& call) {
+  std::fill_n(call.counters, call.count, 0);
   for (int group = 0; group < call.batch * call.groups; ++group) {
     int preference = 0;
     for (int i = 0; i < call.sharing(); ++i)

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 #include <string>
 
 #include "launch/cuda_launch.h"
@@ -33,6 +34,8 @@ inline std::string encode(TensorMap& map, const MapArguments& a) {
   return "the driver refuses its tensor map with error " + std::to_string(result);
 }
 
+constexpr int kMostDevices = 64;
+
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, 1)
     persistent_kernel(const __grid_constant__ typename Kernel::Params params) {
@@ -48,13 +51,18 @@ cudaError_t launch_persistent(const typename Kernel::Params& params,
                               int device,
                               cudaStream_t stream) {
   constexpr int kBytes = sizeof(typename Kernel::SharedMemory);
-  int multiprocessors = 0;
-  cudaError_t error =
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return error;
-  error = cudaFuncSetAttribute(persistent_kernel<Kernel>,
-                               cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
+  // What a device has and what the kernel may use are asked and said once, 0 for not yet.
+  static std::atomic<int> known[kMostDevices];
+  int multiprocessors = device < kMostDevices ? known[device].load() : 0;
+  if (multiprocessors == 0) {
+    cudaError_t error =
+        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    if (error != cudaSuccess) return error;
+    error = cudaFuncSetAttribute(persistent_kernel<Kernel>,
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+    if (error != cudaSuccess) return error;
+    if (device < kMostDevices) known[device].store(multiprocessors);
+  }
   const int work_tiles =
       params.batch * heads *
       ceil_div(sequence.grid.num_tiles() + sequence.text_tiles, Kernel::kConsumers);

@@ -30,7 +30,12 @@ struct SplitOperands {
   VSA_DEVICE static void run(const SplitOperandsParams& p, int operand, int i) {
     const SplitOperandsParams::Operand& x = p.operands[operand];
     const bool left = operand == 0;
-    float rest = load_global(x.values + i) * (left ? p.scale : 1.f);
+    write(load_global(x.values + i) * (left ? p.scale : 1.f), left, x.pieces, p.depth, i);
+  }
+
+  // value: the i-th of the matrix
+  VSA_DEVICE static void write(float value, bool left, uint16_t* pieces, int depth, int64_t i) {
+    float rest = value;
     uint16_t parts[3];  // high, middle, low
     VSA_UNROLL
     for (uint16_t& part : parts) {
@@ -41,11 +46,10 @@ struct SplitOperands {
     const uint16_t in_order[] = {left ? low : high,    middle,
                                  left ? high : low,    left ? middle : high,
                                  left ? high : middle, high};
-    uint16_t* to =
-        x.pieces + int64_t{i / p.depth} * SplitOperandsParams::kPieces * p.depth + i % p.depth;
+    uint16_t* to = pieces + i / depth * SplitOperandsParams::kPieces * depth + i % depth;
     VSA_UNROLL
     for (int piece = 0; piece < SplitOperandsParams::kPieces; ++piece)
-      to[piece * p.depth] = in_order[piece];
+      to[piece * depth] = in_order[piece];
   }
 };
 

@@ -61,7 +61,8 @@ def backward(
     grad_lse = None if upstream.grad_lse is None else upstream.grad_lse.float().contiguous()
     bitmap = problem.bitmap.contiguous()
     transposed, counts = transpose(machine, bitmap, kv_grid.num_tiles)
-    query_axes = neighbour_axes(machine, bitmap, grid.tiles, q.shape[2])
+    tile_counters = torch.empty(2, dtype=torch.int32, device=q.device)
+    query_axes = neighbour_axes(machine, bitmap, grid.tiles, q.shape[2], tile_counters)
     key_axes = neighbour_axes(machine, transposed, kv_grid.tiles, k.shape[2])
     order = longest_first(machine, counts, key_axes, text_tiles(kv_grid), kv_grid.tiles[0])
     grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
@@ -78,7 +79,6 @@ def backward(
     row_stats = torch.empty(
         *q.shape[::2], query_tiles, 2, SLOTS, dtype=torch.float32, device=q.device
     )
-    tile_counters = torch.empty(2, dtype=torch.int32, device=q.device)
     rows = rows_of_text(problem.text_valid, q, grids)
     clean = [
         without_invalid_text(x, problem.text_valid, each)

@@ -220,8 +220,13 @@ def backward_call(
     )
 
 
-def axis_call(bitmap: Located, axes: Located, tiles: Extent) -> _C.AxisChoice:
-    """Along which axis tiles are taken together: bitmap (B, heads, tiles, words), axes (B, n)."""
+def axis_call(
+    bitmap: Located, axes: Located, tiles: Extent, counters: Located | None = None
+) -> _C.AxisChoice:
+    """Along which axis tiles are taken together: bitmap (B, heads, tiles, words), axes (B, n).
+
+    ``counters`` (n,) int32 are cleared for the kernels that come next.
+    """
     from vsa import _C
 
     batch, heads, _, words = bitmap.shape
@@ -233,6 +238,8 @@ def axis_call(bitmap: Located, axes: Located, tiles: Extent) -> _C.AxisChoice:
         groups=axes.shape[1],
         words=words,
         tiles=tiles,
+        counters=address(counters),
+        count=0 if counters is None else counters.shape[0],
     )
 
 
@@ -274,17 +281,32 @@ def order_call(
 
 
 def means_call(
-    xs: Sequence[Located], grids: Sequence[Grid], means: Sequence[Located]
+    xs: Sequence[Located],
+    grids: Sequence[Grid],
+    means: Sequence[Located],
+    pieces: Sequence[Located | None] = (None, None, None),
+    scale: float = 1.0,
 ) -> _C.TileMeans:
-    """Means of the tiles of up to three tensors, into ``means``, (B, heads, tiles, head_dim)."""
+    """Means of the tiles of up to three tensors, into ``means``, (B, heads, tiles, head_dim).
+
+    With ``pieces`` of q and k, what ``split_call`` makes of their means is written as well.
+    """
     from vsa import _C
 
     return _C.TileMeans(
         tensors=[
             _C.MeanTensor(
-                tokens=view(x), grid=grid.as_ints(), heads=x.shape[2], means=mean.data_ptr()
+                tokens=view(x),
+                grid=grid.as_ints(),
+                heads=x.shape[2],
+                means=mean.data_ptr(),
+                pieces=address(piece),
+                left=place == 0,
+                factor=scale if place == 0 else 1.0,
             )
-            for x, grid, mean in zip(xs, grids, means, strict=True)
+            for place, (x, grid, mean, piece) in enumerate(
+                zip(xs, grids, means, pieces, strict=False)
+            )
         ],
         batch=xs[0].shape[0],
         head_dim=xs[0].shape[3],

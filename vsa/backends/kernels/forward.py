@@ -35,8 +35,8 @@ def forward(machine: Machine, problem: Problem, gates: Gates) -> tuple[Tensor, T
     bitmap, text_valid = problem.bitmap.contiguous(), problem.text_valid
     rows = rows_of_text(text_valid, q, (grid, kv_grid))
     clean = [without_invalid_text(x, text_valid, kv_grid) for x in (k, v)]
-    axes = neighbour_axes(machine, bitmap, grid.tiles, q.shape[2])
     tile_counter = torch.empty(1, dtype=torch.int32, device=q.device)
+    axes = neighbour_axes(machine, bitmap, grid.tiles, q.shape[2], tile_counter)
     call = forward_call(
         Located3(q, q),
         Located3(k, clean[0]),
@@ -65,7 +65,13 @@ def combine(machine: Machine, fine: Tensor, gates: Gates, grid: Grid) -> Tensor:
     return out
 
 
-def neighbour_axes(machine: Machine, bitmap: Tensor, tiles: Extent, groups: int) -> Tensor:
+def neighbour_axes(
+    machine: Machine,
+    bitmap: Tensor,
+    tiles: Extent,
+    groups: int,
+    counters: Tensor | None = None,
+) -> Tensor:
     """Along which axis the tiles that a block works on together are neighbours.
 
     Consumers of a block share what more than one of them wants, so each head takes the axis along
@@ -76,12 +82,13 @@ def neighbour_axes(machine: Machine, bitmap: Tensor, tiles: Extent, groups: int)
         bitmap: (B, heads, num_tiles, words) int32, a row for every tile; contiguous.
         tiles: how many there are along t, h and w.
         groups: of heads, each of which decides as one: heads that follow each other.
+        counters: (n,) int32 that are cleared for the kernels that come next.
 
     Returns:
         (B, groups) int32, ``_C.ALONG_W`` or ``_C.ALONG_T``.
     """
     axes = bitmap.new_empty(bitmap.shape[0], groups)
-    machine.run(axis_call(bitmap, axes, tiles), bitmap.device)
+    machine.run(axis_call(bitmap, axes, tiles, counters), bitmap.device)
     return axes
 
 

@@ -25,7 +25,6 @@ from vsa.backends.kernels.calls import (
     forward_call,
     means_call,
     select_call,
-    split_call,
 )
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.placeholder import (
@@ -120,22 +119,16 @@ class PreparedAttention:
             None if task.gate_coarse is None else placeholder(Slot.GATE_COARSE, task.gate_coarse),
             _contiguous(Slot.COARSE, shapes[0], torch.float32) if self.has_coarse else None,
         )
-        factors = [
-            Placeholder(mean.slot, shape, contiguous_strides(shape), mean.dtype, mean.offset)
-            for mean, shape in zip(
-                self.means,
-                ((self.matrices, self.rows, head_dim), (self.matrices, self.columns, head_dim)),
-                strict=False,
-            )
-        ]
+        count = len(self.means)
         self.before_scores = _C.Program(
             [
                 means_call(
-                    (q, k, v)[: len(self.means)],
-                    (task.grid, task.kv_grid, task.kv_grid)[: len(self.means)],
+                    (q, k, v)[:count],
+                    (task.grid, task.kv_grid, task.kv_grid)[:count],
                     self.means,
-                ).step(),
-                split_call(factors[0], factors[1], self.pieces, task.scale).step(),
+                    (*self.pieces, None),
+                    task.scale,
+                ).step()
             ]
         )
         select = select_call(
@@ -151,7 +144,7 @@ class PreparedAttention:
         shared = Shared((task.grid, task.kv_grid), task.scale, self.bitmap, axes, None, None)
         apart = self.gated and self.keeps_fine
         attend = [
-            axis_call(self.bitmap, axes, task.grid.tiles).step(),
+            axis_call(self.bitmap, axes, task.grid.tiles, counter).step(),
             forward_call(
                 Located3(q, q),
                 Located3(k, k),

@@ -140,7 +140,7 @@ class PreparedBackward:
         )
         rows = [
             transpose_call(bitmap, key_tiles, transposed, counts).step(),
-            axis_call(bitmap, query_axes, task.grid.tiles).step(),
+            axis_call(bitmap, query_axes, task.grid.tiles, counters).step(),
             axis_call(transposed, key_axes, task.kv_grid.tiles).step(),
             order_call(counts, key_axes, order, 0, task.kv_grid.tiles[0]).step(),
             call.step_rows(),
