@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a call of attention costs the host, and what that leaves of the kernels' speed-up.
 
-usage: python bench/host.py [--baseline FOLDER] [--out results.json] [--parts LIST] [--tiny]
+usage: python bench/host.py [--baseline FOLDER] [--out results.json] [--parts LIST] [--compiled]
+       python bench/host.py --tiny
 
 For each layer it times the forward, and the forward with the backward: as eager calls, as a CUDA
 graph of the same calls, compiled, and dense (``scaled_dot_product_attention``); beside them the
@@ -246,11 +247,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.2, help="for each figure")
     parser.add_argument("--compiled", action="store_true", help="time compiled calls too")
     parser.add_argument("--tiny", action="store_true", help="small cases on a CPU")
+    parser.add_argument("--commit", help="of the sources, where they are no clone")
     parser.add_argument("--build", default="this", help="name of the rows")
     options = parser.parse_args()
     options.device = "cpu" if options.tiny else "cuda"
     options.backend = "auto"
-    rows = []
+    rows: list[dict[str, Any]] = []
     if options.baseline is not None:
         passed = [argument for argument in sys.argv[1:] if argument != "--tiny"]
         for name in ("--baseline", "--out"):
@@ -263,8 +265,14 @@ def main() -> None:
         rows += json.loads(file.read_text())["rows"]
         file.unlink()
     rows += measured(options)
-    if options.out is not None:
-        options.out.write_text(json.dumps({"rows": rows}, indent=1))
+    if options.build != "this" and options.out is not None:
+        options.out.write_text(json.dumps({"rows": rows}))
+    elif options.out is not None:
+        from vsa.measure.provenance import provenance, write  # another build may not have it
+
+        command = ["bench/host.py", *sys.argv[1:]]
+        head = provenance(torch.device(options.device), command=command, commit=options.commit)
+        write(options.out, head, rows)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Sequence[Any]], Iterator[str]]]] = {
     "bench/peers.py": ("Our kernels beside others", tables.peers),
     "bench/coarse_select.py": ("Coarse stage, select and the whole", tables.coarse_select),
     "bench/ceilings.py": ("Ceilings", tables.ceilings),
+    "bench/host.py": ("Host time, and what it leaves of the speed-up", tables.host),
     "bench/parallel.py": ("Ulysses on several GPUs", tables.parallel),
 }
 """Titles and tables by the beginning of the command."""

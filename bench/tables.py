@@ -208,3 +208,49 @@ def parallel(rows: Sequence[Row]) -> Iterator[str]:
         ("ms", "GPUs", *cases),
         ([what, str(ranks), *(of[case] for case in cases)] for (what, ranks), of in found.items()),
     )
+
+
+def host(rows: Sequence[Row]) -> Iterator[str]:
+    """A table of single layers and one of training steps, the builds below each other."""
+    layers = [row for row in rows if "layer" in row]
+    compiled = any("forward compiled ms" in row for row in layers)
+    if layers:
+        head = ["layer", "attention", "build", "forward, ms", "in a graph", "host, us"]
+        head += ["compiled, ms", "compiled, host us"] * compiled
+        head += ["forward and backward, ms", "in a graph", "host, us"]
+        yield markdown(
+            head,
+            (
+                [
+                    row["layer"],
+                    row["what"],
+                    row["build"],
+                    *_times(row, "forward"),
+                    *([_number(row, "forward compiled ms", 3)] * compiled),
+                    *([_number(row, "forward compiled host us", 0)] * compiled),
+                    *_times(row, "both"),
+                ]
+                for row in layers
+            ),
+        )
+    if steps := [row for row in rows if "model" in row]:
+        yield markdown(
+            ["model", "attention", "build", "training step, ms"],
+            (
+                [row["model"], row["what"], row["build"], _number(row, "step ms", 1)]
+                for row in steps
+            ),
+        )
+
+
+def _times(row: Row, direction: str) -> list[str]:
+    return [
+        _number(row, f"{direction} ms", 3),
+        _number(row, f"{direction} graph ms", 3),
+        _number(row, f"{direction} host us", 0),
+    ]
+
+
+def _number(row: Row, key: str, digits: int) -> str:
+    value = row.get(key)
+    return "" if value is None else f"{value:.{digits}f}"
