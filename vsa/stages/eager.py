@@ -9,6 +9,7 @@ operators (torch.compile, fake tensors, dispatch modes, torch.func, tracing) nev
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,12 +18,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from vsa.backends import named
 from vsa.backends.base import Forward, Prepared
 from vsa.operators import fine as operators
-from vsa.stages.inputs import Inputs
+from vsa.stages.inputs import DEFAULT_TILE, Inputs
 from vsa.values.budget import Budget, TopP
 from vsa.values.grid import Grid
 from vsa.values.problem import Gates, Means, Problem, Saved, Task, Upstream
@@ -36,6 +40,8 @@ PLAIN = (Tensor, torch.nn.Parameter)
 """Tensors that no subclass sees the operators of."""
 NUMBERS = (int, float, TopP, tuple)
 """Budgets whose equality says that they mean the same, together with their types."""
+Layout = tuple[object, ...]
+"""Shape, strides, dtype and device of a tensor."""
 
 
 class Plan(NamedTuple):
@@ -49,7 +55,7 @@ class Plan(NamedTuple):
         scale: factor of the scores.
         backend: name of the backend.
         gradients: whether they are wanted.
-        strides: of q, k, v, gate_fine and gate_coarse as they were given.
+        layouts: of q, k, v, gate_fine and gate_coarse, as they were given and flat.
     """
 
     prepared: Prepared | None
@@ -59,12 +65,21 @@ class Plan(NamedTuple):
     scale: float
     backend: str
     gradients: bool
-    strides: tuple[tuple[int, ...] | None, ...]
+    layouts: tuple[tuple[Layout, Layout] | None, ...]
 
 
 _plans: dict[Hashable, Plan] = {}
 _lock = threading.Lock()
 _paused = 0
+
+
+def _renew_lock() -> None:
+    """A thread that held the lock does not exist in a forked process."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 @contextmanager
@@ -98,52 +113,88 @@ def kind_of(
         gate_fine: see q.
         gate_coarse: see q.
         topk: as the user gave it.
-        rest: the other arguments that matter; one that cannot be hashed has no plan.
+        rest: grid, kv_grid, tile, scale and backend.
     """
     if torch.compiler.is_compiling():
         return None
     tensors = (q, k, v) if gate_fine is gate_coarse is None else (q, k, v, gate_fine, gate_coarse)
     budget = type(topk)
-    if _paused or budget not in NUMBERS or _is_watched():
+    if _paused or budget not in NUMBERS or not _compares(*rest) or _is_watched():
         return None
-    wants, lowest = False, 0
+    wants, addresses = False, 0
     shapes: list[object] = []
-    for x in tensors:
-        if x is None:
-            shapes.append(None)
-            continue
-        if type(x) not in PLAIN:
-            return None
-        wants = wants or x.requires_grad
-        lowest |= x.data_ptr()
-        shapes += (x.shape, x.stride(), x.dtype, x.device)
-    if lowest % ALIGNMENT:
+    try:
+        for x in tensors:
+            if x is None:
+                shapes.append(None)
+                continue
+            address = x.data_ptr() if type(x) in PLAIN else 0
+            if not address or x.is_neg():  # see _address, which a loop has no time for
+                return None
+            addresses |= address
+            wants = wants or x.requires_grad
+            shapes += (x.shape, x.stride(), x.dtype, x.device)
+    except RuntimeError:
+        return None
+    if addresses % ALIGNMENT or q is None or k is None or v is None:
         return None
     device = q.device.type
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    if autocast is not None and not q.dtype is k.dtype is v.dtype is autocast:
-        return None
+    if torch.is_autocast_enabled(device):  # what it leaves alone is as without it
+        cast = torch.get_autocast_dtype(device)
+        if not q.dtype is k.dtype is v.dtype is cast:
+            return None
     kinds: object = budget  # since 1 == 1.0, which mean one tile and all of them
     if isinstance(topk, tuple):
         kinds = tuple(map(type, topk))
+        if not {*kinds} <= {int, float}:
+            return None
     elif isinstance(topk, TopP):
         kinds = type(topk.floor)
-    key = (*shapes, topk, kinds, *rest, wants and torch.is_grad_enabled(), autocast)
+    return (*shapes, topk, kinds, *rest, wants and torch.is_grad_enabled())
+
+
+def _address(x: Tensor) -> int:
+    """Where the numbers of a tensor lie; 0 if kernels find none there that mean what they are."""
+    if type(x) not in PLAIN or x.is_neg():
+        return 0
     try:
-        hash(key)
-    except TypeError:
-        return None
-    return key
+        return x.data_ptr()  # 0 on the meta device, and where memory has been freed
+    except RuntimeError:  # sparse, inside of vmap, ...
+        return 0
+
+
+def _compares(grid: object, kv_grid: object, tile: object, scale: object, backend: object) -> bool:
+    """Whether arguments that are equal to these mean the same: 4.0 == 4, but is an error."""
+    return (
+        (grid is None or _is_exact(grid))
+        and (kv_grid is None or _is_exact(kv_grid))
+        and (tile is DEFAULT_TILE or _is_exact(tile))
+        and (scale is None or type(scale) in (int, float))
+        and type(backend) is str
+    )
+
+
+def _is_exact(extent: object) -> bool:
+    """A grid, a word, or a tuple of whole numbers."""
+    if isinstance(extent, tuple):
+        return {*map(type, extent)} <= {int}
+    return type(extent) in (Grid, str)
 
 
 def _is_watched() -> bool:
     """Whether a mode, a transform or a trace has to see the operators."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
+        or (torch._C._len_torch_function_stack() > 0 and _has_function_mode())
         or forward_ad._current_level >= 0
         or _functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
     )
+
+
+def _has_function_mode() -> bool:
+    """Whether a mode sees functions, other than that of ``torch.set_default_device``."""
+    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
 
 
 def plan_of(key: Hashable) -> Plan | None:
@@ -187,8 +238,9 @@ def remember(
                 gradients,
             )
         )
-    strides = tuple(
-        None if x is None else x.stride() for x in (*call.given, gate_fine, gate_coarse)
+    layouts = tuple(
+        None if x is None else (_layout(x), _layout(_flat(x)))
+        for x in (*call.given, gate_fine, gate_coarse)
     )
     plan = Plan(
         prepared,
@@ -198,7 +250,7 @@ def remember(
         call.scale,
         call.backend,
         gradients,
-        strides,
+        layouts,
     )
     with _lock:
         while len(_plans) >= MOST_PLANS:
@@ -255,16 +307,25 @@ def attend(
     device = q.device.type
     casts = torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if casts else nullcontext():
-        if plan.gradients:
-            out, lse, bitmap = _Attention.apply(plan, q, k, v, gate_fine, gate_coarse)
-        else:
+        if not plan.gradients:
             out, lse, bitmap, *_ = plan.prepared.forward(q, k, v, gate_fine, gate_coarse)
+        elif q.ndim == 6 and _top_saved_tensors_default_hooks(True) is not None:
+            flat = (None if x is None else _flat(x) for x in (q, k, v, gate_fine, gate_coarse))
+            out, lse, bitmap = _Attention.apply(plan, *flat)
+            out = out.view(q.shape)
+        else:
+            out, lse, bitmap = _Attention.apply(plan, q, k, v, gate_fine, gate_coarse)
     choice = Selection(bitmap, plan.kv_grid.num_tiles, plan.grid, plan.kv_grid, plan.most)
     return out, lse, choice
 
 
 class _Attention(torch.autograd.Function):
-    """The whole of attention for autograd."""
+    """The whole of attention for autograd.
+
+    It saves what the operators save, in their order and, where hooks see it, in their shapes:
+    checkpointing may run one forward with a plan and the other without, and hands on what it saved
+    by number.
+    """
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -273,32 +334,65 @@ class _Attention(torch.autograd.Function):
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(found.bitmap)
+        q, k, v, *gates = tensors
         ctx.save_for_backward(
-            *tensors, found.lse, found.bitmap, found.fine, found.coarse, *found.means
+            found.fine, found.lse, q, k, v, found.bitmap, *found.means, *gates, found.coarse
         )
         return found.out, found.lse, found.bitmap
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Any) -> Any:
         plan: Plan = ctx.plan
-        *tensors, lse, bitmap, fine, coarse, q_means, k_means, v_means = ctx.saved_tensors
-        found = Forward(fine, lse, bitmap, fine, coarse, Means(q_means, k_means, v_means))
+        fine, lse, q, k, v, bitmap, *means, gate_fine, gate_coarse, coarse = ctx.saved_tensors
+        tensors = q, k, v, gate_fine, gate_coarse
+        found = Forward(fine, lse, bitmap, fine, coarse, Means(*means))
         grad_out = torch.zeros_like(fine) if grad_out is None else grad_out.contiguous()
         if grad_lse is not None:
             grad_lse = grad_lse.float().contiguous()
         upstream = Upstream(grad_out, grad_lse)
-        if torch.is_grad_enabled() or _is_watched() or not _as_planned(plan, tensors, found):
+        if _needs_operators() or not _as_planned(plan, tensors, found, upstream):
             return None, *_by_operators(plan, upstream, found, tensors)
         assert plan.prepared is not None
         return None, *plan.prepared.backward(upstream, found, tensors)
 
 
-def _as_planned(plan: Plan, tensors: Sequence[Tensor | None], found: Forward) -> bool:
-    """Whether tensors came back from autograd as they were saved; hooks may have copied them."""
-    strides = tuple(None if x is None else x.stride() for x in tensors)
-    kept = [x for x in (*found[:5], *found.means) if x is not None]
-    aligned = all(x.data_ptr() % ALIGNMENT == 0 for x in tensors if x is not None)
-    return strides == plan.strides and aligned and all(x.is_contiguous() for x in kept)
+def _needs_operators() -> bool:
+    """Whether the operators of a backward have to be seen, or differentiated again."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or _paused > 0
+        or _is_watched()
+    )
+
+
+def _as_planned(
+    plan: Plan, tensors: Sequence[Tensor | None], found: Forward, upstream: Upstream
+) -> bool:
+    """Whether kernels can read all of these where they are.
+
+    Tensors come back from autograd as they were saved, but for hooks, which may have copied them.
+    Gradients come from anywhere.
+    """
+    for x, layouts in zip(tensors, plan.layouts, strict=True):
+        if x is not None and (layouts is None or _layout(x) not in layouts):
+            return False
+    q = tensors[0]
+    assert q is not None
+    dtypes = (
+        *((x, q.dtype) for x in (found.fine, upstream.grad_out)),
+        (found.bitmap, torch.int32),
+        *((x, torch.float32) for x in (found.lse, found.coarse, *found.means, upstream.grad_lse)),
+    )
+    addresses = [_address(x) for x in (*tensors, *(x for x, _ in dtypes)) if x is not None]
+    return all(each and each % ALIGNMENT == 0 for each in addresses) and all(
+        x is None or (x.dtype is dtype and x.device == q.device and x.is_contiguous())
+        for x, dtype in dtypes
+    )
+
+
+def _layout(x: Tensor) -> Layout:
+    return x.shape, x.stride(), x.dtype, x.device
 
 
 def _by_operators(
@@ -322,4 +416,5 @@ def _by_operators(
 
 
 def _flat(x: Tensor) -> Tensor:
-    return x.flatten(1, 3) if x.ndim == 6 else x
+    # No flatten: torch.autograd.grad with is_grads_batched has no rule for it.
+    return x.reshape(x.shape[0], -1, *x.shape[4:]) if x.ndim == 6 else x
