@@ -11,66 +11,27 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
-from torch._C._autograd import _top_saved_tensors_default_hooks
-from torch.autograd import forward_ad
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
 from vsa.backends import named
-from vsa.backends.base import Forward, Prepared
-from vsa.operators import fine as operators
 from vsa.stages.inputs import DEFAULT_TILE, Inputs
+from vsa.stages.planned import Plan, attend, flattened, layout
+from vsa.stages.watchers import ALIGNMENT, PLAIN, is_watched, paused
 from vsa.values.budget import Budget, TopP
 from vsa.values.grid import Grid
-from vsa.values.problem import Gates, Means, Problem, Saved, Task, Upstream
-from vsa.values.selection import Selection
+from vsa.values.problem import Task
+
+__all__ = ["attend", "kind_of", "paused", "plan_of", "remember"]
 
 MOST_PLANS = 256
 """Kinds of calls that are remembered; past it the oldest is forgotten."""
-ALIGNMENT = 16
-"""Bytes that addresses of a plan's tensors are a multiple of."""
-PLAIN = (Tensor, torch.nn.Parameter)
-"""Tensors that no subclass sees the operators of."""
 NUMBERS = (int, float, TopP, tuple)
 """Budgets whose equality says that they mean the same, together with their types."""
-Layout = tuple[object, ...]
-"""Shape, strides, dtype and device of a tensor."""
-
-
-class Plan(NamedTuple):
-    """A kind of call.
-
-    Attributes:
-        prepared: what runs it, or None for kinds that are not prepared.
-        grid: the queries' grid.
-        kv_grid: the keys' grid.
-        most: the most tiles of a row, where known.
-        scale: factor of the scores.
-        backend: name of the backend.
-        gradients: whether they are wanted.
-        layouts: of q, k, v, gate_fine and gate_coarse, as they were given and flat.
-    """
-
-    prepared: Prepared | None
-    grid: Grid
-    kv_grid: Grid
-    most: int | None
-    scale: float
-    backend: str
-    gradients: bool
-    layouts: tuple[tuple[Layout, Layout] | None, ...]
-
-
 _plans: dict[Hashable, Plan] = {}
 _lock = threading.Lock()
-_paused = 0
 
 
 def _renew_lock() -> None:
@@ -80,19 +41,6 @@ def _renew_lock() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_lock)
-
-
-@contextmanager
-def paused() -> Iterator[None]:
-    """Without plans, in the whole process: for whoever has to see each stage."""
-    global _paused
-    with _lock:
-        _paused += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _paused -= 1
 
 
 def kind_of(
@@ -119,7 +67,7 @@ def kind_of(
         return None
     tensors = (q, k, v) if gate_fine is gate_coarse is None else (q, k, v, gate_fine, gate_coarse)
     budget = type(topk)
-    if _paused or budget not in NUMBERS or not _compares(*rest) or _is_watched():
+    if budget not in NUMBERS or not _compares(*rest) or is_watched():
         return None
     wants, addresses = False, 0
     shapes: list[object] = []
@@ -129,7 +77,7 @@ def kind_of(
                 shapes.append(None)
                 continue
             address = x.data_ptr() if type(x) in PLAIN else 0
-            if not address or x.is_neg():  # see _address, which a loop has no time for
+            if not address or x.is_neg():  # see address_of, which a loop has no time for
                 return None
             addresses |= address
             wants = wants or x.requires_grad
@@ -153,16 +101,6 @@ def kind_of(
     return (*shapes, topk, kinds, *rest, wants and torch.is_grad_enabled())
 
 
-def _address(x: Tensor) -> int:
-    """Where the numbers of a tensor lie; 0 if kernels find none there that mean what they are."""
-    if type(x) not in PLAIN or x.is_neg():
-        return 0
-    try:
-        return x.data_ptr()  # 0 on the meta device, and where memory has been freed
-    except RuntimeError:  # sparse, inside of vmap, ...
-        return 0
-
-
 def _compares(grid: object, kv_grid: object, tile: object, scale: object, backend: object) -> bool:
     """Whether arguments that are equal to these mean the same: 4.0 == 4, but is an error."""
     return (
@@ -179,22 +117,6 @@ def _is_exact(extent: object) -> bool:
     if isinstance(extent, tuple):
         return {*map(type, extent)} <= {int}
     return type(extent) in (Grid, str)
-
-
-def _is_watched() -> bool:
-    """Whether a mode, a transform or a trace has to see the operators."""
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or (torch._C._len_torch_function_stack() > 0 and _has_function_mode())
-        or forward_ad._current_level >= 0
-        or _functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-    )
-
-
-def _has_function_mode() -> bool:
-    """Whether a mode sees functions, other than that of ``torch.set_default_device``."""
-    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
 
 
 def plan_of(key: Hashable) -> Plan | None:
@@ -239,7 +161,7 @@ def remember(
             )
         )
     layouts = tuple(
-        None if x is None else (_layout(x), _layout(_flat(x)))
+        None if x is None else (layout(x), layout(flattened(x)))
         for x in (*call.given, gate_fine, gate_coarse)
     )
     plan = Plan(
@@ -292,129 +214,3 @@ def _in_place(
         if gate.dtype not in dtypes:
             return False
     return all(x.dtype == call.q.dtype for x in call.given)
-
-
-def attend(
-    plan: Plan,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate_fine: Tensor | None,
-    gate_coarse: Tensor | None,
-) -> tuple[Tensor, Tensor, Selection]:
-    """Run a plan that is prepared: out like q, lse (B, heads, S_q), and the choice."""
-    assert plan.prepared is not None
-    device = q.device.type
-    casts = torch.is_autocast_enabled(device)
-    with torch.autocast(device, enabled=False) if casts else nullcontext():
-        if not plan.gradients:
-            out, lse, bitmap, *_ = plan.prepared.forward(q, k, v, gate_fine, gate_coarse)
-        elif q.ndim == 6 and _top_saved_tensors_default_hooks(True) is not None:
-            flat = (None if x is None else _flat(x) for x in (q, k, v, gate_fine, gate_coarse))
-            out, lse, bitmap = _Attention.apply(plan, *flat)
-            out = out.view(q.shape)
-        else:
-            out, lse, bitmap = _Attention.apply(plan, q, k, v, gate_fine, gate_coarse)
-    choice = Selection(bitmap, plan.kv_grid.num_tiles, plan.grid, plan.kv_grid, plan.most)
-    return out, lse, choice
-
-
-class _Attention(torch.autograd.Function):
-    """The whole of attention for autograd.
-
-    It saves what the operators save, in their order and, where hooks see it, in their shapes:
-    checkpointing may run one forward with a plan and the other without, and hands on what it saved
-    by number.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, plan: Plan, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        assert plan.prepared is not None
-        found = plan.prepared.forward(*tensors)  # type: ignore[arg-type]
-        ctx.plan = plan
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(found.bitmap)
-        q, k, v, *gates = tensors
-        ctx.save_for_backward(
-            found.fine, found.lse, q, k, v, found.bitmap, *found.means, *gates, found.coarse
-        )
-        return found.out, found.lse, found.bitmap
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Any) -> Any:
-        plan: Plan = ctx.plan
-        fine, lse, q, k, v, bitmap, *means, gate_fine, gate_coarse, coarse = ctx.saved_tensors
-        tensors = q, k, v, gate_fine, gate_coarse
-        found = Forward(fine, lse, bitmap, fine, coarse, Means(*means))
-        grad_out = torch.zeros_like(fine) if grad_out is None else grad_out.contiguous()
-        if grad_lse is not None:
-            grad_lse = grad_lse.float().contiguous()
-        upstream = Upstream(grad_out, grad_lse)
-        if _needs_operators() or not _as_planned(plan, tensors, found, upstream):
-            return None, *_by_operators(plan, upstream, found, tensors)
-        assert plan.prepared is not None
-        return None, *plan.prepared.backward(upstream, found, tensors)
-
-
-def _needs_operators() -> bool:
-    """Whether the operators of a backward have to be seen, or differentiated again."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
-        or _paused > 0
-        or _is_watched()
-    )
-
-
-def _as_planned(
-    plan: Plan, tensors: Sequence[Tensor | None], found: Forward, upstream: Upstream
-) -> bool:
-    """Whether kernels can read all of these where they are.
-
-    Tensors come back from autograd as they were saved, but for hooks, which may have copied them.
-    Gradients come from anywhere.
-    """
-    for x, layouts in zip(tensors, plan.layouts, strict=True):
-        if x is not None and (layouts is None or _layout(x) not in layouts):
-            return False
-    q = tensors[0]
-    assert q is not None
-    dtypes = (
-        *((x, q.dtype) for x in (found.fine, upstream.grad_out)),
-        (found.bitmap, torch.int32),
-        *((x, torch.float32) for x in (found.lse, found.coarse, *found.means, upstream.grad_lse)),
-    )
-    addresses = [_address(x) for x in (*tensors, *(x for x, _ in dtypes)) if x is not None]
-    return all(each and each % ALIGNMENT == 0 for each in addresses) and all(
-        x is None or (x.dtype is dtype and x.device == q.device and x.is_contiguous())
-        for x, dtype in dtypes
-    )
-
-
-def _layout(x: Tensor) -> Layout:
-    return x.shape, x.stride(), x.dtype, x.device
-
-
-def _by_operators(
-    plan: Plan, upstream: Upstream, found: Forward, tensors: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """The gradients by the operators, which take any strides and can be differentiated no more."""
-    q, k, v, gate_fine, gate_coarse = (None if x is None else _flat(x) for x in tensors)
-    assert q is not None and k is not None and v is not None
-    ints = plan.grid.as_ints(), plan.kv_grid.as_ints()
-    problem = Problem(q, k, v, found.bitmap, None, *ints, plan.scale, plan.backend)
-    flat = Upstream(_flat(upstream.grad_out), upstream.grad_lse)
-    saved = Saved(_flat(found.fine), found.lse)
-    if gate_fine is None and gate_coarse is None:
-        most = plan.kv_grid.num_tiles if plan.most is None else plan.most
-        grads = operators.block_sparse_attention_backward(*flat, *saved, *problem, most)
-    else:
-        gates = Gates(gate_fine, gate_coarse, found.coarse)
-        grads = operators.gated_attention_backward(*flat, *saved, *problem, *found.means, *gates)
-    each = zip(tensors, (*grads, None, None), strict=False)
-    return [None if x is None or grad is None else grad.view(x.shape) for x, grad in each]
-
-
-def _flat(x: Tensor) -> Tensor:
-    # No flatten: torch.autograd.grad with is_grads_batched has no rule for it.
-    return x.reshape(x.shape[0], -1, *x.shape[4:]) if x.ndim == 6 else x
