@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 _C = pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
 
@@ -71,3 +72,27 @@ def test_a_launch_without_cuda_says_what_is_missing():
         pytest.skip("this build has a CUDA part")
     with pytest.raises(RuntimeError, match="has no CUDA part"):
         combine().launch(0, 0)
+
+
+def test_a_program_names_addresses_that_are_missing():
+    bitmap = torch.zeros(1, 1, 4, 1, dtype=torch.int32)
+    axes = torch.full((1, 1), -7, dtype=torch.int32)
+    slot = 1 << 48
+    step = _C.AxisChoice(
+        bitmap=slot, axes=2 * slot, batch=1, heads=1, groups=1, words=1, tiles=(1, 2, 2)
+    ).step()
+    program = _C.Program([step])
+    for addresses in ([], [bitmap.data_ptr()]):
+        wanted = f"addresses: {len(addresses)} are given, but a call uses slot {len(addresses) + 1}"
+        with pytest.raises(ValueError, match=f"^{wanted}$"):
+            program.emulate(addresses, 1, 0)
+        assert axes.item() == -7
+    program.emulate([bitmap.data_ptr(), axes.data_ptr()], 1, 0)
+    assert axes.item() in (_C.ALONG_W, _C.ALONG_T)
+
+
+@pytest.mark.parametrize("addresses", [[-1], ["a"], None, [2**64]])
+def test_addresses_of_a_program_are_whole_numbers(addresses):
+    with pytest.raises(TypeError, match=r"emulate\(\): incompatible function arguments"):
+        _C.Program([]).emulate(addresses, 1, 0)
+    _C.Program([]).emulate([], 1, 0)

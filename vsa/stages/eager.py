@@ -9,75 +9,39 @@ operators (torch.compile, fake tensors, dispatch modes, torch.func, tracing) nev
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
-from torch.autograd import forward_ad
+from torch._C._autograd import _top_saved_tensors_default_hooks
 
 from vsa.backends import named
-from vsa.backends.base import Forward, Prepared
-from vsa.operators import fine as operators
-from vsa.stages.inputs import Inputs
+from vsa.stages.inputs import DEFAULT_TILE, Inputs
+from vsa.stages.planned import Plan, attend, flattened, layout
+from vsa.stages.watchers import ALIGNMENT, PLAIN, is_watched, paused
 from vsa.values.budget import Budget, TopP
 from vsa.values.grid import Grid
-from vsa.values.problem import Gates, Problem, Saved, Task, Upstream
-from vsa.values.selection import Selection
+from vsa.values.problem import Task
+
+__all__ = ["attend", "kind_of", "paused", "plan_of", "remember"]
 
 MOST_PLANS = 256
 """Kinds of calls that are remembered; past it the oldest is forgotten."""
-ALIGNMENT = 16
-"""Bytes that addresses of a plan's tensors are a multiple of."""
-PLAIN = (Tensor, torch.nn.Parameter)
-"""Tensors that no subclass sees the operators of."""
 NUMBERS = (int, float, TopP, tuple)
 """Budgets whose equality says that they mean the same, together with their types."""
-
-
-class Plan(NamedTuple):
-    """A kind of call.
-
-    Attributes:
-        prepared: what runs it, or None for kinds that are not prepared.
-        grid: the queries' grid.
-        kv_grid: the keys' grid.
-        most: the most tiles of a row, where known.
-        scale: factor of the scores.
-        backend: name of the backend.
-        gradients: whether they are wanted.
-        strides: of q, k, v, gate_fine and gate_coarse as they were given.
-    """
-
-    prepared: Prepared | None
-    grid: Grid
-    kv_grid: Grid
-    most: int | None
-    scale: float
-    backend: str
-    gradients: bool
-    strides: tuple[tuple[int, ...] | None, ...]
-
-
 _plans: dict[Hashable, Plan] = {}
 _lock = threading.Lock()
-_paused = 0
 
 
-@contextmanager
-def paused() -> Iterator[None]:
-    """Without plans, in the whole process: for whoever has to see each stage."""
-    global _paused
-    with _lock:
-        _paused += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _paused -= 1
+def _renew_lock() -> None:
+    """A thread that held the lock does not exist in a forked process."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def kind_of(
@@ -98,52 +62,66 @@ def kind_of(
         gate_fine: see q.
         gate_coarse: see q.
         topk: as the user gave it.
-        rest: the other arguments that matter; one that cannot be hashed has no plan.
+        rest: grid, kv_grid, tile, scale, backend, and whether log-sum-exp and choice are results.
     """
     if torch.compiler.is_compiling():
         return None
     tensors = (q, k, v) if gate_fine is gate_coarse is None else (q, k, v, gate_fine, gate_coarse)
     budget = type(topk)
-    if _paused or budget not in NUMBERS or _is_watched():
+    if budget not in NUMBERS or not _compares(*rest[:5]) or is_watched():
         return None
-    wants, lowest = False, 0
+    wants, addresses = False, 0
     shapes: list[object] = []
-    for x in tensors:
-        if x is None:
-            shapes.append(None)
-            continue
-        if type(x) not in PLAIN:
-            return None
-        wants = wants or x.requires_grad
-        lowest |= x.data_ptr()
-        shapes += (x.shape, x.stride(), x.dtype, x.device)
-    if lowest == 0 or lowest % ALIGNMENT:  # without memory, on the meta device, or not aligned
+    try:
+        for x in tensors:
+            if x is None:
+                shapes.append(None)
+                continue
+            address = x.data_ptr() if type(x) in PLAIN else 0
+            if not address or x.is_neg():  # see address_of, which a loop has no time for
+                return None
+            addresses |= address
+            wants = wants or x.requires_grad
+            shapes += (x.shape, x.stride(), x.dtype, x.device)
+    except RuntimeError:
+        return None
+    if addresses % ALIGNMENT or q is None or k is None or v is None:
         return None
     device = q.device.type
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    if autocast is not None and not q.dtype is k.dtype is v.dtype is autocast:
-        return None
+    if torch.is_autocast_enabled(device):  # what it leaves alone is as without it
+        cast = torch.get_autocast_dtype(device)
+        if not q.dtype is k.dtype is v.dtype is cast:
+            return None
     kinds: object = budget  # since 1 == 1.0, which mean one tile and all of them
     if isinstance(topk, tuple):
         kinds = tuple(map(type, topk))
+        if not {*kinds} <= {int, float}:
+            return None
     elif isinstance(topk, TopP):
         kinds = type(topk.floor)
-    key = (*shapes, topk, kinds, *rest, wants and torch.is_grad_enabled(), autocast)
-    try:
-        hash(key)
-    except TypeError:
+    wants = wants and torch.is_grad_enabled()
+    # Checkpointing gets by number what a forward saves, and its second one must save the same.
+    if wants and _top_saved_tensors_default_hooks(True) is not None:
         return None
-    return key
+    return (*shapes, topk, kinds, *rest, wants)
 
 
-def _is_watched() -> bool:
-    """Whether a mode, a transform or a trace has to see the operators."""
+def _compares(grid: object, kv_grid: object, tile: object, scale: object, backend: object) -> bool:
+    """Whether arguments that are equal to these mean the same: 4.0 == 4, but is an error."""
     return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or forward_ad._current_level >= 0
-        or _functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
+        (grid is None or _is_exact(grid))
+        and (kv_grid is None or _is_exact(kv_grid))
+        and (tile is DEFAULT_TILE or _is_exact(tile))
+        and (scale is None or type(scale) in (int, float))
+        and type(backend) is str
     )
+
+
+def _is_exact(extent: object) -> bool:
+    """A grid, a word, or a tuple of whole numbers."""
+    if isinstance(extent, tuple):
+        return {*map(type, extent)} <= {int}
+    return type(extent) in (Grid, str)
 
 
 def plan_of(key: Hashable) -> Plan | None:
@@ -190,8 +168,9 @@ def remember(
                 *gives,
             )
         )
-    strides = tuple(
-        None if x is None else x.stride() for x in (*call.given, gate_fine, gate_coarse)
+    layouts = tuple(
+        None if x is None else (layout(x), layout(flattened(x)))
+        for x in (*call.given, gate_fine, gate_coarse)
     )
     plan = Plan(
         prepared,
@@ -201,7 +180,7 @@ def remember(
         call.scale,
         call.backend,
         gradients,
-        strides,
+        layouts,
     )
     with _lock:
         while len(_plans) >= MOST_PLANS:
@@ -243,90 +222,3 @@ def _in_place(
         if gate.dtype not in dtypes:
             return False
     return all(x.dtype == call.q.dtype for x in call.given)
-
-
-def attend(
-    plan: Plan,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate_fine: Tensor | None,
-    gate_coarse: Tensor | None,
-) -> tuple[Tensor, Tensor | None, Selection | None]:
-    """Run a plan that is prepared: out like q, and as asked for lse (B, heads, S_q), the choice."""
-    assert plan.prepared is not None
-    device = q.device.type
-    casts = torch.is_autocast_enabled(device)
-    with torch.autocast(device, enabled=False) if casts else nullcontext():
-        if plan.gradients:
-            out, lse, bitmap = _Attention.apply(plan, q, k, v, gate_fine, gate_coarse)
-        else:
-            found = plan.prepared.forward(q, k, v, gate_fine, gate_coarse)
-            out, lse, bitmap = found.out, found.lse, found.bitmap
-    if bitmap is None:
-        return out, lse, None
-    choice = Selection(bitmap, plan.kv_grid.num_tiles, plan.grid, plan.kv_grid, plan.most)
-    return out, lse, choice
-
-
-class _Attention(torch.autograd.Function):
-    """The whole of attention for autograd."""
-
-    @staticmethod
-    def forward(ctx: Any, plan: Plan, *tensors: Tensor | None) -> Any:
-        assert plan.prepared is not None
-        found = plan.prepared.forward(*tensors)  # type: ignore[arg-type]
-        ctx.plan = plan
-        ctx.set_materialize_grads(False)
-        if found.bitmap is not None:
-            ctx.mark_non_differentiable(found.bitmap)
-        ctx.save_for_backward(*tensors, *found[1:])
-        return found.out, found.lse, found.bitmap
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Any) -> Any:
-        plan: Plan = ctx.plan
-        tensors, kept = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-        found = Forward(kept[0], *kept)
-        grad_out = torch.zeros_like(found.fine) if grad_out is None else grad_out.contiguous()
-        if grad_lse is not None:
-            grad_lse = grad_lse.float().contiguous()
-        upstream = Upstream(grad_out, grad_lse)
-        if torch.is_grad_enabled() or _is_watched() or not _as_planned(plan, tensors, found):
-            return None, *_by_operators(plan, upstream, found, tensors)
-        assert plan.prepared is not None
-        return None, *plan.prepared.backward(upstream, found, tensors)
-
-
-def _as_planned(plan: Plan, tensors: Sequence[Tensor | None], found: Forward) -> bool:
-    """Whether tensors came back from autograd as they were saved; hooks may have copied them."""
-    strides = tuple(None if x is None else x.stride() for x in tensors)
-    kept = [x for x in found if x is not None]
-    aligned = all(x.data_ptr() % ALIGNMENT == 0 for x in tensors if x is not None)
-    return strides == plan.strides and aligned and all(x.is_contiguous() for x in kept)
-
-
-def _by_operators(
-    plan: Plan, upstream: Upstream, found: Forward, tensors: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """The gradients by the operators, which take any strides and can be differentiated no more."""
-    q, k, v, gate_fine, gate_coarse = (None if x is None else _flat(x) for x in tensors)
-    assert q is not None and k is not None and v is not None
-    ints = plan.grid.as_ints(), plan.kv_grid.as_ints()
-    assert plan.prepared is not None
-    lse, bitmap, means = plan.prepared.unpacked(found)
-    problem = Problem(q, k, v, bitmap, None, *ints, plan.scale, plan.backend)
-    flat = Upstream(_flat(upstream.grad_out), upstream.grad_lse)
-    saved = Saved(_flat(found.fine), lse)
-    if gate_fine is None and gate_coarse is None:
-        most = plan.kv_grid.num_tiles if plan.most is None else plan.most
-        grads = operators.block_sparse_attention_backward(*flat, *saved, *problem, most)
-    else:
-        gates = Gates(gate_fine, gate_coarse, found.coarse)
-        grads = operators.gated_attention_backward(*flat, *saved, *problem, *means, *gates)
-    each = zip(tensors, (*grads, None, None), strict=False)
-    return [None if x is None or grad is None else grad.view(x.shape) for x, grad in each]
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x.flatten(1, 3) if x.ndim == 6 else x

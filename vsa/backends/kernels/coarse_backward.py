@@ -42,7 +42,8 @@ def coarse_attention_backward(
     dk.zero_()
     dv.zero_()
     unused = q.new_empty(1, 1, 1)
-    with full_precision(q.device):
+    # Autocast may surround a backward, though its forward is what it is for.
+    with full_precision(q.device), torch.autocast(q.device.type, enabled=False):
         for some, rows in _slices(matrices, q.shape[1], k.shape[1] * q.element_size()):
             queries, upstream = q[some, rows], grad[some, rows]
             scores = torch.baddbmm(unused, queries, k[some].mT, beta=0, alpha=scale)

@@ -61,11 +61,14 @@ class Slot(IntEnum):
 
 def can_prepare(task: Task) -> bool:
     """Whether all tensors are read where they are, without text, with scores in one piece."""
+    from vsa import _C
+
     score_bytes = 4 * task.q.shape[0] * task.q.shape[2] * task.grid.num_tiles
     return (
         task.scale > 0
         and not task.grid.text
         and not task.kv_grid.text
+        and len(task.counts) <= _C.MOST_HEAD_BUDGETS
         and all(is_addressable(x) for x in (task.q, task.k, task.v))
         and score_bytes * task.kv_grid.num_tiles <= SCORE_BYTES
     )

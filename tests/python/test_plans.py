@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A remembered call gives the bits, errors and gradients of the same call without a plan."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from python.planned_calls import (
+    BASE,
+    FLAT,
+    GATED,
+    OF_A_FRESH_PROCESS,
+    TRAINED,
+    VIDEO,
+    Call,
+    digest,
+    outcome,
+    unplanned,
+    without_plans,
+)
+from torch import Tensor
+
+import vsa
+from vsa import TopP
+from vsa.stages import eager
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    return without_plans(monkeypatch)
+
+
+GATES = [None, "contiguous"] * 3
+GATES += ["fp32", "broadcast", "expanded", "channels outside", "odd address"]
+CALLS = st.builds(
+    Call,
+    shape=st.sampled_from([VIDEO, FLAT, (2, 4, 5, 1, 2, 64), (1, 3, 4, 5, 2, 128)]),
+    kv_heads=st.sampled_from([1, 2]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    strides=st.sampled_from(["contiguous"] * 6 + ["part", "heads outside", "odd address"]),
+    gates=st.tuples(st.sampled_from(GATES), st.sampled_from(GATES)),
+    topk=st.sampled_from([1, 1.0, 0.5, 2, (1, 2), (1.0, 2), TopP(0.5), TopP(0.5, 1.0)]),
+    scale=st.sampled_from([None] * 4 + [1, 1.0, 0.25, 0, -0.25]),
+    tile=st.sampled_from([(4, 4, 4), (2, 4, 4), "auto"]),
+    grid=st.none(),
+    wants=st.sampled_from(["", "", "q", "v", "qkvfc", "f", "kc"]),
+    upstream=st.sampled_from(["out", "lse", "both", "expanded", "transposed", "odd address"]),
+    autocast=st.booleans(),
+)
+
+
+def test_sequences_of_calls(ran: list[int]) -> None:
+    @settings(
+        max_examples=100,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(CALLS, min_size=1, max_size=3), st.randoms(use_true_random=False))
+    def compare(calls: list[Call], order: Any) -> None:
+        repeated = calls * 2
+        order.shuffle(repeated)
+        by_plan = [(call, outcome(call.run)) for call in repeated]
+        expected = {id(call): unplanned(call.run) for call in calls}
+        for call, found in by_plan:
+            assert found == expected[id(call)]
+
+    compare()
+    assert len(ran) > 50  # else plans were hardly compared with anything
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (BASE, Call(shape=(1, 4, 5, 7, 2, 64))),
+        (BASE, Call(kv_heads=1)),
+        (BASE, Call(dtype=torch.float16)),
+        (BASE, Call(strides="part")),
+        (BASE, Call(strides="odd address")),
+        (BASE, GATED),
+        (Call(gates=("contiguous", None)), Call(gates=(None, "contiguous"))),
+        (GATED, Call(gates=("fp32", "contiguous"))),
+        (GATED, Call(gates=("contiguous", "channels outside"))),
+        (GATED, Call(gates=("contiguous", "odd address"))),
+        (GATED, Call(gates=("contiguous", "broadcast"))),
+        (BASE, Call(topk=1)),
+        (Call(topk=1), Call(topk=1.0)),
+        (Call(topk=1), Call(topk=True)),
+        (Call(topk=(1, 2)), Call(topk=(1.0, 2))),
+        (Call(topk=(1, 2)), Call(topk=(True, 2))),
+        (Call(topk=TopP(0.5)), Call(topk=TopP(0.5, 1.0))),
+        (Call(topk=TopP(0.5)), Call(topk=TopP(0.9))),
+        (BASE, Call(scale=0.25)),
+        (Call(scale=1), Call(scale=True)),
+        (Call(scale=1), Call(scale=1 + 0j)),
+        (BASE, Call(tile=(2, 4, 4))),
+        (BASE, Call(tile=(4.0, 4, 4))),
+        (Call(FLAT), Call(FLAT, grid=(5, 4, 6))),
+        (Call(FLAT), Call(FLAT, grid=(4.0, 5, 6))),
+        (Call(FLAT, grid=vsa.Grid((4, 5, 6))), Call(FLAT, grid=vsa.Grid((4, 5, 6), (2, 4, 4)))),
+        (BASE, TRAINED),
+        (TRAINED, BASE),
+    ],
+)
+def test_calls_that_differ_in_one_thing(first: Call, second: Call, ran: list[int]) -> None:
+    assert outcome(first.run) == outcome(first.run) == unplanned(first.run)
+    assert len(ran) == 1
+    expected = unplanned(second.run)
+    assert outcome(second.run) == outcome(second.run) == expected
+
+
+def attend(q: Any, k: Any, v: Any, **options: Any) -> Any:
+    return vsa.attention(q, k, v, **{"topk": 2, "backend": "emulated"} | options)
+
+
+def changed(**changes: Callable[[Tensor], Any]) -> Callable[[], list[Any]]:
+    """A call of which some arguments are made of what they would be."""
+
+    def run() -> list[Any]:
+        given = dict(zip("qkv", GATED.tensors(), strict=False))
+        return [attend(**given | {name: make(given.get(name)) for name, make in changes.items()})]
+
+    return run
+
+
+def freed(x: Tensor) -> Tensor:
+    x.untyped_storage().resize_(0)
+    return x
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        changed(q=lambda q: None),
+        changed(k=lambda k: None),
+        changed(v=lambda v: v[:, :3]),
+        changed(v=lambda v: v.half()),
+        changed(k=lambda k: k.to("meta")),
+        changed(q=lambda q: q.to_sparse()),
+        changed(q=freed),  # a kernel that read it would end the process
+        changed(q=lambda q: torch._efficientzerotensor(q.shape, dtype=q.dtype)),
+        changed(q=lambda q: torch._neg_view(q)),
+        changed(kv_grid=lambda _: (4, 6, 5)),
+        changed(topk=lambda _: [2, 2]),
+        changed(topk=lambda _: (2, [2])),
+        changed(topk=lambda _: torch.tensor(2)),
+        changed(backend=lambda _: "torch"),
+        changed(backend=lambda _: "nobody"),
+        changed(grid=lambda _: vsa.Grid((4, 5, 6), prefix=1)),
+    ],
+)
+def test_arguments_that_only_look_like_those_of_a_plan(
+    run: Callable[[], Any], ran: list[int]
+) -> None:
+    expected = unplanned(run)
+    for _ in range(2):
+        BASE.run()
+        assert outcome(run) == expected
+    assert len(ran) >= 1
+
+
+def test_more_budgets_of_heads_than_the_kernel_takes(ran: list[int]) -> None:
+    call = Call((1, 4, 4, 8, 300, 64), kv_heads=300, topk=(1,) * 300)
+    assert outcome(call.run) == outcome(call.run) == unplanned(call.run)
+
+
+HASHES = """
+import hashlib, sys
+sys.path.insert(0, sys.argv[1])
+from python.planned_calls import OF_A_FRESH_PROCESS, digest
+print(*(digest(call) for call in OF_A_FRESH_PROCESS))
+"""
+
+
+def test_a_fresh_process_gives_the_same(ran: list[int], pytestconfig: pytest.Config) -> None:
+    for call in OF_A_FRESH_PROCESS:
+        call.run()
+    here = [digest(call) for call in OF_A_FRESH_PROCESS]
+    assert len(ran) == len(OF_A_FRESH_PROCESS)
+    tests = pytestconfig.rootpath / "tests"
+    there = subprocess.run(
+        [sys.executable, "-c", HASHES, tests], capture_output=True, text=True, check=True
+    )
+    assert there.stdout.split() == here
+
+
+def test_the_oldest_kind_is_forgotten(monkeypatch: pytest.MonkeyPatch, ran: list[int]) -> None:
+    monkeypatch.setattr(eager, "MOST_PLANS", 3)
+    calls = [Call(scale=scale) for scale in (0.1, 0.2, 0.3, 0.4)]
+    first = [outcome(call.run) for call in calls]
+    assert len(eager._plans) == 3 and not ran
+    assert [outcome(call.run) for call in calls[1:]] == first[1:] and len(ran) == 3
+    assert outcome(calls[0].run) == first[0] and len(ran) == 3
+    assert len(eager._plans) == 3

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients of remembered calls: hooks, checkpoints, any upstream, more than one backward."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from python.planned_calls import (
+    ALL,
+    FLAT,
+    VIDEO,
+    Call,
+    attention,
+    given,
+    outcome,
+    same_by_a_plan,
+    slopes,
+    strided,
+    without_plans,
+)
+from torch import Tensor
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+from vsa.stages import eager
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    return without_plans(monkeypatch)
+
+
+def clone(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+def transposed(x: Tensor) -> Tensor:
+    return x.mT.contiguous().mT if x.ndim > 1 else x.clone()
+
+
+def widened(x: Tensor) -> Tensor:
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+@pytest.mark.parametrize(
+    "hooks",
+    [
+        save_on_cpu,
+        partial(saved_tensors_hooks, clone, clone),
+        partial(saved_tensors_hooks, transposed, lambda x: x),
+        partial(saved_tensors_hooks, partial(strided, kind="odd address"), lambda x: x),
+        partial(saved_tensors_hooks, widened, lambda x: x),  # an error, never other numbers
+        partial(saved_tensors_hooks, widened, lambda x: x.bfloat16() if x.ndim == 6 else x),
+    ],
+)
+@pytest.mark.parametrize("shape", [VIDEO, FLAT])
+def test_hooks_of_saved_tensors(
+    hooks: Callable[[], Any], shape: tuple[int, ...], ran: list[int]
+) -> None:
+    call = ALL._replace(shape=shape, grid=(4, 5, 6))
+
+    def run() -> list[Any]:
+        tensors = given(call)
+        with hooks():
+            out = attention(**tensors, grid=(4, 5, 6))
+        return slopes(out, tensors)
+
+    same_by_a_plan(run, ran, call)
+
+
+@pytest.mark.parametrize("shape", [VIDEO, FLAT])
+@pytest.mark.parametrize(
+    "gates", [(None, None), ("contiguous", None), (None, "fp32"), ("fp32", "contiguous")]
+)
+@pytest.mark.parametrize("check", ["default", "none"])
+def test_checkpoints_of_which_one_forward_has_a_plan(
+    shape: tuple[int, ...], gates: tuple[str | None, str | None], check: str, ran: list[int]
+) -> None:
+    call = Call(shape, gates=gates, wants="qkvfc", grid=(4, 5, 6))
+
+    def run(with_plan: tuple[bool, bool]) -> list[Any]:
+        forwards = iter(with_plan)
+
+        def attend(*values: Tensor | None) -> Tensor:
+            with contextlib.nullcontext() if next(forwards) else eager.paused():
+                return attention(**dict(zip(tensors, values, strict=True)), grid=(4, 5, 6))
+
+        tensors = given(call)
+        out = checkpoint(attend, *tensors.values(), use_reentrant=False, determinism_check=check)
+        return slopes(out.float().square(), tensors)
+
+    expected = outcome(lambda: run((False, False)))
+    assert isinstance(expected, list)
+    call.run()
+    for with_plan in ((True, True), (True, False), (False, True)):
+        ran.clear()
+        assert outcome(lambda each=with_plan: run(each)) == expected
+        assert len(ran) == sum(with_plan)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch._neg_view,
+        partial(strided, kind="odd address"),
+        transposed,
+        lambda x: x[:1, :1, :1, :1, :1, :1].expand(x.shape),
+        torch.Tensor.float,
+    ],
+)
+@pytest.mark.parametrize("call", [ALL, Call(wants="qkv")])
+def test_gradients_that_kernels_cannot_read(
+    change: Callable[[Tensor], Tensor], call: Call, ran: list[int]
+) -> None:
+    def run() -> list[Any]:
+        tensors = given(call)
+        out = attention(**tensors)
+        numbers = torch.linspace(-1, 2, out.numel()).view(out.shape).to(out.dtype)
+        return slopes(out, tensors, change(numbers))
+
+    same_by_a_plan(run, ran, call)
+
+
+def twice(run: Callable[..., Any]) -> Callable[[], Any]:
+    """A run on fresh tensors and their output."""
+
+    def on_tensors() -> Any:
+        tensors = given()
+        return run(attention(**tensors), tensors)
+
+    return on_tensors
+
+
+def second_derivative(out: Tensor, tensors: dict[str, Any]) -> list[Any]:
+    grads = torch.autograd.grad(out.float().square().sum(), tensors["q"], create_graph=True)
+    return [torch.autograd.grad(grads[0].float().sum(), tensors["v"])]
+
+
+def first_derivative(out: Tensor, tensors: dict[str, Any]) -> list[Any]:
+    return list(torch.autograd.grad(out.sum(), list(tensors.values()), create_graph=True))
+
+
+def two_backwards(out: Tensor, tensors: dict[str, Any], keep: bool) -> list[Any]:
+    out.sum().backward(retain_graph=keep)
+    out.sum().backward()
+    return [x.grad for x in tensors.values()]
+
+
+def many_gradients(out: Tensor, tensors: dict[str, Any]) -> list[Any]:
+    upstream = torch.stack([torch.ones_like(out), -torch.ones_like(out)])
+    return list(
+        torch.autograd.grad(
+            out, [tensors["q"], tensors["gate_fine"]], upstream, is_grads_batched=True
+        )
+    )
+
+
+def under_autocast(out: Tensor, tensors: dict[str, Any]) -> list[Any]:
+    with torch.autocast("cpu", torch.float16):
+        return slopes(out, tensors)
+
+
+def changed_in_place(out: Tensor, tensors: dict[str, Any], name: str) -> list[Any]:
+    with torch.no_grad():
+        (out if name == "out" else tensors[name]).mul_(2)
+    return slopes(out, tensors)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        first_derivative,
+        second_derivative,
+        partial(two_backwards, keep=True),
+        partial(two_backwards, keep=False),
+        many_gradients,
+        under_autocast,
+        *(partial(changed_in_place, name=name) for name in ("q", "v", "gate_coarse", "out")),
+    ],
+)
+def test_ways_to_go_backward(run: Callable[..., Any], ran: list[int]) -> None:
+    same_by_a_plan(twice(run), ran)
+
+
+def test_the_second_derivative_is_one_sentence() -> None:
+    ALL.run()
+    with pytest.raises(NotImplementedError, match=r"^vsa.attention has first derivatives only"):
+        twice(second_derivative)()
+
+
+def test_a_backward_under_autocast_is_that_without() -> None:
+    assert outcome(twice(under_autocast)) == outcome(twice(slopes))
+
+
+@pytest.mark.parametrize("made_in_inference", ["q", "v", "gate_fine"])
+def test_tensors_of_inference_mode_in_training(made_in_inference: str, ran: list[int]) -> None:
+    def run() -> list[Any]:
+        tensors = given()
+        with torch.inference_mode():
+            tensors[made_in_inference] = tensors[made_in_inference].clone()
+        return slopes(attention(**tensors), tensors)
+
+    same_by_a_plan(run, ran)
+
+
+def test_modes_of_autograd_around_one_kind(ran: list[int]) -> None:
+    def run() -> list[Any]:
+        tensors = given()
+        with torch.no_grad():
+            found = [attention(**tensors)]
+            with torch.enable_grad():
+                found += slopes(attention(**tensors), tensors)
+        with torch.inference_mode():
+            return [*found, attention(**tensors)]
+
+    same_by_a_plan(run, ran)
