@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What can be wrong with the test kernels. tests/emulator/test_emulator.py says how each must be reported.
+// What can be wrong with the test kernels. tests/emulator/test_emulator.py says how each must be
+// reported.
 #pragma once
 #include <iterator>
 
@@ -91,5 +92,14 @@ constexpr const char* kBugs[] = {
     "TileNotLabelled",
 };
 static_assert(std::size(kBugs) == static_cast<size_t>(Bug::Count), "every bug has a name");
+
+// Which bug a kernel has. Without any it is what nvcc compiles. Chosen while a program runs: one
+// kernel for all bugs.
+struct NoBugs {
+  static constexpr Bug bug = Bug::None;
+};
+struct ChosenBug {
+  static inline Bug bug = Bug::None;
+};
 
 }  // namespace vsa::test

@@ -2,10 +2,10 @@
 // Runs the planner on the emulator, on a random selection per seed, and holds the steps that a
 // producer gets and the stops that a consumer gets against what the selection says.
 //
-//   plan NAMESPACE SEEDS    "seed N: " and the first report within so many seeds, or "nothing"
+//   plan NAMESPACE SEEDS [MUTANT]    "seed N: " and the first report within so many, or "nothing"
 //
-// The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_plan.py writes them, each with a
-// planner of its own that has a bug.
+// The namespaces are vsa, or those of VSA_EACH_BUG, which tests/mutants/test_plan.py writes: each
+// with a planner that behaves as the mutant of a number.
 #include <algorithm>
 #include <bit>
 #include <cstdio>
@@ -380,5 +380,6 @@ std::string answer(const std::string& space, unsigned seeds) {
 }  // namespace vsa::test
 
 int main(int argc, char** argv) {
-  std::puts(argc == 3 ? vsa::test::answer(argv[1], std::stoul(argv[2])).c_str() : "?");
+  if (argc == 4) vsa::test::mutant = std::stoi(argv[3]);
+  std::puts(argc >= 3 ? vsa::test::answer(argv[1], std::stoul(argv[2])).c_str() : "?");
 }

@@ -11,7 +11,7 @@ from mutants.bugs_in_planner import IN_HEADS, IN_PLANNER
 from mutants.bugs_in_queries import IN_QUERIES, IN_RUNS_OF_QUERIES
 from mutants.bugs_in_rings import IN_RINGS
 from mutants.bugs_in_stops import IN_PASSES, IN_RUNS, IN_STOPS
-from mutants.planted_bugs import ROOT, build, substitute, unnoticed
+from mutants.planted_bugs import ROOT, build, place, unnoticed
 
 PROGRAM = ROOT / "tests" / "cpp" / "fine_backward.cpp"
 SEEDS = 18  # the nine schedules of test_emulator.py, with rings of two kinds
@@ -66,4 +66,4 @@ def test_kernels_without_a_bug_are_not_reported(compiler, tmp_path):
 def test_text_that_a_header_does_not_have_once_is_no_substitution():
     for name, text in {"Rotten": "wait_full(n);", "Ambiguous": "VSA_DEVICE void"}.items():
         with pytest.raises(AssertionError, match=f"{name}: kernels/slots.h has this .* not once"):
-            substitute("kernels/slots.h", name, (text, "", ""))
+            place("kernels/slots.h", name, (text, "", ""))
