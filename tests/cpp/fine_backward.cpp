@@ -6,8 +6,9 @@
 //                 "seed N: " and the first report within so many seeds, or "nothing"
 //
 // By turns in one ring and in two. Uneven: some consumers want nearly all of many tiles, others
-// few, far apart. The namespaces are vsa, or those of VSA_EACH_BUG, which the tests of tests/mutants
-// write: one with kernels that behave as the mutant of a number, others with a bug each.
+// few, far apart. The namespaces are vsa, or those of VSA_EACH_BUG, which the tests of
+// tests/mutants write: one with kernels that behave as the mutant of a number, others with a bug
+// each.
 #include <cstdio>
 
 #include "fine_problem.h"
