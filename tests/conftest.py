@@ -21,8 +21,14 @@ if not any((ROOT / "vsa").glob("_C.*")):
 
 torch.set_num_threads(1)
 
-ONE_PROGRAM = ("emulator/test_emulator.py", "kernels/test_sass.py", "mutants/test_plan.py")
-"""Files whose tests share what takes long to compile: one worker runs all of a file."""
+ONE_PROGRAM = (
+    "distributed/test_distributed.py",
+    "emulator/test_emulator.py",
+    "integrations/test_diffusers_parallel.py",
+    "kernels/test_sass.py",
+    "mutants/test_plan.py",
+)
+"""Files whose tests share what takes long to compile or import: one worker runs all of a file."""
 
 
 @pytest.hookimpl(optionalhook=True)
