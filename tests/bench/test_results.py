@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import child_process
 import pytest
 
 import results_table
@@ -74,7 +75,7 @@ def written(path: Path, content) -> Path:
 
 def run(script, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, script.__file__, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return child_process.run(command)
 
 
 # ---- tables -------------------------------------------------------------------------------------
