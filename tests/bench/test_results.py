@@ -221,7 +221,7 @@ def test_videos_are_named_as_the_layers_that_they_are() -> None:
 def test_pictures_of_vsa_bench_are_drawn_again_from_their_rows(tmp_path: Path, name: str) -> None:
     rows, picture = RESULTS / f"2026-11-25-h200-{name}.json", tmp_path / "again.png"
     command = [sys.executable, "-m", "vsa", "bench", "--read", str(rows), "--plot", str(picture)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = child_process.run(command)
     assert done.returncode == 0, done.stderr
     kept = RESULTS.parent / "pictures" / f"{name}.png"
     assert imread(picture).shape == imread(kept).shape  # drawn by the same command
