@@ -193,7 +193,7 @@ def test_the_ceilings_are_the_fastest_product_and_the_smallest_footprint() -> No
 
 
 def test_blocks_are_drawn_as_large_as_they_are() -> None:
-    kernel = (Path(__file__).parents[2] / "csrc" / "kernels" / "fine_forward.h").read_text()
+    kernel = (Path(__file__).parents[2] / "csrc" / "kernels" / "fine" / "forward.h").read_text()
     wide, narrow = draw.CONSUMERS[128], draw.CONSUMERS[64]
     assert f"kConsumers = D == 128 ? {wide} : {narrow};" in kernel
 
