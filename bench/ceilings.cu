@@ -15,7 +15,7 @@
 #include "ceilings_both.h"
 #include "ceilings_loops.h"
 #include "ceilings_rates.h"
-#include "launch/sm90_launch.h"
+#include "launch/tensor_core_launch.h"
 
 namespace vsa::ceilings {
 

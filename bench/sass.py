@@ -149,7 +149,7 @@ def shared_memory(folder: Path) -> str:
     )
     headers = "".join(
         f'#include "kernels/{name}.h"\n'
-        for name in ("fine_forward", "fine_backward_keys", "fine_backward_queries")
+        for name in ("fine/forward", "fine/backward_keys", "fine/backward_queries")
     )
     source.write_text(f"#include <cstdio>\n{headers}int main() {{\n{prints}}}\n")
     command = ["c++", "-std=c++20", f"-I{ROOT / 'csrc'}", str(source), "-o", str(program)]

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,30 @@ if not any((ROOT / "vsa").glob("_C*.so")):
     sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != ROOT]
 
 torch.set_num_threads(1)
+
+ONE_PROGRAM = (
+    "distributed/test_distributed.py",
+    "emulator/test_emulator.py",
+    "integrations/test_diffusers_parallel.py",
+    "kernels/test_sass.py",
+    "mutants/test_tile_scheduler.py",
+)
+"""Files whose tests share what takes long to compile or import: one worker runs all of a file."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How `-n` shares out tests, where no other way is asked for: one by one, but for those."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByProgram(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return file if file.endswith(ONE_PROGRAM) else nodeid
+
+    return ByProgram(config, log)
 
 
 def _hopper() -> bool:

@@ -35,14 +35,14 @@ class Ours(Kernel):
 
     def plan(self, problem: Problem) -> None:
         grid, chosen = problem.grid.as_ints(), problem.selection
-        self.options = chosen.bitmap, None, grid, grid, problem.topk, problem.scale, self.backend
+        self.options = chosen.bitmap, None, grid, grid, problem.scale, self.backend, problem.topk
 
     def forward(self, x: Inputs) -> tuple[Tensor, Tensor | None, Any]:
         out, lse = torch.ops.vsa.block_sparse_attention(x.q, x.k, x.v, *self.options)
         return out, lse, (out, lse)
 
     def backward(self, x: Inputs, saved: Any) -> tuple[Tensor, Tensor, Tensor]:
-        given = x.upstream, None, x.q, x.k, x.v, *saved, *self.options
+        given = x.upstream, None, *saved, x.q, x.k, x.v, *self.options
         return torch.ops.vsa.block_sparse_attention_backward(*given)
 
 

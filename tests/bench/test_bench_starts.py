@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import child_process
 import pytest
 
 from vsa.measure.provenance import HEAD
@@ -19,7 +20,7 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 def start(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(BENCH / script), *map(str, arguments)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return child_process.run(command, env=environment)
 
 
 @pytest.mark.parametrize("script", ["peers.py", "coarse_select.py", "parallel.py"])

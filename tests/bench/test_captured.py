@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
+import child_process
 import pytest
 import torch
 
@@ -90,7 +90,7 @@ def test_the_command_trains_draws_and_writes_patterns(tmp_path: Path) -> None:
     file, pictures = tmp_path / "captured.pt", tmp_path / "pictures"
     command = [sys.executable, captured.__file__, "--out", file, "--steps", "2", "--cpu"]
     command += ["--layers", "4x8x8:2", "--topk", "0.5", "--pictures", pictures]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
+    done = child_process.run(command)
     assert done.returncode == 0, done.stderr
     found = patterns.captured(file, vsa.Grid((4, 8, 8)), 2, 2)
     assert found.density == 0.5 and len(list(pictures.glob("*.png"))) == 3
@@ -99,5 +99,5 @@ def test_the_command_trains_draws_and_writes_patterns(tmp_path: Path) -> None:
 
 def test_more_heads_than_the_model_has_are_refused(tmp_path: Path) -> None:
     command = [sys.executable, captured.__file__, "--out", str(tmp_path / "x.pt")]
-    done = subprocess.run([*command, "--layers", "4x8x8:17"], capture_output=True, text=True)
+    done = child_process.run([*command, "--layers", "4x8x8:17"])
     assert done.returncode == 2 and "16 heads at most" in done.stderr

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
+import child_process
 import pytest
 from typer.testing import CliRunner
 
@@ -68,8 +68,7 @@ def help_of(program: str) -> str:
             .invoke(app, [program.removeprefix("vsa "), "--help"])
             .output
         )
-    command = [sys.executable, str(BENCH.parent / program), "--help"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    return child_process.output(sys.executable, BENCH.parent / program, "--help")
 
 
 def test_commands_exist_and_know_their_options() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import child_process
 import pytest
 
 import results_table
@@ -74,7 +75,7 @@ def written(path: Path, content) -> Path:
 
 def run(script, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, script.__file__, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return child_process.run(command)
 
 
 # ---- tables -------------------------------------------------------------------------------------
@@ -192,7 +193,7 @@ def test_the_ceilings_are_the_fastest_product_and_the_smallest_footprint() -> No
 
 
 def test_blocks_are_drawn_as_large_as_they_are() -> None:
-    kernel = (Path(__file__).parents[2] / "csrc" / "kernels" / "fine_forward.h").read_text()
+    kernel = (Path(__file__).parents[2] / "csrc" / "kernels" / "fine" / "forward.h").read_text()
     wide, narrow = draw.CONSUMERS[128], draw.CONSUMERS[64]
     assert f"kConsumers = D == 128 ? {wide} : {narrow};" in kernel
 
@@ -220,7 +221,7 @@ def test_videos_are_named_as_the_layers_that_they_are() -> None:
 def test_pictures_of_vsa_bench_are_drawn_again_from_their_rows(tmp_path: Path, name: str) -> None:
     rows, picture = RESULTS / f"2026-11-25-h200-{name}.json", tmp_path / "again.png"
     command = [sys.executable, "-m", "vsa", "bench", "--read", str(rows), "--plot", str(picture)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = child_process.run(command)
     assert done.returncode == 0, done.stderr
     kept = RESULTS.parent / "pictures" / f"{name}.png"
     assert imread(picture).shape == imread(kept).shape  # drawn by the same command

@@ -105,6 +105,8 @@ def test_check_finds(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner, name, _spoiled(getattr(owner, name), spoil))
     problems = [p for p in parity.PROBLEMS if p.name in ("gates", "text")]
     monkeypatch.setattr(parity, "PROBLEMS", problems)
+    rows = [row for row in check._rows() if row.backend == backend]  # the others are right
+    monkeypatch.setattr(check, "_rows", lambda: rows)
     result = RUNNER.invoke(app, ["check"])
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
     verdicts = [line for line in result.output.splitlines() if line.startswith(backend)]

@@ -14,7 +14,7 @@
 
 namespace vsa::test {
 
-template <class Element_, int D_, Bug bug = Bug::None>
+template <class Element_, int D_, class Bugs = NoBugs>
 struct Attention {
   using Element = Element_;
   static constexpr int D = D_, kStages = 2, kConsumers = 2;
@@ -52,13 +52,13 @@ struct Attention {
 
   static VSA_DEVICE void prologue(const Params& p, SharedMemory& s, int thread, int threads) {
     const int rows = p.grid.tile.volume();
-    if (bug == Bug::NoTailZeros) return;
+    if (Bugs::bug == Bug::NoTailZeros) return;
     for (int i = 0; i < kConsumers; ++i) zero_tail(s.q[i], rows, thread, threads);
     for (int i = 0; i < kStages; ++i) {
       zero_tail(s.k[i], rows, thread, threads);
       zero_tail(s.v[i], rows, thread, threads);
     }
-    if (bug != Bug::NoTailFence) fence_async_proxy();
+    if (Bugs::bug != Bug::NoTailFence) fence_async_proxy();
   }
 
   static VSA_DEVICE BoxCoordinates box_of(const Grid& grid, int tile) {
@@ -82,28 +82,29 @@ struct Attention {
       }
       for (int tile = 0; tile < p.grid.num_tiles(); ++tile, ++n) {
         const int i = n % kStages;
-        if (bug != Bug::NoEmptyWait) s.ring.wait_empty(n);
+        if (Bugs::bug != Bug::NoEmptyWait) s.ring.wait_empty(n);
         s.valid[i].set(p.grid.row_mask(tile));
         Mbarrier& full = s.ring.full[i];
-        if (bug == Bug::ExpectsNothing)
+        if (Bugs::bug == Bug::ExpectsNothing)
           full.arrive_one();
         else
-          s.ring.expect(n, 2 * (bug == Bug::ExpectsTooMuch     ? kTileRows * D * 2
-                                : bug == Bug::ExpectsTooLittle ? bytes / 2
-                                                               : bytes));
+          s.ring.expect(n, 2 * (Bugs::bug == Bug::ExpectsTooMuch     ? kTileRows * D * 2
+                                : Bugs::bug == Bug::ExpectsTooLittle ? bytes / 2
+                                                                     : bytes));
         load_tile(s.k[i], p.k, box_of(p.grid, tile), full);
         load_tile(s.v[i], p.v, box_of(p.grid, tile), full);
       }
     }
-    if (bug == Bug::LoadsTooMany)
+    if (Bugs::bug == Bug::LoadsTooMany)
       load_tile(s.k[n % kStages], p.k, box_of(p.grid, 0), s.ring.acquire(n, bytes));
   }
 
   static VSA_DEVICE void score(Fragment<64>& scores, const Tile<D>& q, const Tile<D>& k) {
-    if constexpr (bug == Bug::WrongStride || bug == Bug::WrongStep || bug == Bug::NoWgmmaFence) {
-      if (bug != Bug::NoWgmmaFence) wgmma_fence();
-      const uint32_t step = bug == Bug::WrongStep ? 64 : 32;
-      const uint32_t stride = (bug == Bug::WrongStride ? 4 : 8) * kRowBytes;
+    if (Bugs::bug == Bug::WrongStride || Bugs::bug == Bug::WrongStep ||
+        Bugs::bug == Bug::NoWgmmaFence) {
+      if (Bugs::bug != Bug::NoWgmmaFence) wgmma_fence();
+      const uint32_t step = Bugs::bug == Bug::WrongStep ? 64 : 32;
+      const uint32_t stride = (Bugs::bug == Bug::WrongStride ? 4 : 8) * kRowBytes;
       for (int j = 0; j < 4; ++j)
         wgmma<Element, false, false>(scores, descriptor(q.address() + j * step, 16, stride),
                                      descriptor(k.address() + j * step, 16, stride), j > 0);
@@ -115,13 +116,17 @@ struct Attention {
   static VSA_DEVICE void add_values(Fragment<D>& out,
                                     const Operand<64>& weights,
                                     const Tile<D>& v) {
-    if constexpr (bug == Bug::WrongLeading || bug == Bug::NoTranspose) {
+    if (Bugs::bug == Bug::WrongLeading || Bugs::bug == Bug::NoTranspose) {
       wgmma_fence();
-      const uint32_t leading = bug == Bug::WrongLeading ? kPanelBytes / 2 : kPanelBytes;
-      for (int j = 0; j < 4; ++j)
-        wgmma<Element, bug != Bug::NoTranspose>(
-            out, weights, j,
-            descriptor(v.address() + j * kReduction * kRowBytes, leading, kSwizzleBytes), true);
+      const uint32_t leading = Bugs::bug == Bug::WrongLeading ? kPanelBytes / 2 : kPanelBytes;
+      for (int j = 0; j < 4; ++j) {
+        const uint64_t values =
+            descriptor(v.address() + j * kReduction * kRowBytes, leading, kSwizzleBytes);
+        if (Bugs::bug == Bug::NoTranspose)
+          wgmma<Element, false>(out, weights, j, values, true);
+        else
+          wgmma<Element, true>(out, weights, j, values, true);
+      }
     } else {
       mma_AB<Element>(out, weights, v);
     }
@@ -135,7 +140,7 @@ struct Attention {
         attend(p, s, w, tile, item, n);
       } else {
         for (int other = 0; other < p.grid.num_tiles(); ++other, ++n)
-          bug == Bug::ReleasedUnseen ? s.ring.release(n) : s.ring.skip(n);
+          Bugs::bug == Bug::ReleasedUnseen ? s.ring.release(n) : s.ring.skip(n);
       }
     }
   }
@@ -157,14 +162,17 @@ struct Attention {
     s.q_full[w].wait(item);
     for (int key = 0; key < p.grid.num_tiles(); ++key, ++n) {
       const int i = n % kStages;
-      if (bug != Bug::NoFullWait)
-        bug == Bug::WrongPhase ? s.ring.full[i].wait(n / kStages + 1) : s.ring.wait(n);
+      if (Bugs::bug != Bug::NoFullWait)
+        Bugs::bug == Bug::WrongPhase ? s.ring.full[i].wait(n / kStages + 1) : s.ring.wait(n);
       const uint64_t valid = s.valid[i].get();
       score(scores, s.q[w], s.k[i]);
       wgmma_commit();
-      if (bug != Bug::NoProductWait) wgmma_wait<bug == Bug::WaitTooShallow ? 1 : 0>(scores);
-      if (bug == Bug::EarlyRelease) s.ring.release(n);
-      if (valid != ~uint64_t{0} && bug != Bug::NoMask)
+      if (Bugs::bug == Bug::WaitTooShallow)
+        wgmma_wait<1>(scores);
+      else if (Bugs::bug != Bug::NoProductWait)
+        wgmma_wait<0>(scores);
+      if (Bugs::bug == Bug::EarlyRelease) s.ring.release(n);
+      if (valid != ~uint64_t{0} && Bugs::bug != Bug::NoMask)
         for_each(scores, [=](float& x, int, int column) {
           if ((valid >> column & 1) == 0) x = -INFINITY;
         });
@@ -182,7 +190,7 @@ struct Attention {
             zip(factor, factor, [](float, float risen) { return exp2_approx(-risen); });
             zip(sum, factor, [](float old, float by) { return old * by; });
             scale_rows(out, factor);
-            if (bug == Bug::DivergedRelease) s.ring.release(n);
+            if (Bugs::bug == Bug::DivergedRelease) s.ring.release(n);
           });
       map_rows(scores, peak,
                [=](float x, float m) { return exp2_approx(fma(x, scale, -m * scale)); });
@@ -190,12 +198,13 @@ struct Attention {
       round_to<Element>(weights, scores);
       add_values(out, weights, s.v[i]);
       wgmma_commit();
-      if (bug == Bug::OperandReused) round_to<Element>(weights, scores);
+      if (Bugs::bug == Bug::OperandReused) round_to<Element>(weights, scores);
       wgmma_wait<0>(out);
-      if (bug != Bug::EarlyRelease && (bug != Bug::LostArrive || key != 1)) s.ring.release(n);
-      if (bug == Bug::DoubleRelease && key == 1) s.ring.release(n);
+      if (Bugs::bug != Bug::EarlyRelease && (Bugs::bug != Bug::LostArrive || key != 1))
+        s.ring.release(n);
+      if (Bugs::bug == Bug::DoubleRelease && key == 1) s.ring.release(n);
     }
-    if (bug == Bug::LoneRelease) {
+    if (Bugs::bug == Bug::LoneRelease) {
       if (elect_one()) s.q_empty[w].arrive_one();
       return;
     }
@@ -212,15 +221,15 @@ struct Attention {
     Operand<D> rounded;
     round_to<Element>(rounded, out);
     write_tile(s.q[w], rounded);
-    if (bug == Bug::PlainStores) note_write(&s.q[w], sizeof s.q[w]);
-    if (bug != Bug::NoProxyFence) fence_async_proxy();
-    if (bug != Bug::NoNamedBarrier) named_sync(1 + w, kWarpgroupThreads);
-    if (bug == Bug::NotElected || elect_one()) {
+    if (Bugs::bug == Bug::PlainStores) note_write(&s.q[w], sizeof s.q[w]);
+    if (Bugs::bug != Bug::NoProxyFence) fence_async_proxy();
+    if (Bugs::bug != Bug::NoNamedBarrier) named_sync(1 + w, kWarpgroupThreads);
+    if (Bugs::bug == Bug::NotElected || elect_one()) {
       store_tile(p.o, box_of(p.grid, tile), s.q[w]);
       bulk_commit();
-      if (bug == Bug::StoreBufferReused) s.q_empty[w].arrive_one();
-      if (bug != Bug::StoreNotAwaited) bulk_wait_read<0>();
-      if (bug != Bug::StoreBufferReused) s.q_empty[w].arrive_one();
+      if (Bugs::bug == Bug::StoreBufferReused) s.q_empty[w].arrive_one();
+      if (Bugs::bug != Bug::StoreNotAwaited) bulk_wait_read<0>();
+      if (Bugs::bug != Bug::StoreBufferReused) s.q_empty[w].arrive_one();
     }
   }
 };

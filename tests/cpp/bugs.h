@@ -93,4 +93,13 @@ constexpr const char* kBugs[] = {
 };
 static_assert(std::size(kBugs) == static_cast<size_t>(Bug::Count), "every bug has a name");
 
+// Which bug a kernel has. Without any it is what nvcc compiles. Chosen while a program runs: one
+// kernel for all bugs.
+struct NoBugs {
+  static constexpr Bug bug = Bug::None;
+};
+struct ChosenBug {
+  static inline Bug bug = Bug::None;
+};
+
 }  // namespace vsa::test

@@ -2,12 +2,13 @@
 // Runs a pass of the fine backward on the emulator, on a small problem per schedule seed, and holds
 // its gradients against fp64.
 //
-//   fine_backward NAMESPACE keys|queries|uneven_keys|uneven_queries SEEDS
+//   fine_backward NAMESPACE keys|queries|uneven_keys|uneven_queries SEEDS [MUTANT]
 //                 "seed N: " and the first report within so many seeds, or "nothing"
 //
 // By turns in one ring and in two. Uneven: some consumers want nearly all of many tiles, others
-// few, far apart. The namespaces are vsa, or those of VSA_EACH_BUG:
-// tests/mutants/test_backward_bugs.py writes them, each with kernels of its own that have a bug.
+// few, far apart. The namespaces are vsa, or those of VSA_EACH_BUG, which the tests of
+// tests/mutants write: one with kernels that behave as the mutant of a number, others with a bug
+// each.
 #include <cstdio>
 
 #include "fine_problem.h"
@@ -173,5 +174,6 @@ std::string answer(const std::string& space, const std::string& pass, unsigned s
 }  // namespace vsa::test
 
 int main(int argc, char** argv) {
-  std::puts(argc == 4 ? vsa::test::answer(argv[1], argv[2], std::stoul(argv[3])).c_str() : "?");
+  if (argc == 5) vsa::test::mutant = std::stoi(argv[4]);
+  std::puts(argc >= 4 ? vsa::test::answer(argv[1], argv[2], std::stoul(argv[3])).c_str() : "?");
 }

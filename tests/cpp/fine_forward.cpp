@@ -2,12 +2,12 @@
 // Runs the fine forward on the emulator, on a small problem per schedule seed, and holds its output
 // and log-sum-exp against fp64.
 //
-//   fine_forward NAMESPACE forward|uneven SEEDS
+//   fine_forward NAMESPACE forward|uneven SEEDS [MUTANT]
 //                "seed N: " and the first report within so many seeds, or "nothing"
 //
 // By turns in one ring and in two. Uneven: some consumers want nearly all tiles, others few, far
-// apart. The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_forward_bugs.py
-// writes them, each with a kernel of its own that has a bug.
+// apart. The namespaces are vsa, or those of VSA_EACH_BUG, which the tests of tests/mutants write:
+// one with a kernel that behaves as the mutant of a number, others with a bug each.
 #include <cstdio>
 
 #include "fine_problem.h"
@@ -112,5 +112,6 @@ std::string answer(const std::string& space, const std::string& lists, unsigned 
 }  // namespace vsa::test
 
 int main(int argc, char** argv) {
-  std::puts(argc == 4 ? vsa::test::answer(argv[1], argv[2], std::stoul(argv[3])).c_str() : "?");
+  if (argc == 5) vsa::test::mutant = std::stoi(argv[4]);
+  std::puts(argc >= 4 ? vsa::test::answer(argv[1], argv[2], std::stoul(argv[3])).c_str() : "?");
 }

@@ -5,6 +5,10 @@
 #include <string>
 
 namespace vsa::test {
+
+// What kernels behave as, of the bugs in their common copy (tests/mutants/schema.py), or 0: none.
+inline int mutant = 0;
+
 namespace {
 
 // Something is not what it should be.

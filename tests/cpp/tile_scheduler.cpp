@@ -2,10 +2,13 @@
 // Runs the tile scheduler on the emulator, on a random selection per seed, and holds the tile loads
 // that a producer gets and the steps that a consumer gets against what the selection says.
 //
-//   tile_scheduler NAMESPACE SEEDS    "seed N: " and the first report within so many, or "nothing"
+//   tile_scheduler NAMESPACE SEEDS [MUTANT]    "seed N: " and the first report within so many
+//                                              seeds, or "nothing"
 //
-// The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_tile_scheduler.py writes
-// them, each with a scheduler of its own that has a bug.
+// The namespaces are vsa, or those of VSA_EACH_BUG, which tests/mutants/test_tile_scheduler.py
+// writes: each with a scheduler that behaves as the mutant of a number.
+#include "kernels/schedule/tile_scheduler.h"
+
 #include <algorithm>
 #include <bit>
 #include <cstdio>
@@ -13,7 +16,6 @@
 #include <string>
 #include <vector>
 
-#include "kernels/schedule/tile_scheduler.h"
 #include "prim/host_block.h"
 #include "reports.h"
 
@@ -376,13 +378,13 @@ std::string first_report(unsigned seeds) {
 }
 
 #ifndef VSA_EACH_BUG
-#define VSA_EACH_BUG(PLAN) PLAN(vsa)
+#define VSA_EACH_BUG(SCHEDULE) SCHEDULE(vsa)
 #endif
 
 std::string answer(const std::string& space, unsigned seeds) {
-#define VSA_PLAN(name) \
+#define VSA_SCHEDULE(name) \
   if (space == #name) return first_report<name::TileSchedule, name::TileScheduler>(seeds);
-  VSA_EACH_BUG(VSA_PLAN)
+  VSA_EACH_BUG(VSA_SCHEDULE)
   return "?";
 }
 
@@ -390,5 +392,6 @@ std::string answer(const std::string& space, unsigned seeds) {
 }  // namespace vsa::test
 
 int main(int argc, char** argv) {
-  std::puts(argc == 3 ? vsa::test::answer(argv[1], std::stoul(argv[2])).c_str() : "?");
+  if (argc == 4) vsa::test::mutant = std::stoi(argv[3]);
+  std::puts(argc >= 3 ? vsa::test::answer(argv[1], std::stoul(argv[2])).c_str() : "?");
 }

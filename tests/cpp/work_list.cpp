@@ -2,11 +2,12 @@
 // Lets a few blocks take all work tiles of random sequences, and holds what they get against what
 // there is to do.
 //
-//   work_list NAMESPACE SEEDS         "seed N: " and the first report within so many, or "nothing"
-//   work_list "counter not zero" SEEDS  the same with a counter that a launch before has left
+//   work_list NAMESPACE SEEDS [MUTANT]    "seed N: " and the first report within so many, or
+//                                         "nothing"
+//   work_list "counter not zero" SEEDS    the same with a counter that a launch before has left
 //
-// The namespaces are vsa, or those of VSA_EACH_BUG: tests/mutants/test_work_list.py writes them,
-// each with a list of its own that has a bug.
+// The namespaces are vsa, or those of VSA_EACH_BUG, which tests/mutants/test_work_list.py writes:
+// one with a list that behaves as the mutant of a number, others with a bug each.
 #include "kernels/schedule/work_list.h"
 
 #include <algorithm>
@@ -126,5 +127,6 @@ std::string answer(const std::string& space, unsigned seeds) {
 }  // namespace vsa::test
 
 int main(int argc, char** argv) {
-  std::puts(argc == 3 ? vsa::test::answer(argv[1], std::stoul(argv[2])).c_str() : "?");
+  if (argc == 4) vsa::test::mutant = std::stoi(argv[3]);
+  std::puts(argc >= 3 ? vsa::test::answer(argv[1], std::stoul(argv[2])).c_str() : "?");
 }

@@ -222,7 +222,7 @@ def start(rank, job, ranks, path):
         init_method=f"file://{path}",
         rank=rank,
         world_size=ranks,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(minutes=30),  # a busy machine is slow
     )
     job(rank)
     dist.destroy_process_group()

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from child_process import run
 from distributed import distributed_jobs
+from distributed import ranks as ranks_of
 from integrations import text_jobs
-from torch.multiprocessing import spawn
 
 from vsa.distributed import ring_attention, ulysses_attention
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
     ],
 )
 def test_processes_compute_what_one_would(job, ranks, tmp_path) -> None:
-    spawn(distributed_jobs.start, (job, ranks, tmp_path / "store"), nprocs=ranks)
+    ranks_of.run(job, ranks, tmp_path)
 
 
 def test_without_processes_it_says_what_is_missing() -> None:
@@ -56,12 +56,10 @@ def test_the_example_runs_with_two_processes() -> None:
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     for _ in range(3):
-        run = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
+        done = run(command, env=environment)
         # gloo's own threads do this when a process ends, once in some thirty runs.
-        if "terminate called without an active exception" not in run.stderr:
+        if "terminate called without an active exception" not in done.stderr:
             break
-    assert run.returncode == 0, run.stderr
-    errors = [float(e) for e in re.findall(r"error (\S+)", run.stdout)]
+    assert done.returncode == 0, done.stderr
+    errors = [float(e) for e in re.findall(r"error (\S+)", done.stdout)]
     assert len(errors) == 2 and max(errors) < 1e-5

@@ -6,10 +6,10 @@ from __future__ import annotations
 import importlib.resources
 import importlib.util
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
+from child_process import output, run
 
 ROOT = Path(__file__).resolve().parents[2]
 CPP = ROOT / "tests" / "cpp"
@@ -76,16 +76,8 @@ def emulator(compiler, tmp_path_factory):
     """Runs one command of tests/cpp/emulator.cpp; returns its answer."""
     program = tmp_path_factory.mktemp("emulator") / "emulator"
     flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    run(compiler, *flags, *INCLUDES, CPP / "emulator.cpp", "-o", program)
-    return lambda *words: run(program, *words).stdout.strip()
-
-
-def run(*command):
-    done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout}{done.stderr}"
-    return done
+    output(compiler, *flags, *INCLUDES, CPP / "emulator.cpp", "-o", program)
+    return lambda *words: output(program, *words)
 
 
 def test_16_bit_numbers_round_as_on_the_gpu(emulator):
@@ -130,7 +122,7 @@ def test_operand_facts_agree_with_cute(compiler, toolkit, tmp_path):
     cuda = toolkit.nvcc.parent.parent / "include"
     oracle = tmp_path / "oracle"
     foreign = [word for path in (headers, cuda, cuda / "cccl") for word in ("-isystem", path)]
-    run(
+    output(
         compiler,
         "-std=c++20",
         "-O1",
@@ -141,9 +133,7 @@ def test_operand_facts_agree_with_cute(compiler, toolkit, tmp_path):
         "-o",
         oracle,
     )
-    counts = dict(
-        line.split(": ") for line in run(oracle).stdout.splitlines() if "ERROR" not in line
-    )
+    counts = dict(line.split(": ") for line in output(oracle).splitlines() if "ERROR" not in line)
     assert len(counts) == 8
     assert set(counts.values()) == {"0"}, counts
 
@@ -153,8 +143,10 @@ def test_kernels_compile_for_the_gpu_without_spills_or_serialised_products(
 ):
     command = [toolkit.nvcc, f"-ccbin={compiler}", "-std=c++20", "-Xptxas=-v", "-cubin"]
     target = "-gencode=arch=compute_90a,code=sm_90a"
-    done = run(*command, target, *INCLUDES, CPP / "kernels.cu", "-o", tmp_path / "kernels.cubin")
+    cubin = tmp_path / "kernels.cubin"
+    done = run([*command, target, *INCLUDES, CPP / "kernels.cu", "-o", cubin])
     report = done.stdout + done.stderr
+    assert done.returncode == 0, report
     assert report.count("Compiling entry function") == 6
     assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == 6
     assert "C75" not in report, report  # ptxas: products serialised, or waits put between them

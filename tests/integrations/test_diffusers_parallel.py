@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.multiprocessing import spawn
 
 pytest.importorskip("diffusers")
-from distributed import distributed_jobs
+from distributed import ranks as ranks_of
 from integrations import joint_jobs, parallel_jobs
 from integrations.tiny_transformers import hunyuan
 
@@ -21,7 +20,7 @@ from vsa.integrations.diffusers import apply_vsa
     ("job", "ranks"), [(parallel_jobs.two, 2), (joint_jobs.two, 2), (joint_jobs.four, 4)]
 )
 def test_processes_compute_what_one_would(job: Any, ranks: int, tmp_path: Path) -> None:
-    spawn(distributed_jobs.start, (job, ranks, tmp_path / "store"), nprocs=ranks)
+    ranks_of.run(job, ranks, tmp_path)
 
 
 def test_a_group_needs_processes() -> None:

@@ -326,16 +326,27 @@ def test_gates_compute_in_the_type_of_the_layer(storage: torch.dtype) -> None:
     assert model.blocks[0].attn1.to_gate_compress.weight.dtype == torch.float32
 
 
+def whole_gradients(model: Any, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Of the weights of all blocks, through one pass in the type of the weights."""
+    parameters = list(model.blocks.parameters())
+    given = {
+        name: value.to(parameters[0].dtype) if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+    }
+    return torch.autograd.grad(run(model, given).square().sum(), parameters)
+
+
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_a_compiled_transformer_with_checkpointing_is_one_graph(fullgraph: bool) -> None:
     model, inputs = wan()
     apply_vsa(model, topk=0.3, tile=(2, 2, 2))
+    exact = whole_gradients(copy.deepcopy(model).double(), inputs)
     model.enable_gradient_checkpointing()
-    parameters = list(model.blocks.parameters())
-    expected = torch.autograd.grad(run(model, inputs).square().sum(), parameters)
+    eager = whole_gradients(model, inputs)
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(model, backend=counter, fullgraph=fullgraph)
-    found = torch.autograd.grad(run(compiled, inputs).square().sum(), parameters)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    compiled = whole_gradients(torch.compile(model, backend=counter, fullgraph=fullgraph), inputs)
+    for truth, a, b in zip(exact, eager, compiled, strict=True):
+        # Compiled operators sum in another order than eager ones. Both round fp32, not more.
+        allowed = min(2 * (a - truth).norm(), 2e-6 * truth.norm())
+        assert (b - truth).norm() <= allowed
     assert counter.frame_count == 1

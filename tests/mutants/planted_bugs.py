@@ -1,60 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies of kernel headers with bugs put into them, each in a namespace of its own.
+"""Programs of tests/cpp with mutants of kernel headers, and what these are reported as.
 
-A program of tests/cpp says `VSA_EACH_BUG(...)` where it wants all of them, and finds the names of
-the namespaces, each as the argument of a macro of its own, e.g. `KEYS(NoWait) QUERIES(NoWait)`.
+Nearly all mutants of a header are one copy of it, in which a number chooses one while the program
+runs (schema.py). The others are copies of their own. Each copy is in a namespace of its own. A
+program says `VSA_EACH_BUG(...)` where it wants all of them, and finds the names of the namespaces,
+each as the argument of a macro of its own, e.g. `KEYS(in_rings) QUERIES(in_rings)`.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from child_process import output
+from mutants.schema import schema, without_comments
+
 ROOT = Path(__file__).resolve().parents[2]
+CPP = ROOT / "tests" / "cpp"
 CSRC = ROOT / "csrc"
 
 # By name: the text that a header has once, what becomes of it, how that must be reported.
 Bugs = Mapping[str, tuple[str, str, str]]
 
 
-def run(*command: object) -> str:
-    """What a command prints; fails unless it succeeds."""
-    done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout}{done.stderr}"
-    return done.stdout.strip()
-
-
 def build(compiler: object, source: Path, program: Path, *flags: object) -> Callable[..., str]:
     """Compiles a program of tests/cpp; returns a function that runs it with words."""
-    run(compiler, "-std=c++20", f"-I{CSRC}", *flags, source, "-o", program)
-    return lambda *words: run(program, *words)
+    output(compiler, "-std=c++20", f"-I{CSRC}", f"-I{CPP}", *flags, source, "-o", program)
+    return lambda *words: output(program, *words)
 
 
-def substitute(header: str, name: str, bug: tuple[str, str, str]) -> str:
-    """The text of a header with a bug in it."""
-    old, new, _ = bug
-    pattern = r"\s+".join(re.escape(word) for word in old.split())
-    text, count = re.subn(pattern, lambda _: new, (CSRC / header).read_text())
-    assert count == 1, f"{name}: {header} has this {count} times, not once: {old}"
-    return text
+def text_of(header: str) -> str:
+    """A header without its comments and what it includes."""
+    code = without_comments((CSRC / header).read_text())
+    return re.sub(r"^#(pragma once|include .*)$", "", code, flags=re.MULTILINE)
 
 
-def in_namespaces(headers: Sequence[str], header: str, bugs: Bugs) -> str:
-    """All headers once for each bug that one of them has, in a namespace that is called like it."""
-    copies = []
-    for name, bug in bugs.items():
-        texts = [
-            substitute(h, name, bug) if h == header else (CSRC / h).read_text() for h in headers
-        ]
-        code = re.sub(r"^#(pragma once|include .*)$", "", "\n".join(texts), flags=re.MULTILINE)
-        # A name that a class shadows is qualified: it means the copy's.
-        code = code.replace("vsa::", f"vsa::{name}::")
-        copies.append(code.replace("namespace vsa {", f"namespace vsa::{name} {{"))
-    return "\n".join(copies)
+def place(header: str, name: str, bug: tuple[str, str, str]) -> tuple[int, int]:
+    """Where the text begins and ends that a bug changes, in `text_of(header)`."""
+    pattern = r"\s+".join(re.escape(word) for word in bug[0].split())
+    found = list(re.finditer(pattern, text_of(header)))
+    assert len(found) == 1, f"{name}: {header} has this {len(found)} times, not once: {bug[0]}"
+    return found[0].span()
+
+
+def in_namespace(name: str, headers: Sequence[str], changed: Mapping[str, str]) -> str:
+    """Copies of headers in a namespace. changed: the texts of those that differ"""
+    code = "\n".join(changed.get(header) or text_of(header) for header in headers)
+    # A name that a class shadows is qualified: it means the copy's.
+    code = code.replace("vsa::", f"vsa::{name}::")
+    return code.replace("namespace vsa {", f"namespace vsa::{name} {{")
+
+
+@dataclass(frozen=True)
+class Mutants:
+    """A header with its bugs: the code of all copies, and how a program is asked for each."""
+
+    code: str
+    common: str
+    """The namespace of the copy in which a number chooses."""
+    chosen: Mapping[str, int]
+    """The bugs that are in it, by their numbers."""
+
+    def namespace(self, name: str) -> str:
+        return self.common if name in self.chosen else name
+
+    def words(self, name: str, *words: object) -> tuple[object, ...]:
+        """What a program is called with, if `words` are what follows the namespace."""
+        return (self.namespace(name), *words, self.chosen.get(name, 0))
+
+
+def mutants(headers: Sequence[str], header: str, bugs: Bugs) -> Mutants:
+    """Copies of all headers for the bugs that one of them has."""
+    text, common = text_of(header), f"in_{Path(header).stem}"
+    spans = {name: place(header, name, bug) for name, bug in bugs.items()}
+    numbers = {name: number for number, name in enumerate(bugs, start=1)}
+    changes = {numbers[name]: (*span, bugs[name][1]) for name, span in spans.items()}
+    together, taken = schema(text, changes)
+    chosen = {name: number for name, number in numbers.items() if number in taken}
+    copies = [in_namespace(common, headers, {header: together})]
+    for name, (begin, end) in spans.items():
+        if name not in chosen:
+            alone = text[:begin] + bugs[name][1] + text[end:]
+            copies.append(in_namespace(name, headers, {header: alone}))
+    code = "\n".join(copies).replace("VSA_MUTANT", "::vsa::test::mutant")
+    return Mutants(code, common, chosen)
+
+
+def write(
+    path: Path, code: str, problems: Sequence[str], places: Sequence[tuple[str, str]]
+) -> Path:
+    """What is included before a program.
+
+    Args:
+        path: of the file that is written.
+        code: of the copies and what they include.
+        problems: all that the program knows, in the order of ``VSA_EACH_BUG``'s arguments.
+        places: the namespaces, each with a problem that it is wanted in.
+    """
+    each = " ".join(f"{problem.upper()}({space})" for space, problem in dict.fromkeys(places))
+    path.write_text(
+        f'#include "reports.h"\n{code}\n'
+        f"#define VSA_EACH_BUG({', '.join(problems).upper()}) {each}\n"
+    )
+    return path
+
+
+def is_named(report: str, bug: tuple[str, str, str]) -> bool:
+    """Whether a program reports a bug as it must."""
+    return re.match(rf"seed \d+: ({bug[2]})", report) is not None
 
 
 def unnoticed(
@@ -80,18 +135,18 @@ def unnoticed(
         seeds: schedules to try.
     """
     bugs = {name: bug for table in tables.values() for name, bug in table.items()}
-    places = [(name, at) for found_in, table in tables.items() for name in table for at in found_in]
-    copies = folder / "bugs.h"
-    copies.write_text(
-        '#include "launch/fine_params.h"\n'
-        f"{in_namespaces(headers, header, bugs)}\n"
-        f"#define VSA_EACH_BUG({', '.join(problems).upper()}) "
-        f"{' '.join(f'{at.upper()}({name})' for name, at in places)}\n"
-    )
+    found = mutants(headers, header, bugs)
+    asked = [(name, at) for found_in, table in tables.items() for name in table for at in found_in]
+    places = [(found.namespace(name), at) for name, at in asked]
+    code = f'#include "launch/fine_params.h"\n{found.code}'
+    copies = write(folder / "bugs.h", code, problems, places)
     program = build(compiler, source, folder / "bugs", "-Og", "-w", "-include", copies)
-    reports = {(name, at): program(name, at, seeds) for name, at in places}
+    for space, at in dict.fromkeys(places):
+        if space == found.common:
+            assert program(space, at, seeds, 0) == "nothing"  # none of its bugs is chosen
+    reports = {(name, at): program(*found.words(name, at, seeds)) for name, at in asked}
     return {
         (name, at): report
         for (name, at), report in reports.items()
-        if not re.match(rf"seed \d+: ({bugs[name][2]})", report)
+        if not is_named(report, bugs[name])
     }

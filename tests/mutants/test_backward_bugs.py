@@ -11,7 +11,7 @@ from mutants.bugs_in_resident_tiles import IN_RESIDENT_TILES
 from mutants.bugs_in_rings import IN_RINGS
 from mutants.bugs_in_tile_schedule import IN_SCHEDULE
 from mutants.bugs_in_tile_scheduler import IN_HEADS, IN_SCHEDULER
-from mutants.planted_bugs import ROOT, build, substitute, unnoticed
+from mutants.planted_bugs import ROOT, build, place, unnoticed
 
 PROGRAM = ROOT / "tests" / "cpp" / "fine_backward.cpp"
 SEEDS = 18  # the nine schedules of test_emulator.py, with rings of two kinds
@@ -71,4 +71,4 @@ def test_text_that_a_header_does_not_have_once_is_no_substitution():
         with pytest.raises(
             AssertionError, match=f"{name}: kernels/schedule/rings.h has this .* not once"
         ):
-            substitute("kernels/schedule/rings.h", name, (text, "", ""))
+            place("kernels/schedule/rings.h", name, (text, "", ""))

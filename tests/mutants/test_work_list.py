@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import re
-
-from mutants.planted_bugs import ROOT, Bugs, build, in_namespaces
+from mutants.planted_bugs import ROOT, Bugs, build, is_named, mutants, write
 
 PROGRAM = ROOT / "tests" / "cpp" / "work_list.cpp"
 HEADER = "kernels/schedule/work_list.h"
@@ -64,16 +62,11 @@ def test_every_item_comes_once_and_text_first(compiler, tmp_path):
 
 
 def test_bugs_are_reported_by_name(compiler, tmp_path):
-    each = " ".join(f"LIST({name})" for name in BUGS)
-    copies = in_namespaces([HEADER], HEADER, BUGS)
-    bugs = tmp_path / "bugs.h"
+    found = mutants([HEADER], HEADER, BUGS)
     includes = '#include "kernels/schedule/sequence.h"\n#include "prim/warp.h"\n'
-    bugs.write_text(f"{includes}{copies}\n#define VSA_EACH_BUG(LIST) {each}\n")
-    program = build(compiler, PROGRAM, tmp_path / "bugs", "-Og", "-w", "-include", bugs)
-    reports = {name: program(name, SEEDS) for name in BUGS}
-    wrong = {
-        name: report
-        for name, report in reports.items()
-        if not re.match(rf"seed \d+: ({BUGS[name][2]})", report)
-    }
-    assert not wrong
+    places = [(found.namespace(name), "list") for name in BUGS]
+    copies = write(tmp_path / "bugs.h", includes + found.code, ["list"], places)
+    program = build(compiler, PROGRAM, tmp_path / "bugs", "-Og", "-w", "-include", copies)
+    assert program(found.common, SEEDS, 0) == "nothing"  # none of its bugs is chosen
+    reports = {name: program(*found.words(name, SEEDS)) for name in BUGS}
+    assert not {name: said for name, said in reports.items() if not is_named(said, BUGS[name])}

@@ -54,6 +54,7 @@ def uninstall(site: Path, name: str) -> None:
 def ours() -> dict[str, bytes]:
     found = {f"vsa/{path.relative_to(PACKAGE)}": path for path in PACKAGE.rglob("*.py")}
     found |= {f"vsa/{path.name}": path for path in PACKAGE.glob("_C*.so")}
+    found["vsa/_build.json"] = PACKAGE / "_build.json"
     found["video_sparse_attention.py"] = LAUNCHER
     return {name: path.read_bytes() for name, path in found.items()}
 
