@@ -34,11 +34,12 @@ struct FineForwardConfig {
   // Measured: three consumers with Q in shared memory beat two with Q in registers, and four beat
   // three where their registers are enough (bench/log/forward-kernel.md).
   static constexpr int kConsumers = D == 128 ? 3 : 4;
-  // Of K, of V. At 64 one ring has stages enough, and half as many waits (bench/NOTES.md).
+  // Of K, of V. At 64 one ring has stages enough, and half as many waits
+  // (bench/log/forward-kernel.md).
   using Rings = std::conditional_t<D == 128, TwoRings<4, 6, kConsumers>, OneRing<11, kConsumers>>;
   static constexpr int kScheduleWords = 8, kChunkLoads = D == 128 ? 96 : 64;
-  // The scheduler is in the producers' warpgroup: at 128 it takes 56 registers so that its chunks
-  // come in time, at 64 four consumers leave it 32 (bench/NOTES.md).
+  // Producers and the scheduler warp share a warpgroup, which has what consumers leave of a launch:
+  // 4 x 128 registers per thread at 128, 5 x 96 at 64.
   static constexpr int kProducerRegisters = D == 128 ? 56 : 32;
   static constexpr int kConsumerRegisters = D == 128 ? 152 : 112;
 };
