@@ -79,7 +79,15 @@ def test_a_program_names_addresses_that_are_missing():
     axes = torch.full((1, 1), -7, dtype=torch.int32)
     slot = 1 << 48
     step = _C.AxisChoice(
-        bitmap=slot, axes=2 * slot, batch=1, heads=1, groups=1, words=1, tiles=(1, 2, 2)
+        bitmap=slot,
+        axes=2 * slot,
+        batch=1,
+        heads=1,
+        groups=1,
+        words=1,
+        tiles=(1, 2, 2),
+        counters=0,
+        count=0,
     ).step()
     program = _C.Program([step])
     for addresses in ([], [bitmap.data_ptr()]):

@@ -125,7 +125,12 @@ def changed(**changes: Callable[[Tensor], Any]) -> Callable[[], list[Any]]:
 
     def run() -> list[Any]:
         given = dict(zip("qkv", GATED.tensors(), strict=False))
-        return [attend(**given | {name: make(given.get(name)) for name, make in changes.items()})]
+        found = attend(**given | {name: make(given.get(name)) for name, make in changes.items()})
+        return (
+            [*found[:1], *(getattr(x, "bitmap", x) for x in found[1:])]
+            if isinstance(found, tuple)
+            else [found]
+        )
 
     return run
 
@@ -152,6 +157,10 @@ def freed(x: Tensor) -> Tensor:
         changed(topk=lambda _: (2, [2])),
         changed(topk=lambda _: torch.tensor(2)),
         changed(backend=lambda _: "torch"),
+        changed(return_lse=lambda _: 0.0),
+        changed(return_lse=lambda _: []),
+        changed(return_selection=lambda _: True),
+        changed(return_lse=lambda _: True),
         changed(backend=lambda _: "nobody"),
         changed(grid=lambda _: vsa.Grid((4, 5, 6), prefix=1)),
     ],

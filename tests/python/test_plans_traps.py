@@ -52,10 +52,8 @@ class Watcher(TorchFunctionMode):
 
 
 def test_whoever_watches_sees_the_operators(ran: list[int]) -> None:
-    for _ in range(2):
-        ALL.run()
-    ran.clear()
     tensors = given()
+    attention(**tensors)
     with Watcher() as functions:
         attention(**tensors)
     assert len(functions.seen) == 3
@@ -80,12 +78,12 @@ def test_whoever_watches_sees_the_operators(ran: list[int]) -> None:
 
 
 def test_a_default_device_does_not_cost_the_plan(ran: list[int]) -> None:
-    expected = outcome(BASE.run)
     tensors = given(BASE)
+    expected = attention(**tensors)
     with torch.device("meta"):
         found = attention(**tensors)
     assert len(ran) == 1
-    assert torch.equal(found, attention(**tensors)) and found.device.type == "cpu" and expected
+    assert torch.equal(found, expected)
 
 
 def test_compiled_before_and_after(ran: list[int]) -> None:

@@ -68,7 +68,7 @@ def kind_of(
         return None
     tensors = (q, k, v) if gate_fine is gate_coarse is None else (q, k, v, gate_fine, gate_coarse)
     budget = type(topk)
-    if budget not in NUMBERS or not _compares(*rest[:5]) or is_watched():
+    if budget not in NUMBERS or not _compares(*rest) or is_watched():
         return None
     wants, addresses = False, 0
     shapes: list[object] = []
@@ -106,7 +106,15 @@ def kind_of(
     return (*shapes, topk, kinds, *rest, wants)
 
 
-def _compares(grid: object, kv_grid: object, tile: object, scale: object, backend: object) -> bool:
+def _compares(
+    grid: object,
+    kv_grid: object,
+    tile: object,
+    scale: object,
+    backend: object,
+    gives_lse: object,
+    gives_choice: object,
+) -> bool:
     """Whether arguments that are equal to these mean the same: 4.0 == 4, but is an error."""
     return (
         (grid is None or _is_exact(grid))
@@ -114,6 +122,7 @@ def _compares(grid: object, kv_grid: object, tile: object, scale: object, backen
         and (tile is DEFAULT_TILE or _is_exact(tile))
         and (scale is None or type(scale) in (int, float))
         and type(backend) is str
+        and type(gives_lse) is type(gives_choice) is bool
     )
 
 

@@ -77,7 +77,8 @@ class Workspace:
 
 
 def part_of(memory: Tensor, part: Placeholder) -> Tensor:
-    """A part of a workspace as a tensor."""
+    """A part of a workspace as a tensor. Hooks of autograd may have put it inside other memory."""
     if memory.dtype != part.dtype:
         memory = memory.view(part.dtype)
-    return memory.as_strided(part.shape, part.strides, part.offset // part.dtype.itemsize)
+    start = memory.storage_offset() + part.offset // part.dtype.itemsize
+    return memory.as_strided(part.shape, part.strides, start)

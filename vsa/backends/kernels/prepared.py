@@ -226,11 +226,13 @@ class PreparedAttention:
 
     def unpacked(self, found: Forward) -> tuple[Tensor, Tensor, Means]:
         """See ``Prepared.unpacked``."""
-        lse = part_of(found.kept, self.lse) if found.lse is None else found.lse
-        bitmap = part_of(found.kept, self.bitmap) if found.bitmap is None else found.bitmap
+        kept = found.kept.clone(memory_format=torch.contiguous_format)  # at an aligned address
+        lse = part_of(kept, self.lse) if found.lse is None else found.lse
+        bitmap = part_of(kept, self.bitmap) if found.bitmap is None else found.bitmap
         if found.means is None:
             return lse, bitmap, Means(None, None, None)
-        return lse, bitmap, Means(*(part_of(found.means, mean) for mean in self.means))
+        means = found.means.contiguous()
+        return lse, bitmap, Means(*(part_of(means, mean) for mean in self.means))
 
 
 def placeholder(slot: int, x: Tensor) -> Placeholder:
