@@ -3,7 +3,7 @@
 #include "launch/coarse_select.h"
 
 #include "bind/fields.h"
-#include "kernels/select/split_operands.h"
+#include "kernels/coarse/split_operands.h"
 
 namespace vsa::bind {
 namespace {

@@ -41,7 +41,7 @@ struct SelectTiles {
   double mass;              // least share of the softmax, 0 for none
 };
 
-// Operands of left * right^T, bf16 and six times as deep: kernels/select/split_operands.h.
+// Operands of left * right^T, bf16 and six times as deep: kernels/coarse/split_operands.h.
 struct SplitOperands {
   const float *left, *right;             // [rows, depth]
   uint16_t *left_pieces, *right_pieces;  // [rows, 6, depth]

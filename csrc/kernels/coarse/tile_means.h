@@ -6,7 +6,7 @@
 // order, some at a time. No lane needs another, and the order does not depend on strides, so views
 // give the bits of copies and every machine the same ones.
 #pragma once
-#include "kernels/select/split_operands.h"
+#include "kernels/coarse/split_operands.h"
 #include "prim/warp.h"
 
 namespace vsa {
