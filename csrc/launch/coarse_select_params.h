@@ -3,9 +3,9 @@
 #pragma once
 #include <algorithm>
 
+#include "kernels/coarse/split_operands.h"
 #include "kernels/coarse/tile_means.h"
 #include "kernels/select/select_tiles.h"
-#include "kernels/coarse/split_operands.h"
 #include "launch/coarse_select.h"
 #include "launch/element.h"
 
