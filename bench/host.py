@@ -51,6 +51,8 @@ TINY_LAYERS = {"tiny": ((4, 8, 8), 2, 64)}
 TINY_MODELS = {"tiny": ((4, 8, 8), 2, 64, 1)}
 QUEUED = 20
 """Calls whose launches fit the queue of a stream, so that the host never waits for the GPU."""
+LONG = 0.04
+"""Seconds that calls go on before the device is waited for."""
 
 
 def median(samples: list[float]) -> float:
@@ -77,13 +79,17 @@ class Timer:
         for _ in range(3):
             function()
         self.wait()
+        begin = time.perf_counter()
+        function()
+        self.wait()
+        calls = max(1, min(QUEUED, int(LONG / (time.perf_counter() - begin))))
         samples, end = [], time.perf_counter() + self.seconds
         while time.perf_counter() < end or len(samples) < 5:
             begin = time.perf_counter()
-            for _ in range(QUEUED):
+            for _ in range(calls):
                 function()
             self.wait()
-            samples.append((time.perf_counter() - begin) / QUEUED * 1e3)
+            samples.append((time.perf_counter() - begin) / calls * 1e3)
         return median(samples)
 
     def host(self, function: Callable[[], Any]) -> float:
@@ -224,13 +230,17 @@ def training_rows(options: argparse.Namespace, timer: Timer) -> Iterator[dict[st
             yield {"model": name, "what": what, "step ms": timer.call(step)}
 
 
-def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+def measured(
+    options: argparse.Namespace, keep: Callable[[list[dict[str, Any]]], None]
+) -> list[dict[str, Any]]:
+    """All rows of this build; what there is goes to ``keep`` after each."""
     timer = Timer(options.device == "cuda", 0.01 if options.tiny else options.seconds)
     rows: list[dict[str, Any]] = []
     parts = {"layers": layer_rows, "training": training_rows}
     for part in options.parts.split(","):
         for row in parts[part](options, timer):
             rows.append({"build": options.build, **row})
+            keep(rows)
             numbers = {
                 key: round(value, 3) for key, value in row.items() if isinstance(value, float)
             }
@@ -264,15 +274,15 @@ def main() -> None:
         subprocess.run(command, env=os.environ | {"PYTHONPATH": str(options.baseline)}, check=True)
         rows += json.loads(file.read_text())["rows"]
         file.unlink()
-    rows += measured(options)
-    if options.build != "this" and options.out is not None:
-        options.out.write_text(json.dumps({"rows": rows}))
-    elif options.out is not None:
-        from vsa.measure.provenance import provenance, write  # another build may not have it
+    if options.build != "this":
+        measured(options, lambda new: options.out.write_text(json.dumps({"rows": new})))
+        return
+    from vsa.measure.provenance import provenance, write  # another build may not have it
 
-        command = ["bench/host.py", *sys.argv[1:]]
-        head = provenance(torch.device(options.device), command=command, commit=options.commit)
-        write(options.out, head, rows)
+    command = ["bench/host.py", *sys.argv[1:]]
+    head = provenance(torch.device(options.device), command=command, commit=options.commit)
+    new = measured(options, lambda new: write(options.out, head, [*rows, *new], complete=False))
+    write(options.out, head, [*rows, *new])
 
 
 if __name__ == "__main__":
