@@ -184,6 +184,13 @@ def test_arguments_that_only_look_like_those_of_a_plan(
     assert len(ran) >= 1
 
 
+def test_results_that_were_not_asked_for_before(ran: list[int]) -> None:
+    for options in ({}, {"return_lse": True}, {"return_selection": True}):
+        run = changed(**{name: lambda _, value=value: value for name, value in options.items()})
+        assert outcome(run) == outcome(run) == unplanned(run)
+    assert len(ran) == 3
+
+
 def test_more_budgets_of_heads_than_the_kernel_takes(ran: list[int]) -> None:
     call = Call((1, 4, 4, 8, 300, 64), kv_heads=300, topk=(1,) * 300)
     assert outcome(call.run) == outcome(call.run) == unplanned(call.run)
