@@ -22,6 +22,7 @@ from python.planned_calls import (
     Call,
     digest,
     outcome,
+    strided,
     unplanned,
     without_plans,
 )
@@ -152,7 +153,15 @@ def freed(x: Tensor) -> Tensor:
         changed(q=freed),  # a kernel that read it would end the process
         changed(q=lambda q: torch._efficientzerotensor(q.shape, dtype=q.dtype)),
         changed(q=lambda q: torch._neg_view(q)),
+        changed(q=lambda q: strided(q, "heads outside")),
+        changed(q=lambda q: q[..., :1, :].expand(q.shape)),
+        changed(gate_fine=lambda _: torch.ones(VIDEO, dtype=torch.float16)),
+        changed(gate_coarse=lambda _: torch.linspace(0, 1, 64).expand(VIDEO)),
         changed(kv_grid=lambda _: (4, 6, 5)),
+        changed(kv_grid=lambda _: (4, 5, 6)),
+        changed(kv_grid=lambda _: (4.0, 5, 6)),
+        changed(scale=lambda _: 0),
+        changed(scale=lambda _: -0.125),
         changed(topk=lambda _: [2, 2]),
         changed(topk=lambda _: (2, [2])),
         changed(topk=lambda _: torch.tensor(2)),
@@ -173,6 +182,13 @@ def test_arguments_that_only_look_like_those_of_a_plan(
         BASE.run()
         assert outcome(run) == expected
     assert len(ran) >= 1
+
+
+def test_results_that_were_not_asked_for_before(ran: list[int]) -> None:
+    for options in ({}, {"return_lse": True}, {"return_selection": True}):
+        run = changed(**{name: lambda _, value=value: value for name, value in options.items()})
+        assert outcome(run) == outcome(run) == unplanned(run)
+    assert len(ran) == 3
 
 
 def test_more_budgets_of_heads_than_the_kernel_takes(ran: list[int]) -> None:

@@ -91,6 +91,25 @@ def test_hooks_of_saved_tensors(
     assert len(ran) == 1
 
 
+def test_hooks_that_change_the_keys_alone(ran: list[int]) -> None:
+    call = Call((1, 4, 5, 6, 4, 64), kv_heads=2, wants="qkv")
+
+    def run(late: bool) -> list[Any]:
+        tensors = given(call)
+        hooks = (lambda x: transposed(x) if x.shape[-2:] == (2, 64) else x), lambda x: x
+        with contextlib.nullcontext() if late else saved_tensors_hooks(*hooks):
+            out = attention(**tensors)
+        if late:
+            for saved in out.grad_fn._raw_saved_tensors:
+                if saved.data is not None:
+                    saved.register_hooks(*hooks)
+        return slopes(out, tensors)
+
+    attention(**given(call))
+    assert outcome(lambda: run(late=True)) == unplanned(lambda: run(late=False))
+    assert len(ran) == 1
+
+
 @pytest.mark.parametrize("shape", [VIDEO, FLAT])
 @pytest.mark.parametrize(
     "gates", [(None, None), ("contiguous", None), (None, "fp32"), ("fp32", "contiguous")]

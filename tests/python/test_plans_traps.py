@@ -39,6 +39,34 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return without_plans(monkeypatch)
 
 
+def test_autocast_to_another_type_takes_the_operators(ran: list[int]) -> None:
+    def run() -> list[Any]:
+        tensors = given()
+        found = []
+        for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
+            with torch.autocast("cpu", dtype):
+                found.append(attention(**tensors))
+                with torch.autocast("cpu", enabled=False):
+                    found.append(attention(**tensors))
+        return found
+
+    same_by_a_plan(run, ran)
+    assert len(ran) == 5  # all but the one in fp16
+
+
+def test_a_subclass_sees_the_operators(ran: list[int]) -> None:
+    class Tagged(torch.Tensor):
+        pass
+
+    tensors = given()
+    plain = attention(**tensors)
+    tagged = tensors | {"q": tensors["q"].as_subclass(Tagged)}
+    for _ in range(2):
+        found = attention(**tagged)
+        assert type(found) is Tagged and torch.equal(found, plain)
+    assert not ran
+
+
 class Watcher(TorchFunctionMode):
     """Collects the names of our operators."""
 
