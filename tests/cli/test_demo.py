@@ -156,7 +156,7 @@ def test_demo_without_its_extra_says_what_to_install(clip, monkeypatch):
     monkeypatch.setattr("vsa.cli.extras.find_spec", lambda module: None)
     result = run(clip)
     assert result.exit_code == 1
-    assert "pip install 'video-sparse-attention[demo]'" in sentence(result)
+    assert "pip install '.[demo]' in a clone" in sentence(result)
 
 
 @pytest.mark.skipif(find_spec("skvideo") is None, reason="scikit-video is not installed")

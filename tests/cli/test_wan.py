@@ -136,7 +136,7 @@ def test_without_diffusers_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("vsa.cli.extras.find_spec", lambda name: None)
     result = invoke()
     assert result.exit_code == 1
-    assert "pip install 'video-sparse-attention[diffusers]' with Python 3.11" in result.output
+    assert "pip install '.[diffusers]' in a clone" in result.output
 
 
 def test_text_is_checked_and_used(tmp_path: Path) -> None:

@@ -139,5 +139,5 @@ def test_a_missing_matplotlib_is_said_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(theme, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'video-sparse-attention\[demo\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[demo\]' in a clone"):
         plots.head_overlap(selection(A, B), tmp_path / "picture.png")

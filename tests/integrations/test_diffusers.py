@@ -393,5 +393,5 @@ def test_integrations_import_without_diffusers_and_say_what_is_missing(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     importlib.import_module("vsa.integrations")
-    with pytest.raises(ImportError, match=r"pip install 'video-sparse-attention\[diffusers\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[diffusers\]' in a clone"):
         importlib.import_module("vsa.integrations.diffusers")

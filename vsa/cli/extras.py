@@ -39,10 +39,10 @@ def require_diffusers_extra(purpose: str) -> None:
 def _require(extra: str, modules: Sequence[str], purpose: str) -> None:
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
-        newer = " with Python 3.11 or newer" * (extra == "diffusers")
+        newer = ", with Python 3.11 or newer" * (extra == "diffusers")
         typer.echo(
             f"{purpose}, but {', '.join(missing)} cannot be imported: "
-            f"run pip install '{DISTRIBUTION}[{extra}]'{newer}",
+            f"run pip install '.[{extra}]' in a clone of {DISTRIBUTION}{newer}",
             err=True,
         )
         raise typer.Exit(code=1)

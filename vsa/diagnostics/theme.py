@@ -82,7 +82,7 @@ def new_figure(
     if find_spec("matplotlib") is None:
         raise ImportError(
             "plots are drawn by matplotlib, which cannot be imported: "
-            f"run pip install '{DISTRIBUTION}[demo]'"
+            f"run pip install '.[demo]' in a clone of {DISTRIBUTION}"
         )
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from vsa.installation import DISTRIBUTION
 if find_spec("diffusers") is None:
     raise ImportError(
         "vsa.integrations.diffusers needs diffusers, which cannot be imported: "
-        f"run pip install '{DISTRIBUTION}[diffusers]' with Python 3.11 or newer"
+        f"run pip install '.[diffusers]' in a clone of {DISTRIBUTION}, with Python 3.11 or newer"
     )
 
 from vsa.integrations.diffusers.apply import apply_vsa, remove_vsa
