@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,21 @@ def loaded_from(model: nn.Module, folder: Path, **more: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(model), "_keep_in_fp32_modules", None)
         return type(model).from_pretrained(folder, low_cpu_mem_usage=False, **more)
+
+
+def test_trained_gates_that_stay_in_the_folder_are_named(tmp_path: Path) -> None:
+    model, _ = wan()
+    trained(model).save_pretrained(tmp_path / "trained")
+    wan()[0].save_pretrained(tmp_path / "plain")
+    apply_vsa(zero := wan()[0], topk=2, gates="coarse")
+    zero.save_pretrained(tmp_path / "zero")
+    with pytest.warns(UserWarning, match=r"trained gates lie beside .* pass gates=\"coarse\"$"):
+        apply_vsa(loaded_from(model, tmp_path / "trained"), topk=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        apply_vsa(loaded_from(model, tmp_path / "trained"), topk=2, gates="coarse")
+        for name in ("plain", "zero"):
+            apply_vsa(loaded_from(model, tmp_path / name), topk=2)
 
 
 @torch.no_grad()

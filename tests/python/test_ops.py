@@ -181,6 +181,21 @@ def test_selective_checkpointing_finds_the_operator_by_name() -> None:
     assert saved and all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
+@pytest.mark.parametrize("backend", ["torch", "flex"])
+def test_operators_say_what_a_backend_does_not_have(backend: str) -> None:
+    q, k, v, words, valid, grid, kv_grid, scale, *_ = (_detached(x) for x in _fine_arguments())
+    problem = q, k, v, words, valid, grid, kv_grid, scale, backend
+    with pytest.raises(NotImplementedError, match=f"^backend '{backend}' has no fused gates"):
+        torch.ops.vsa.gated_attention_inference(*problem, q, None, None)
+
+
+def test_kernels_refuse_tensors_of_another_device() -> None:
+    """Only an operator can bring them here; their addresses are no memory of the machine."""
+    x = torch.randn(1, 64, 2, 64, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"^backend 'hopper' takes tensors on cuda devices"):
+        torch.ops.vsa.tile_means([x], vsa.Grid((4, 4, 4)).as_ints(), "hopper")
+
+
 def test_the_operator_itself_follows_autocast() -> None:
     arguments = _fine_arguments()
     with torch.autocast("cpu", dtype=torch.bfloat16):

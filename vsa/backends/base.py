@@ -56,7 +56,13 @@ class Backend:
 
     def why_not(self, request: Request) -> str | None:
         """What is missing here for a request, or None if it can run."""
-        raise NotImplementedError
+        raise self._without("no answer to why it cannot run")
+
+    def _without(self, what: str) -> NotImplementedError:
+        """For operators that are called with a backend that does not compute them."""
+        return NotImplementedError(
+            f"backend {self.name!r} has {what}: call vsa.attention, which takes what a backend has"
+        )
 
     def tile_means(self, xs: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
         """Mean of the tokens of every tile.
@@ -135,27 +141,27 @@ class Backend:
             lse: (B, heads, S_q) fp32 (fp64 for fp64 inputs), natural logarithm; -inf where a token
                 attends nothing.
         """
-        raise NotImplementedError
+        raise self._without("no forward")
 
     def backward(
         self, upstream: Upstream, saved: Saved, problem: Problem, most: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of ``forward``: dq, dk and dv like q, k and v, contiguous."""
-        raise NotImplementedError
+        raise self._without("no backward of its own")
 
     def gated_forward(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:
         """Where gates are fused: out and lse, and the fine stage's output before its gate."""
-        raise NotImplementedError
+        raise self._without("no fused gates")
 
     def gated_inference(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor]:
         """Where gates are fused and no gradient is wanted: out and lse."""
-        raise NotImplementedError
+        raise self._without("no fused gates")
 
     def gated_backward(
         self, upstream: Upstream, saved: Saved, problem: Problem, means: Means, gates: Gates
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """Where gates are fused: dq, dk, dv, and the gradients of both gates where they exist."""
-        raise NotImplementedError
+        raise self._without("no fused gates")
 
     def prepare(self, task: Task) -> Prepared | None:
         """The whole call, ready to run on other tensors of the same kind; None where it is not."""

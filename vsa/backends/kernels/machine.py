@@ -34,15 +34,29 @@ class Machine(Protocol):
         """Left @ right.mT of bf16 matrices, summed and returned in fp32."""
 
 
+def _check(device: torch.device, wanted: str, backend: str) -> None:
+    """Kernels read addresses: those of another kind of device are no memory of theirs.
+
+    Raises:
+        ValueError: tensors of another device, which an operator alone can bring here.
+    """
+    if device.type != wanted:
+        raise ValueError(
+            f"backend {backend!r} takes tensors on {wanted} devices, but they are on {device}"
+        )
+
+
 class Gpu:
     """The current stream of the tensors' device."""
 
     def run(self, call: Any, device: torch.device) -> None:
         """See ``Machine.run``."""
+        _check(device, "cuda", "hopper")
         call.launch(device.index, torch.cuda.current_stream(device).cuda_stream)
 
     def run_rows(self, call: Any, device: torch.device) -> None:
         """See ``Machine.run_rows``."""
+        _check(device, "cuda", "hopper")
         call.launch_rows(device.index, torch.cuda.current_stream(device).cuda_stream)
 
     def run_program(
@@ -71,10 +85,12 @@ class Emulator:
 
     def run(self, call: Any, device: torch.device) -> None:
         """See ``Machine.run``."""
+        _check(device, "cpu", "emulated")
         call.emulate(self.blocks, self.seed)
 
     def run_rows(self, call: Any, device: torch.device) -> None:
         """See ``Machine.run_rows``."""
+        _check(device, "cpu", "emulated")
         call.emulate_rows(self.blocks, self.seed)
 
     def run_program(

@@ -11,7 +11,13 @@ from torch import nn
 
 from vsa.distributed.shards import ranks_of
 from vsa.integrations.diffusers.families import Family, family_of
-from vsa.integrations.diffusers.gates import check_untrained, gates_of, new_gates, put_gates
+from vsa.integrations.diffusers.gates import (
+    check_untrained,
+    gates_of,
+    name_gates_beside,
+    new_gates,
+    put_gates,
+)
 from vsa.integrations.diffusers.plan import PLAN, Plan, Schedule, Settings, way_back
 from vsa.integrations.diffusers.processors import SparseProcessor
 from vsa.integrations.diffusers.sharding import Sharding
@@ -171,6 +177,8 @@ def _prepare(
         wanted = gates_of(layers) | new_gates(module, layers)
     else:
         check_untrained(gates_of(layers))
+        if not gates_of(layers):
+            name_gates_beside(module)
     return module, Plan(family, settings, layers, processors, dense, sharding), earlier, wanted
 
 

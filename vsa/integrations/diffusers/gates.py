@@ -8,6 +8,7 @@ coarse branch: out = coarse * gate + fine. diffusers drops these weights when it
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,6 +73,18 @@ def new_gates(transformer: Any, layers: Mapping[str, nn.Module]) -> dict[str, nn
     if len(made) == len(layers) and (found := gates_beside(transformer)):
         _load(made, found)
     return made
+
+
+def name_gates_beside(transformer: Any) -> None:
+    """Warn of trained gates in the folder of a model that is to run without any."""
+    try:
+        if not any(x.any() for x in gates_beside(transformer).values()):
+            return
+        said = 'trained gates lie beside the weights and are left out: pass gates="coarse"'
+    except ValueError as error:
+        said = f"whether trained gates lie beside the weights is not known, since {error}"
+    folder = transformer.config._name_or_path
+    warnings.warn(f"gates is None for the transformer of {folder}, but {said}", stacklevel=4)
 
 
 def check_untrained(gates: Mapping[str, nn.Module]) -> None:
