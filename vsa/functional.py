@@ -11,7 +11,7 @@ from torch import Tensor
 from vsa.backends import named
 from vsa.stages import eager, inputs
 from vsa.stages.coarse import tile_means
-from vsa.stages.combine import gated_attention
+from vsa.stages.combine import gated_attention, whole
 from vsa.stages.fine import fine
 from vsa.stages.inputs import DEFAULT_TILE, Inputs, Tile
 from vsa.stages.select import everything, select_and_attend, select_tiles
@@ -170,6 +170,10 @@ def attention(
     given = selection is not None and topk is None
     budget = resolve(1.0 if given else topk, call.kv_grid.num_tiles, call.q.shape[2])
     choose = selection is None and not budget.is_everything
+    if choose and torch.compiler.is_compiling() and named(call.backend).fuses_gates:
+        with torch.autocast(call.q.device.type, enabled=False):
+            out, lse, selection = whole(call, budget, gate_fine, gate_coarse)
+        return _asked_for(out, selection, lse, return_selection, return_lse)
 
     selection = None if selection is None else selection.savable()
     with torch.autocast(call.q.device.type, enabled=False):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import vsa
 from vsa.stages import eager
+from vsa.values.remembered import Remembered
 
 pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
 
@@ -141,7 +142,7 @@ def without_plans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return attend(*args)
 
     monkeypatch.setattr(eager, "attend", counting)
-    monkeypatch.setattr(eager, "_plans", {})
+    monkeypatch.setattr(eager, "_plans", Remembered(256))
     return counted
 
 

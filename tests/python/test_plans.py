@@ -216,11 +216,11 @@ def test_a_fresh_process_gives_the_same(ran: list[int], pytestconfig: pytest.Con
     assert there.stdout.split() == here
 
 
-def test_the_oldest_kind_is_forgotten(monkeypatch: pytest.MonkeyPatch, ran: list[int]) -> None:
-    monkeypatch.setattr(eager, "MOST_PLANS", 3)
+def test_the_oldest_kind_is_forgotten(ran: list[int]) -> None:
+    eager._plans.most = 3
     calls = [Call(scale=scale) for scale in (0.1, 0.2, 0.3, 0.4)]
     first = [outcome(call.run) for call in calls]
-    assert len(eager._plans) == 3 and not ran
+    assert len(eager._plans.values) == 3 and not ran
     assert [outcome(call.run) for call in calls[1:]] == first[1:] and len(ran) == 3
     assert outcome(calls[0].run) == first[0] and len(ran) == 3
-    assert len(eager._plans) == 3
+    assert len(eager._plans.values) == 3

@@ -168,14 +168,14 @@ def test_threads_with_kinds_of_their_own(ran: list[int]) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_while_a_thread_remembers(ran: list[int]) -> None:
     BASE.run()
-    with eager._lock:
+    with eager._plans._lock:
         child = os.fork()
         if child == 0:  # a lock that nobody will release would stop it here
             import signal
 
             signal.alarm(20)
             Call(scale=0.7).run()
-            os._exit(0 if len(eager._plans) == 2 else 1)
+            os._exit(0 if len(eager._plans.values) == 2 else 1)
         assert os.waitpid(child, 0)[1] == 0
 
 

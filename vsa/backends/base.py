@@ -13,7 +13,17 @@ from torch import Tensor
 from vsa.backends import torch_coarse
 from vsa.backends.torch_combine import combine
 from vsa.values.grid import Grid
-from vsa.values.problem import Gates, Means, Problem, Saved, Task, TileScores, Upstream
+from vsa.values.problem import (
+    Gates,
+    Means,
+    Problem,
+    Saved,
+    Task,
+    TileScores,
+    Upstream,
+    WholeCall,
+    WholeSaved,
+)
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,20 @@ class Backend:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """Where gates are fused: dq, dk, dv, and the gradients of both gates where they exist."""
         raise self._without("no fused gates")
+
+    def whole_forward(self, call: WholeCall) -> tuple[Tensor, ...]:
+        """Where gates are fused: all of ``torch.ops.vsa.attention``."""
+        raise self._without("no operator for whole calls")
+
+    def whole_inference(self, call: WholeCall) -> tuple[Tensor, Tensor, Tensor]:
+        """Where gates are fused and no gradient is wanted: out, lse and the choice."""
+        raise self._without("no operator for whole calls")
+
+    def whole_backward(
+        self, upstream: Upstream, saved: WholeSaved, call: WholeCall
+    ) -> Sequence[Tensor | None]:
+        """Where gates are fused: gradients of q, k, v and both gates."""
+        raise self._without("no operator for whole calls")
 
     def prepare(self, task: Task) -> Prepared | None:
         """The whole call, ready to run on other tensors of the same kind; None where it is not."""

@@ -33,7 +33,9 @@ from vsa.values.grid import Grid
 
 COUNTER = "torch.utils.flop_counter"
 Named = dict[str, Any]
-"""Arguments of an operator by the names of its schema."""
+"""Arguments of an operator by the names of its schema, and its results."""
+RESULTS = "results"
+"""The name of the results."""
 
 
 def _select(call: Named) -> float:
@@ -65,6 +67,22 @@ def _gated_backward(call: Named) -> float:
     return BACKWARD * (_fine(call) + coarse)
 
 
+def _whole_scores(call: Named, products: float) -> float:
+    grid, kv_grid = (Grid.from_ints([int(x) for x in call[x]]) for x in ("grid", "kv_grid"))
+    batch, _, heads, head_dim = call["q"].shape
+    return 2.0 * products * batch * heads * grid.num_tiles * kv_grid.num_tiles * head_dim
+
+
+def _whole(call: Named) -> float:
+    call = call | {"bitmap": call[RESULTS][2]}
+    return _whole_scores(call, 1 if call["gate_coarse"] is None else 2) + _fine(call)
+
+
+def _whole_backward(call: Named) -> float:
+    coarse = 0.0 if call["gate_coarse"] is None else _whole_scores(call, 2)
+    return BACKWARD * (coarse + _fine(call))
+
+
 FORMULAS: dict[str, Callable[[Named], float]] = {
     "select_tiles": _select,
     "select_and_attend": _coarse,
@@ -74,6 +92,9 @@ FORMULAS: dict[str, Callable[[Named], float]] = {
     "gated_attention": _fine,
     "gated_attention_inference": _fine,
     "gated_attention_backward": _gated_backward,
+    "attention": _whole,
+    "attention_inference": _whole,
+    "attention_backward": _whole_backward,
 }
 """By the name of the operator."""
 
@@ -110,7 +131,8 @@ def _by_name(operator: Any, formula: Callable[[Named], float]) -> Callable[..., 
     names = [argument.name for argument in operator._schema.arguments]
 
     def count(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
-        return round(formula(dict(zip(names, args, strict=False)) | kwargs))
+        given = dict(zip(names, args, strict=False)) | kwargs
+        return round(formula(given | {RESULTS: out_val}))
 
     return count
 

@@ -59,7 +59,7 @@ differentiable(
     FINE,
     block_sparse_attention_backward,
     of=("q", "k", "v"),
-    saved=slice(0, 2),
+    saved=lambda results: results[:2],
 )
 cast_under_autocast(block_sparse_attention, "block_sparse_attention", count=3)
 
@@ -105,6 +105,6 @@ differentiable(
     GATED,
     gated_attention_backward,
     of=("q", "k", "v", "gate_fine", "gate_coarse"),
-    saved=slice(2, 0, -1),  # the fine stage's part, then lse
+    saved=lambda results: (results[2], results[1]),  # the fine stage's part, then lse
     hidden=slice(2, 3),
 )

@@ -26,6 +26,8 @@ KINDS = {
 }
 """How the type of an argument is called in an operator's schema."""
 
+_library = torch.library.Library("vsa", "FRAGMENT")
+
 
 @cache
 def arguments(groups: tuple[Group, ...]) -> dict[str, str]:
@@ -55,6 +57,8 @@ def operator(
 ) -> Any:
     """An operator ``vsa::name``.
 
+    Its results must be new tensors, which PyTorch does not check here.
+
     Args:
         name: of the operator.
         groups: its arguments.
@@ -63,14 +67,17 @@ def operator(
         fake: makes empty results of the same shape and type, given the groups; for torch.compile.
     """
     of_schema = ", ".join(f"{kind} {name}" for name, kind in arguments(groups).items())
-    made = torch.library.custom_op(
-        f"vsa::{name}",
-        lambda *values: compute(*regroup(groups, values)),
-        mutates_args=(),
-        schema=f"({of_schema}) -> {returns}",
+    # torch.library.custom_op would do the same, with checks of its own at every call: 24 against 18
+    # microseconds, and 8 where there is no autograd (PyTorch 2.13, CPU, one machine, idle).
+    schema = f"{name}({of_schema}) -> {returns}"
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(
+        name, lambda *values: compute(*regroup(groups, values)), "CompositeExplicitAutograd"
     )
-    made.register_fake(lambda *values: fake(*regroup(groups, values)))
-    return made
+    torch.library.register_fake(
+        f"vsa::{name}", lambda *values: fake(*regroup(groups, values)), lib=_library
+    )
+    return getattr(torch.ops.vsa, name)
 
 
 def differentiable(
@@ -78,7 +85,7 @@ def differentiable(
     groups: tuple[Group, ...],
     backward: Any,
     of: Sequence[str],
-    saved: slice,
+    saved: Callable[[Sequence[Tensor]], Sequence[Tensor]],
     hidden: slice = slice(0, 0),
 ) -> None:
     """Give an operator with the results out, lse, ... its backward.
@@ -86,12 +93,13 @@ def differentiable(
     Args:
         made: the operator.
         groups: its arguments.
-        backward: the operator of the gradients: it takes an ``Upstream``, a ``Saved``, and the
+        backward: the operator of the gradients: it takes an ``Upstream``, what was saved, and the
             groups; it returns a gradient for each of ``of``, empty where that was None.
         of: arguments that have gradients.
-        saved: which results the backward gets.
+        saved: those of the results that the backward gets, the first of them like out.
         hidden: which results have no gradient.
     """
+    name, name_of_backward = (each.default.name() for each in (made, backward))
     kinds = arguments(groups)
     is_tensor = [kind.startswith("Tensor") for kind in kinds.values()]
 
@@ -100,19 +108,22 @@ def differentiable(
         ctx.mark_non_differentiable(*output[hidden])
         tensors = [x for x, yes in zip(inputs, is_tensor, strict=True) if yes]
         ctx.numbers = [x for x, yes in zip(inputs, is_tensor, strict=True) if not yes]
-        ctx.save_for_backward(*output[saved], *tensors)
+        results = saved(output)
+        ctx.results = len(results)
+        ctx.save_for_backward(*results, *tensors)
 
     def differentiate(ctx, grad_out, grad_lse, *_):
-        out, lse, *tensors = ctx.saved_tensors
-        tensors, numbers = iter(tensors), iter(ctx.numbers)
+        all_saved = ctx.saved_tensors  # checkpointing lets them be asked for once
+        results, tensors = all_saved[: ctx.results], iter(all_saved[ctx.results :])
+        numbers = iter(ctx.numbers)
         inputs = [next(tensors) if yes else next(numbers) for yes in is_tensor]
-        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        grads = dict(zip(of, backward(grad_out, grad_lse, out, lse, *inputs), strict=True))
+        grad_out = torch.zeros_like(results[0]) if grad_out is None else grad_out
+        grads = dict(zip(of, backward(grad_out, grad_lse, *results, *inputs), strict=True))
         named = zip(kinds, inputs, strict=True)
         return tuple(None if x is None else grads.get(name) for name, x in named)
 
-    made.register_autograd(differentiate, setup_context=save)
-    backward.register_autograd(once_only)
+    torch.library.register_autograd(name, differentiate, setup_context=save, lib=_library)
+    torch.library.register_autograd(name_of_backward, once_only, lib=_library)
 
 
 def once_only(ctx: Any, *grads: Tensor) -> Any:
@@ -150,6 +161,3 @@ def _casting(made: Any, count: int, device: str) -> Callable[..., Any]:
             return made(*tensors, *rest)
 
     return cast_and_call
-
-
-_library = torch.library.Library("vsa", "FRAGMENT")

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from vsa.backends import named
 from vsa.backends.tiles import token_valid
-from vsa.operators import coarse_select
+from vsa.operators import attention, coarse_select
 from vsa.operators import fine as operators
 from vsa.stages import inputs
 from vsa.stages.coarse import coarse_attention
 from vsa.stages.fine import fine, problem
 from vsa.stages.inputs import Inputs
-from vsa.values.problem import Gates, Means
+from vsa.values.budget import Budget
+from vsa.values.problem import Gates, Means, WholeCall
 from vsa.values.selection import Selection
 
 
@@ -60,6 +61,45 @@ def gated_attention(
     else:
         out, lse = operators.gated_attention_inference(*asked, *gates)
     return out.view(call.shape), lse
+
+
+def whole(
+    call: Inputs, budget: Budget, gate_fine: Tensor | None, gate_coarse: Tensor | None
+) -> tuple[Tensor, Tensor, Selection]:
+    """All stages, the choice included, as one operator of a backend that fuses gates.
+
+    Args:
+        call: checked inputs.
+        budget: tiles of a row.
+        gate_fine: broadcastable to q as the user gave it, or None for 1.
+        gate_coarse: broadcastable to q, or None to leave the coarse branch out.
+
+    Returns:
+        out: shape and type of q as the user gave it.
+        lse: (B, heads, S) fp32, of the fine stage.
+        selection: the choice.
+    """
+    asked = WholeCall(
+        call.q,
+        call.k,
+        call.v,
+        _as_q(gate_fine, call),
+        _as_q(gate_coarse, call),
+        call.text_valid,
+        budget.counts,
+        budget.mass,
+        budget.numbers,
+        call.grid.as_ints(),
+        call.kv_grid.as_ints(),
+        call.scale,
+        call.backend,
+    )
+    if inputs.wants_gradients(*(x for x in asked[:5] if x is not None)):
+        out, lse, chosen, *_ = attention.attention(*asked)
+    else:
+        out, lse, chosen = attention.attention_inference(*asked)
+    selection = Selection(chosen, call.kv_grid.num_tiles, call.grid, call.kv_grid, budget.most)
+    return out.view(call.shape), lse, selection
 
 
 def _stage_by_stage(

@@ -9,8 +9,6 @@ operators (torch.compile, fake tensors, dispatch modes, torch.func, tracing) nev
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -24,24 +22,13 @@ from vsa.stages.watchers import ALIGNMENT, PLAIN, is_watched, paused
 from vsa.values.budget import Budget, TopP
 from vsa.values.grid import Grid
 from vsa.values.problem import Task
+from vsa.values.remembered import Remembered
 
 __all__ = ["attend", "kind_of", "paused", "plan_of", "remember"]
 
-MOST_PLANS = 256
-"""Kinds of calls that are remembered; past it the oldest is forgotten."""
 NUMBERS = (int, float, TopP, tuple)
 """Budgets whose equality says that they mean the same, together with their types."""
-_plans: dict[Hashable, Plan] = {}
-_lock = threading.Lock()
-
-
-def _renew_lock() -> None:
-    """A thread that held the lock does not exist in a forked process."""
-    global _lock
-    _lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
+_plans: Remembered[Plan] = Remembered(256)
 
 
 def kind_of(
@@ -191,10 +178,7 @@ def remember(
         gradients,
         layouts,
     )
-    with _lock:
-        while len(_plans) >= MOST_PLANS:
-            del _plans[next(iter(_plans))]
-        _plans[key] = plan
+    _plans.put(key, plan)
 
 
 def _flat_gate(gate: Tensor | None, call: Inputs) -> Tensor | None:

@@ -146,6 +146,64 @@ class CoarseValues(NamedTuple):
     v_means: Tensor
 
 
+class WholeCall(NamedTuple):
+    """A whole call of attention that chooses its tiles, as one operator.
+
+    Attributes:
+        q: (B, S_q, heads, head_dim), any strides but a contiguous last dimension.
+        k: (B, S_k, kv_heads, head_dim), the same.
+        v: like k.
+        gate_fine: (B, S_q, heads, head_dim), the type of q or fp32, any strides; None for 1.
+        gate_coarse: the same; None leaves the coarse branch out.
+        text_valid: (B, prefix + suffix) bool, or None where all text is valid.
+        topk: see ``TileScores``, and so are ``mass`` and ``numbers``.
+        mass: see topk.
+        numbers: see topk.
+        grid: the queries' grid, eight ints, see ``Grid.as_ints``.
+        kv_grid: the keys' grid, eight ints.
+        scale: factor of the scores.
+        backend: name of the backend that computes it, never "auto".
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gate_fine: Tensor | None
+    gate_coarse: Tensor | None
+    text_valid: Tensor | None
+    topk: Sequence[int]
+    mass: float
+    numbers: Tensor | None
+    grid: Sequence[int]
+    kv_grid: Sequence[int]
+    scale: float
+    backend: str
+
+    @property
+    def grids(self) -> tuple[Grid, Grid]:
+        """Of the queries and of the keys."""
+        return Grid.from_ints(self.grid), Grid.from_ints(self.kv_grid)
+
+
+class WholeSaved(NamedTuple):
+    """What the forward of a whole call leaves to its backward.
+
+    Attributes:
+        fine: the fine stage's output before gates, (B, S_q, heads, head_dim).
+        lse: its log-sum-exp, (B, heads, S_q) fp32, natural logarithm.
+        bitmap: (B, heads, n_q, words) int32, the choice.
+        coarse: (B, heads, n_q, head_dim) fp32; empty without a coarse gate.
+        means: numbers of the tile means of q, k and v, one after the other, fp32; empty without a
+            coarse gate.
+    """
+
+    fine: Tensor
+    lse: Tensor
+    bitmap: Tensor
+    coarse: Tensor
+    means: Tensor
+
+
 class Task(NamedTuple):
     """A whole call of attention, as far as no number in a tensor matters: what can be prepared.
 

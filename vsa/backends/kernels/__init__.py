@@ -10,11 +10,21 @@ import torch
 from torch import Tensor
 
 from vsa.backends.base import Backend, Prepared, Request
-from vsa.backends.kernels import backward, coarse_select, forward
+from vsa.backends.kernels import backward, coarse_select, forward, whole
 from vsa.backends.kernels.machine import Emulator, Gpu, Machine
 from vsa.backends.kernels.prepared import PreparedAttention, can_prepare
 from vsa.values.grid import Grid
-from vsa.values.problem import Gates, Means, Problem, Saved, Task, TileScores, Upstream
+from vsa.values.problem import (
+    Gates,
+    Means,
+    Problem,
+    Saved,
+    Task,
+    TileScores,
+    Upstream,
+    WholeCall,
+    WholeSaved,
+)
 
 
 class KernelBackend(Backend):
@@ -73,6 +83,20 @@ class KernelBackend(Backend):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """See ``Backend.gated_backward``."""
         return backward.backward(self.machine, upstream, saved, problem, means, gates)
+
+    def whole_forward(self, call: WholeCall) -> tuple[Tensor, ...]:
+        """See ``Backend.whole_forward``."""
+        return whole.forward(self, call)
+
+    def whole_inference(self, call: WholeCall) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``Backend.whole_inference``."""
+        return whole.inference(self, call)
+
+    def whole_backward(
+        self, upstream: Upstream, saved: WholeSaved, call: WholeCall
+    ) -> Sequence[Tensor | None]:
+        """See ``Backend.whole_backward``."""
+        return whole.backward(self, upstream, saved, call)
 
     def prepare(self, task: Task) -> Prepared | None:
         """See ``Backend.prepare``."""
