@@ -187,15 +187,12 @@ def coarse_and_combine(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
     """The coarse branch and the gates, and their gradients, as passes of their own."""
     size, scale = layer.q.nbytes, layer.q.shape[-1] ** -0.5
     coarse = coarse_attention(*means, scale, layer.backend)
-    gates = Gates(None, layer.gate, coarse)
     by_pytorch = partial(combine, layer.q, coarse, None, layer.gate, layer.grid)
-    by_kernel = partial(layer.kernels.fused_combine, layer.q, gates, layer.grid)
     with torch.no_grad():
         yield layer.row(
             "coarse", "SDPA fp32", lambda: coarse_attention(*means, scale, layer.backend)
         )
         yield layer.row("combine", "PyTorch", by_pytorch, 3 * size)
-        yield layer.row("combine", "a kernel of its own", by_kernel, 3 * size)
 
     leaves = [x.detach().requires_grad_() for x in means]
     out = coarse_attention(*leaves, scale, layer.backend)

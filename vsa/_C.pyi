@@ -101,27 +101,6 @@ class ColumnOrder:
     def step(self) -> Step: ...
 
 @final
-class Combine:
-    """gate_fine * fine + gate_coarse * coarse."""
-
-    FIELDS: ClassVar[dict[str, str]]
-    def __init__(
-        self,
-        *,
-        fine: TokenView,
-        out: TokenView,
-        gates: Gates,
-        grid: GridSizes,
-        batch: int,
-        heads: int,
-        head_dim: int,
-        dtype: Dtype,
-    ) -> None: ...
-    def emulate(self, blocks: int, seed: int) -> None: ...
-    def launch(self, device: int, stream: int) -> None: ...
-    def step(self) -> Step: ...
-
-@final
 class FineBackward:
     """One call of the backward kernels; its rows come first."""
 
@@ -175,6 +154,7 @@ class FineForward:
         k: SequenceView,
         v: SequenceView,
         out: SequenceView,
+        fine: SequenceView,
         gates: Gates,
         lse: Address,
         tile_counter: Address,

@@ -33,7 +33,7 @@ void bind_forward(py::module_& m) {
       m, "FineForward", "One call of the forward kernel.",
       {inherited<Call, launch::FineProblem>("problem"), VSA_FIELD(Call, q, NotNull),
        VSA_FIELD(Call, k, NotNull), VSA_FIELD(Call, v, NotNull), VSA_FIELD(Call, out, NotNull),
-       VSA_FIELD(Call, gates), VSA_FIELD(Call, lse, NotNull),
+       VSA_FIELD(Call, fine), VSA_FIELD(Call, gates), VSA_FIELD(Call, lse, NotNull),
        VSA_FIELD(Call, tile_counter, NotNull)});
   bind_run<launch::fine_forward, launch::fine_forward_emulated>(bound);
 }
@@ -70,16 +70,6 @@ void bind_backward(py::module_& m) {
   bind_run<launch::backward_rows, launch::backward_rows_emulated>(bound, "launch_rows",
                                                                   "emulate_rows", "step_rows");
   bind_run<launch::fine_backward, launch::fine_backward_emulated>(bound);
-}
-
-void bind_combine(py::module_& m) {
-  using Call = launch::Combine;
-  auto bound = bind_struct<Call>(
-      m, "Combine", "gate_fine * fine + gate_coarse * coarse.",
-      {VSA_FIELD(Call, fine, NotNull), VSA_FIELD(Call, out, NotNull), VSA_FIELD(Call, gates),
-       VSA_FIELD(Call, grid), VSA_FIELD(Call, batch, Positive), VSA_FIELD(Call, heads, Positive),
-       VSA_FIELD(Call, head_dim, FineHeadDim), VSA_FIELD(Call, dtype, FineDtype)});
-  bind_run<launch::combine, launch::combine_emulated>(bound);
 }
 
 void bind_transpose(py::module_& m) {
@@ -124,7 +114,6 @@ void bind_fine(py::module_& m) {
   bind_gates(m);
   bind_forward(m);
   bind_backward(m);
-  bind_combine(m);
   bind_transpose(m);
   bind_axes(m);
   bind_order(m);

@@ -55,18 +55,10 @@ struct FineProblem {
 
 struct FineForward : FineProblem {
   SequenceView q, k, v, out;
-  Gates gates;        // with any, out is combine's and the fine stage's part is not kept
+  SequenceView fine;  // with gates, where the fine stage's part goes; null where nobody wants it
+  Gates gates;        // with any, out is gate_fine * fine + gate_coarse * coarse[tile of the token]
   float* lse;         // [batch, heads, S_q]
   int* tile_counter;  // one int, which AxisChoice has cleared
-};
-
-// out = gate_fine * fine + gate_coarse * coarse[tile of the token]
-struct Combine {
-  TokenView fine, out;  // whole sequences
-  Gates gates;
-  Grid grid;
-  int batch, heads, head_dim;
-  Dtype dtype;
 };
 
 struct FineBackward : FineProblem {
@@ -168,8 +160,6 @@ struct ColumnOrder {
 // a GPU, the second runs the same kernels on the CPU.
 std::string fine_forward(const FineForward& call, int device, void* stream);
 std::string fine_forward_emulated(const FineForward& call, int blocks, unsigned seed);
-std::string combine(const Combine& call, int device, void* stream);
-std::string combine_emulated(const Combine& call);
 // What the passes of fine_backward need of every query, and the gradients that belong to the gates.
 std::string backward_rows(const FineBackward& call, int device, void* stream);
 std::string backward_rows_emulated(const FineBackward& call);

@@ -97,18 +97,6 @@ std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigne
   });
 }
 
-std::string combine_emulated(const Combine& call) {
-  const CombineParams p = combine_params(call);
-  return with_hazards(call, [&](auto element, auto head_dim) {
-    for_each_tile(
-        p.queries, call.batch, p.heads, [&](const TilePlace& at, int b, int head, int tile) {
-          for (int row = 0; row < kTileRows; ++row)
-            for (int i = 0; p.queries.token(at, row) >= 0 && i < head_dim(); i += kChunkElements)
-              combine_row<decltype(element), head_dim()>(p, at, b, head, tile, row, i);
-        });
-  });
-}
-
 std::string transpose_bitmaps_emulated(const BitmapTranspose& call) {
   const int64_t to_words = bitmap::words(call.rows);
   for (int64_t i = 0; i < call.bitmaps; ++i) {

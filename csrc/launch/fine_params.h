@@ -118,17 +118,11 @@ std::string make_params(GatedForwardParams& p, const FineForward& call, Encode e
   p.gate_fine = gate(call.gates.fine);
   p.gate_coarse = gate(call.gates.coarse);
   p.coarse = call.gates.coarse_rows;
-  return make_params(static_cast<FineForwardParams&>(p), call, encode);
-}
-
-inline CombineParams combine_params(const Combine& call) {
-  return {token_rows<const uint16_t>(call.fine),
-          token_rows<uint16_t>(call.out),
-          gate(call.gates.fine),
-          gate(call.gates.coarse),
-          call.gates.coarse_rows,
-          tiled(call.grid, nullptr),
-          call.heads};
+  p.keeps_fine = call.fine.video.data != nullptr;
+  const std::string error = make_params(static_cast<FineForwardParams&>(p), call, encode);
+  if (!error.empty() || !p.keeps_fine) return error;
+  return make_tensors({{"fine", p.fine, call.fine, call.grid, call.heads}}, call.batch,
+                      call.head_dim, encode);
 }
 
 inline bool any(const Gates& gates) {

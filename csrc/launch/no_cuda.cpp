@@ -21,7 +21,6 @@ std::string device_count(int* count) {
 }
 
 std::string fine_forward(const FineForward&, int, void*) { return kMissing; }
-std::string combine(const Combine&, int, void*) { return kMissing; }
 std::string backward_rows(const FineBackward&, int, void*) { return kMissing; }
 std::string fine_backward(const FineBackward&, int, void*) { return kMissing; }
 std::string transpose_bitmaps(const BitmapTranspose&, int, void*) { return kMissing; }

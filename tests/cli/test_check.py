@@ -86,7 +86,7 @@ def _all_real(rows: Any, *_: Any) -> Any:
 EMULATED, TORCH = BACKENDS["emulated"], BACKENDS["torch"]
 FAULTS = {
     "gated epilogue": ("emulated", EMULATED, "gated_inference", _wrong_epilogue),
-    "combine of training": ("emulated", EMULATED, "fused_combine", lambda out, *_: 1.02 * out),
+    "combine of training": ("emulated", EMULATED, "gated_forward", _wrong(0)),
     "gradient of gate_fine": ("emulated", EMULATED, "gated_backward", _wrong(3)),
     "gradient of gate_coarse": ("emulated", EMULATED, "gated_backward", _wrong(4)),
     "gradient of k": ("emulated", EMULATED, "gated_backward", _wrong(1)),

@@ -12,44 +12,60 @@ _C = pytest.importorskip("vsa._C", reason="vsa was built without its compiled pa
 
 NO_GATE = (0, 0, 0, 0, 0, 0)
 VIEW = (16, 1, 1, 1)
+NOWHERE = (0, 1, 1, 1)
 CALLS = {name: x for name, x in vars(_C).items() if hasattr(x, "FIELDS")}
 
 
-def combine(**changed):
+def problem(**changed):
     fields = {
-        "fine": VIEW,
-        "out": VIEW,
-        "gates": _C.Gates(fine=NO_GATE, coarse=NO_GATE, coarse_rows=0),
         "grid": [4, 4, 4, 4, 4, 4, 0, 0],
+        "kv_grid": [4, 4, 4, 4, 4, 4, 0, 0],
         "batch": 1,
         "heads": 1,
+        "kv_heads": 1,
         "head_dim": 64,
         "dtype": "bfloat16",
+        "scale": 0.125,
+        "bitmap": 16,
+        "query_axes": 16,
+        "query_text_rows": 0,
+        "key_text_rows": 0,
     }
-    return _C.Combine(**fields | changed)
+    return _C.FineProblem(**fields | changed)
+
+
+def forward(**changed):
+    fields = dict.fromkeys(("q", "k", "v", "out", "fine"), (VIEW, VIEW, VIEW))
+    fields |= {
+        "problem": problem(),
+        "gates": _C.Gates(fine=NO_GATE, coarse=NO_GATE, coarse_rows=0),
+        "lse": 16,
+        "tile_counter": 16,
+    }
+    return _C.FineForward(**fields | changed)
 
 
 @pytest.mark.parametrize(
-    ("changed", "error", "sentence"),
+    ("call", "changed", "error", "sentence"),
     [
-        ({"batch": 0}, ValueError, "Combine: batch must be positive, but it is 0"),
-        ({"batch": 1.5}, TypeError, "Combine: batch must be int, but it is of type float"),
-        ({"fine": 16}, TypeError, r"Combine: fine must be tuple\[int, int, int, int\] .* type int"),
-        ({"fine": (0, 1, 1, 1)}, ValueError, "Combine: fine must not be a null address"),
-        ({"gates": None}, TypeError, "Combine: gates must be Gates, but it is of type NoneType"),
-        ({"grid": [4] * 7}, TypeError, "Combine: grid must be .*, but it is of type list"),
-        ({"grid": [0] * 8}, ValueError, "Combine: grid: sizes of video and tile must be positive"),
-        ({"head_dim": 96}, ValueError, r"Combine: head_dim must be one of \(64, 128\), .* 96"),
-        ({"dtype": "float32"}, ValueError, "Combine: dtype must be one of .* it is 'float32'"),
-        ({"dtype": "int8"}, ValueError, "Combine: dtype must be bfloat16, float16 or float32"),
-        ({"scale": 1.0}, TypeError, "Combine has no field scale, its fields are fine, out, gates"),
+        (problem, {"batch": 0}, ValueError, "batch must be positive, but it is 0"),
+        (problem, {"batch": 1.5}, TypeError, "batch must be int, but it is of type float"),
+        (problem, {"grid": [4] * 7}, TypeError, "grid must be .*, but it is of type list"),
+        (problem, {"grid": [0] * 8}, ValueError, "grid: sizes of video and tile must be positive"),
+        (problem, {"head_dim": 96}, ValueError, r"head_dim must be one of \(64, 128\), .* 96"),
+        (problem, {"dtype": "float32"}, ValueError, "dtype must be one of .* it is 'float32'"),
+        (problem, {"dtype": "int8"}, ValueError, "dtype must be bfloat16, float16 or float32"),
+        (problem, {"fine": 1.0}, TypeError, "has no field fine, its fields are grid, kv_grid,"),
+        (forward, {"q": 16}, TypeError, r"q must be tuple\[.*\] .* type int"),
+        (forward, {"q": (NOWHERE,) * 3}, ValueError, "q must not be a null address"),
+        (forward, {"gates": None}, TypeError, "gates must be Gates, but it is of type NoneType"),
     ],
     ids=str,
 )
-def test_what_is_wrong_with_a_field_is_one_sentence_with_its_name(changed, error, sentence):
-    combine()
-    with pytest.raises(error, match=f"^{sentence}[^\n]*$"):
-        combine(**changed)
+def test_what_is_wrong_with_a_field_is_one_sentence_with_its_name(call, changed, error, sentence):
+    owner = type(call()).__name__
+    with pytest.raises(error, match=f"^{owner}:? {sentence}[^\n]*$"):
+        call(**changed)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -71,7 +87,7 @@ def test_a_launch_without_cuda_says_what_is_missing():
     if _C.build_info()["cuda"]:
         pytest.skip("this build has a CUDA part")
     with pytest.raises(RuntimeError, match="has no CUDA part"):
-        combine().launch(0, 0)
+        forward().launch(0, 0)
 
 
 def test_a_program_names_addresses_that_are_missing():

@@ -23,8 +23,8 @@ BACKWARD = (FINE_BACKWARD, MEANS_BACKWARD)
 
 Range = Callable[[str], AbstractContextManager[Any]]
 
-# Where gates are fused, the backward includes those of coarse and means, and inference has no
-# combine of its own. Where tiles are chosen for a call with a coarse gate, the coarse attention is
+# Where gates are fused, the backward includes those of coarse and means, and combine is the end of
+# the fine stage. Where tiles are chosen for a call with a coarse gate, the coarse attention is
 # part of the choice.
 _METHODS = {
     "tile_means": COARSE,
@@ -32,8 +32,8 @@ _METHODS = {
     "select": SELECT,
     "forward": FINE,
     "gated_inference": FINE,
+    "gated_forward": FINE,
     "combine": COMBINE,
-    "fused_combine": COMBINE,
     "backward": FINE_BACKWARD,
     "gated_backward": FINE_BACKWARD,
     "spread_means": MEANS_BACKWARD,

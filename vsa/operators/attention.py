@@ -56,7 +56,7 @@ attention = operator(
     fake=_results_and_saved,
 )
 
-# The same where no gradient is wanted: combine is the end of the forward kernel.
+# The same bits where no gradient is wanted.
 attention_inference = operator(
     "attention_inference",
     WHOLE,

@@ -76,8 +76,7 @@ gated_attention = operator(
     fake=lambda problem, *_: (*_outputs(problem), problem.q.new_empty(problem.q.shape)),
 )
 
-# The same where no gradient is wanted: combine is the end of the forward kernel. The fine stage's
-# part is neither written nor rounded, so that the last bit of the output may differ.
+# The same bits where no gradient is wanted: the fine stage's part is not written.
 gated_attention_inference = operator(
     "gated_attention_inference",
     (Problem, Gates),

@@ -30,9 +30,8 @@ def gated_attention(
 ) -> tuple[Tensor, Tensor]:
     """Coarse attention, the fine stage, and combine on top.
 
-    A backend that fuses gates does all of it as one operator; where nothing needs a gradient the
-    forward kernel combines on its accumulators, so that the last bit may differ from what training
-    computes.
+    A backend that fuses gates does all of it as one operator, whose kernel combines on its
+    accumulators.
 
     Args:
         call: checked inputs.

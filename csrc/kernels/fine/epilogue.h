@@ -3,8 +3,8 @@
 //
 //   out = gate_fine * fine + gate_coarse * coarse[tile of the token]
 //
-// on the accumulators themselves, so that the fine stage's part is neither rounded nor written. It
-// is part of the kernel's type: the kernel without gates has no trace of it.
+// on the accumulators themselves. The fine stage's part is written, rounded, only where a backward
+// wants it. The epilogue is part of the kernel's type: the kernel without gates has no trace of it.
 #pragma once
 #include "kernels/fine/forward_params.h"
 #include "kernels/fine/gates.h"
@@ -15,15 +15,18 @@ namespace vsa {
 struct PlainOutput {
   using Params = FineForwardParams;
 
-  template <class Element, int D>
+  template <class Element, int D, class Write>
   VSA_DEVICE static void finish(Fragment<D>&,
                                 const Params&,
                                 const Assignment&,
                                 const TilePlace&,
-                                uint64_t) {}
+                                uint64_t,
+                                Write) {}
 };
 
 struct GatedForwardParams : FineForwardParams {
+  TokenTensor fine;  // where the fine stage's part goes
+  bool keeps_fine;   // whether it is wanted
   Gate gate_fine, gate_coarse;
   const float* coarse;  // [batch, heads, n, head_dim], with gate_coarse
 };
@@ -32,12 +35,15 @@ struct GatedOutput {
   using Params = GatedForwardParams;
 
   // rows: of the tile, those that are real tokens; the others stay as they are
-  template <class Element, int D>
+  // write(to): the tile as it is, rounded, to a tensor
+  template <class Element, int D, class Write>
   VSA_DEVICE static void finish(Fragment<D>& out,
                                 const Params& p,
                                 const Assignment& work,
                                 const TilePlace& at,
-                                uint64_t rows) {
+                                uint64_t rows,
+                                Write write) {
+    if (p.keeps_fine) write(p.fine);
     if (p.gate_fine.data != nullptr)
       apply<Element>(out, p.gate_fine, p.queries, work, at, rows,
                      [](float x, float gate, int) { return x * gate; });

@@ -223,24 +223,32 @@ struct FineForward {
       const uint64_t rows = p_.queries.rows(at, work.batch);
       if (at.region != Region::Video)
         for_each(out_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
-      Epilogue::template finish<Element>(out_, p_, work, at, rows);
-      Operand<D> rounded;
-      round_to<Element>(rounded, out_);
-      write_tile(s_.q[w_], rounded);
-      fence_async_proxy();
-      named_sync(consumer_barrier(w_), kWarpgroupThreads);
-      if (elect_one()) {
-        const TileBox box = box_of(p_.out, at, work.head, work.batch);
-        store_tile(box.map, box.at, s_.q[w_]);
-        bulk_commit();
-        bulk_wait_read<0>();
-      }
+      Epilogue::template finish<Element>(out_, p_, work, at, rows, [&](const TokenTensor& to) {
+        write(to, at, work);
+        named_sync(consumer_barrier(w_), kWarpgroupThreads);  // the tile is free again
+      });
+      write(p_.out, at, work);
       const int64_t head = int64_t{work.batch} * p_.heads + work.head;
       float* to = p_.lse + head * p_.queries.grid.num_tokens();
       for_each_row(lse, [&](float x, int row) {
         const int token = p_.queries.token(at, row);
         if (token >= 0) to[token] = rows >> row & 1 ? x : -INFINITY;
       });
+    }
+
+    // The tile of the output through the place of q.
+    VSA_DEVICE void write(const TokenTensor& to, const TilePlace& at, const Assignment& work) {
+      Operand<D> rounded;
+      round_to<Element>(rounded, out_);
+      write_tile(s_.q[w_], rounded);
+      fence_async_proxy();
+      named_sync(consumer_barrier(w_), kWarpgroupThreads);
+      if (elect_one()) {
+        const TileBox box = box_of(to, at, work.head, work.batch);
+        store_tile(box.map, box.at, s_.q[w_]);
+        bulk_commit();
+        bulk_wait_read<0>();
+      }
     }
 
     const Params& p_;

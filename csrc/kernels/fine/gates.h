@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// combine, token by token: out = gate_fine * fine + gate_coarse * coarse[tile of the token], and
-// its gradients.
+// Gates and rows of tokens, as the kernels read and write them token by token.
 //
 // Lanes share the channels of a token, eight neighbouring ones each, so that a warp works on
 // several tokens at a time.
@@ -121,15 +120,6 @@ struct GateGradient {
   }
 };
 
-struct CombineParams {
-  TokenRows<const uint16_t> fine;
-  TokenRows<uint16_t> out;
-  Gate gate_fine, gate_coarse;
-  const float* coarse;  // [batch, heads, n, head_dim], with gate_coarse
-  TiledSequence queries;
-  int heads;
-};
-
 // How the lanes of a warp share tokens.
 template <int D>
 struct TokenLanes {
@@ -147,36 +137,6 @@ VSA_DEVICE const float* coarse_row(const float* coarse,
                                    int64_t of_head,
                                    int tile) {
   return coarse + (of_head * queries.grid.num_tiles() + tile) * D;
-}
-
-// One row of a tile, one lane's channels. The row must be a token.
-template <class Element, int D>
-VSA_DEVICE void combine_row(const CombineParams& p,
-                            const TilePlace& at,
-                            int batch,
-                            int head,
-                            int tile,
-                            int row,
-                            int channel) {
-  const int token = p.queries.token(at, row);
-  const bool has_coarse = p.gate_coarse.data != nullptr && at.region == Region::Video;
-  const int64_t of_head = int64_t{batch} * p.heads + head;
-  Channels x = widen<Element>(p.fine.load(batch, token, head, channel));
-  if (p.gate_fine.data != nullptr) {
-    const Channels gate =
-        p.gate_fine.template values<Element>(p.gate_fine.offset(batch, token, head), channel);
-    VSA_UNROLL
-    for (int c = 0; c < kChunkElements; ++c) x.x[c] *= gate.x[c];
-  }
-  if (has_coarse) {
-    const Channels gate =
-        p.gate_coarse.template values<Element>(p.gate_coarse.offset(batch, token, head), channel);
-    const float* coarse = coarse_row<D>(p.coarse, p.queries, of_head, tile) + channel;
-    VSA_UNROLL
-    for (int c = 0; c < kChunkElements; ++c)
-      x.x[c] = fma(gate.x[c], load_global(coarse + c), x.x[c]);
-  }
-  p.out.store(batch, token, head, channel, narrow<Element>(x));
 }
 
 }  // namespace vsa

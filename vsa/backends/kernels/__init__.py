@@ -67,12 +67,9 @@ class KernelBackend(Backend):
 
     def gated_forward(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Backend.gated_forward``."""
-        fine, lse = self.forward(problem, problem.grids[1].num_tiles)
-        return self.fused_combine(fine, gates, problem.grids[0]), lse, fine
-
-    def fused_combine(self, fine: Tensor, gates: Gates, grid: Grid) -> Tensor:
-        """Both branches together by one kernel, see ``forward.combine``."""
-        return forward.combine(self.machine, fine, gates, grid)
+        fine = torch.empty(problem.q.shape, dtype=problem.q.dtype, device=problem.q.device)
+        out, lse = forward.forward(self.machine, problem, gates, fine)
+        return out, lse, fine
 
     def gated_inference(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor]:
         """See ``Backend.gated_inference``: combine is the end of the forward kernel."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Grids = tuple[Grid, Grid]
 """Of the queries and of the keys."""
+NOWHERE = (0, 0, 0, 0)
+"""The view of a tensor that is not there."""
 
 
 class Located3(NamedTuple):
@@ -105,10 +107,11 @@ def forward_call(
     shared: Shared,
     gates: LocatedGates,
     out: Located,
+    fine: Located | None,
     lse: Located,
     tile_counter: Located,
 ) -> _C.FineForward:
-    """The forward kernel; with gates, ``out`` is the combined output."""
+    """The forward kernel; with gates ``out`` is combined, and ``fine`` is the part before it."""
     from vsa import _C
 
     grid, kv_grid = shared.grids
@@ -118,25 +121,10 @@ def forward_call(
         k=k.views(kv_grid),
         v=v.views(kv_grid),
         out=views(out, out, grid),
+        fine=(NOWHERE, NOWHERE, NOWHERE) if fine is None else views(fine, fine, grid),
         gates=_gates(gates),
         lse=lse.data_ptr(),
         tile_counter=tile_counter.data_ptr(),
-    )
-
-
-def combine_call(fine: Located, out: Located, gates: LocatedGates, grid: Grid) -> _C.Combine:
-    """gate_fine * fine + gate_coarse * coarse, over whole contiguous sequences."""
-    from vsa import _C
-
-    return _C.Combine(
-        fine=view(fine),
-        out=view(out),
-        gates=_gates(gates),
-        grid=grid.as_ints(),
-        batch=fine.shape[0],
-        heads=fine.shape[2],
-        head_dim=fine.shape[3],
-        dtype=dtype_name(fine),
     )
 
 

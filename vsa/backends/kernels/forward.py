@@ -11,20 +11,21 @@ from vsa.backends.kernels.calls import (
     LocatedGates,
     Shared,
     axis_call,
-    combine_call,
     forward_call,
 )
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.tensors import addressable, text_rows, without_invalid_text
-from vsa.values.grid import Extent, Grid
+from vsa.values.grid import Extent
 from vsa.values.problem import Gates, Problem
 
 
-def forward(machine: Machine, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor]:
+def forward(
+    machine: Machine, problem: Problem, gates: Gates, fine: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Results as in ``vsa.backends.base.Backend.forward``.
 
-    With gates the output is the combined one, rounded once: the fine stage's part of it is never
-    written.
+    With gates the output is the combined one, rounded once. The fine stage's part of it is written
+    to ``fine``, like q and contiguous, where a backward wants it.
     """
     grid, kv_grid = problem.grids
     sign, scale = positive_scale(problem.scale)
@@ -44,25 +45,12 @@ def forward(machine: Machine, problem: Problem, gates: Gates) -> tuple[Tensor, T
         Shared((grid, kv_grid), scale, bitmap, axes, *rows),
         LocatedGates(*gates),
         out,
+        fine,
         lse,
         tile_counter,
     )
     machine.run(call, q.device)
     return out, lse
-
-
-def combine(machine: Machine, fine: Tensor, gates: Gates, grid: Grid) -> Tensor:
-    """Both branches together: gate_fine * fine + gate_coarse * coarse[tile of the token].
-
-    Args:
-        machine: what runs the kernel.
-        fine: (B, S, heads, head_dim), contiguous.
-        gates: of the shape of ``fine``.
-        grid: of the queries.
-    """
-    out = torch.empty_like(fine)
-    machine.run(combine_call(fine, out, LocatedGates(*gates), grid), fine.device)
-    return out
 
 
 def neighbour_axes(

@@ -21,7 +21,6 @@ from vsa.backends.kernels.calls import (
     LocatedGates,
     Shared,
     axis_call,
-    combine_call,
     forward_call,
     means_call,
     select_call,
@@ -145,7 +144,6 @@ class PreparedAttention:
             scores if self.has_coarse else None,
         ).step()
         shared = Shared((task.grid, task.kv_grid), task.scale, self.bitmap, axes, None, None)
-        apart = self.gated and self.keeps_fine
         attend = [
             axis_call(self.bitmap, axes, task.grid.tiles, counter).step(),
             forward_call(
@@ -153,14 +151,13 @@ class PreparedAttention:
                 Located3(k, k),
                 Located3(v, v),
                 shared,
-                LocatedGates() if apart else gates,
-                fine if apart else out,
+                gates,
+                out,
+                fine if self.gated and self.keeps_fine else None,
                 self.lse,
                 counter,
             ).step(),
         ]
-        if apart:
-            attend.append(combine_call(fine, out, gates, task.grid).step())
         self.after_scores = _C.Program([select] if self.has_coarse else [select, *attend])
         self.after_coarse = _C.Program(attend)
         self.gradients = (
