@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 import vsa
 from vsa.cli import app
 from vsa.cli.bench.case import Case
+from vsa.cli.bench.measurement import Measurement
+from vsa.cli.bench.table import line, tables
 from vsa.measure import patterns, shapes, timing
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
@@ -167,6 +169,7 @@ def test_calls_in_a_row_fill_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--read", "/nowhere/at/all.json"], "read"),
         (["--read", __file__], "--plot must name the picture"),
         (["--sweep", "density", "--topk", "1"], "sweep"),
+        (["--graph"], "CUDA graphs need a CUDA device, but --device is cpu"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
@@ -184,6 +187,46 @@ def test_bench_takes_the_heads_and_text_of_a_shape(monkeypatch: pytest.MonkeyPat
     result = RUNNER.invoke(app, ["bench", *arguments])
     assert result.exit_code == 0, result.output
     assert "128 + 3 tokens = cogvideox-2b, 2 heads of 16" in result.output
+
+
+def measurement(**more: Any) -> Measurement:
+    numbers = dict.fromkeys(("dense", "sparse", "dense_spread", "sparse_spread"), 0.002)
+    numbers |= dict.fromkeys(("dense_tflops", "sparse_tflops", "memory", "inputs"), 3)
+    return Measurement(
+        "small", "chosen", (4, 8, 8), 0, 1, 16, "forward", kept=1, tiles=4, **numbers | more
+    )
+
+
+def test_host_time_and_other_ways_are_printed_and_read_again() -> None:
+    host = {"dense": 3e-5, "sparse": 1.1e-4}
+    row = measurement(host=host)
+    assert line(row).endswith("1.00x, host 110 µs a call")
+    assert not line(measurement()).endswith("call")  # on a CPU there is no such time
+    assert len(list(tables([measurement()]))) == 1
+    assert printed(list(tables([row]))[1]) == [["forward", "2.000 ms 30 µs", "2.000 ms 110 µs"]]
+    row = measurement(host=host | {"compiled": 1e-4}, ways={"graph": 0.0012, "compiled": 0.0021})
+    assert printed(list(tables([row]))[1])[0][3:] == ["1.200 ms", "2.100 ms 100 µs"]
+    again = Measurement.of_row(row.row())
+    assert again.host == pytest.approx(row.host) and again.ways == pytest.approx(row.ways)
+    before = {name: x for name, x in row.row().items() if name not in ("host_ms", "ways_ms")}
+    assert Measurement.of_row(before).host == {}  # files of earlier versions
+
+
+def printed(table: Any) -> list[list[str]]:
+    columns = [[" ".join(cell.split()) for cell in column.cells] for column in table.columns]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_graph_and_compiled_beside_eager(tmp_path: Path) -> None:
+    figures = tmp_path / "bench.json"
+    arguments = ["--grid", "8,8,8", "--heads", "2", "--head-dim", "64", "--dtype", "bf16"]
+    arguments += ["--repeats", "2", "--graph", "--json", str(figures)]
+    result = RUNNER.invoke(app, ["bench", *arguments])
+    assert result.exit_code == 0, result.output
+    for row in json.loads(figures.read_text())["rows"]:
+        assert set(row["ways_ms"]) == {"graph", "compiled"} and min(row["ways_ms"].values()) > 0
+        assert set(row["host_ms"]) == {"dense", "sparse", "compiled"}
 
 
 def test_lengths_double_and_sweeps_have_whole_tiles() -> None:

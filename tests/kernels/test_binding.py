@@ -60,7 +60,7 @@ def forward(**changed):
         (forward, {"q": (NOWHERE,) * 3}, ValueError, "q must not be a null address"),
         (forward, {"gates": None}, TypeError, "gates must be Gates, but it is of type NoneType"),
     ],
-    ids=str,
+    ids=lambda x: getattr(x, "__name__", str(x)),
 )
 def test_what_is_wrong_with_a_field_is_one_sentence_with_its_name(call, changed, error, sentence):
     owner = type(call()).__name__

@@ -15,7 +15,7 @@ from vsa.backends.kernels.calls import (
 )
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.tensors import addressable, text_rows, without_invalid_text
-from vsa.values.grid import Extent
+from vsa.values.grid import Extent, Grid
 from vsa.values.problem import Gates, Problem
 
 

@@ -22,6 +22,7 @@ from vsa.measure.gpu_monitor import Monitor
 from vsa.measure.nvtx_ranges import record
 from vsa.measure.shapes import Shape
 from vsa.measure.timing import peak_memory, seconds, sets_beyond_cache, settled, spread
+from vsa.measure.ways import QUEUED, host_seconds, in_a_graph
 from vsa.values import checks
 from vsa.verify.sampled import Sample
 
@@ -54,6 +55,7 @@ class Case:
         repeats: of every timing.
         sets: inputs that calls go round, so that none finds its own in the L2 cache.
         with_stages: whether the stages of the sparse runs are timed too, in calls of their own.
+        with_ways: whether they are timed in a CUDA graph and compiled too.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Case:
     repeats: int
     sets: Sequence[Inputs]
     with_stages: bool
+    with_ways: bool = False
 
     def measure(self, direction: str, monitor: Monitor) -> Measurement:
         """Parity first, then both times.
@@ -83,10 +86,22 @@ class Case:
             times = seconds(run, upstream.device, self.repeats, calls)
             return times, monitor.during(begin, time.monotonic())
 
-        dense, dense_gpu = timed(_around(_dense, sets, upstream, backward))
+        run_dense = _around(_dense, sets, upstream, backward)
+        dense, dense_gpu = timed(run_dense)
         run = _around(self._sparse, sets, upstream, backward)
         sparse, sparse_gpu = timed(run)
         _, memory = peak_memory(run, upstream.device)
+        host: dict[str, float] = {}
+        if upstream.device.type == "cuda":
+            for name, each in (("dense", run_dense), ("sparse", run)):
+                host[name] = host_seconds(each, self.repeats)
+        ways: dict[str, float] = {}
+        if self.with_ways:
+            compiled = _around(self._compiled(), sets, upstream, backward)
+            graph = in_a_graph(run, calls := QUEUED * len(sets))
+            for name, each, count in (("compiled", compiled, 1), ("graph", graph, calls)):
+                ways[name] = statistics.median(timed(each)[0]) / count
+            host["compiled"] = host_seconds(compiled, self.repeats)
         grid = self.layer.grid
         cost = vsa.flops(grid, self.layer.heads, self.layer.head_dim, self.topk, backward=backward)
         dense_time, sparse_time = statistics.median(dense), statistics.median(sparse)
@@ -112,6 +127,8 @@ class Case:
             dense_gpu=dense_gpu,
             sparse_gpu=sparse_gpu,
             stages=self._stages(sets, upstream, backward) if self.with_stages else {},
+            host=host,
+            ways=ways,
         )
 
     def _sparse(self, q: Tensor, k: Tensor, v: Tensor, **returns: bool) -> Any:
@@ -125,6 +142,15 @@ class Case:
             backend=self.backend,
             **cast("Any", returns),
         )
+
+    def _compiled(self) -> Callable[..., Tensor]:
+        """``_sparse`` in one graph of torch.compile."""
+        torch.compiler.reset()  # not a graph for sizes that vary, after the layer before
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self._sparse(q, k, v)
+
+        return torch.compile(attend, fullgraph=True)
 
     def _stages(self, sets: Sequence[Inputs], upstream: Tensor, backward: bool) -> dict[str, float]:
         around = itertools.cycle(sets)

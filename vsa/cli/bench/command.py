@@ -84,6 +84,10 @@ def bench(
     with_stages: Annotated[
         bool, typer.Option("--stages", help="Time the stages too, called one by one.")
     ] = False,
+    with_ways: Annotated[
+        bool,
+        typer.Option("--graph", help="Time the calls in a CUDA graph and compiled too."),
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each; the median counts.")] = 5,
     forward_only: Annotated[
         bool, typer.Option("--forward-only", help="Leave the backward out.")
@@ -121,6 +125,10 @@ def bench(
     if rows_file is not None:
         _draw_again(rows_file, plot)
         return
+    if with_ways and device.type != "cuda":
+        raise typer.BadParameter(
+            f"CUDA graphs need a CUDA device, but --device is {device.type}", param_hint="--graph"
+        )
     pattern = lists or pattern
     grid, topk = layers.swept(sweep, shape, grid, topk, device)
     cases = layers.layers(shape, grid, tile, heads, head_dim)
@@ -169,6 +177,7 @@ def bench(
                         repeats,
                         inputs,
                         with_stages,
+                        with_ways,
                     )
                     progress.update(task, description=f"{called}, topk {share:g}, {direction}")
                     measurements.append(case.measure(direction, monitor))

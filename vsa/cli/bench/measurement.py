@@ -8,7 +8,7 @@ from typing import Any
 
 from vsa.values.grid import Extent
 
-TIMES = ("dense", "sparse", "stages")
+TIMES = ("dense", "sparse", "stages", "host", "ways")
 """Fields of a measurement that are seconds, or seconds by name."""
 
 
@@ -39,6 +39,9 @@ class Measurement:
         dense_gpu: what the GPU did meanwhile (``vsa.measure.gpu_monitor``); empty on a CPU.
         sparse_gpu: the same during sparse attention.
         stages: seconds of the parts of vsa.attention, called one by one; empty if not asked for.
+        host: seconds that the host takes to issue a call, of "dense", "sparse" and, if asked for,
+            "compiled"; empty on a CPU.
+        ways: median seconds of vsa.attention in a "graph" and "compiled"; empty if not asked for.
     """
 
     shape: str
@@ -62,6 +65,8 @@ class Measurement:
     dense_gpu: dict[str, float] = field(default_factory=dict)
     sparse_gpu: dict[str, float] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
+    host: dict[str, float] = field(default_factory=dict)
+    ways: dict[str, float] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """As JSON files hold it, with times in ms."""

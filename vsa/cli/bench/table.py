@@ -21,11 +21,12 @@ CHOSEN = "chosen"
 
 def line(row: Measurement) -> str:
     """A row as it comes."""
+    host = f", host {row.host['sparse'] * 1e6:,.0f} µs a call" if row.host else ""
     return (
         f"{row.shape}, {row.kept} of {row.tiles} tiles, {row.direction}: "
         f"dense {row.dense * 1e3:,.1f} ms ±{row.dense_spread:.0%}, "
         f"sparse {row.sparse * 1e3:,.1f} ms ±{row.sparse_spread:.0%}, "
-        f"{row.dense / row.sparse:.2f}x"
+        f"{row.dense / row.sparse:.2f}x{host}"
     )
 
 
@@ -47,9 +48,32 @@ def tables(measurements: list[Measurement]) -> Iterator[Table]:
                 f"{row.memory / row.inputs:.2f}x\ninputs",
             )
         yield table
+        if any(row.host for row in rows):
+            yield _ways(rows)
         for row in rows:
             if row.stages:
                 yield stage_table(row.stages, title=f"stages, {row.direction}")
+
+
+def _ways(rows: list[Measurement]) -> Table:
+    """What a call costs the host, and its time in a graph and compiled where that was asked for."""
+    compared = any(row.ways for row in rows)
+    table = Table(title="time of a call, and microseconds that the host needs to issue it")
+    table.add_column("direction", no_wrap=True)
+    for column in ("dense", "eager", *(("graph", "compiled") if compared else ())):
+        table.add_column(column, justify="right")
+    for row in rows:
+        times = {"dense": row.dense, "sparse": row.sparse} | row.ways
+        names = ("dense", "sparse", *(("graph", "compiled") if compared else ()))
+        table.add_row(
+            row.direction,
+            *(
+                f"{times[name] * 1e3:,.3f} ms"
+                + (f"\n{row.host[name] * 1e6:,.0f} µs" if name in row.host else "")
+                for name in names
+            ),
+        )
+    return table
 
 
 def time_and_rate(seconds: float, spread: float, tflops: float, gpu: dict[str, float]) -> str:
