@@ -71,6 +71,11 @@ VSA_DEVICE Chunk load_global(const Chunk* pointer) {
   return {{pairs.x, pairs.y, pairs.z, pairs.w}};
 }
 
+VSA_DEVICE FloatPair load_global(const FloatPair* pointer) {
+  const float2 pair = __ldg(reinterpret_cast<const float2*>(pointer));
+  return {pair.x, pair.y};
+}
+
 VSA_DEVICE int take_tile(int* counter) {
   int tile;
   asm volatile("atom.relaxed.gpu.global.add.s32 %0, [%1], 1;"
