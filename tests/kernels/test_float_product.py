@@ -115,7 +115,10 @@ def test_all_sizes_and_strides(case, machine: str) -> None:
 def test_three_products_of_their_own_shapes_in_one_launch(machine: str) -> None:
     shapes = [(2, 70, 64, 130), (3, 1, 5, 65), (1, 129, 200, 3)]
     operands = [
-        (torch.randn(m, rows, depth, device=machine), torch.randn(m, columns, depth, device=machine))
+        (
+            torch.randn(m, rows, depth, device=machine),
+            torch.randn(m, columns, depth, device=machine),
+        )
         for m, rows, columns, depth in shapes
     ]
     together = [torch.empty(m, rows, columns, device=machine) for m, rows, columns, _ in shapes]

@@ -110,44 +110,47 @@ class FloatProduct {
 
   // Numbers of the columns from `first` on.
   VSA_DEVICE void fetch(int first) {
-    load(left_values_, p_.left, first_row_, p_.rows, first);
+    load(left_values_, p_.left, first_row_, p_.rows, first, p_.depth);
     if constexpr (OfScores) add_to_delta(first);
-    load(right_values_, p_.right, first_column_, p_.columns, first);
+    load(right_values_, p_.right, first_column_, p_.columns, first, p_.depth);
   }
 
-  // 64 x 64 of a matrix [rows, depth], zeros past its ends.
-  VSA_DEVICE void load(Fragment<64>& to, const FloatMatrix& x, int first_row, int rows, int first) {
+  // 64 x 64 of a matrix [rows, columns], zeros past its ends.
+  VSA_DEVICE void load(Fragment<64>& to,
+                       const FloatMatrix& x,
+                       int first_row,
+                       int rows,
+                       int first_column,
+                       int columns) {
     VSA_EACH_LANE(t) {
       auto& values = lane(to, t);
       const int row = first_row + accumulator_row(t, 0);
-      const int column = first + accumulator_column(t, 0);
+      const int column = first_column + accumulator_column(t, 0);
       const float* from = x.values + matrix_ * x.matrix_stride + row * x.row_stride;
+      const float* starts[] = {from, from + 8 * x.row_stride};  // of the lane's two rows
       const bool inside[] = {row < rows, row + 8 < rows};
       if (x.pairs) {
         VSA_UNROLL
         for (int i = 0; i < 32; i += 2) {
           const int at = column + accumulator_column(0, i), half = i >> 1 & 1;
-          FloatPair pair = {0, 0};
-          if (inside[half] && at < p_.depth)
-            pair = load_global(
-                reinterpret_cast<const FloatPair*>(from + half * 8 * x.row_stride + at));
-          values[i] = pair.x;
-          values[i + 1] = pair.y;
+          const auto* pair = reinterpret_cast<const FloatPair*>(starts[half] + at);
+          const FloatPair loaded = load_global(pair, inside[half] && at < columns);
+          values[i] = loaded.x;
+          values[i + 1] = loaded.y;
         }
       } else {
         VSA_UNROLL
         for (int i = 0; i < 32; ++i) {
           const int at = column + accumulator_column(0, i), half = i >> 1 & 1;
-          values[i] = 0;
-          if (inside[half] && at < p_.depth)
-            values[i] = load_global(from + half * 8 * x.row_stride + at * x.column_stride);
+          values[i] =
+              load_global(starts[half] + at * x.column_stride, inside[half] && at < columns);
         }
       }
     }
   }
 
   VSA_DEVICE void add_to_delta(int first) {
-    load(right_values_, p_.outputs, first_row_, p_.rows, first);
+    load(right_values_, p_.outputs, first_row_, p_.rows, first, p_.depth);
     VSA_EACH_LANE(t) {
       const auto& left = lane(left_values_, t);
       const auto& outputs = lane(right_values_, t);
@@ -193,37 +196,36 @@ class FloatProduct {
   }
 
   VSA_DEVICE void store() {
-    if constexpr (OfScores) quad_reduce(delta_, [](float a, float b) { return a + b; });
+    if constexpr (OfScores) {
+      quad_reduce(delta_, [](float a, float b) { return a + b; });
+      map_rows(total_, delta_, [](float sum, float delta) { return sum - delta; });
+      load(left_values_, p_.weights, first_row_, p_.rows, first_column_, p_.columns);
+      zip(total_, left_values_, [](float sum, float weight) { return sum * weight; });
+    } else {
+      const float scale = p_.scale;
+      for_each(total_, [=](float& sum, int, int) { sum *= scale; });
+    }
+    const bool accumulate = !OfScores && p_.accumulate;
     VSA_EACH_LANE(t) {
-      const auto& sums = lane(total_, t);
-      const auto& delta = lane(delta_, t);
+      const auto& values = lane(total_, t);
       VSA_UNROLL
       for (int i = 0; i < 32; i += 2) {
-        const int row = first_row_ + accumulator_row(t, i), half = i >> 1 & 1;
+        const int row = first_row_ + accumulator_row(t, i);
         const int column = first_column_ + accumulator_column(t, i);
-        if (row >= p_.rows) continue;
         float* to = place(p_.out, row, column);
         if (p_.out.pairs) {
-          if (column < p_.columns)
-            *reinterpret_cast<FloatPair*>(to) = {
-                value(sums[i], delta[half], row, column, to[0]),
-                value(sums[i + 1], delta[half], row, column + 1, to[1])};
+          if (row >= p_.rows || column >= p_.columns) continue;
+          auto& pair = *reinterpret_cast<FloatPair*>(to);
+          const FloatPair before = accumulate ? pair : FloatPair{0, 0};
+          pair = {before.x + values[i], before.y + values[i + 1]};
         } else {
           VSA_UNROLL
           for (int j = 0; j < 2; ++j, to += p_.out.column_stride)
-            if (column + j < p_.columns)
-              *to = value(sums[i + j], delta[half], row, column + j, *to);
+            if (row < p_.rows && column + j < p_.columns)
+              *to = (accumulate ? *to : 0) + values[i + j];
         }
       }
     }
-  }
-
-  // before: what lies there, read only where it counts.
-  VSA_DEVICE float value(float sum, float delta, int row, int column, const float& before) const {
-    if constexpr (OfScores)
-      return load_global(place(p_.weights, row, column)) * (sum - delta);
-    else
-      return p_.accumulate ? fma(p_.scale, sum, before) : p_.scale * sum;
   }
 
   VSA_DEVICE float* place(const FloatMatrix& x, int row, int column) const {

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from vsa.backends.kernels.coarse_calls import gradient_calls, score_numbers
-from vsa.backends.kernels.coarse_select import as_matrices
 from vsa.backends.kernels.machine import Machine
+from vsa.backends.kernels.tensors import as_matrices
 
 PROBABILITY_BYTES = 64 << 20
 """Probabilities that exist at a time; the gradients of scores take as much again."""
@@ -42,10 +42,10 @@ def coarse_attention_backward(
         grads: like ``means``, contiguous.
     """
     matrices, columns = means[1].shape[0] * means[1].shape[1], means[1].shape[2]
-    of_all = [as_matrices(x, matrices) for x in (grad, out, *means, *grads)]
-    numbers = score_numbers(matrices, of_all[0].shape[1], columns, PROBABILITY_BYTES)
+    upstream, coarse, *of_means = (as_matrices(x, matrices) for x in (grad, out, *means, *grads))
+    numbers = score_numbers(matrices, upstream.shape[1], columns, PROBABILITY_BYTES)
     scratch = [grad.new_empty(numbers) for _ in range(2)]
     for call in gradient_calls(
-        *of_all[:2], of_all[2:5], scale, of_all[5:], scratch, PROBABILITY_BYTES
+        upstream, coarse, of_means[:3], scale, of_means[3:], scratch, PROBABILITY_BYTES
     ):
         machine.run(call, grad.device)

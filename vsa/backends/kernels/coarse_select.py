@@ -20,7 +20,7 @@ from vsa.backends.kernels.coarse_calls import (
     score_numbers,
 )
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.tensors import dtype_name
+from vsa.backends.kernels.tensors import as_matrices, dtype_name
 from vsa.backends.torch_coarse import SCORE_BYTES
 from vsa.values import bitmap
 from vsa.values.grid import Grid
@@ -89,19 +89,13 @@ def select(
     if v_means is not None:
         coarse = torch.empty_like(q_means, memory_format=torch.contiguous_format)
     q, k, v, out = (
-        None if x is None else as_matrices(x, matrices)
-        for x in (q_means, k_means, v_means, coarse)
+        None if x is None else as_matrices(x, matrices) for x in (q_means, k_means, v_means, coarse)
     )
     assert q is not None and k is not None
     asked = Choice(q, k, v, scores.scale, forced, scores.topk, scores.mass, tiles)
     for call in choice_calls(asked, memory, words, out, SCORE_BYTES):
         machine.run(call, q_means.device)
     return words.view(batch, heads, tiles, -1), coarse
-
-
-def as_matrices(x: Tensor, matrices: int) -> Tensor:
-    """(B, heads, tiles, head_dim) as (matrices, rows, head_dim); a view of a contiguous tensor."""
-    return x.reshape(matrices, -1, x.shape[-1])
 
 
 def multiply(machine: Machine, left: Tensor, right: Tensor, scale: float) -> Tensor:

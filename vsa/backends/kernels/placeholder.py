@@ -39,7 +39,7 @@ class Placeholder:
         return (self.slot + 1 << OFFSET_BITS) + self.offset
 
     @property
-    def mT(self) -> Placeholder:  # noqa: N802
+    def mT(self) -> Placeholder:
         """Rows and columns exchanged, as ``Tensor.mT``."""
         shape = *self.shape[:-2], self.shape[-1], self.shape[-2]
         strides = *self.strides[:-2], self.strides[-1], self.strides[-2]

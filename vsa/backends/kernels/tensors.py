@@ -112,6 +112,13 @@ def beginning(x: Located, *shape: int) -> Located:
     return x.view(-1)[: math.prod(shape)].view(shape)
 
 
+def as_matrices(x: Located, matrices: int) -> Located:
+    """(B, heads, tiles, head_dim) as (matrices, rows, head_dim); a view of a contiguous tensor."""
+    if isinstance(x, Placeholder):
+        return beginning(x, matrices, math.prod(x.shape[:-1]) // matrices, x.shape[-1])
+    return x.reshape(matrices, -1, x.shape[-1])
+
+
 def text_tiles(grid: Grid) -> int:
     """Runs of 64 tokens that the text before and after the video is cut into."""
     return -(-grid.prefix // SLOTS) - (-grid.suffix // SLOTS)
