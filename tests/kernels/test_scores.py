@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vsa.backends import BACKENDS, torch_coarse
 from vsa.backends.kernels import coarse_select
+from vsa.backends.kernels.coarse_calls import softmax_call
 from vsa.operators import coarse_select as ops
 from vsa.stages.coarse import coarse_attention
 from vsa.values import bitmap
@@ -49,6 +50,18 @@ def test_weights_are_the_softmax_of_the_scores(columns: int, mass: float, machin
         found, true = weigh(machine, scores, must, mass), scores.double().softmax(-1)
         torch.testing.assert_close(found.double(), true, rtol=1e-5, atol=3e-7)
         assert (found.double().sum(-1) - 1).abs().max() < 3e-6
+
+
+@on_both
+@pytest.mark.parametrize("columns", [1, 31, 257, 2049])
+def test_a_backward_finds_the_weights_of_the_forward(columns: int, machine: str) -> None:
+    scores = torch.randn(6, columns) * 5
+    scores[1], scores[2, 0] = -torch.inf, torch.inf
+    scores[3, 0], scores[4] = torch.nan, -0.0
+    again = scores.to(machine, copy=True)
+    machine_of(machine).run(softmax_call(again[None]), again.device)
+    found = weigh(machine, scores, None, 0.0)
+    assert torch.equal(again.cpu().view(torch.int32), found.view(torch.int32))
 
 
 @on_both
