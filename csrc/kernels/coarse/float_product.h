@@ -5,10 +5,12 @@
 //
 // or, for the gradient of the coarse attention's scores, with the weights P and the outputs O,
 //
-//   out(m, n) = P(m, n) * sum_k left(m, k) (right(n, k) - O(m, k))
+//   out(m, n) = P(m, n) * (sum_k left(m, k) right(n, k) - sum_k left(m, k) O(m, k))
 //
-// whose second sum is one number per row. An fp32 number is the sum of three in bf16, high + middle
-// + low; of their nine products the three smallest are below the last bit of an fp32 product:
+// whose second sum is one number per row, delta.
+//
+// An fp32 number is the sum of three in bf16, high + middle + low; of their nine products the three
+// smallest are below the last bit of an fp32 product:
 //
 //   left    low   middle  high    middle  high    high
 //   right   high  middle  low     high    middle  high
@@ -22,8 +24,9 @@
 //   pieces of right            -> the other three tiles     / of this step run
 //   pieces of left             -> registers, once those are done
 //
-// Barriers: one meeting per step. Before it lie the stores to the tiles that the next products
-// read, behind it those to the tiles of the products before, which all warps have waited for.
+// Barriers: one meeting per step. Before it lie the stores to the tiles that the products of this
+// step read. Behind it come the stores to the other tiles: all warps have then waited for the
+// products of the step before, which read those.
 #pragma once
 #include "tile/tile.h"
 
@@ -40,8 +43,7 @@ struct FloatProductParams {
 
   struct Product {
     FloatMatrix left, right, out;  // [rows, depth], [columns, depth], [rows, columns]
-    FloatMatrix weights;           // [rows, columns], for the gradient of scores alone, ...
-    FloatMatrix outputs;           // [rows, depth], of a layout like left
+    FloatMatrix weights, outputs;  // [rows, columns], [rows, depth], for the gradient of scores
     int rows, columns, depth;
     float scale;
     bool accumulate;
