@@ -141,7 +141,7 @@ def means_and_selection(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
     for size in (16, 32, 64):
         for name, multiply in (
             ("one fp32 product", torch_coarse.product),
-            ("six bf16 products", partial(kernels.split_product, layer.kernels.machine)),
+            ("six bf16 products", partial(kernels.multiply, layer.kernels.machine)),
         ):
             slices = partial(torch_coarse.score_slices, *means[:2], scale, size << 20, multiply)
             what = f"{name}, slices of {size} MiB"
@@ -203,7 +203,13 @@ def coarse_and_combine(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
         lambda: torch.autograd.grad(out, leaves, upstream, retain_graph=True),
     )
     written_out = partial(
-        coarse_backward.coarse_attention_backward, upstream, coarse, means, scale, grads
+        coarse_backward.coarse_attention_backward,
+        layer.kernels.machine,
+        upstream,
+        coarse,
+        means,
+        scale,
+        grads,
     )
     yield layer.row("coarse, backward", "written out", written_out)
     with torch.no_grad():

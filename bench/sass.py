@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ("-std=c++20", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v", "-cubin")
-SOURCES = ("fine_forward.cu", "fine_backward.cu")  # with matrix products
+SOURCES = ("fine_forward.cu", "fine_backward.cu")  # of attention
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,17 @@ def disassembler() -> str | None:
     return shutil.which("nvdisasm")
 
 
+def disassembled(cubin: Path, nvdisasm: str) -> Iterator[str]:
+    """The machine code of each kernel that multiplies matrices, its name first."""
+    command = [nvdisasm, "-c", str(cubin)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    yield from (part for part in re.split(r"\n\.text\.", text)[1:] if "HGMMA" in part)
+
+
 def kernels(cubins: list[Path], said: str, nvdisasm: str) -> Iterator[Kernel]:
-    """All kernels that multiply matrices."""
+    """All kernels of attention."""
     for cubin in cubins:
-        text = subprocess.run(
-            [nvdisasm, "-c", str(cubin)], capture_output=True, text=True, check=True
-        ).stdout
-        for part in re.split(r"\n\.text\.", text)[1:]:
-            if "HGMMA" not in part:
-                continue
+        for part in disassembled(cubin, nvdisasm):
             name = part.split(":")[0]
             report = said[said.index(f"Function properties for {name}") :]
             stack, stores, loads = map(

@@ -24,6 +24,9 @@ SequenceView: TypeAlias = tuple[TokenView, TokenView, TokenView]
 GateView: TypeAlias = tuple[int, int, int, int, int, int]
 """address (0: no gate), 1 for float32, strides of batch, token, head and channel in elements"""
 
+MatrixView: TypeAlias = tuple[int, int, int, int]
+"""address; strides of matrix, row and column, in elements"""
+
 ALONG_T: Final[int]
 ALONG_W: Final[int]
 ELEMENTS: Final[tuple[str, ...]]
@@ -31,7 +34,6 @@ HEAD_DIMS: Final[tuple[int, ...]]
 KEY_TILES_PER_GROUP: Final[int]
 MEAN_ELEMENTS: Final[tuple[str, ...]]
 MOST_HEAD_BUDGETS: Final[int]
-SPLIT_PIECES: Final[int]
 TYPES: Final[dict[str, tuple[str, str]]]
 
 def build_info() -> dict[str, Any]: ...
@@ -210,10 +212,40 @@ class MeanTensor:
         grid: GridSizes,
         heads: int,
         means: Address,
-        pieces: Address,
-        left: bool,
-        factor: float,
     ) -> None: ...
+
+@final
+class Product:
+    """One of a launch: out = scale * left @ right.mT, or added to out."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        left: MatrixView,
+        right: MatrixView,
+        out: MatrixView,
+        matrices: int,
+        rows: int,
+        columns: int,
+        depth: int,
+        scale: float,
+        accumulate: bool,
+    ) -> None: ...
+
+@final
+class Products:
+    """Up to three products of fp32 matrices."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        products: Sequence[Product],
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
 
 @final
 class Program:
@@ -222,6 +254,28 @@ class Program:
     def __init__(self, steps: Sequence[Step]) -> None: ...
     def emulate(self, addresses: Sequence[int], blocks: int, seed: int) -> None: ...
     def launch(self, addresses: Sequence[int], device: int, stream: int) -> None: ...
+
+@final
+class ScoreGradient:
+    """out = weights * (grad_outputs @ values.mT - (grad_outputs * outputs).sum(-1, True))."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        grad_outputs: MatrixView,
+        outputs: MatrixView,
+        values: MatrixView,
+        weights: MatrixView,
+        out: MatrixView,
+        matrices: int,
+        rows: int,
+        columns: int,
+        depth: int,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
 
 @final
 class SelectTiles:
@@ -247,21 +301,16 @@ class SelectTiles:
     def step(self) -> Step: ...
 
 @final
-class SplitOperands:
-    """Operands of a product of fp32 matrices as bf16 ones, SPLIT_PIECES times as deep."""
+class SoftmaxRows:
+    """The softmax of rows of scores, in place."""
 
     FIELDS: ClassVar[dict[str, str]]
     def __init__(
         self,
         *,
-        left: Address,
-        right: Address,
-        left_pieces: Address,
-        right_pieces: Address,
-        left_rows: int,
-        right_rows: int,
-        depth: int,
-        scale: float,
+        scores: Address,
+        rows: int,
+        columns: int,
     ) -> None: ...
     def emulate(self, blocks: int, seed: int) -> None: ...
     def launch(self, device: int, stream: int) -> None: ...

@@ -15,6 +15,7 @@
 
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
+#include "launch/float_product.h"
 
 namespace vsa::bind {
 
@@ -36,8 +37,10 @@ constexpr Alias kSequenceView = {"SequenceView", "tuple[TokenView, TokenView, To
 constexpr Alias kGateView = {
     "GateView", "tuple[int, int, int, int, int, int]",
     "address (0: no gate), 1 for float32, strides of batch, token, head and channel in elements"};
+constexpr Alias kMatrixView = {"MatrixView", "tuple[int, int, int, int]",
+                               "address; strides of matrix, row and column, in elements"};
 constexpr Alias kAliases[] = {kAddress,   kDtype,        kGridSizes, kExtent,
-                              kTokenView, kSequenceView, kGateView};
+                              kTokenView, kSequenceView, kGateView,  kMatrixView};
 
 inline void require(bool holds, const std::string& otherwise) {
   if (!holds) throw py::value_error(otherwise);
@@ -83,6 +86,8 @@ template <>
 inline constexpr const char* kClass<launch::FineProblem> = "FineProblem";
 template <>
 inline constexpr const char* kClass<launch::MeanTensor> = "MeanTensor";
+template <>
+inline constexpr const char* kClass<launch::Product> = "Product";
 
 // The items of a sequence of that length, of a list or tuple without a copy: a call has sixty.
 template <size_t N>
@@ -175,6 +180,15 @@ struct Python<launch::TokenView> {
   static launch::TokenView read(py::handle x, const std::string&) {
     const auto n = integers<int64_t, 4>(x);
     return {reinterpret_cast<const void*>(n[0]), n[1], n[2], n[3]};
+  }
+};
+
+template <>
+struct Python<launch::MatrixView> {
+  static std::string type() { return kMatrixView.name; }
+  static launch::MatrixView read(py::handle x, const std::string&) {
+    const auto n = integers<int64_t, 4>(x);
+    return {reinterpret_cast<float*>(n[0]), n[1], n[2], n[3]};
   }
 };
 

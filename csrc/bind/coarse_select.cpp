@@ -3,7 +3,6 @@
 #include "launch/coarse_select.h"
 
 #include "bind/fields.h"
-#include "kernels/coarse/split_operands.h"
 
 namespace vsa::bind {
 namespace {
@@ -12,11 +11,9 @@ using MeanDtype = OneOf<launch::MeanDtypes>;
 
 void bind_means(py::module_& m) {
   using Tensor = launch::MeanTensor;
-  bind_struct<Tensor>(
-      m, kClass<Tensor>, "A tensor of tokens, and where the means of its tiles go.",
-      {VSA_FIELD(Tensor, tokens, NotNull), VSA_FIELD(Tensor, grid),
-       VSA_FIELD(Tensor, heads, Positive), VSA_FIELD(Tensor, means, NotNull),
-       VSA_FIELD(Tensor, pieces), VSA_FIELD(Tensor, left), VSA_FIELD(Tensor, factor)});
+  bind_struct<Tensor>(m, kClass<Tensor>, "A tensor of tokens, and where the means of its tiles go.",
+                      {VSA_FIELD(Tensor, tokens, NotNull), VSA_FIELD(Tensor, grid),
+                       VSA_FIELD(Tensor, heads, Positive), VSA_FIELD(Tensor, means, NotNull)});
   using Call = launch::TileMeans;
   auto bound =
       bind_struct<Call>(m, "TileMeans", "Means of the tiles of up to three tensors.",
@@ -37,16 +34,12 @@ void bind_selection(py::module_& m) {
   bind_run<launch::select_tiles, launch::select_tiles_emulated>(bound);
 }
 
-void bind_split(py::module_& m) {
-  using Call = launch::SplitOperands;
-  auto bound = bind_struct<Call>(
-      m, "SplitOperands",
-      "Operands of a product of fp32 matrices as bf16 ones, SPLIT_PIECES times as deep.",
-      {VSA_FIELD(Call, left, NotNull), VSA_FIELD(Call, right, NotNull),
-       VSA_FIELD(Call, left_pieces, NotNull), VSA_FIELD(Call, right_pieces, NotNull),
-       VSA_FIELD(Call, left_rows, Positive), VSA_FIELD(Call, right_rows, Positive),
-       VSA_FIELD(Call, depth, Positive), VSA_FIELD(Call, scale)});
-  bind_run<launch::split_operands, launch::split_operands_emulated>(bound);
+void bind_softmax(py::module_& m) {
+  using Call = launch::SoftmaxRows;
+  auto bound = bind_struct<Call>(m, "SoftmaxRows", "The softmax of rows of scores, in place.",
+                                 {VSA_FIELD(Call, scores, NotNull), VSA_FIELD(Call, rows, Positive),
+                                  VSA_FIELD(Call, columns, Positive)});
+  bind_run<launch::softmax_rows, launch::softmax_rows_emulated>(bound);
 }
 
 }  // namespace
@@ -54,10 +47,9 @@ void bind_split(py::module_& m) {
 void bind_coarse_select(py::module_& m) {
   bind_means(m);
   bind_selection(m);
-  bind_split(m);
+  bind_softmax(m);
   m.attr("MEAN_ELEMENTS") = MeanDtype::all();
   m.attr("MOST_HEAD_BUDGETS") = launch::kMostHeadBudgets;
-  m.attr("SPLIT_PIECES") = SplitOperandsParams::kPieces;
 }
 
 }  // namespace vsa::bind

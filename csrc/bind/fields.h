@@ -43,6 +43,7 @@ struct NotNull {
   static std::string must() { return "not be a null address"; }
   static bool holds(const void* x) { return x != nullptr; }
   static bool holds(const launch::TokenView& x) { return holds(x.data); }
+  static bool holds(const launch::MatrixView& x) { return holds(x.data); }
   static bool holds(const launch::SequenceView& x) { return holds(x.video); }
 };
 
@@ -232,5 +233,6 @@ void bind_run(py::class_<Call>& bound,
 
 void bind_fine(py::module_& m);
 void bind_coarse_select(py::module_& m);
+void bind_float_product(py::module_& m);
 
 }  // namespace vsa::bind

@@ -56,4 +56,5 @@ PYBIND11_MODULE(_C, m) {
   bind_program(m);
   bind_fine(m);
   bind_coarse_select(m);
+  bind_float_product(m);
 }

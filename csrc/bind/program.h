@@ -40,14 +40,16 @@ template <class T>
 void link(T& value, const Slots& slots) {
   if constexpr (std::is_pointer_v<T>)
     value = reinterpret_cast<T>(slots.resolve(reinterpret_cast<uintptr_t>(value)));
-  else if constexpr (std::is_same_v<T, launch::TokenView> || std::is_same_v<T, launch::GateView>)
+  else if constexpr (std::is_same_v<T, launch::TokenView> || std::is_same_v<T, launch::GateView> ||
+                     std::is_same_v<T, launch::MatrixView>)
     link(value.data, slots);
   else if constexpr (std::is_same_v<T, launch::SequenceView>) {
     link(value.video, slots);
     link(value.prefix, slots);
     link(value.suffix, slots);
-  } else if constexpr (std::is_same_v<T, std::vector<launch::MeanTensor>>) {
-    for (launch::MeanTensor& tensor : value) link(tensor, slots);
+  } else if constexpr (std::is_same_v<T, std::vector<launch::MeanTensor>> ||
+                       std::is_same_v<T, std::vector<launch::Product>>) {
+    for (auto& one : value) link(one, slots);
   } else if constexpr (kClass<T> != nullptr) {
     for (const auto set : links<T>()) set(value, slots);
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels of means and selection on a GPU: one lane per vector of means and per value that is
-// split, one warp per row of scores.
+// The kernels of means and selection on a GPU: one lane per vector of means, one warp per row
+// of scores.
 #include "launch/coarse_select_params.h"
 #include "launch/cuda_launch.h"
 
@@ -8,7 +8,7 @@ namespace vsa::launch {
 namespace {
 
 constexpr int kMeansThreads = 128;
-constexpr int kSplitThreads = 256;
+constexpr int kSoftmaxThreads = 128;
 constexpr int kSelectWarps = kSelectThreads / kWarpThreads;
 
 template <class Kernel>
@@ -28,12 +28,10 @@ __global__ void __launch_bounds__(kSelectThreads, Kernel::kBlocksPerSm)
   if (row < params.rows) Kernel::run(params, row);
 }
 
-__global__ void __launch_bounds__(kSplitThreads)
-    split_operands_kernel(const __grid_constant__ SplitOperandsParams params) {
-  const int operand = static_cast<int>(blockIdx.y);
-  const int64_t i = int64_t{blockIdx.x} * kSplitThreads + threadIdx.x;
-  if (i < params.operands[operand].count)
-    vsa::SplitOperands::run(params, operand, static_cast<int>(i));
+__global__ void __launch_bounds__(kSoftmaxThreads)
+    softmax_rows_kernel(const __grid_constant__ SoftmaxRowsParams params) {
+  const int row = static_cast<int>(blockIdx.x * kSoftmaxThreads + threadIdx.x) / kWarpThreads;
+  if (row < params.rows) vsa::SoftmaxRows::run(params, row);
 }
 
 unsigned blocks(int64_t items, int per_block) {
@@ -69,13 +67,11 @@ std::string select_tiles(const SelectTiles& call, int device, void* stream) {
   });
 }
 
-std::string split_operands(const SplitOperands& call, int device, void* stream) {
-  SplitOperandsParams params;
-  if (const std::string error = make_params(params, call); !error.empty()) return error;
-  const int most = std::max(params.operands[0].count, params.operands[1].count);
-  const dim3 grid(blocks(most, kSplitThreads), 2);
-  return launch_on(device, stream, "the kernel that splits operands", [&](cudaStream_t stream) {
-    split_operands_kernel<<<grid, kSplitThreads, 0, stream>>>(params);
+std::string softmax_rows(const SoftmaxRows& call, int device, void* stream) {
+  const SoftmaxRowsParams params = {call.scores, call.rows, call.columns};
+  const unsigned grid = blocks(params.rows, kSoftmaxThreads / kWarpThreads);
+  return launch_on(device, stream, "the kernel of the softmax", [&](cudaStream_t stream) {
+    softmax_rows_kernel<<<grid, kSoftmaxThreads, 0, stream>>>(params);
     return cudaGetLastError();
   });
 }

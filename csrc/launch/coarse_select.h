@@ -18,10 +18,6 @@ struct MeanTensor {
   Grid grid;
   int heads;
   float* means;  // [batch, heads, tiles, head_dim]
-  // Null, or the means as an operand of SplitOperands, the left one times a factor.
-  uint16_t* pieces;  // [batch, heads, tiles, 6, head_dim]
-  bool left;
-  float factor;
 };
 
 struct TileMeans {
@@ -41,13 +37,9 @@ struct SelectTiles {
   double mass;              // least share of the softmax, 0 for none
 };
 
-// Operands of left * right^T, bf16 and six times as deep: kernels/coarse/split_operands.h.
-struct SplitOperands {
-  const float *left, *right;             // [rows, depth]
-  uint16_t *left_pieces, *right_pieces;  // [rows, 6, depth]
-  int64_t left_rows, right_rows;
-  int depth;
-  float scale;  // of the product
+struct SoftmaxRows {
+  float* scores;  // [rows, columns], of which the softmax takes the place
+  int rows, columns;
 };
 
 constexpr int kMostHeadBudgets = 256;  // heads that may have counts of their own
@@ -57,7 +49,7 @@ std::string tile_means(const TileMeans& call, int device, void* stream);
 std::string tile_means_emulated(const TileMeans& call);
 std::string select_tiles(const SelectTiles& call, int device, void* stream);
 std::string select_tiles_emulated(const SelectTiles& call);
-std::string split_operands(const SplitOperands& call, int device, void* stream);
-std::string split_operands_emulated(const SplitOperands& call);
+std::string softmax_rows(const SoftmaxRows& call, int device, void* stream);
+std::string softmax_rows_emulated(const SoftmaxRows& call);
 
 }  // namespace vsa::launch

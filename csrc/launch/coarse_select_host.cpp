@@ -24,12 +24,9 @@ std::string select_tiles_emulated(const SelectTiles& call) {
   return "";
 }
 
-std::string split_operands_emulated(const SplitOperands& call) {
-  SplitOperandsParams params;
-  if (const std::string error = make_params(params, call); !error.empty()) return error;
-  for (int operand = 0; operand < 2; ++operand)
-    for (int i = 0; i < params.operands[operand].count; ++i)
-      vsa::SplitOperands::run(params, operand, i);
+std::string softmax_rows_emulated(const SoftmaxRows& call) {
+  for (int row = 0; row < call.rows; ++row)
+    vsa::SoftmaxRows::run({call.scores, call.rows, call.columns}, row);
   return "";
 }
 

@@ -3,9 +3,9 @@
 #pragma once
 #include <algorithm>
 
-#include "kernels/coarse/split_operands.h"
 #include "kernels/coarse/tile_means.h"
 #include "kernels/select/select_tiles.h"
+#include "kernels/select/softmax_rows.h"
 #include "launch/coarse_select.h"
 #include "launch/element.h"
 
@@ -50,9 +50,6 @@ inline std::string make_params(TileMeansParams& p, const TileMeans& call) {
     }
     to.heads = tensor.heads;
     to.means = tensor.means;
-    to.pieces = tensor.pieces;
-    to.left = tensor.left;
-    to.factor = tensor.factor;
     const int64_t in_batch = int64_t{tensor.grid.num_tiles()} * tensor.heads * call.head_dim;
     if (in_batch > INT_MAX) return "the means of a batch element are more than 31 bits can number";
     to.lanes = call.batch * in_batch / vector_elements(call);
@@ -89,16 +86,6 @@ inline std::string make_params(SelectTilesParams& p, const SelectTiles& call) {
   p.num_counts = static_cast<int>(call.counts.size());
   std::transform(call.counts.begin(), call.counts.end(), p.counts,
                  [&](int count) { return std::min(count, call.columns); });
-  return "";
-}
-
-inline std::string make_params(SplitOperandsParams& p, const SplitOperands& call) {
-  const int64_t most = std::max(call.left_rows, call.right_rows) * call.depth;
-  if (most > INT_MAX) return "an operand has more values than 31 bits can number";
-  p.operands[0] = {call.left, call.left_pieces, static_cast<int>(call.left_rows * call.depth)};
-  p.operands[1] = {call.right, call.right_pieces, static_cast<int>(call.right_rows * call.depth)};
-  p.depth = call.depth;
-  p.scale = call.scale;
   return "";
 }
 

@@ -4,6 +4,7 @@
 #include "launch/build_info.h"
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
+#include "launch/float_product.h"
 
 namespace vsa::launch {
 namespace {
@@ -28,6 +29,8 @@ std::string choose_axes(const AxisChoice&, int, void*) { return kMissing; }
 std::string order_columns(const ColumnOrder&, int, void*) { return kMissing; }
 std::string tile_means(const TileMeans&, int, void*) { return kMissing; }
 std::string select_tiles(const SelectTiles&, int, void*) { return kMissing; }
-std::string split_operands(const SplitOperands&, int, void*) { return kMissing; }
+std::string softmax_rows(const SoftmaxRows&, int, void*) { return kMissing; }
+std::string multiply(const Products&, int, void*) { return kMissing; }
+std::string score_gradient(const ScoreGradient&, int, void*) { return kMissing; }
 
 }  // namespace vsa::launch

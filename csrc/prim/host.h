@@ -48,6 +48,11 @@ T load_global(const T* pointer) {
   return *pointer;
 }
 
+template <class T>
+T load_global(const T* pointer, bool wanted) {
+  return wanted ? load_global(pointer) : T{};
+}
+
 // Blocks run one after the other, but take work tiles as if they took turns.
 inline int take_tile(int* counter) {
   host::one_thread("take_tile");

@@ -5,6 +5,13 @@
 
 namespace vsa::host {
 
+// The machine of this thread, for as long as a block runs.
+struct Running {
+  explicit Running(Machine* next) : before(std::exchange(machine, next)) {}
+  ~Running() { machine = before; }
+  Machine* const before;
+};
+
 // Throws Hazard for what the kernel does wrong. Blocks of one kernel may run in different threads
 // at a time, if the kernel's blocks may.
 template <class Kernel>
@@ -17,11 +24,6 @@ void run_block(const typename Kernel::Params& params, int block, int blocks, uns
       Kernel::kProducerRegisters + Kernel::kConsumers * Kernel::kConsumerRegisters <=
           (Kernel::kConsumers + 1) * launch_registers(Kernel::kThreads),
       "the roles share what the block was launched with: more would be waited for forever");
-  struct Running {  // the machine of this thread, for as long as this block runs
-    explicit Running(Machine* next) : before(std::exchange(machine, next)) {}
-    ~Running() { machine = before; }
-    Machine* const before;
-  };
   const auto owned = std::make_unique<Machine>(block, blocks, seed);
   const Running running(owned.get());
   auto& smem = *reinterpret_cast<SharedMemory*>(machine->smem);
@@ -35,6 +37,23 @@ void run_block(const typename Kernel::Params& params, int block, int blocks, uns
   for (int w = 0; w < Kernel::kConsumers; ++w)
     machine->add_agent("consumer" + std::to_string(w),
                        [&, w] { Kernel::consume(params, smem, w); });
+  machine->run();
+}
+
+// The same for kernels of which a block is one warpgroup that does everything.
+template <class Kernel>
+void run_warpgroup_block(const typename Kernel::Params& params,
+                         int block,
+                         int blocks,
+                         unsigned seed) {
+  using SharedMemory = typename Kernel::SharedMemory;
+  static_assert(sizeof(SharedMemory) <= kSharedBytes, "a block has 227 KiB of shared memory");
+  static_assert(Kernel::kThreads == kWarpgroupThreads, "a block is one warpgroup");
+  const auto owned = std::make_unique<Machine>(block, blocks, seed);
+  const Running running(owned.get());
+  auto& smem = *reinterpret_cast<SharedMemory*>(machine->smem);
+  Kernel::label_tiles(smem);
+  machine->add_agent("warpgroup", [&] { Kernel::run(params, smem); });
   machine->run();
 }
 

@@ -38,6 +38,10 @@ struct alignas(kChunkBytes) Chunk {
   uint32_t pairs[kChunkElements / 2];
 };
 
+struct alignas(8) FloatPair {
+  float x, y;
+};
+
 // Registers per thread that a block of so many threads is launched with: they come in eights.
 VSA_HD int launch_registers(int threads) { return 65536 / threads / 8 * 8; }
 

@@ -10,6 +10,7 @@
 //                                   the two floats of a pair
 //   exp2_approx, log2_approx, max2, fma
 //   load_global(pointer)            a value that no one writes while the kernel runs
+//   load_global(pointer, wanted)    the same, or zeros, of a float or a pair of them
 //   take_tile(counter)              0, 1, 2, ... to all blocks of a launch, in any order
 //
 // Who am I

@@ -44,4 +44,13 @@ VSA_DEVICE void run_kernel(const typename Kernel::Params& params) {
   }
 }
 
+// The same for kernels of which a block is one warpgroup that does everything, launched with
+// __launch_bounds__(Kernel::kThreads) and a block for every piece of work.
+template <class Kernel>
+VSA_DEVICE void run_warpgroup(const typename Kernel::Params& params) {
+  static_assert(Kernel::kThreads == kWarpgroupThreads, "a block is one warpgroup");
+  extern __shared__ __align__(1024) unsigned char bytes[];
+  Kernel::run(params, *reinterpret_cast<typename Kernel::SharedMemory*>(bytes));
+}
+
 }  // namespace vsa

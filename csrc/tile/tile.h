@@ -128,12 +128,16 @@ VSA_DEVICE void mma_ABt(Fragment<64>& d, const Tile<D>& a, const Tile<D>& b) {
                                  channels_descriptor(b.address(), k), k > 0);
 }
 
+// d = (d +) a b^T
 template <class Element, int D>
-VSA_DEVICE void mma_ABt(Fragment<64>& d, const Operand<D>& a, const Tile<D>& b) {
+VSA_DEVICE void mma_ABt(Fragment<64>& d,
+                        const Operand<D>& a,
+                        const Tile<D>& b,
+                        bool accumulate = false) {
   wgmma_fence();
   VSA_UNROLL
   for (int k = 0; k < D / kReduction; ++k)
-    wgmma<Element, false>(d, a, k, channels_descriptor(b.address(), k), k > 0);
+    wgmma<Element, false>(d, a, k, channels_descriptor(b.address(), k), accumulate || k > 0);
 }
 
 // d = (d +) a b, summed over the rows of b

@@ -61,6 +61,27 @@ def test_kernels_of_means_and_selection_stay_in_registers(sass, tmp_path: Path) 
     assert max(map(int, re.findall(r"Used (\d+) registers", said))) <= 168
 
 
+def test_fp32_products_stay_in_registers_and_run_while_the_next_numbers_are_split(
+    sass, tmp_path: Path
+) -> None:
+    if (nvcc := shutil.which("nvcc")) is None:
+        pytest.skip("there is no nvcc on this machine")
+    cubins, said = sass.compile_kernels(nvcc, tmp_path, ("float_product.cu",))
+    memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
+    assert memory == [("0", "0")] * 2 and not re.search(r"C75\d\d", said), said
+    assert max(map(int, re.findall(r"Used (\d+) registers", said))) <= 256  # two blocks at a time
+    if (nvdisasm := sass.disassembler()) is None:
+        pytest.skip("there is no nvdisasm on this machine")
+    for part in sass.disassembled(cubins[0], nvdisasm):
+        code, _ = sass.parse(part)
+        products = [i for i, line in enumerate(code) if "HGMMA" in line]
+        wait = next(i for i, line in enumerate(code) if "WARPGROUP.DEPBAR" in line)
+        assert len(products) == 6 * 4 and products[-1] < wait
+        between = code[products[-1] : wait]
+        assert sum("STS" in line for line in between) == 3 * 16
+        assert sum("LDG" in line for line in between) >= 2 * 16
+
+
 def test_softmax_runs_while_products_are_in_flight(compiled) -> None:
     for kernel in compiled[0]:
         assert kernel.products in PRODUCTS[kernel.kind]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of tile means on tensor cores, and the coarse attention out of them."""
+"""Scores of tile means, their softmax, and the coarse attention out of them."""
 
 from __future__ import annotations
 
@@ -10,47 +10,13 @@ from torch import Tensor
 
 from vsa.backends import BACKENDS, torch_coarse
 from vsa.backends.kernels import coarse_select
+from vsa.backends.kernels.coarse_calls import softmax_call
 from vsa.operators import coarse_select as ops
 from vsa.stages.coarse import coarse_attention
 from vsa.values import bitmap
 from vsa.values.problem import TileScores
 
 pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
-
-OPERANDS = {
-    "normal": lambda *shape: torch.randn(shape),
-    "one sign": lambda *shape: torch.rand(shape) + 1,
-    "spread": lambda *shape: torch.randn(shape) * torch.randn(shape).mul(4).exp(),
-    "large": lambda *shape: torch.randn(shape) * 1e15,
-    "small": lambda *shape: torch.randn(shape) * 1e-12,
-}
-
-
-@on_both
-@pytest.mark.parametrize("kind", OPERANDS)
-@pytest.mark.parametrize("depth", [1, 7, 64, 128])
-def test_scores_are_as_exact_as_in_fp32(kind: str, depth: int, machine: str) -> None:
-    """Against fp64, as a share of what a product would be without cancellation."""
-    left, right = OPERANDS[kind](3, 70, depth), OPERANDS[kind](3, 90, depth)
-    found = coarse_select.split_product(
-        machine_of(machine), left.to(machine), right.to(machine), 0.3
-    ).cpu()
-    true = 0.3 * left.double() @ right.double().mT
-    size = 0.3 * left.double().abs() @ right.double().abs().mT
-    assert ((found - true).abs() / size).max() < 2e-6
-    in_fp32 = torch_coarse.product(left.to(machine), right.to(machine), 0.3).cpu()
-    typical = [((x - true).abs() / size).square().mean().sqrt() for x in (found, in_fp32)]
-    assert typical[0] < 2 * typical[1] + 1e-7
-
-
-@on_both
-def test_integers_that_fp32_holds_make_exact_scores(machine: str) -> None:
-    left = torch.randint(-(2**11), 2**11, (2, 40, 3)).float()
-    right = torch.randint(-(2**10), 2**10, (2, 50, 3)).float()
-    found = coarse_select.split_product(
-        machine_of(machine), left.to(machine), right.to(machine), 0.5
-    ).cpu()
-    assert torch.equal(found, 0.5 * left @ right.mT)
 
 
 def weigh(machine: str, scores: Tensor, must: Tensor | None, mass: float) -> Tensor:
@@ -84,6 +50,18 @@ def test_weights_are_the_softmax_of_the_scores(columns: int, mass: float, machin
         found, true = weigh(machine, scores, must, mass), scores.double().softmax(-1)
         torch.testing.assert_close(found.double(), true, rtol=1e-5, atol=3e-7)
         assert (found.double().sum(-1) - 1).abs().max() < 3e-6
+
+
+@on_both
+@pytest.mark.parametrize("columns", [1, 31, 257, 2049])
+def test_a_backward_finds_the_weights_of_the_forward(columns: int, machine: str) -> None:
+    scores = torch.randn(6, columns) * 5
+    scores[1], scores[2, 0] = -torch.inf, torch.inf
+    scores[3, 0], scores[4] = torch.nan, -0.0
+    again = scores.to(machine, copy=True)
+    machine_of(machine).run(softmax_call(again[None]), again.device)
+    found = weigh(machine, scores, None, 0.0)
+    assert torch.equal(again.cpu().view(torch.int32), found.view(torch.int32))
 
 
 @on_both

@@ -7,16 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.machines import backend_on, machine_of, on_both
+from kernels.machines import backend_on, on_both
 from torch import Tensor
 
 import vsa
 from vsa.backends import torch_coarse
-from vsa.backends.kernels.calls import means_call, split_call
 from vsa.stages.coarse import tile_means
 from vsa.verify import reference
 
-_C = pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
+pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
 
 ELEMENTS = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -139,24 +138,3 @@ def test_gradients_of_means_do_not_depend_on_who_computed_them(machine: str) -> 
         for name in (backend_on(machine).name, "torch")
     ]
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)
-
-
-@on_both
-@pytest.mark.parametrize("head_dim", [64, 6])
-def test_means_are_written_as_operands_of_the_scores(head_dim: int, machine: str) -> None:
-    """The bits that a pass of its own makes of the means, the left ones times the scale."""
-    grid, scale, run = vsa.Grid((5, 6, 9), prefix=2), 0.3, machine_of(machine)
-    x = torch.randn(2, grid.length, 3, head_dim, device=machine).bfloat16()
-    shape = 6, grid.num_tiles, head_dim
-    means = [torch.empty(shape, device=machine) for _ in range(2)]
-    found, expected = (
-        [
-            torch.full((*shape[:2], _C.SPLIT_PIECES * head_dim), 7.0, device=machine).bfloat16()
-            for _ in range(2)
-        ]
-        for _ in range(2)
-    )
-    run.run(means_call((x, x), (grid, grid), means, found, scale), x.device)
-    run.run(split_call(means[0], means[1], expected, scale), x.device)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert torch.equal(means[0], means[1]) and not torch.equal(found[0], found[1])

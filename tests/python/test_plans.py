@@ -12,7 +12,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernels.machines import machine_of
 from python.planned_calls import (
+    ALL,
     BASE,
     FLAT,
     GATED,
@@ -22,6 +24,7 @@ from python.planned_calls import (
     Call,
     digest,
     outcome,
+    same_by_a_plan,
     strided,
     unplanned,
     without_plans,
@@ -30,6 +33,7 @@ from torch import Tensor
 
 import vsa
 from vsa import TopP
+from vsa.backends.kernels import coarse_backward, coarse_select, prepared, prepared_backward
 from vsa.stages import eager
 
 
@@ -202,6 +206,33 @@ sys.path.insert(0, sys.argv[1])
 from python.planned_calls import OF_A_FRESH_PROCESS, digest
 print(*(digest(call) for call in OF_A_FRESH_PROCESS))
 """
+
+
+@pytest.mark.parametrize("size", [16, 100], ids=["a row", "some"])
+def test_scores_in_several_slices(
+    size: int, monkeypatch: pytest.MonkeyPatch, ran: list[int]
+) -> None:
+    for module in (coarse_select, prepared):
+        monkeypatch.setattr(module, "SCORE_BYTES", size)
+    for module in (coarse_backward, prepared_backward):
+        monkeypatch.setattr(module, "PROBABILITY_BYTES", size)
+    for call in (BASE, ALL, ALL._replace(kv_heads=1), GATED._replace(topk=TopP(0.5))):
+        same_by_a_plan(call.run, ran)
+
+
+def test_a_direction_crosses_once(monkeypatch: pytest.MonkeyPatch, ran: list[int]) -> None:
+    machine, crossings = machine_of("cpu"), []
+    run = machine.run_program
+    for call, directions in ((BASE, 1), (GATED, 1), (TRAINED, 2), (ALL, 2)):
+        call.run()
+        crossings.clear()
+        with monkeypatch.context() as counting:
+            counting.setattr(machine, "run", lambda *_: pytest.fail("a call of its own"))
+            counting.setattr(
+                machine, "run_program", lambda *given: (crossings.append(1), run(*given))
+            )
+            call.run()
+        assert len(crossings) == directions
 
 
 def test_a_fresh_process_gives_the_same(ran: list[int], pytestconfig: pytest.Config) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernels.machines import machine_of
 from python.planned_calls import (
     ALL,
     BASE,
@@ -198,7 +199,9 @@ def test_an_error_in_the_middle_leaves_the_plan(
 ) -> None:
     expected = outcome(ALL.run)
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "bmm", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            machine_of("cpu"), "run_program", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             ALL.run()
     assert outcome(ALL.run) == expected and len(ran) == 2

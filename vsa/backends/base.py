@@ -203,8 +203,9 @@ class Forward(NamedTuple):
             own.
         lse: (B, heads, S_q) fp32, where the task asks for it.
         bitmap: (B, heads, n_q, words) int32, the choice, where the task asks for it.
-        coarse: (B, heads, n_q, head_dim) fp32, or None without a coarse gate.
-        means: numbers of the tile means of q, k and v, fp32, or None without a coarse gate.
+        coarse: (B, heads, n_q, head_dim) fp32, or None without a coarse gate or where no gradient
+            is wanted.
+        means: numbers of the tile means of q, k and v, fp32, or None where ``coarse`` is.
     """
 
     out: Tensor

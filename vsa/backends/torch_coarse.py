@@ -145,18 +145,26 @@ def score_slices(
     queries = q_means.reshape(batch * heads // group, group * tiles, -1)
     keys = k_means.flatten(0, 1)
     row_bytes = columns * q_means.element_size()
-    # Several heads at a time where they fit, else one in several slices of rows.
-    at_once = max(1, most_bytes // (group * tiles * row_bytes))
-    rows_at_once = max(1, min(group * tiles, most_bytes // row_bytes))
-    for head in range(0, len(queries), at_once):
-        some = slice(head, head + at_once)
-        for row in range(0, group * tiles, rows_at_once):
-            rows = slice(row, row + rows_at_once)
-            yield ScoreSlice(
-                head * group * tiles + row,
-                some,
-                rows,
-                multiply(queries[some, rows], keys[some], scale),
+    for some, rows in row_slices(len(queries), group * tiles, row_bytes, most_bytes):
+        yield ScoreSlice(
+            some.start * group * tiles + rows.start,
+            some,
+            rows,
+            multiply(queries[some, rows], keys[some], scale),
+        )
+
+
+def row_slices(
+    matrices: int, rows: int, row_bytes: int, most_bytes: int
+) -> Iterator[tuple[slice, slice]]:
+    """Which matrices and which of their rows: several matrices where they fit, else some rows."""
+    matrices_at_once = max(1, most_bytes // (rows * row_bytes))
+    rows_at_once = max(1, min(rows, most_bytes // row_bytes))
+    for matrix in range(0, matrices, matrices_at_once):
+        for row in range(0, rows, rows_at_once):
+            yield (
+                slice(matrix, min(matrix + matrices_at_once, matrices)),
+                slice(row, min(row + rows_at_once, rows)),
             )
 
 

@@ -6,7 +6,6 @@
 // order, some at a time. No lane needs another, and the order does not depend on strides, so views
 // give the bits of copies and every machine the same ones.
 #pragma once
-#include "kernels/coarse/split_operands.h"
 #include "prim/warp.h"
 
 namespace vsa {
@@ -17,12 +16,7 @@ struct TokensToMean {
   Grid grid;
   int64_t row_offsets[kTileRows];  // elements, of a tile's rows from its first
   int heads;
-  float* means;  // [batch, heads, tiles, head_dim]
-  // The means as an operand of a product of scores, [batch, heads, tiles, 6, head_dim] bf16; null
-  // without. The left one is multiplied by a factor.
-  uint16_t* pieces;
-  bool left;
-  float factor;
+  float* means;   // [batch, heads, tiles, head_dim]
   int64_t lanes;  // that have something to do
 };
 
@@ -78,12 +72,7 @@ class TileMeans {
     const float size = static_cast<float>(popcount(real));
     const int64_t first = ((int64_t{batch} * x.heads + head) * tiles + tile) * p.head_dim + channel;
     VSA_UNROLL
-    for (int c = 0; c < N; ++c) {
-      const float mean = total.x[c] / size;
-      x.means[first + c] = mean;
-      if (x.pieces != nullptr)
-        SplitOperands::write(mean * x.factor, x.left, x.pieces, p.head_dim, first + c);
-    }
+    for (int c = 0; c < N; ++c) x.means[first + c] = total.x[c] / size;
   }
 
  private:

@@ -119,7 +119,9 @@ def backward(
     machine.run_rows(call, q.device)
     of_forward = [mean for mean in means if mean is not None]
     if of_coarse is not None and gates.coarse is not None:
-        coarse_attention_backward(of_coarse, gates.coarse, of_forward, problem.scale, of_means)
+        coarse_attention_backward(
+            machine, of_coarse, gates.coarse, of_forward, problem.scale, of_means
+        )
         if sign != 1:
             of_means[0] *= sign
     machine.run(call, q.device)

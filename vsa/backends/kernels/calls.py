@@ -269,54 +269,21 @@ def order_call(
 
 
 def means_call(
-    xs: Sequence[Located],
-    grids: Sequence[Grid],
-    means: Sequence[Located],
-    pieces: Sequence[Located | None] = (None, None, None),
-    scale: float = 1.0,
+    xs: Sequence[Located], grids: Sequence[Grid], means: Sequence[Located]
 ) -> _C.TileMeans:
-    """Means of the tiles of up to three tensors, into ``means``, (B, heads, tiles, head_dim).
-
-    With ``pieces`` of q and k, what ``split_call`` makes of their means is written as well.
-    """
+    """Means of the tiles of up to three tensors, into ``means``, (B, heads, tiles, head_dim)."""
     from vsa import _C
 
     return _C.TileMeans(
         tensors=[
             _C.MeanTensor(
-                tokens=view(x),
-                grid=grid.as_ints(),
-                heads=x.shape[2],
-                means=mean.data_ptr(),
-                pieces=address(piece),
-                left=place == 0,
-                factor=scale if place == 0 else 1.0,
+                tokens=view(x), grid=grid.as_ints(), heads=x.shape[2], means=mean.data_ptr()
             )
-            for place, (x, grid, mean, piece) in enumerate(
-                zip(xs, grids, means, pieces, strict=False)
-            )
+            for x, grid, mean in zip(xs, grids, means, strict=True)
         ],
         batch=xs[0].shape[0],
         head_dim=xs[0].shape[3],
         dtype=dtype_name(xs[0]),
-    )
-
-
-def split_call(
-    left: Located, right: Located, pieces: Sequence[Located], scale: float
-) -> _C.SplitOperands:
-    """Operands (matrices, rows, depth) in bf16 pieces, so that their product is one in fp32."""
-    from vsa import _C
-
-    return _C.SplitOperands(
-        left=left.data_ptr(),
-        right=right.data_ptr(),
-        left_pieces=pieces[0].data_ptr(),
-        right_pieces=pieces[1].data_ptr(),
-        left_rows=left.shape[0] * left.shape[1],
-        right_rows=right.shape[0] * right.shape[1],
-        depth=left.shape[2],
-        scale=scale,
     )
 
 

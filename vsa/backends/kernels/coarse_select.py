@@ -7,15 +7,21 @@ Nothing here waits for the device or reads from it: calls can be captured in a C
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from vsa.backends.kernels.calls import means_call, select_call, split_call
+from vsa.backends.kernels.calls import means_call, select_call
+from vsa.backends.kernels.coarse_calls import (
+    Choice,
+    choice_calls,
+    product,
+    products_call,
+    score_numbers,
+)
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.tensors import dtype_name
-from vsa.backends.torch_coarse import SCORE_BYTES, CoarseOutput, score_slices
+from vsa.backends.kernels.tensors import as_matrices, dtype_name
+from vsa.backends.torch_coarse import SCORE_BYTES
 from vsa.values import bitmap
 from vsa.values.grid import Grid
 from vsa.values.problem import TileScores
@@ -73,52 +79,33 @@ def select(
     """
     q_means, k_means = scores.q_means, scores.k_means
     batch, heads, tiles, _ = q_means.shape
-    words = torch.empty(
-        batch * heads * tiles,
-        bitmap.num_words(k_means.shape[2]),
-        dtype=torch.int32,
-        device=q_means.device,
-    )
+    matrices, columns = k_means.shape[0] * k_means.shape[1], k_means.shape[2]
+    words = q_means.new_empty(batch * heads * tiles, bitmap.num_words(columns), dtype=torch.int32)
     forced = None if scores.must is None else bitmap.pack(scores.must)
-    coarse = CoarseOutput(q_means, v_means)
-    multiply = partial(split_product, machine)
-    for part in score_slices(q_means, k_means, scores.scale, SCORE_BYTES, multiply):
-        rows = part.scores.flatten(0, 1)
-        weights = None if v_means is None else rows
-        select_rows(
-            machine,
-            rows,
-            forced,
-            scores.topk,
-            scores.mass,
-            tiles,
-            part.first,
-            words[part.first :],
-            weights,
-        )
-        if v_means is not None:
-            coarse.add(part, part.scores)
-        del part, rows, weights
-    return words.view(batch, heads, tiles, -1), coarse.rows
+    # One tensor of scores for all slices.
+    numbers = score_numbers(matrices, batch * heads * tiles // matrices, columns, SCORE_BYTES)
+    memory = q_means.new_empty(numbers)
+    coarse = None
+    if v_means is not None:
+        coarse = torch.empty_like(q_means, memory_format=torch.contiguous_format)
+    q, k, v, out = (
+        None if x is None else as_matrices(x, matrices) for x in (q_means, k_means, v_means, coarse)
+    )
+    assert q is not None and k is not None
+    asked = Choice(q, k, v, scores.scale, forced, scores.topk, scores.mass, tiles)
+    for call in choice_calls(asked, memory, words, out, SCORE_BYTES):
+        machine.run(call, q_means.device)
+    return words.view(batch, heads, tiles, -1), coarse
 
 
-def split_product(machine: Machine, left: Tensor, right: Tensor, scale: float) -> Tensor:
+def multiply(machine: Machine, left: Tensor, right: Tensor, scale: float) -> Tensor:
     """``torch_coarse.product`` of fp32 matrices on tensor cores, as exact as in fp32.
 
     Where a value is infinite the result is NaN, infinite products included.
     """
-    from vsa import _C
-
-    left, right = left.contiguous(), right.contiguous()
-    pieces = [
-        torch.empty(
-            *x.shape[:2], _C.SPLIT_PIECES * x.shape[2], dtype=torch.bfloat16, device=x.device
-        )
-        for x in (left, right)
-    ]
-    call = split_call(left, right, pieces, scale)
-    machine.run(call, left.device)
-    return machine.product(pieces[0], pieces[1])
+    out = left.new_empty(*left.shape[:2], right.shape[1])
+    machine.run(products_call(product(left, right, out, scale)), left.device)
+    return out
 
 
 def select_rows(

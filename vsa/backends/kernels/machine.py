@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
-
-from vsa.backends.torch_coarse import full_precision
 
 if TYPE_CHECKING:
     from vsa import _C
@@ -29,9 +26,6 @@ class Machine(Protocol):
         self, program: _C.Program, addresses: Sequence[int], device: torch.device
     ) -> None:
         """All prepared calls of a program, on tensors at these addresses."""
-
-    def product(self, left: Tensor, right: Tensor) -> Tensor:
-        """Left @ right.mT of bf16 matrices, summed and returned in fp32."""
 
 
 def _check(device: torch.device, wanted: str, backend: str) -> None:
@@ -66,10 +60,6 @@ class Gpu:
         # What current_stream(device).cuda_stream says, without an object of three microseconds.
         program.launch(addresses, device.index, torch._C._cuda_getCurrentRawStream(device.index))
 
-    def product(self, left: Tensor, right: Tensor) -> Tensor:
-        """See ``Machine.product``."""
-        return torch.bmm(left, right.mT, out_dtype=torch.float32)
-
 
 @dataclass
 class Emulator:
@@ -98,8 +88,3 @@ class Emulator:
     ) -> None:
         """See ``Machine.run_program``."""
         program.emulate(addresses, self.blocks, self.seed)
-
-    def product(self, left: Tensor, right: Tensor) -> Tensor:
-        """See ``Machine.product``: a CPU has no product of bf16 matrices in fp32."""
-        with full_precision(left.device):
-            return torch.bmm(left.float(), right.float().mT)

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +38,22 @@ class Placeholder:
         """The prepared address."""
         return (self.slot + 1 << OFFSET_BITS) + self.offset
 
+    @property
+    def mT(self) -> Placeholder:
+        """Rows and columns exchanged, as ``Tensor.mT``."""
+        shape = *self.shape[:-2], self.shape[-1], self.shape[-2]
+        strides = *self.strides[:-2], self.strides[-1], self.strides[-2]
+        return replace(self, shape=shape, strides=strides)
+
+    def __getitem__(self, at: slice | tuple[slice, ...]) -> Placeholder:
+        """A part, by slices of the first axes."""
+        shape, offset = list(self.shape), self.offset
+        for axis, some in enumerate(at if isinstance(at, tuple) else (at,)):
+            start, stop, _ = some.indices(shape[axis])
+            shape[axis] = stop - start
+            offset += start * self.strides[axis] * self.dtype.itemsize
+        return replace(self, shape=tuple(shape), offset=offset)
+
     def stride(self) -> tuple[int, ...]:
         """In elements."""
         return self.strides
@@ -68,11 +85,8 @@ class Workspace:
 
     def part(self, shape: Sequence[int], dtype: torch.dtype) -> Placeholder:
         """A contiguous tensor in it."""
-        count = 1
-        for size in shape:
-            count *= size
         offset = self.nbytes
-        self.nbytes += -(-count * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        self.nbytes += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         return Placeholder(self.slot, tuple(shape), contiguous_strides(shape), dtype, offset)
 
 

@@ -2,15 +2,15 @@
 """A whole call of attention, prepared once: then a run allocates, fills in addresses, launches.
 
 The calls are those that run one by one elsewhere, built from placeholders instead of tensors, so
-that both paths launch the same kernels with the same numbers and give the same bits. Products of
-small matrices are PyTorch's, so a forward crosses into C++ before and after the scores, and once
-more after the coarse attention.
+that both paths launch the same kernels with the same numbers and give the same bits. A forward
+crosses into C++ once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum, auto
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ from vsa.backends.kernels.calls import (
     axis_call,
     forward_call,
     means_call,
-    select_call,
 )
+from vsa.backends.kernels.coarse_calls import Choice, choice_calls, score_numbers
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.placeholder import (
     Placeholder,
@@ -33,8 +33,8 @@ from vsa.backends.kernels.placeholder import (
     part_of,
 )
 from vsa.backends.kernels.prepared_backward import PreparedBackward
-from vsa.backends.kernels.tensors import is_addressable
-from vsa.backends.torch_coarse import SCORE_BYTES, full_precision
+from vsa.backends.kernels.tensors import as_matrices, beginning, is_addressable
+from vsa.backends.torch_coarse import SCORE_BYTES
 from vsa.values.bitmap import num_words
 from vsa.values.problem import Means, Task, Upstream
 
@@ -47,29 +47,26 @@ class Slot(IntEnum):
     V = auto()
     GATE_FINE = auto()
     GATE_COARSE = auto()
-    MEANS = auto()
-    OPERANDS = auto()
-    SCORES = auto()
+    WORK = auto()
     OUT = auto()
     FINE = auto()
     KEPT = auto()
     LSE = auto()
     BITMAP = auto()
     COARSE = auto()
+    MEANS = auto()
 
 
 def can_prepare(task: Task) -> bool:
-    """Whether all tensors are read where they are, without text, with scores in one piece."""
+    """Whether all tensors are read where they are, without text."""
     from vsa import _C
 
-    score_bytes = 4 * task.q.shape[0] * task.q.shape[2] * task.grid.num_tiles
     return (
         task.scale > 0
         and not task.grid.text
         and not task.kv_grid.text
         and len(task.counts) <= _C.MOST_HEAD_BUDGETS
         and all(is_addressable(x) for x in (task.q, task.k, task.v))
-        and score_bytes * task.kv_grid.num_tiles <= SCORE_BYTES
     )
 
 
@@ -80,26 +77,25 @@ class PreparedAttention:
         from vsa import _C
 
         self.machine, self.device = machine, task.q.device
-        self.gated = task.gate_fine is not None or task.gate_coarse is not None
-        self.has_coarse, self.keeps_fine = task.gate_coarse is not None, task.gradients
+        has_coarse = task.gate_coarse is not None
+        # What a backward needs of the coarse branch is kept, and the fine output before its gates.
+        self.keeps_coarse = has_coarse and task.gradients
+        self.keeps_fine = task.gradients and (has_coarse or task.gate_fine is not None)
         batch, length, heads, head_dim = task.q.shape
         kv_heads, tiles, key_tiles = task.k.shape[2], task.grid.num_tiles, task.kv_grid.num_tiles
-        # Query heads that share a key head are rows of one matrix.
-        self.matrices, self.rows = batch * kv_heads, heads // kv_heads * tiles
-        self.columns = key_tiles
-        depth = _C.SPLIT_PIECES * head_dim
 
-        # Operands are needed for the scores alone; means with a coarse gate by a backward too.
-        operands, means = Workspace(Slot.OPERANDS), Workspace(Slot.MEANS)
-        kept = Workspace(Slot.KEPT)
-        self.pieces = [
-            operands.part((self.matrices, count, depth), torch.bfloat16)
-            for count in (self.rows, self.columns)
-        ]
-        shapes = [(batch, heads, tiles, head_dim), (batch, kv_heads, key_tiles, head_dim)]
-        shapes += shapes[1:] * self.has_coarse
-        at = means if self.has_coarse else operands
+        work, means, kept = Workspace(Slot.WORK), Workspace(Slot.MEANS), Workspace(Slot.KEPT)
+        of_queries = batch, heads, tiles, head_dim
+        of_keys = batch, kv_heads, key_tiles, head_dim
+        shapes = (of_queries, of_keys, of_keys)[: 3 if has_coarse else 2]
+        at = means if self.keeps_coarse else work
         self.means = [at.part(shape, torch.float32) for shape in shapes]
+        self.coarse = None
+        if has_coarse:
+            self.coarse = _result(work, Slot.COARSE, self.keeps_coarse, of_queries, torch.float32)
+        matrices, rows = batch * kv_heads, heads // kv_heads * tiles
+        numbers = score_numbers(matrices, rows, key_tiles, SCORE_BYTES)
+        scores = work.part((numbers,), torch.float32)
         axes, counter = (kept.part(shape, torch.int32) for shape in ((batch, heads), (1,)))
         self.lse = _result(kept, Slot.LSE, task.gives_lse, (batch, heads, length), torch.float32)
         words = num_words(key_tiles)
@@ -107,59 +103,43 @@ class PreparedAttention:
             kept, Slot.BITMAP, task.gives_bitmap, (batch, heads, tiles, words), torch.int32
         )
         self.gives_lse, self.gives_bitmap = task.gives_lse, task.gives_bitmap
-        self.operand_numbers, self.mean_numbers = operands.nbytes // 2, means.nbytes // 4
-        self.kept_bytes = kept.nbytes
+        self.work_bytes, self.kept_bytes = work.nbytes, kept.nbytes
+        self.mean_numbers = means.nbytes // 4
 
         q, k, v = (
             placeholder(slot, x)
             for slot, x in ((Slot.Q, task.q), (Slot.K, task.k), (Slot.V, task.v))
         )
-        out, fine = (_contiguous(slot, task.q.shape, q.dtype) for slot in (Slot.OUT, Slot.FINE))
-        scores = _contiguous(Slot.SCORES, (self.matrices * self.rows, self.columns), torch.float32)
+        grids = task.grid, task.kv_grid, task.kv_grid
+        count = len(shapes)
+        calls: list[Any] = [means_call((q, k, v)[:count], grids[:count], self.means)]
+        of_q, of_k, *of_v = (as_matrices(mean, matrices) for mean in self.means)
+        values = of_v[0] if of_v else None
+        coarse = None if self.coarse is None else as_matrices(self.coarse, matrices)
+        asked = Choice(of_q, of_k, values, task.scale, None, task.counts, task.mass, tiles)
+        flat = beginning(self.bitmap, matrices * rows, words)
+        calls += choice_calls(asked, scores, flat, coarse, SCORE_BYTES)
         gates = LocatedGates(
             None if task.gate_fine is None else placeholder(Slot.GATE_FINE, task.gate_fine),
             None if task.gate_coarse is None else placeholder(Slot.GATE_COARSE, task.gate_coarse),
-            _contiguous(Slot.COARSE, shapes[0], torch.float32) if self.has_coarse else None,
+            self.coarse,
         )
-        count = len(self.means)
-        self.before_scores = _C.Program(
-            [
-                means_call(
-                    (q, k, v)[:count],
-                    (task.grid, task.kv_grid, task.kv_grid)[:count],
-                    self.means,
-                    (*self.pieces, None),
-                    task.scale,
-                ).step()
-            ]
-        )
-        select = select_call(
-            scores,
-            None,
-            task.counts,
-            task.mass,
-            tiles,
-            0,
-            self.bitmap,
-            scores if self.has_coarse else None,
-        ).step()
-        shared = Shared((task.grid, task.kv_grid), task.scale, self.bitmap, axes, None, None)
-        attend = [
-            axis_call(self.bitmap, axes, task.grid.tiles, counter).step(),
+        out, fine = (_contiguous(slot, task.q.shape, q.dtype) for slot in (Slot.OUT, Slot.FINE))
+        calls.append(axis_call(self.bitmap, axes, task.grid.tiles, counter))
+        calls.append(
             forward_call(
                 Located3(q, q),
                 Located3(k, k),
                 Located3(v, v),
-                shared,
+                Shared(grids[:2], task.scale, self.bitmap, axes, None, None),
                 gates,
                 out,
-                fine if self.gated and self.keeps_fine else None,
+                fine if self.keeps_fine else None,
                 self.lse,
                 counter,
-            ).step(),
-        ]
-        self.after_scores = _C.Program([select] if self.has_coarse else [select, *attend])
-        self.after_coarse = _C.Program(attend)
+            )
+        )
+        self.program = _C.Program([call.step() for call in calls])
         self.gradients = (
             PreparedBackward(machine, task, self.lse, self.bitmap) if task.gradients else None
         )
@@ -168,50 +148,19 @@ class PreparedAttention:
         self, q: Tensor, k: Tensor, v: Tensor, gate_fine: Tensor | None, gate_coarse: Tensor | None
     ) -> Forward:
         """See ``Prepared.forward``."""
-        device, run = self.device, self.machine.run_program
-        means = None
-        if self.has_coarse:
-            means = q.new_empty(self.mean_numbers, dtype=torch.float32)
-        operands = q.new_empty(self.operand_numbers, dtype=torch.bfloat16)
-        addresses = [
-            q.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
-            0 if gate_fine is None else gate_fine.data_ptr(),
-            0 if gate_coarse is None else gate_coarse.data_ptr(),
-            0 if means is None else means.data_ptr(),
-            operands.data_ptr(),
-        ]
-        run(self.before_scores, addresses, device)
-        left, right = (part_of(operands, piece) for piece in self.pieces)
-        scores = self.machine.product(left, right)
-        del operands, left, right
-
+        work = q.new_empty(self.work_bytes, dtype=torch.uint8)
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        fine = torch.empty_like(out) if self.gated and self.keeps_fine else out
+        fine = torch.empty_like(out) if self.keeps_fine else out
         kept = q.new_empty(self.kept_bytes, dtype=torch.uint8)
         lse = q.new_empty(self.lse.shape, dtype=torch.float32) if self.gives_lse else None
         bitmap = q.new_empty(self.bitmap.shape, dtype=torch.int32) if self.gives_bitmap else None
-        addresses += [
-            scores.data_ptr(),
-            out.data_ptr(),
-            fine.data_ptr(),
-            kept.data_ptr(),
-            0 if lse is None else lse.data_ptr(),
-            0 if bitmap is None else bitmap.data_ptr(),
-            0,
-        ]
-        run(self.after_scores, addresses, device)
-        if means is None:
-            return Forward(out, fine, kept, lse, bitmap, None, None)
-        with full_precision(device):
-            coarse = torch.bmm(
-                scores.view(self.matrices, self.rows, self.columns),
-                part_of(means, self.means[2]).flatten(0, 1),
-            ).view(self.means[0].shape)
-        del scores
-        addresses[Slot.COARSE] = coarse.data_ptr()
-        run(self.after_coarse, addresses, device)
+        coarse = means = None
+        if self.keeps_coarse and self.coarse is not None:
+            coarse = q.new_empty(self.coarse.shape, dtype=torch.float32)
+            means = q.new_empty(self.mean_numbers, dtype=torch.float32)
+        tensors = q, k, v, gate_fine, gate_coarse, work, out, fine, kept, lse, bitmap, coarse, means
+        addresses = [0 if x is None else x.data_ptr() for x in tensors]
+        self.machine.run_program(self.program, addresses, self.device)
         return Forward(out, fine, kept, lse, bitmap, coarse, means)
 
     def backward(

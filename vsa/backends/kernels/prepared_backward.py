@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backward of a prepared call of attention: one crossing into C++, two with a coarse gate."""
+"""The backward of a prepared call of attention: one crossing into C++."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from enum import IntEnum, auto
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +22,11 @@ from vsa.backends.kernels.calls import (
     order_call,
     transpose_call,
 )
-from vsa.backends.kernels.coarse_backward import coarse_attention_backward
+from vsa.backends.kernels.coarse_backward import PROBABILITY_BYTES
+from vsa.backends.kernels.coarse_calls import gradient_calls, score_numbers
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.placeholder import Placeholder, Workspace, contiguous_strides, part_of
+from vsa.backends.kernels.placeholder import Placeholder, Workspace, contiguous_strides
+from vsa.backends.kernels.tensors import as_matrices
 from vsa.values.bitmap import num_words
 from vsa.values.grid import SLOTS
 from vsa.values.problem import Task, Upstream
@@ -49,8 +52,7 @@ class Slot(IntEnum):
     GRAD_V = auto()
     GRAD_GATE_FINE = auto()
     GRAD_GATE_COARSE = auto()
-    GRAD_COARSE = auto()
-    GRAD_MEANS = auto()
+    MEANS = auto()
     WORK = auto()
 
 
@@ -61,11 +63,10 @@ class PreparedBackward:
         """Where the forward leaves ``lse`` and ``bitmap``: in what it keeps, or apart."""
         from vsa import _C
 
-        self.machine, self.device, self.scale = machine, task.q.device, task.scale
-        batch, length, heads, head_dim = task.q.shape
+        self.machine, self.device = machine, task.q.device
+        batch, length, heads, _ = task.q.shape
         kv_heads, tiles, key_tiles = task.k.shape[2], task.grid.num_tiles, task.kv_grid.num_tiles
         dtype = task.q.dtype
-        has_coarse = task.gate_coarse is not None
 
         def whole(slot: int, shape: Sequence[int], dtype: torch.dtype) -> Placeholder:
             return Placeholder(slot, tuple(shape), contiguous_strides(shape), dtype)
@@ -73,7 +74,7 @@ class PreparedBackward:
         def given(slot: int, x: Tensor) -> Placeholder:
             return Placeholder(slot, tuple(x.shape), x.stride(), x.dtype)
 
-        work, means = Workspace(Slot.WORK), Workspace(Slot.GRAD_MEANS)
+        work = Workspace(Slot.WORK)
         transposed = work.part((batch, heads, key_tiles, num_words(tiles)), torch.int32)
         counts = work.part((batch, heads, key_tiles), torch.int32)
         query_axes = work.part((batch, heads), torch.int32)
@@ -82,20 +83,13 @@ class PreparedBackward:
         order = work.part((batch, kv_heads, groups), torch.int32)
         row_stats = work.part((batch, heads, tiles, 2, SLOTS), torch.float32)
         counters = work.part((2,), torch.int32)
+        coarse = None if task.gate_coarse is None else _Coarse(task, work)
         self.work_bytes = work.nbytes
 
         q, k, v = given(Slot.Q, task.q), given(Slot.K, task.k), given(Slot.V, task.v)
         # The same parts in the slots of a backward.
         lse = replace(lse, slot=Slot.LSE if task.gives_lse else Slot.KEPT)
         bitmap = replace(bitmap, slot=Slot.BITMAP if task.gives_bitmap else Slot.KEPT)
-        coarse_shape = batch, heads, tiles, head_dim
-        self.grad_means: list[Placeholder | None] = [None, None, None]
-        if has_coarse:
-            of_keys = batch, kv_heads, key_tiles, head_dim
-            self.grad_means = [
-                means.part(shape, torch.float32) for shape in (coarse_shape, of_keys, of_keys)
-            ]
-        self.mean_numbers = means.nbytes // 4
         # What a fine gate makes of the gradient lies where dq will: the last pass that reads a tile
         # of it is the one that stores that tile of dq.
         of_fine = whole(
@@ -110,7 +104,7 @@ class PreparedBackward:
             LocatedGates(
                 None if task.gate_fine is None else given(Slot.GATE_FINE, task.gate_fine),
                 None if task.gate_coarse is None else given(Slot.GATE_COARSE, task.gate_coarse),
-                whole(Slot.COARSE, coarse_shape, torch.float32) if has_coarse else None,
+                None if coarse is None else coarse.out,
             ),
             Gradients(
                 fine_out=whole(Slot.FINE, task.q.shape, dtype),
@@ -125,10 +119,8 @@ class PreparedBackward:
                 grad_gate_coarse=None
                 if task.gate_coarse is None
                 else whole(Slot.GRAD_GATE_COARSE, task.q.shape, task.gate_coarse.dtype),
-                grad_coarse=whole(Slot.GRAD_COARSE, coarse_shape, torch.float32)
-                if has_coarse
-                else None,
-                grad_means=self.grad_means,
+                grad_coarse=None if coarse is None else coarse.grad,
+                grad_means=(None, None, None) if coarse is None else coarse.grad_means,
                 transposed=transposed,
                 key_axes=key_axes,
                 order=order,
@@ -138,22 +130,21 @@ class PreparedBackward:
                 row_stats=row_stats,
             ),
         )
-        rows = [
+        steps = [
             transpose_call(bitmap, key_tiles, transposed, counts).step(),
             axis_call(bitmap, query_axes, task.grid.tiles, counters).step(),
             axis_call(transposed, key_axes, task.kv_grid.tiles).step(),
             order_call(counts, key_axes, order, 0, task.kv_grid.tiles[0]).step(),
             call.step_rows(),
         ]
-        self.has_coarse = has_coarse
-        self.rows = _C.Program(rows if has_coarse else [*rows, call.step()])
-        self.tiles = _C.Program([call.step()])
+        if coarse is not None:
+            steps += [each.step() for each in coarse.calls(task.scale)]
+        self.program = _C.Program([*steps, call.step()])
 
     def __call__(
         self, upstream: Upstream, found: Forward, tensors: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
         """Gradients of ``tensors``: q, k, v and both gates."""
-        device = self.device
         grads = [
             None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
             for x in tensors
@@ -165,29 +156,47 @@ class PreparedBackward:
             found.kept.data_ptr(),
             0 if found.lse is None else found.lse.data_ptr(),
             0 if found.bitmap is None else found.bitmap.data_ptr(),
-            0,
+            0 if found.coarse is None else found.coarse.data_ptr(),
             upstream.grad_out.data_ptr(),
             0 if upstream.grad_lse is None else upstream.grad_lse.data_ptr(),
             *(0 if x is None else x.data_ptr() for x in grads),
-            0,
-            0,
+            0 if found.means is None else found.means.data_ptr(),
             work.data_ptr(),
         ]
-        run = self.machine.run_program
-        if found.coarse is None:
-            run(self.rows, addresses, device)
-            return grads
-        grad_coarse = torch.empty_like(found.coarse)
-        memory = found.coarse.new_empty(self.mean_numbers)
-        addresses[Slot.COARSE] = found.coarse.data_ptr()
-        addresses[Slot.GRAD_COARSE] = grad_coarse.data_ptr()
-        addresses[Slot.GRAD_MEANS] = memory.data_ptr()
-        run(self.rows, addresses, device)
-        assert found.means is not None
-        means, of_means = (
-            [part_of(x, part) for part in self.grad_means if part is not None]
-            for x in (found.means, memory)
-        )
-        coarse_attention_backward(grad_coarse, found.coarse, means, self.scale, of_means)
-        run(self.tiles, addresses, device)
+        self.machine.run_program(self.program, addresses, self.device)
         return grads
+
+
+class _Coarse:
+    """The coarse branch of a backward.
+
+    Attributes:
+        out: (B, heads, n_q, head_dim) fp32, the coarse output as the forward left it.
+        grad: its gradient, part of the workspace; so are ``grad_means``.
+        grad_means: gradients of the means of q, k and v.
+    """
+
+    def __init__(self, task: Task, work: Workspace) -> None:
+        batch, _, heads, head_dim = task.q.shape
+        of_queries = batch, heads, task.grid.num_tiles, head_dim
+        of_keys = batch, task.k.shape[2], task.kv_grid.num_tiles, head_dim
+        shapes = of_queries, of_keys, of_keys
+        self.out = Workspace(Slot.COARSE).part(of_queries, torch.float32)
+        saved = Workspace(Slot.MEANS)  # as the forward laid them out
+        self._means = [saved.part(shape, torch.float32) for shape in shapes]
+        self.grad = work.part(of_queries, torch.float32)
+        self.grad_means = [work.part(shape, torch.float32) for shape in shapes]
+        self._matrices = batch * task.k.shape[2]
+        rows = heads // task.k.shape[2] * task.grid.num_tiles
+        numbers = score_numbers(self._matrices, rows, task.kv_grid.num_tiles, PROBABILITY_BYTES)
+        self._scratch = [work.part((numbers,), torch.float32) for _ in range(2)]
+
+    def calls(self, scale: float) -> Iterator[Any]:
+        """From ``grad`` to ``grad_means``."""
+        grad, out, *of_means = (
+            as_matrices(x, self._matrices)
+            for x in (self.grad, self.out, *self._means, *self.grad_means)
+        )
+        return gradient_calls(
+            grad, out, of_means[:3], scale, of_means[3:], self._scratch, PROBABILITY_BYTES
+        )

@@ -9,11 +9,14 @@ is copied too, to put zeros in place of what must not be attended; it is short.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vsa.backends.kernels.placeholder import Placeholder
+from vsa.backends.kernels.placeholder import Placeholder, contiguous_strides
 from vsa.values import bitmap
 from vsa.values.grid import SLOTS, Grid
 
@@ -100,6 +103,20 @@ def _from_token(whole: View, token: int, x: Located) -> View:
     """The view of x that starts at a token."""
     address, batch, stride, head = whole
     return address + token * stride * x.element_size(), batch, stride, head
+
+
+def beginning(x: Located, *shape: int) -> Located:
+    """A contiguous tensor of another shape where a contiguous one begins."""
+    if isinstance(x, Placeholder):
+        return replace(x, shape=shape, strides=contiguous_strides(shape))
+    return x.view(-1)[: math.prod(shape)].view(shape)
+
+
+def as_matrices(x: Located, matrices: int) -> Located:
+    """(B, heads, tiles, head_dim) as (matrices, rows, head_dim); a view of a contiguous tensor."""
+    if isinstance(x, Placeholder):
+        return beginning(x, matrices, math.prod(x.shape[:-1]) // matrices, x.shape[-1])
+    return x.reshape(matrices, -1, x.shape[-1])
 
 
 def text_tiles(grid: Grid) -> int:

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calls of ``vsa._C`` on small fp32 matrices: scores, the coarse attention, its gradients.
+
+Query heads that share a key head are rows of one matrix, of B * kv_heads matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vsa.backends.kernels.calls import select_call
+from vsa.backends.kernels.tensors import Located, beginning
+from vsa.backends.torch_coarse import row_slices
+
+if TYPE_CHECKING:
+    from vsa import _C
+
+FLOAT_BYTES = 4
+
+
+def product(
+    left: Located, right: Located, out: Located, scale: float = 1.0, accumulate: bool = False
+) -> _C.Product:
+    """Out (matrices, rows, columns) = scale * left @ right.mT, or that added to it.
+
+    Args:
+        left: (matrices, rows, depth) fp32, any strides.
+        right: (matrices, columns, depth), the same.
+        out: the same.
+        scale: a factor.
+        accumulate: add to what ``out`` holds.
+    """
+    from vsa import _C
+
+    matrices, rows, depth = left.shape
+    return _C.Product(
+        left=_view(left),
+        right=_view(right),
+        out=_view(out),
+        matrices=matrices,
+        rows=rows,
+        columns=right.shape[1],
+        depth=depth,
+        scale=scale,
+        accumulate=accumulate,
+    )
+
+
+def products_call(*products: _C.Product) -> _C.Products:
+    """Up to three products that do not depend on each other, in one launch."""
+    from vsa import _C
+
+    return _C.Products(products=products)
+
+
+def softmax_call(scores: Located) -> _C.SoftmaxRows:
+    """The softmax of the rows of contiguous fp32 matrices, in place."""
+    from vsa import _C
+
+    matrices, rows, columns = scores.shape
+    return _C.SoftmaxRows(scores=scores.data_ptr(), rows=matrices * rows, columns=columns)
+
+
+def score_gradient_call(
+    grad: Located, coarse: Located, values: Located, weights: Located, out: Located
+) -> _C.ScoreGradient:
+    """Out = weights * (grad @ values.mT - (grad * coarse).sum(-1, True)), fp32 of any strides.
+
+    Args:
+        grad: gradient of ``coarse``.
+        coarse: (matrices, rows, head_dim), weights @ values.
+        values: (matrices, columns, head_dim).
+        weights: (matrices, rows, columns).
+        out: like weights.
+    """
+    from vsa import _C
+
+    matrices, rows, depth = grad.shape
+    return _C.ScoreGradient(
+        grad_outputs=_view(grad),
+        outputs=_view(coarse),
+        values=_view(values),
+        weights=_view(weights),
+        out=_view(out),
+        matrices=matrices,
+        rows=rows,
+        columns=values.shape[1],
+        depth=depth,
+    )
+
+
+def _view(x: Located) -> tuple[int, int, int, int]:
+    """Address, and strides of matrix, row and column in elements."""
+    matrix, row, column = x.stride()
+    return x.data_ptr(), matrix, row, column
+
+
+def score_numbers(matrices: int, rows: int, columns: int, most_bytes: int) -> int:
+    """Scores that exist at a time."""
+    return max(
+        (some.stop - some.start) * (part.stop - part.start) * columns
+        for some, part in row_slices(matrices, rows, columns * FLOAT_BYTES, most_bytes)
+    )
+
+
+class Choice(NamedTuple):
+    """What rows of scores are made of and asked for.
+
+    Attributes:
+        q: (matrices, rows, head_dim) fp32, means of the queries' tiles; so are k and v of the keys.
+        k: (matrices, n_k, head_dim).
+        v: like k, or None without a coarse branch.
+        scale: factor of the scores.
+        forced: (n_q, words) int32, tiles always kept, or None.
+        counts: least tiles of a row, one number or one per head.
+        mass: least share of a row's softmax.
+        query_tiles: n_q.
+    """
+
+    q: Located
+    k: Located
+    v: Located | None
+    scale: float
+    forced: Located | None
+    counts: Sequence[int]
+    mass: float
+    query_tiles: int
+
+
+def choice_calls(
+    of: Choice, scores: Located, bitmap: Located, coarse: Located | None, most_bytes: int
+) -> Iterator[Any]:
+    """Scores, the choice by them, and the coarse output, some rows at a time.
+
+    Args:
+        of: what is asked.
+        scores: fp32 of scratch, ``score_numbers`` of them.
+        bitmap: (matrices * rows, words) int32; the choice is written here.
+        coarse: like q; the coarse output is written here. None without v.
+        most_bytes: of scores that exist at a time.
+    """
+    matrices, rows, _ = of.q.shape
+    columns = of.k.shape[1]
+    for some, part in row_slices(matrices, rows, columns * FLOAT_BYTES, most_bytes):
+        at_once, of_each = some.stop - some.start, part.stop - part.start
+        first, here = some.start * rows + part.start, beginning(scores, at_once, of_each, columns)
+        flat = beginning(scores, at_once * of_each, columns)
+        yield products_call(product(of.q[some, part], of.k[some], here, of.scale))
+        yield select_call(
+            flat,
+            of.forced,
+            of.counts,
+            of.mass,
+            of.query_tiles,
+            first,
+            bitmap[first:],
+            None if of.v is None else flat,
+        )
+        if of.v is not None and coarse is not None:
+            yield products_call(product(here, of.v[some].mT, coarse[some, part]))
+
+
+def gradient_calls(
+    grad: Located,
+    coarse: Located,
+    means: Sequence[Located],
+    scale: float,
+    grads: Sequence[Located],
+    scratch: Sequence[Located],
+    most_bytes: int,
+) -> Iterator[Any]:
+    """Gradients of the coarse attention, see ``coarse_backward``.
+
+    Args:
+        grad: gradient of ``coarse``.
+        coarse: (matrices, rows, head_dim), the coarse output.
+        means: of q, like ``coarse``, and of k and v, (matrices, n_k, head_dim).
+        scale: factor of the scores.
+        grads: like ``means``; what they hold does not matter.
+        scratch: twice ``score_numbers`` fp32.
+        most_bytes: of either scratch.
+    """
+    q, k, v = means
+    dq, dk, dv = grads
+    matrices, rows, _ = q.shape
+    columns = k.shape[1]
+    for some, part in row_slices(matrices, rows, columns * FLOAT_BYTES, most_bytes):
+        shape = some.stop - some.start, part.stop - part.start, columns
+        weights, of_scores = (beginning(x, *shape) for x in scratch)
+        queries, upstream, more = q[some, part], grad[some, part], part.start > 0
+        yield products_call(product(queries, k[some], weights, scale))
+        yield softmax_call(weights)
+        yield score_gradient_call(upstream, coarse[some, part], v[some], weights, of_scores)
+        yield products_call(
+            product(weights.mT, upstream.mT, dv[some], 1.0, more),
+            product(of_scores.mT, queries.mT, dk[some], scale, more),
+            product(of_scores, k[some].mT, dq[some, part], scale),
+        )
