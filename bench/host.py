@@ -6,7 +6,8 @@ usage: python bench/host.py [--baseline FOLDER] [--out results.json] [--parts LI
 
 For each layer it times the forward, and the forward with the backward: as eager calls, as a CUDA
 graph of the same calls, compiled, and dense (``scaled_dot_product_attention``); beside them the
-microseconds that the host is busy with one call while the GPU has nothing to do. ``training`` times
+microseconds that the host is busy with one call while the GPU has nothing to do, for both
+directions with the backward in autograd's thread and in the caller's. ``training`` times
 steps of a small transformer with sparse and with dense attention. ``--baseline`` is a folder with
 another installed build of vsa, which runs the same cases in a process of its own, so that one run
 compares both. ``--tiny`` runs small cases on a CPU, to see that the script works; their times mean
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,16 +163,16 @@ def layer_rows(options: argparse.Namespace, timer: Timer) -> Iterator[dict[str, 
                 row[f"{direction} ms"] = timer.call(function)
                 row[f"{direction} host us"] = timer.host(function)
                 row[f"{direction} graph ms"] = timer.graph(function)
+            # Autograd runs a backward in a thread of its own, which a short one waits for.
+            with torch.autograd.set_multithreading_enabled(False):
+                row["both one thread host us"] = timer.host(both)
             if options.compiled and kind != "dense":
                 torch.compiler.reset()
                 compiled = torch.compile(call, fullgraph=True)
-
-                def run(compiled=compiled) -> Tensor:
-                    with torch.no_grad():
-                        return compiled()
-
-                row["forward compiled host us"] = timer.host(run)
-                row["forward compiled ms"] = timer.call(run)
+                for direction, function in (("forward", forward), ("both", both)):
+                    run = partial(function, call=compiled)
+                    row[f"{direction} compiled host us"] = timer.host(run)
+                    row[f"{direction} compiled ms"] = timer.call(run)
             yield row
 
 

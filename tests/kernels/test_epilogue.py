@@ -152,7 +152,7 @@ def test_the_fused_operator_runs_where_no_gradient_is_wanted(machine: Machine) -
     gate.requires_grad_()
     trained, called = call()
     assert called == ["gated_attention"] and trained.requires_grad
-    torch.testing.assert_close(trained, fused, rtol=2**-6, atol=2**-6)
+    assert torch.equal(trained, fused)
     for off in (torch.no_grad(), torch.inference_mode()):
         with off:
             out, called = call()
@@ -179,7 +179,7 @@ def test_compiled_regions_take_the_same_way(gradients: bool, machine: Machine) -
     found = compiled(q, k, v, 3, gate_coarse=gate, backend=backend)
     assert torch.equal(found, vsa.attention(q, k, v, 3, gate_coarse=gate, backend=backend))
     targets = [str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function"]
-    used = [name for name in targets if "gated_attention" in name]
+    used = [name for name in targets if name.startswith("vsa.")]
     assert len(graphs) == len(used) == 1 and ("inference" in used[0]) != gradients
 
 
