@@ -21,12 +21,10 @@ from vsa.cli.demo import experiment as experiment
 from vsa.cli.demo import picture as picture
 from vsa.cli.extras import require_demo_extra
 from vsa.cli.outputs import check_output
-from vsa.measure.machine import input_dtype
+from vsa.measure.machine import BUSY_LOAD, input_dtype
 from vsa.measure.video import MOST_FRAMES, default_clip
 from vsa.values.grid import SLOTS
 
-BUSY_LOAD = 0.35
-"""Processes per core that others may run before times are doubted."""
 BUSY_RANGE = 0.25
 """Distance of the longest repeat from the shortest before times are doubted, as a share."""
 
@@ -170,7 +168,10 @@ def _busy(findings: experiment.Findings) -> str | None:
         reasons.append(f"repeats lie up to {spread:.0%} apart")
     if not reasons:
         return None
-    return f"This machine is busy ({', '.join(reasons)}): its times mean little, and gains in time are left out."
+    return (
+        f"This machine is busy ({', '.join(reasons)}): "
+        "its times mean little, and gains in time are left out."
+    )
 
 
 def _relative_error(x: Tensor, reference: Tensor) -> float:
