@@ -15,6 +15,7 @@ import sys
 from importlib.metadata import Distribution, PackageNotFoundError, PackagePath, distribution
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 DISTRIBUTION = "video-sparse-attention"
 FOREIGN = "vsa"
@@ -94,6 +95,11 @@ def main() -> None:
 
         command()
         return
+    refuse(why)
+
+
+def refuse(why: str) -> NoReturn:
+    """End the command with a sentence, ``vsa info`` with what can be told besides."""
     if sys.argv[1:2] == ["info"]:
         print(_facts(why))
     else:
@@ -101,11 +107,17 @@ def main() -> None:
     sys.exit(1)
 
 
+def is_command() -> bool:
+    """Whether ``python -m vsa`` is what imports now; ``vsa`` comes before ``vsa.__main__`` then."""
+    searching = sys.argv[:1] == ["-m"]  # what argv begins with until the module is found
+    return searching and not {"vsa", "-mvsa"}.isdisjoint(sys.orig_argv)
+
+
 def _facts(why: str) -> str:
     """What ``vsa info`` says where the package cannot be asked."""
     ours, torch = installed(DISTRIBUTION), installed("torch")
     rows = {
-        DISTRIBUTION: f"{ours.version if ours else 'not installed'}, but not whole: {why}",
+        DISTRIBUTION: f"{ours.version}, but not whole: {why}" if ours else f"not installed: {why}",
         "beside it": neighbour() or f"no distribution {FOREIGN} is installed now",
         "Python": f"{platform.python_version()} on {platform.platform()}",
         "PyTorch": torch.version if torch else "not installed",

@@ -330,7 +330,7 @@ def select(
         RuntimeError: an explicit backend that cannot run here.
     """
     call = inputs.resolve(
-        q, k, None, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend=backend
+        q, k, k, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend=backend
     )
     budget = resolve(topk, call.kv_grid.num_tiles, call.q.shape[2])
     inputs.check_must(must, call.q, call.grid, call.kv_grid)

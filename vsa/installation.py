@@ -48,10 +48,13 @@ def take_built(folder: Path) -> bool:
         return True
     spec = _elsewhere(folder)
     if spec is None or spec.loader is None or spec.origin is None:
-        raise ImportError(
+        why = (
             f"vsa is imported from its sources in {folder}, which were not built, and no installed "
             f"package was found: run pip install . (or pip install -e .) in {folder.parent}"
         )
+        if video_sparse_attention.is_command():
+            video_sparse_attention.refuse(why)
+        raise ImportError(why)
     installed = Path(spec.origin).parent
     if changed := _differing(folder, installed):
         warnings.warn(

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import vsa
 from vsa.cli import app
+from vsa.cli.bench import command as command
 from vsa.cli.bench.measurement import Measurement
 from vsa.cli.bench.stage_table import parts
 from vsa.cli.bench.table import time_and_rate
@@ -38,6 +39,14 @@ def test_bench_says_where_its_figures_come_from(
     assert about["torch"] == torch.__version__ and about["driver"] is None
     assert about["backend"] == "torch" and about["dtype"] == "float32"
     assert about["command"] == "vsa bench --json 'of mine.json'"
+
+
+def test_bench_names_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for load, busy in ((0.1, False), (1.5, True)):
+        monkeypatch.setattr(command, "other_load", lambda load=load: load)
+        result = RUNNER.invoke(app, ["bench", *SMALL, "--forward-only"])
+        assert result.exit_code == 0, result.output
+        assert ("kept 150% of this machine's cores busy" in result.output) == busy
 
 
 def test_the_old_name_of_patterns_still_works_and_is_not_shown(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_a_wrong_layer_fails_the_command(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (["--shape", "sora"], "shape must be one of wan-1.3b-480p, "),
         (["--small"], "--small, --device must stand with --shape"),
+        (["--small"], "Invalid value for '--small' / '--device'"),
         (["--shape", "ltx-2", "--backend", "hopper"], "hopper"),
         (["--shape", "ltx-2", "--backend", "flex"], "flex"),
         (["--shape", "ltx-2", "--json", "x.txt"], "a .json file"),

@@ -119,10 +119,8 @@ def trained(model: nn.Module) -> nn.Module:
 
 
 def loaded_from(model: nn.Module, folder: Path, **more: Any) -> Any:
-    """By from_pretrained, which wants accelerate where some modules stay in fp32."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(model), "_keep_in_fp32_modules", None)
-        return type(model).from_pretrained(folder, low_cpu_mem_usage=False, **more)
+    """As the pages say it, with what the extra diffusers brings."""
+    return type(model).from_pretrained(folder, **more)
 
 
 def test_trained_gates_that_stay_in_the_folder_are_named(tmp_path: Path) -> None:

@@ -175,3 +175,17 @@ def test_a_clone_without_an_installed_package_says_what_to_run(clone: Path) -> N
     said = done.stderr.splitlines()[-1]
     assert said.startswith("ImportError: vsa is imported from its sources in")
     assert f"pip install . (or pip install -e .) in {clone}" in said
+
+
+def test_commands_in_such_a_clone_end_with_a_sentence(clone: Path) -> None:
+    info = python(clone, "-S", "-m", "vsa", "info", cwd=clone)
+    assert info.returncode == 1 and info.stderr == ""
+    assert f"sources in {clone / 'vsa'}, which were not built" in info.stdout
+    assert "PyTorch" in info.stdout
+    other = python(clone, "-S", "-m", "vsa", "demo", cwd=clone)
+    assert other.returncode == 1 and other.stdout == ""
+    assert other.stderr.startswith("vsa: ") and other.stderr.count("\n") == 1
+    # Whoever imports vsa gets an error to catch, also inside of a command of another name.
+    (clone / "other.py").write_text("try:\n import vsa\nexcept ImportError:\n print('caught')\n")
+    done = python(clone, "-S", "-m", "other", "vsa", cwd=clone)
+    assert done.stdout == "caught\n", done.stderr

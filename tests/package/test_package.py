@@ -226,3 +226,10 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
     assert [top for top in outside if not top.endswith(".dist-info")] == []
     kinds = {Path(name).suffix for name in names if name.startswith("vsa/")}
     assert kinds <= {".py", ".pyi", ".so", ".json", ".typed"}
+
+
+def test_the_extra_for_diffusers_brings_what_loads_its_models():
+    """Without accelerate from_pretrained refuses models that keep modules in fp32, as Wan does."""
+    text = (TREE / "pyproject.toml").read_text()
+    extra = re.search(r"^diffusers = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL).group(1)
+    assert '"accelerate;' in extra and '"diffusers>=' in extra

@@ -83,6 +83,8 @@ TENSORS = [
     case("q", ValueError, flat, grid=(4, 4, 9)),
     case("grid", ValueError, flat, grid=(4, 4, 9)),
     case("k", TypeError, attend, k=None),
+    case("v", TypeError, attend, v=None),
+    case("v", TypeError, fine, v=None),
     case("k", ValueError, attend, k=Q[0]),
     case("k", TypeError, attend, k=Q.bfloat16()),
     case("k", ValueError, attend, k=META),
@@ -308,6 +310,21 @@ def _is_refused(wrong: Case) -> None:
 @pytest.mark.parametrize("wrong", CASES, ids=_ids(CASES))
 def test_bad_input_is_named_before_any_work(wrong: Case) -> None:
     _is_refused(wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (Q.numpy(), "a numpy.ndarray of shape (1, 4, 4, 8, 2, 16)"),
+        (Q.tolist(), "a list of length 1"),
+        (1.0, "1.0 of type float"),
+    ],
+    ids=["numpy", "list", "number"],
+)
+def test_what_is_no_tensor_is_told_by_its_type_and_shape(given: object, words: str) -> None:
+    with pytest.raises(TypeError) as raised:
+        attend(q=given)
+    assert str(raised.value) == f"q must be a torch.Tensor, but it is {words}"
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def recall(
     call = inputs.resolve(
         q,
         k,
-        None,
+        k,
         grid=grid,
         kv_grid=kv_grid,
         scale=scale,
@@ -213,7 +213,7 @@ def recall_curve(
         call = inputs.resolve(
             q,
             k,
-            None,
+            k,
             grid=grid,
             kv_grid=kv_grid,
             tile=tile,

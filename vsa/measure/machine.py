@@ -12,6 +12,9 @@ import torch
 
 from vsa.measure.gpu_monitor import gpu_identity
 
+BUSY_LOAD = 0.35
+"""Processes per core that others may run before times are doubted."""
+
 
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's."""
@@ -38,6 +41,14 @@ def processor() -> str:
         )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine() or f"CPU with {os.cpu_count()} cores"
+
+
+def other_load() -> float:
+    """Processes that ran on this machine within the last minute, per core; 0 where not known."""
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except OSError:
+        return 0.0
 
 
 def ask_nvidia_smi(query: str, device: torch.device) -> str | None:

@@ -52,7 +52,7 @@ class Inputs:
 def resolve(
     q: Tensor,
     k: Tensor,
-    v: Tensor | None,
+    v: Tensor,
     *,
     grid: Extent | Grid | None = None,
     kv_grid: Extent | Grid | None = None,
@@ -65,17 +65,17 @@ def resolve(
 ) -> Inputs:
     """Check everything that the parts of ``vsa`` have in common.
 
-    ``v=None`` where there are no values. A selection brings the grids that the caller left out;
-    gates are checked elsewhere.
+    A caller without values passes k in their place. A selection brings the grids that the caller
+    left out; gates are checked elsewhere.
 
     Raises:
         ValueError, TypeError: naming the argument, what it was and what is allowed.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
-    for name, x in (("q", q), ("k", k), *([("v", v)] if v is not None else [])):
+    for name, x in (("q", q), ("k", k), ("v", v)):
         checks.plain(name, checks.tensor(name, x))
         checks.layout(name, x)
-    q, k, v = under_autocast(q, k, k if v is None else v)
+    q, k, v = under_autocast(q, k, v)
     checks.alike(q, {"k": k, "v": v})
     checks.keys_match(q, k, v)
     names = ["grid", "kv_grid"]

@@ -134,14 +134,22 @@ def scale(value: object, head_dim: int) -> float:
 def tensor(name: str, value: object) -> Tensor:
     """A floating-point tensor of a type that attention accepts."""
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{name} must be a torch.Tensor, but it is {value!r:.40} of type {type(value).__name__}"
-        )
+        raise TypeError(f"{name} must be a torch.Tensor, but it is {_described(value)}")
     if value.dtype not in DTYPES:
         raise TypeError(
             f"{name} must be bfloat16, float16, float32 or float64, but it is {value.dtype}"
         )
     return value
+
+
+def _described(value: object) -> str:
+    """What stands in the place of a tensor, without the numbers in it."""
+    kind = type(value)
+    if hasattr(value, "shape"):
+        return f"a {kind.__module__.partition('.')[0]}.{kind.__name__} of shape {value.shape}"
+    if isinstance(value, (list, tuple)):
+        return f"a {kind.__name__} of length {len(value)}"
+    return f"{value!r:.40} of type {kind.__name__}"
 
 
 def plain(name: str, x: Tensor) -> None:
@@ -196,9 +204,9 @@ def alike(q: Tensor, others: dict[str, Tensor]) -> None:
             )
 
 
-def keys_match(q: Tensor, k: Tensor, v: Tensor | None) -> None:
+def keys_match(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Keys fit queries and values fit keys, each (B, ..., heads, head_dim)."""
-    if v is not None and v.shape != k.shape:
+    if v.shape != k.shape:
         raise ValueError(
             f"v must have the shape of k, but v is {tuple(v.shape)} and k is {tuple(k.shape)}"
         )

@@ -29,7 +29,7 @@ from vsa.cli.extras import require_demo_extra
 from vsa.cli.outputs import INTERRUPTED, check_output
 from vsa.measure import patterns
 from vsa.measure.gpu_monitor import Monitor
-from vsa.measure.machine import machine
+from vsa.measure.machine import BUSY_LOAD, machine, other_load
 from vsa.measure.provenance import provenance, read, write
 from vsa.measure.shapes import Shape
 from vsa.values import checks
@@ -147,6 +147,12 @@ def bench(
     ]
     if slow := patience.warning(rows, repeats, device, dtype, name):
         console.print(f"[yellow]{slow}[/yellow]")
+    load = other_load() if device.type == "cpu" else 0.0
+    if load > BUSY_LOAD:
+        console.print(
+            f"[yellow]Other programs kept {load:.0%} of this machine's cores busy in the last "
+            "minute: times and speed-ups here mean little.[/yellow]"
+        )
     kind = str(dtype).removeprefix("torch.")
     about: dict[str, Any] = provenance(device) | {"backend": name, "dtype": kind, "sweep": sweep}
     measurements: list[Measurement] = []

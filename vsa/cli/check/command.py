@@ -131,10 +131,11 @@ def check(
         raise typer.Exit(code=int(not good))
     given = [name for name in OF_SHAPE if _is_given(context, name)]
     if given:
-        names = ", ".join(f"--{name.removesuffix('_file').replace('_', '-')}" for name in given)
+        names = [f"--{name.removesuffix('_file').replace('_', '-')}" for name in given]
         raise typer.BadParameter(
-            f"{names} must stand with --shape: without it every backend is checked on all devices",
-            param_hint="--shape",
+            f"{', '.join(names)} must stand with --shape: without it every backend is checked on "
+            "all devices",
+            param_hint=names,
         )
     console = Console()
     # Eager FlexAttention is what is wanted of flex on a CPU, and its dense cost is known.

@@ -21,12 +21,10 @@ from vsa.cli.demo import experiment as experiment
 from vsa.cli.demo import picture as picture
 from vsa.cli.extras import require_demo_extra
 from vsa.cli.outputs import check_output
-from vsa.measure.machine import input_dtype
+from vsa.measure.machine import BUSY_LOAD, input_dtype
 from vsa.measure.video import MOST_FRAMES, default_clip
 from vsa.values.grid import SLOTS
 
-BUSY_LOAD = 0.35
-"""Processes per core that others may run before times are doubted."""
 BUSY_RANGE = 0.25
 """Distance of the longest repeat from the shortest before times are doubted, as a share."""
 
@@ -72,6 +70,8 @@ def demo(
         task = progress.add_task("reading the clip", total=experiment.TOTAL_WORK)
 
         def step(work: float, following: str) -> None:
+            if not console.is_terminal and following != progress.tasks[task].description:
+                typer.echo(f"{following} ...", err=True)  # where a bar cannot be seen
             progress.update(task, advance=work, description=following)
 
         try:
@@ -110,14 +110,14 @@ def _tables(findings: experiment.Findings) -> Iterator[Table]:
     yield setting
 
     dense, sparse = findings.dense, findings.sparse
+    busy = _busy(findings)
     speed = Table("", "dense (PyTorch)", "sparse (vsa)", "gain", title="Cost", **left)
     for name, denses, sparses in (
         ("forward", dense.forwards, sparse.forwards),
         ("forward + backward", dense.boths, sparse.boths),
     ):
-        speed.add_row(
-            name, _times(denses), _times(sparses), f"{median(denses) / median(sparses):.2f} x"
-        )
+        gain = "not known" if busy else f"{median(denses) / median(sparses):.2f} x"
+        speed.add_row(name, _times(denses), _times(sparses), gain)
     before, after = findings.flops
     speed.add_row(
         "FLOPs, forward + backward",
@@ -126,7 +126,7 @@ def _tables(findings: experiment.Findings) -> Iterator[Table]:
         f"{before / after:.2f} x",
     )
     speed.caption = f"Times: median of {experiment.REPEATS} runs in turn, ± half their range."
-    if busy := _busy(findings):
+    if busy:
         speed.caption += f" [yellow]{busy}[/yellow]"
     yield speed
 
@@ -168,7 +168,10 @@ def _busy(findings: experiment.Findings) -> str | None:
         reasons.append(f"repeats lie up to {spread:.0%} apart")
     if not reasons:
         return None
-    return f"This machine is busy ({', '.join(reasons)}): times and gains here mean little."
+    return (
+        f"This machine is busy ({', '.join(reasons)}): "
+        "its times mean little, and gains in time are left out."
+    )
 
 
 def _relative_error(x: Tensor, reference: Tensor) -> float:

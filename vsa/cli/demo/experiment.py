@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from torch.nn import functional
 import vsa
 from vsa.cli.demo import clip as clips
 from vsa.cost import Flops
-from vsa.measure.machine import input_dtype, machine
+from vsa.measure.machine import input_dtype, machine, other_load
 from vsa.stages.inputs import Tile
 from vsa.values import checks
 from vsa.values.grid import SLOTS
@@ -220,11 +219,3 @@ def _warm_up(leaves: Sequence[Tensor], backend: str) -> None:
     grid = vsa.Grid((1, 1, q.shape[1]), tile=(1, 1, SLOTS))
     for out in (_dense(q, k, v), vsa.attention(q, k, v, 0.5, grid=grid, backend=backend)):
         torch.autograd.grad(out.sum(), few)
-
-
-def other_load() -> float:
-    """Processes that ran on this machine within the last minute, per core."""
-    try:
-        return os.getloadavg()[0] / (os.cpu_count() or 1)
-    except OSError:
-        return 0.0

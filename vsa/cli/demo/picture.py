@@ -276,7 +276,8 @@ def _draw_cost(findings: Findings, busy: bool, axes: Axes) -> None:
             else f"{after / before:.1f}× {worse}"
         )
         axes.text(0, y - 0.6, name, va="bottom")
-        axes.text(1, y - 0.6, gain, va="bottom", ha="right", color=BLUE, fontweight="bold")
+        if not busy or "FLOPs" in name:
+            axes.text(1, y - 0.6, gain, va="bottom", ha="right", color=BLUE, fontweight="bold")
         axes.text(0.02, y, f"dense {write(before)}", va="center")
         fits = after / longest > 0.4
         place, colour = (0.02, "white") if fits else (after / longest + 0.02, BLUE)
@@ -285,7 +286,7 @@ def _draw_cost(findings: Findings, busy: bool, axes: Axes) -> None:
         )
     axes.set(xlim=(0, 1), ylim=(8.0, -1.3))
     axes.axis("off")
-    axes.set_title("Busy machine: no measure" if busy else "What it costs here")
+    axes.set_title("Busy machine: no gain in time" if busy else "What it costs here")
     axes.text(0, -0.1, findings.machine, transform=axes.transAxes, fontsize=7.5, color=MUTED)
 
 
