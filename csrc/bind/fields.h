@@ -50,11 +50,11 @@ struct NotNull {
 // One of the values that kernels are compiled for.
 template <class Values>
 struct OneOf;
-template <class T, T... values>
-struct OneOf<std::integer_sequence<T, values...>> {
+template <auto... values>
+struct OneOf<launch::Values<values...>> {
   static py::tuple all() { return py::make_tuple(written(values)...); }
   static std::string must() { return "be one of " + py::str(all()).cast<std::string>(); }
-  static bool holds(T x) { return ((x == values) || ...); }
+  static bool holds(auto x) { return ((x == values) || ...); }
 
  private:
   static int written(int x) { return x; }

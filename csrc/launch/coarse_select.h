@@ -4,14 +4,13 @@
 #pragma once
 #include <cstdint>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "launch/fine.h"
 
 namespace vsa::launch {
 
-using MeanDtypes = std::integer_sequence<Dtype, Dtype::Bf16, Dtype::Fp16, Dtype::Fp32>;
+using MeanDtypes = Values<Dtype::Bf16, Dtype::Fp16, Dtype::Fp32>;
 
 struct MeanTensor {
   TokenView tokens;  // text included

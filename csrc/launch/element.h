@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // From the dtype that a call names to the type that its kernel computes with.
 #pragma once
-#include <utility>
 
 #include "launch/fine.h"
 #include "prim/operand.h"
@@ -20,7 +19,7 @@ auto element() {
 
 // fn(Element{}) for a dtype of the list; false, and no call, for any other.
 template <class Fn, Dtype... dtypes>
-bool with_element(Dtype dtype, std::integer_sequence<Dtype, dtypes...>, Fn fn) {
+bool with_element(Dtype dtype, Values<dtypes...>, Fn fn) {
   return ((dtype == dtypes && (fn(element<dtypes>()), true)) || ...);
 }
 

@@ -5,7 +5,6 @@
 #include <climits>
 #include <cstdint>
 #include <string>
-#include <utility>
 
 #include "prim/facts.h"
 
@@ -13,10 +12,15 @@ namespace vsa::launch {
 
 enum class Dtype { Bf16, Fp16, Fp32 };
 
+// Values that kernels are compiled for. No std::integer_sequence: that is of whole numbers alone,
+// and from version 13 on GCC's library refuses one of an enum.
+template <auto... values>
+struct Values {};
+
 // What the kernels of the fine stage are compiled for, stated here alone: fine_params.h makes the
 // kernels from it, the binding tells Python.
-using FineHeadDims = std::integer_sequence<int, 64, 128>;
-using FineDtypes = std::integer_sequence<Dtype, Dtype::Bf16, Dtype::Fp16>;
+using FineHeadDims = Values<64, 128>;
+using FineDtypes = Values<Dtype::Bf16, Dtype::Fp16>;
 
 // Tokens of one tensor; strides in elements, channels contiguous.
 struct TokenView {

@@ -150,7 +150,7 @@ inline BackwardRowsParams backward_rows_params(const FineBackward& call) {
 // are no kernels for them.
 template <class Call, class Fn>
 bool with_config(const Call& call, Fn fn) {
-  const auto with_head_dim = [&]<int... D>(auto element, std::integer_sequence<int, D...>) {
+  const auto with_head_dim = [&]<int... D>(auto element, Values<D...>) {
     return ((call.head_dim == D && (fn(element, std::integral_constant<int, D>{}), true)) || ...);
   };
   bool found = false;
