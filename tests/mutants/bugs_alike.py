@@ -48,14 +48,20 @@ ALIKE: Bugs = {
         r"DEADLOCK: .*producer\d waits for second_empty",
     ),
     "FirstNotReleased": (
-        "s_.rings.release_first(next);",
+        "release_first(next);",
         "",
         r"DEADLOCK: .*producer\d waits for first_empty",
     ),
     "FirstOfARunNotReleased": (
-        "s_.rings.release_first(step);",
+        "release_first(step);",
         "",
         r"DEADLOCK: .*producer\d waits for first_empty",
+    ),
+    "BothReleasedWithTheFirst": (
+        "if constexpr (!Rings::kTogether) s_.rings.release_first(at);",
+        "if constexpr (Rings::kTogether) s_.rings.release_second(at);"
+        " else s_.rings.release_first(at);",
+        r"TOO MANY ARRIVALS on both_empty|PHASE ALIAS|RACE: .*TMA load into",
     ),
     "LastSecondNotReleased": (
         "s_.rings.release_second(held); held = steps_",
@@ -68,8 +74,8 @@ ALIKE: Bugs = {
         r"TOO MANY ARRIVALS on (both|second)_empty|RACE|PHASE ALIAS",
     ),
     "BothNotAwaited": (
-        "s_.rings.wait_together(step);",
-        "",
+        "s_.rings.wait_both(step);",
+        ";",
         r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "NextNotAwaited": (

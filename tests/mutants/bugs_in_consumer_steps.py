@@ -115,7 +115,7 @@ IN_CONSUMER_STEPS: Bugs = {
         rf"TOO MANY ARRIVALS on first_empty|PHASE ALIAS|{OVERWRITTEN}",
     ),
     "PassedBothNotAwaited": (
-        "rings_.wait_together(step);",
+        "rings_.wait_both(step);",
         "",
         rf"TOO MANY ARRIVALS on both_empty|PHASE ALIAS|{OVERWRITTEN}",
     ),

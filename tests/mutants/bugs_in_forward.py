@@ -34,13 +34,13 @@ IN_FORWARD: Bugs = {
     ),
     # stages released
     "FirstReleasedBeforeWait": (
-        "wgmma_wait<1>(scores_); s_.rings.release_first(next);",
-        "s_.rings.release_first(next); wgmma_wait<1>(scores_);",
+        "wgmma_wait<1>(scores_); release_first(next);",
+        "release_first(next); wgmma_wait<1>(scores_);",
         r"RACE: .*TMA load into k\[\d+\]",
     ),
     "FirstOfARunReleasedBeforeWait": (
-        "wgmma_wait<0>(scores_); s_.rings.release_first(step);",
-        "s_.rings.release_first(step); wgmma_wait<0>(scores_);",
+        "wgmma_wait<0>(scores_); release_first(step);",
+        "release_first(step); wgmma_wait<0>(scores_);",
         r"RACE: .*TMA load into k\[\d+\]",
     ),
     "SecondReleasedBeforeWait": (
@@ -59,9 +59,9 @@ IN_FORWARD: Bugs = {
         r"RACE: .*TMA load into (k|v)\[\d+\]|TOO MANY ARRIVALS|DEADLOCK|PHASE ALIAS",
     ),
     # loads waited for
-    "FirstNotAwaited": ("s_.rings.wait_first(step);", "", UNSEEN),
-    "SecondNotAwaited": ("s_.rings.wait_second(next);", "", UNSEEN),
-    "SecondOfARunNotAwaited": ("s_.rings.wait_second(step);", "", UNSEEN),
+    "FirstNotAwaited": ("s_.rings.wait_first(step);", ";", UNSEEN),
+    "SecondNotAwaited": ("wait_second(next);", "", UNSEEN),
+    "SecondOfARunNotAwaited": ("wait_second(step);", "", UNSEEN),
     "TakenToBeThere": (
         "there = after.is(ConsumerStep::kCompute) && s_.rings.has_first(after);",
         "there = after.is(ConsumerStep::kCompute);",
@@ -106,8 +106,8 @@ IN_FORWARD: Bugs = {
     # nothing but the numbers tells
     "RowsNotMasked": ("mask_columns(scores_, step.rows);", "", "WRONG NUMBERS in out"),
     "RowsOfTheTileHeld": (
-        "s_.rings.release_first(next); weigh(next);",
-        "s_.rings.release_first(next); weigh(held);",
+        "release_first(next); weigh(next);",
+        "release_first(next); weigh(held);",
         "WRONG NUMBERS in out",
     ),
     "NotRescaled": (

@@ -69,23 +69,23 @@ IN_KEYS: Bugs = {
     ),
     # loads waited for
     "FirstOfARunNotAwaited": (
-        "s_.rings.wait_first(held);",
+        "wait_first(held);",
         "",
         r"(RACE|NEVER WRITTEN): .*(grad_out|delta)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "FirstNotAwaited": (
-        "s_.rings.wait_first(next);",
+        "wait_first(next);",
         "",
         r"(RACE|NEVER WRITTEN): .*(grad_out|delta)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "SecondNotAwaited": (
         "s_.rings.wait_second(step);",
-        "",
+        ";",
         r"(RACE|NEVER WRITTEN): .*(q|lse)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "BothNotAwaited": (
-        "s_.rings.wait_together(step);",
-        "",
+        "s_.rings.wait_both(step);",
+        ";",
         r"(RACE|NEVER WRITTEN): |TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "QueriesOfARunNotAwaited": (
@@ -115,14 +115,20 @@ IN_KEYS: Bugs = {
     ),
     # stages released
     "FirstReleasedBeforeWait": (
-        "wgmma_wait<0>(grad_v_); s_.rings.release_first(step);",
-        "s_.rings.release_first(step); wgmma_wait<0>(grad_v_);",
+        "wgmma_wait<0>(grad_v_); release_first(step);",
+        "release_first(step); wgmma_wait<0>(grad_v_);",
         r"RACE: .*TMA load into grad_out\[\d+\]",
     ),
     "FirstNotReleased": (
-        "s_.rings.release_first(step);",
+        "release_first(step);",
         "",
         r"DEADLOCK: .*producer\d waits for first_empty",
+    ),
+    "BothReleasedWithTheFirst": (
+        "if constexpr (!Rings::kTogether) s_.rings.release_first(at);",
+        "if constexpr (Rings::kTogether) s_.rings.release_second(at);"
+        " else s_.rings.release_first(at);",
+        r"TOO MANY ARRIVALS on both_empty|PHASE ALIAS|RACE: .*TMA load into",
     ),
     "SecondReleasedBeforeWait": (
         "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); const bool there =",
@@ -150,10 +156,10 @@ IN_KEYS: Bugs = {
         r"TOO MANY ARRIVALS on (both|second)_empty|RACE|PHASE ALIAS",
     ),
     "SecondReleasedWhileItsLseIsRead": (
-        "weigh(next); s_.rings.wait_first(next); wgmma_wait<0>(grad_k_);"
+        "weigh(next); wait_first(next); wgmma_wait<0>(grad_k_);"
         " s_.rings.release_second(held);",
         "wgmma_wait<0>(grad_k_); s_.rings.release_second(next); weigh(next);"
-        " s_.rings.wait_first(next);",
+        " wait_first(next);",
         r"RACE: .*TMA load into (q|grad_out)|RACE: .*lse\[\d+\]|TOO MANY ARRIVALS|DEADLOCK"
         r"|PHASE ALIAS",
     ),
@@ -209,10 +215,10 @@ IN_KEYS: Bugs = {
         "WGMMA STILL IN FLIGHT",
     ),
     "GradVNotAwaitedBeforeRounding": (
-        "wgmma_wait<0>(grad_v_); s_.rings.release_first(step);"
+        "wgmma_wait<0>(grad_v_); release_first(step);"
         " round_to<Element>(rounded_, grad_scores_);",
         "round_to<Element>(rounded_, grad_scores_); wgmma_wait<0>(grad_v_);"
-        " s_.rings.release_first(step);",
+        " release_first(step);",
         "FRAGMENT IN FLIGHT: .*an operand",
     ),
     "GradKWaitTooShallow": (

@@ -32,13 +32,13 @@ IN_QUERIES: Bugs = {
     ),
     # stages released
     "FirstReleasedBeforeWait": (
-        "wgmma_wait<1>(scores_, grad_scores_); s_.rings.release_first(next);",
-        "s_.rings.release_first(next); wgmma_wait<1>(scores_, grad_scores_);",
+        "wgmma_wait<1>(scores_, grad_scores_); release_first(next);",
+        "release_first(next); wgmma_wait<1>(scores_, grad_scores_);",
         r"RACE: .*TMA load into v\[\d+\]",
     ),
     "FirstOfARunReleasedBeforeWait": (
-        "wgmma_wait<0>(scores_, grad_scores_); s_.rings.release_first(step);",
-        "s_.rings.release_first(step); wgmma_wait<0>(scores_, grad_scores_);",
+        "wgmma_wait<0>(scores_, grad_scores_); release_first(step);",
+        "release_first(step); wgmma_wait<0>(scores_, grad_scores_);",
         r"RACE: .*TMA load into v\[\d+\]",
     ),
     "SecondReleasedBeforeWait": (
@@ -120,10 +120,10 @@ IN_QUERIES: Bugs = {
     "RowsOfTheTileHeld": (
         "issue_gradient(held); ConsumerStep after = steps_.take(); wgmma_wait<1>(scores_,"
         " grad_scores_);"
-        " s_.rings.release_first(next); differentiate(next);",
+        " release_first(next); differentiate(next);",
         "issue_gradient(held); ConsumerStep after = steps_.take(); wgmma_wait<1>(scores_,"
         " grad_scores_);"
-        " s_.rings.release_first(next); differentiate(held);",
+        " release_first(next); differentiate(held);",
         "WRONG NUMBERS in dq",
     ),
     # rows of a tile that no load brings

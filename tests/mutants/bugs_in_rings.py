@@ -237,12 +237,4 @@ IN_RINGS: Bugs = {
         "both.release(step.second()); both.release(step.second());",
         r"TOO MANY ARRIVALS on both_empty|RACE|PHASE ALIAS",
     ),
-    "BothReleasedWithTheFirst": (
-        "VSA_DEVICE void release_first(const ConsumerStep&) {}"
-        " VSA_DEVICE void release_second(const ConsumerStep& step) {"
-        " both.release(step.second()); }",
-        "VSA_DEVICE void release_first(const ConsumerStep& step) { both.release(step.second()); }"
-        " VSA_DEVICE void release_second(const ConsumerStep&) {}",
-        OVERWRITTEN,
-    ),
 }

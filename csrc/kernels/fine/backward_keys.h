@@ -208,7 +208,7 @@ struct FineBackwardKeys {
         issue_scores(held);
         wgmma_wait<0>(scores_);
         weigh(held);
-        s_.rings.wait_first(held);
+        wait_first(held);
         differentiate(held);
         ConsumerStep next = steps_.next_compute(steps_.take(), wait);
         while (next.is(ConsumerStep::kCompute)) {
@@ -217,7 +217,7 @@ struct FineBackwardKeys {
           const ConsumerStep after = steps_.take();
           wgmma_wait<1>(scores_);
           weigh(next);
-          s_.rings.wait_first(next);
+          wait_first(next);
           wgmma_wait<0>(grad_k_);
           s_.rings.release_second(held);
           const bool there = after.is(ConsumerStep::kCompute) && s_.rings.has_second(after);
@@ -234,8 +234,17 @@ struct FineBackwardKeys {
     }
 
     VSA_DEVICE void wait_queries(const ConsumerStep& step) {
-      s_.rings.wait_together(step);
-      s_.rings.wait_second(step);
+      if constexpr (Rings::kTogether)
+        s_.rings.wait_both(step);
+      else
+        s_.rings.wait_second(step);
+    }
+    // With one ring dO comes with its Q, and goes with it.
+    VSA_DEVICE void wait_first(const ConsumerStep& at) {
+      if constexpr (!Rings::kTogether) s_.rings.wait_first(at);
+    }
+    VSA_DEVICE void release_first(const ConsumerStep& at) {
+      if constexpr (!Rings::kTogether) s_.rings.release_first(at);
     }
     VSA_DEVICE void issue_scores(const ConsumerStep& step) {
       if constexpr (Config::kKeysInRegisters)
@@ -268,7 +277,7 @@ struct FineBackwardKeys {
                   [](float x, float delta) { return x - delta; });
       zip(grad_scores_, scores_, [](float x, float weight) { return x * weight; });
       wgmma_wait<0>(grad_v_);
-      s_.rings.release_first(step);
+      release_first(step);
       round_to<Element>(rounded_, grad_scores_);
     }
 

@@ -182,7 +182,7 @@ struct FineBackwardQueries {
           issue_gradient(held);
           ConsumerStep after = steps_.take();
           wgmma_wait<1>(scores_, grad_scores_);
-          s_.rings.release_first(next);
+          release_first(next);
           differentiate(next);
           // A real branch between the waits: without one, ptxas hoists the second one above.
           after = steps_.past_chunk_end(after);
@@ -202,16 +202,23 @@ struct FineBackwardQueries {
     }
 
     VSA_DEVICE void wait_tiles(const ConsumerStep& step) {
-      s_.rings.wait_together(step);
-      s_.rings.wait_first(step);
-      s_.rings.wait_second(step);
+      if constexpr (Rings::kTogether) {
+        s_.rings.wait_both(step);
+      } else {
+        s_.rings.wait_first(step);
+        s_.rings.wait_second(step);
+      }
+    }
+    // With one ring V goes with its K.
+    VSA_DEVICE void release_first(const ConsumerStep& at) {
+      if constexpr (!Rings::kTogether) s_.rings.release_first(at);
     }
     // The first tile of a run: nothing else is in flight.
     VSA_DEVICE void start(const ConsumerStep& step) {
       wait_tiles(step);
       issue_scores(step);
       wgmma_wait<0>(scores_, grad_scores_);
-      s_.rings.release_first(step);
+      release_first(step);
       differentiate(step);
       round_to<Element>(rounded_, grad_scores_);
     }
