@@ -39,7 +39,13 @@ struct FineBackwardKeysConfig {
   using Rings =  // of dO, of Q
       std::conditional_t<D == 128, TwoRings<4, 5, kConsumers>, OneRing<11, kConsumers>>;
   static constexpr int kScheduleWords = 8, kChunkLoads = D == 128 ? 96 : 64;
-  static constexpr bool kKeysInRegisters = D == 64;  // K and V, where registers allow
+  // Of a consumer's registers, 64 x 64 numbers in fp32 take 32. At 128, dK and dV take 64 each, S^T
+  // and dP^T 32 each, and P^T, later dS^T, 16: 208 of 240. At 64 it is 144 of 232, and K and V find
+  // room, 16 each: products with both operands in shared memory are limited by reading them
+  // (bench/log/backward-passes.md).
+  static constexpr bool kKeysInRegisters = D == 64;
+  // Three warpgroups have 3 x 168 registers per thread, so that the one of producers and scheduler
+  // keeps what two consumers leave. 240 is the most that a consumer is given, 24 the least.
   static constexpr int kProducerRegisters = D == 128 ? 24 : 40;
   static constexpr int kConsumerRegisters = D == 128 ? 240 : 232;
 };
@@ -332,5 +338,10 @@ struct FineBackwardKeys {
     Consumer(p, s, w).run();
   }
 };
+
+static_assert(kBytesLeft<FineBackwardKeys<FineBackwardKeysConfig<Bf16, 128>>> < sizeof(Tile<128>) &&
+                  kBytesLeft<FineBackwardKeys<FineBackwardKeysConfig<Bf16, 64>>> <
+                      2 * sizeof(Tile<64>),
+              "no further stage would fit");
 
 }  // namespace vsa

@@ -33,8 +33,14 @@ struct FineBackwardQueriesConfig {
   static constexpr int kConsumers = D == 128 ? 2 : 3;
   using Rings =  // of V, of K
       std::conditional_t<D == 128, TwoRings<4, 6, kConsumers>, OneRing<10, kConsumers>>;
+  // Chunks are small at 128: four resident tiles and ten stages leave 3,072 bytes for all else.
   static constexpr int kScheduleWords = D == 128 ? 2 : 8, kChunkLoads = D == 128 ? 20 : 64;
-  static constexpr bool kQueriesInRegisters = D == 128;  // Q and dO, where registers allow
+  // Of a consumer's registers, 64 x 64 numbers in fp32 take 32. At 128, S and dP take 32 each, dQ
+  // 64 and dS 16, and Q and dO find room, 32 each: 208 of 240. At 64 it is 112 of 152 without them:
+  // three consumers without beat two with them (bench/log/backward-passes.md).
+  static constexpr bool kQueriesInRegisters = D == 128;
+  // The warpgroup of producers and scheduler has what consumers leave of a launch: 3 x 168
+  // registers per thread with two consumers, 4 x 128 with three.
   static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 56;
   static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 152;
 };
@@ -293,5 +299,11 @@ struct FineBackwardQueries {
     Consumer(p, s, w).run();
   }
 };
+
+static_assert(kBytesLeft<FineBackwardQueries<FineBackwardQueriesConfig<Bf16, 128>>> <
+                      sizeof(Tile<128>) &&
+                  kBytesLeft<FineBackwardQueries<FineBackwardQueriesConfig<Bf16, 64>>> <
+                      2 * sizeof(Tile<64>),
+              "no further stage would fit");
 
 }  // namespace vsa

@@ -276,4 +276,8 @@ struct FineForward {
   }
 };
 
+static_assert(kBytesLeft<FineForward<FineForwardConfig<Bf16, 128>>> < sizeof(Tile<128>) &&
+                  kBytesLeft<FineForward<FineForwardConfig<Bf16, 64>>> < 2 * sizeof(Tile<64>),
+              "no further stage would fit");
+
 }  // namespace vsa

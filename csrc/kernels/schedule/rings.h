@@ -110,6 +110,12 @@ struct OneRing {
   VSA_DEVICE void release_second(const ConsumerStep& step) { both.release(step.second()); }
 };
 
+// Bytes of a block that the kernel leaves free. A kernel asserts that another stage would not fit:
+// rings are as deep as shared memory allows, and of two the second gets more, since its tiles are
+// held for longer.
+template <class Kernel>
+constexpr int kBytesLeft = kSharedBytes - static_cast<int>(sizeof(typename Kernel::SharedMemory));
+
 // The steps of one consumer, a whole warpgroup.
 template <class TileSchedule, class Rings>
 class ConsumerSteps {

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs in the pass over query tiles, for test_backward_bugs.py, written as in bugs_alike.py."""
+"""Mutants of the pass over query tiles, for test_backward_kernels.py.
+
+They are written as in mutants_of_query_kernels.py.
+"""
 
 from __future__ import annotations
 
-from mutants.bugs_alike import ALIKE, ALIKE_IN_RUNS
-from mutants.planted_bugs import Bugs
+from mutants.mutant_programs import MutantTable
+from mutants.mutants_of_query_kernels import ALIKE, ALIKE_IN_RUNS
 
-IN_QUERIES: Bugs = {
+IN_QUERIES: MutantTable = {
     **ALIKE,
     # Q and dO
     "BytesOfGradOutForgotten": (
@@ -135,6 +138,6 @@ IN_QUERIES: Bugs = {
 }
 
 # Found where loads are skipped and flushed.
-IN_RUNS_OF_QUERIES: Bugs = {
+IN_RUNS_OF_QUERIES: MutantTable = {
     **ALIKE_IN_RUNS,
 }

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs in the forward kernel, for test_forward_bugs.py, written as in bugs_alike.py."""
+"""Mutants of the forward kernel, for test_forward_kernel.py.
+
+They are written as in mutants_of_query_kernels.py.
+"""
 
 from __future__ import annotations
 
-from mutants.bugs_alike import ALIKE, ALIKE_IN_RUNS
-from mutants.planted_bugs import Bugs
+from mutants.mutant_programs import MutantTable
+from mutants.mutants_of_query_kernels import ALIKE, ALIKE_IN_RUNS
 
 UNSEEN = r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS"
 
-IN_FORWARD: Bugs = {
+IN_FORWARD: MutantTable = {
     **ALIKE,
     # Q
     "BytesOfQueriesForgotten": (
@@ -125,7 +128,7 @@ IN_FORWARD: Bugs = {
 }
 
 # Found where loads are skipped and flushed.
-IN_RUNS_OF_FORWARD: Bugs = {
+IN_RUNS_OF_FORWARD: MutantTable = {
     **ALIKE_IN_RUNS,
     "RunNotRescaled": (
         "weigh(step); softmax_.rescale(out_);",
