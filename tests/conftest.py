@@ -84,7 +84,11 @@ def _forget_compiled() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    torch.manual_seed(0)
+    # Not torch.manual_seed: it prints a stack for each kind of device that is not there, for every
+    # call, and keeps them all.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture(scope="session")
