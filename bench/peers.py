@@ -37,6 +37,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from comparison import report, worker
+from comparison.archives import Unavailable
+from comparison.kernel import needs_gpu
 from comparison.problem import Case
 from vsa.measure import patterns
 from vsa.measure.console import wide_console
@@ -134,6 +136,11 @@ def watched(
         return f"its process {end}; it last said: {last}"
 
 
+def device_of(options: argparse.Namespace) -> torch.device:
+    """Where kernels run."""
+    return torch.device("cpu") if options.tiny else torch.device("cuda", 0)
+
+
 def compare(options: argparse.Namespace, arguments: Sequence[str]) -> list[Row]:
     """Every kernel in a process of its own, one after the other."""
     rows: list[Row] = []
@@ -151,7 +158,14 @@ def compare(options: argparse.Namespace, arguments: Sequence[str]) -> list[Row]:
             save(options, rows)
 
         for name in options.kernels:
-            progress.update(task, description=worker.KERNELS[name].title)
+            kernel = worker.KERNELS[name]
+            progress.update(task, description=kernel.title)
+            try:  # no process is needed to say so
+                if kernel.gpu_only:
+                    needs_gpu(device_of(options))
+            except Unavailable as reason:
+                note({"kernel": name, "skipped": str(reason)})
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 to = Path(folder, "rows")
                 to.touch()
@@ -173,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = parser()
     options = found.parse_args(arguments)
     check(found, options)
-    device = torch.device("cpu") if options.tiny else torch.device("cuda", 0)
+    device = device_of(options)
     if options.worker:
         name, to = options.worker
         worker.run(

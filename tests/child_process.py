@@ -36,6 +36,35 @@ def cpu_seconds(session: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+class Limits:
+    """Ends the processes of a session that take more than they may.
+
+    Args:
+        session: its first process.
+        name: of the program, for the error.
+        most: CPU seconds that they may take.
+        idle: seconds by the clock in which they may take none.
+    """
+
+    def __init__(self, session: int, name: str, most: float = MOST, idle: float = IDLE) -> None:
+        self._session, self._name, self._most, self._idle = session, name, most, idle
+        self._taken, self._since = 0.0, time.monotonic()
+        self.look = min(EACH, idle)
+        """Seconds by the clock until the next check."""
+
+    def check(self) -> None:
+        """Raises TimeoutError where they have taken too much, or nothing for too long."""
+        before, self._taken = self._taken, max(self._taken, cpu_seconds(self._session))
+        if self._taken > before:
+            self._since = time.monotonic()
+        waited = time.monotonic() - self._since
+        if self._taken > self._most or waited > self._idle:
+            raise TimeoutError(
+                f"{self._name} was ended after {self._taken:.0f} s of CPU time, of which it took "
+                f"none in the last {waited:.0f} s"
+            )
+
+
 def run(
     command: Sequence[object],
     *,
@@ -54,23 +83,15 @@ def run(
     process = subprocess.Popen(
         words, stdout=pipe, stderr=pipe, text=True, env=env, cwd=cwd, start_new_session=True
     )
-    taken, since = 0.0, time.monotonic()
+    limits = Limits(process.pid, words[0], most, idle)
     with process:
         try:
             while True:
                 try:
-                    out, err = process.communicate(timeout=min(EACH, idle))
+                    out, err = process.communicate(timeout=limits.look)
                     return subprocess.CompletedProcess(words, process.returncode, out, err)
                 except subprocess.TimeoutExpired:
-                    before, taken = taken, max(taken, cpu_seconds(process.pid))
-                if taken > before:
-                    since = time.monotonic()
-                waited = time.monotonic() - since
-                if taken > most or waited > idle:
-                    raise TimeoutError(
-                        f"{words[0]} was ended after {taken:.0f} s of CPU time, of which it took "
-                        f"none in the last {waited:.0f} s"
-                    )
+                    limits.check()
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise

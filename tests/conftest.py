@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,18 +25,25 @@ if not any((ROOT / "vsa").glob("_C*.so")):
 torch.set_num_threads(1)
 
 ONE_PROGRAM = (
-    "distributed/test_distributed.py",
     "emulator/test_emulator.py",
-    "integrations/test_diffusers_parallel.py",
     "kernels/test_sass.py",
     "mutants/test_tile_scheduler.py",
 )
-"""Files whose tests share what takes long to compile or import: one worker runs all of a file."""
+"""Files whose tests share what takes long to compile: one worker runs all of a file."""
+
+
+@functools.cache
+def _forks(file: str) -> bool:
+    text = (ROOT / file).read_text()
+    return re.search(r"^(import forked|from distributed import ranks)", text, re.M) is not None
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """How `-n` shares out tests, where no other way is asked for: one by one, but for those."""
+    """How `-n` shares out tests, where no other way is asked for: one by one, but for those.
+
+    And one worker runs all that fork from a process with large imports, so that there is one such.
+    """
     if config.getoption("dist") != "load":
         return None
     from xdist.scheduler import LoadScopeScheduling
@@ -42,6 +51,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByProgram(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
+            if _forks(file):
+                return "forked"
             return file if file.endswith(ONE_PROGRAM) else nodeid
 
     return ByProgram(config, log)
@@ -73,7 +84,11 @@ def _forget_compiled() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    torch.manual_seed(0)
+    # Not torch.manual_seed: it prints a stack for each kind of device that is not there, for every
+    # call, and keeps them all.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from comparison.archives import unpacked
-from comparison.kernel import Kernel, needs_gpu
+from comparison.kernel import Kernel
 from comparison.problem import Inputs, Problem
 
 
@@ -23,10 +23,10 @@ class FlashAttention3(Kernel):
 
     title = "FlashAttention-3"
     dense = True
+    gpu_only = True
 
     def load(self, folders: Sequence[Path]) -> None:
         """The extension was built for CUDA 12, whose runtime lies beside it."""
-        needs_gpu(self.device)
         folder = unpacked("fa3", folders)
         ctypes.CDLL(str(folder / "libcudart.so.12"), mode=ctypes.RTLD_GLOBAL)
         torch.ops.load_library(str(folder / "flash_attn_3.so"))
@@ -51,9 +51,10 @@ class CudnnDense(Kernel):
 
     title = "cuDNN, dense"
     dense = True
+    gpu_only = True
 
     def load(self, folders: Sequence[Path]) -> None:
-        needs_gpu(self.device)
+        """PyTorch has it."""
 
     def plan(self, problem: Problem) -> None:
         self.scale = problem.scale

@@ -24,12 +24,14 @@ class Kernel(ABC):
         title: how tables call it.
         dense: whether it attends everything.
         own_pattern: whether it chooses tiles itself.
+        gpu_only: whether it refuses a CPU.
         order: the order of tokens that it wants.
     """
 
     title: ClassVar[str]
     dense: ClassVar[bool] = False
     own_pattern: ClassVar[bool] = False
+    gpu_only: ClassVar[bool] = False
     order: ClassVar[Order] = "raster"
 
     def __init__(self, device: torch.device, folders: Sequence[Path]):
@@ -38,6 +40,8 @@ class Kernel(ABC):
         Raises:
             Unavailable: it cannot run here.
         """
+        if self.gpu_only:
+            needs_gpu(device)
         self.device = device
         self.load(folders)
 

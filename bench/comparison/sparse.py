@@ -16,7 +16,7 @@ from torch import Tensor
 
 import vsa
 from comparison.archives import Unavailable, unpacked
-from comparison.kernel import Kernel, needs_gpu
+from comparison.kernel import Kernel
 from comparison.problem import Inputs, Problem
 from vsa.backends import BACKENDS, Request
 from vsa.values.grid import SLOTS
@@ -97,9 +97,9 @@ class ThunderKittensVsa(Kernel):
 
     title = "FastVideo, ThunderKittens"
     order = "tiles"
+    gpu_only = True
 
     def load(self, folders: Sequence[Path]) -> None:
-        needs_gpu(self.device)
         folder = unpacked("tk_vsa", folders)
         (extension,) = (folder / "fastvideo_kernel" / "_C").glob("fastvideo_kernel_ops*.so")
         link_driver(extension, folder / "fastvideo_kernel.libs")
@@ -142,9 +142,9 @@ class CudnnBsa(Kernel):
 
     title = "cudnn.BSA"
     order = "tiles"
+    gpu_only = True
 
     def load(self, folders: Sequence[Path]) -> None:
-        needs_gpu(self.device)
         folder = unpacked("cudnn_bsa", folders)
         sys.path[:0] = [str(folder / "nvidia_cutlass_dsl" / "dsl_packages"), str(folder)]
         ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)

@@ -6,10 +6,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
-import child_process
+import forked
 import pytest
 
 from vsa.measure.provenance import HEAD
@@ -18,9 +17,8 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
 def start(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCH / script), *map(str, arguments)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return child_process.run(command, env=environment)
+    return forked.run(BENCH / script, *arguments, env=environment)
 
 
 @pytest.mark.parametrize("script", ["peers.py", "coarse_select.py", "parallel.py"])

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import child_process
+import forked
 import pytest
 import torch
 
@@ -88,9 +87,8 @@ def test_the_command_trains_draws_and_writes_patterns(tmp_path: Path) -> None:
     pytest.importorskip("av")
     pytest.importorskip("matplotlib")
     file, pictures = tmp_path / "captured.pt", tmp_path / "pictures"
-    command = [sys.executable, captured.__file__, "--out", file, "--steps", "2", "--cpu"]
-    command += ["--layers", "4x8x8:2", "--topk", "0.5", "--pictures", pictures]
-    done = child_process.run(command)
+    options = ["--out", file, "--steps", 2, "--cpu", "--layers", "4x8x8:2", "--topk", 0.5]
+    done = forked.run(captured.__file__, *options, "--pictures", pictures)
     assert done.returncode == 0, done.stderr
     found = patterns.captured(file, vsa.Grid((4, 8, 8)), 2, 2)
     assert found.density == 0.5 and len(list(pictures.glob("*.png"))) == 3
@@ -98,6 +96,6 @@ def test_the_command_trains_draws_and_writes_patterns(tmp_path: Path) -> None:
 
 
 def test_more_heads_than_the_model_has_are_refused(tmp_path: Path) -> None:
-    command = [sys.executable, captured.__file__, "--out", str(tmp_path / "x.pt")]
-    done = child_process.run([*command, "--layers", "4x8x8:17"])
+    options = "--out", tmp_path / "x.pt", "--layers", "4x8x8:17"
+    done = forked.run(captured.__file__, *options)
     assert done.returncode == 2 and "16 heads at most" in done.stderr

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from functools import cache
 from pathlib import Path
 
-import child_process
+import forked
 import pytest
 from typer.testing import CliRunner
 
@@ -68,7 +67,9 @@ def help_of(program: str) -> str:
             .invoke(app, [program.removeprefix("vsa "), "--help"])
             .output
         )
-    return child_process.output(sys.executable, BENCH.parent / program, "--help")
+    done = forked.run(BENCH.parent / program, "--help")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_commands_exist_and_know_their_options() -> None:

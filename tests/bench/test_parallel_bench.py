@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import child_process
+import forked
 import pytest
 import torch.distributed as dist
 from torch import Tensor
@@ -18,8 +17,7 @@ import parallel
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, parallel.__file__, "--device", "cpu", *map(str, arguments)]
-    return child_process.run(command)
+    return forked.run(parallel.__file__, "--device", "cpu", *arguments)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

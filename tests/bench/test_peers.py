@@ -9,7 +9,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-import child_process
+import forked
 import pytest
 import torch
 
@@ -52,7 +52,7 @@ def test_archives_and_folders_are_found_in_any_of_the_folders(tmp_path: Path, mo
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return child_process.run([sys.executable, SCRIPT, *arguments])
+    return forked.run(SCRIPT, *arguments)
 
 
 def test_the_command_measures_what_it_can_and_says_why_not_the_rest(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
-import child_process
+import forked
 import pytest
+from typer.testing import CliRunner
 
 import results_table
 
@@ -19,6 +19,7 @@ from matplotlib.image import imread
 
 import coarse_select
 import draw
+from vsa.cli import app
 from vsa.measure.provenance import HEAD, read
 
 PNG = b"\x89PNG\r\n"
@@ -74,8 +75,7 @@ def written(path: Path, content) -> Path:
 
 
 def run(script, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, script.__file__, *map(str, arguments)]
-    return child_process.run(command)
+    return forked.run(script.__file__, *arguments)
 
 
 # ---- tables -------------------------------------------------------------------------------------
@@ -220,9 +220,8 @@ def test_videos_are_named_as_the_layers_that_they_are() -> None:
 @pytest.mark.parametrize("name", ["layers", "length", "density"])
 def test_pictures_of_vsa_bench_are_drawn_again_from_their_rows(tmp_path: Path, name: str) -> None:
     rows, picture = RESULTS / f"2026-11-25-h200-{name}.json", tmp_path / "again.png"
-    command = [sys.executable, "-m", "vsa", "bench", "--read", str(rows), "--plot", str(picture)]
-    done = child_process.run(command)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["bench", "--read", str(rows), "--plot", str(picture)])
+    assert done.exit_code == 0, done.output
     kept = RESULTS.parent / "pictures" / f"{name}.png"
     assert imread(picture).shape == imread(kept).shape  # drawn by the same command
 

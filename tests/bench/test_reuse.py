@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import sys
-
-import child_process
+import forked
 import pytest
 import torch
 
@@ -37,8 +35,7 @@ def test_keys_are_read_by_the_queries_that_attend_them() -> None:
 
 
 def test_the_command_prints_a_row_for_each_pattern() -> None:
-    command = [sys.executable, reuse.__file__, "--layers", "8x8x8:2", "--topk", "0.25"]
-    done = child_process.run(command)
+    done = forked.run(reuse.__file__, "--layers", "8x8x8:2", "--topk", 0.25)
     assert done.returncode == 0, done.stderr
     rows = [line.split("│") for line in done.stdout.splitlines() if "8x8x8" in line]
     assert [row[1].split(",")[0].strip() for row in rows] == ["random", "correlated"]

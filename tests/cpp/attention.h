@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A small attention kernel that uses most of the platform, and the bugs that can be put into it.
+// A small attention kernel that uses most of the platform, and its mutants.
 // Dense: two consumers own two query tiles, and walk all key tiles of the grid.
 //
 //   S = Q K^T    P = exp2(scale S - running maximum)    O = P V / sum P
@@ -8,13 +8,13 @@
 //   q_empty[w]   arrives: consumer w            waits: producer; also says that O has been stored
 //   ring         K and V of a tile
 #pragma once
-#include "bugs.h"
+#include "mutants.h"
 #include "shared_ring.h"
 #include "tile/tile.h"
 
 namespace vsa::test {
 
-template <class Element_, int D_, class Bugs = NoBugs>
+template <class Element_, int D_, class Mutants = NoMutants>
 struct Attention {
   using Element = Element_;
   static constexpr int D = D_, kStages = 2, kConsumers = 2;
@@ -52,13 +52,13 @@ struct Attention {
 
   static VSA_DEVICE void prologue(const Params& p, SharedMemory& s, int thread, int threads) {
     const int rows = p.grid.tile.volume();
-    if (Bugs::bug == Bug::NoTailZeros) return;
+    if (Mutants::mutant == Mutant::NoTailZeros) return;
     for (int i = 0; i < kConsumers; ++i) zero_tail(s.q[i], rows, thread, threads);
     for (int i = 0; i < kStages; ++i) {
       zero_tail(s.k[i], rows, thread, threads);
       zero_tail(s.v[i], rows, thread, threads);
     }
-    if (Bugs::bug != Bug::NoTailFence) fence_async_proxy();
+    if (Mutants::mutant != Mutant::NoTailFence) fence_async_proxy();
   }
 
   static VSA_DEVICE BoxCoordinates box_of(const Grid& grid, int tile) {
@@ -82,29 +82,29 @@ struct Attention {
       }
       for (int tile = 0; tile < p.grid.num_tiles(); ++tile, ++n) {
         const int i = n % kStages;
-        if (Bugs::bug != Bug::NoEmptyWait) s.ring.wait_empty(n);
+        if (Mutants::mutant != Mutant::NoEmptyWait) s.ring.wait_empty(n);
         s.valid[i].set(p.grid.row_mask(tile));
         Mbarrier& full = s.ring.full[i];
-        if (Bugs::bug == Bug::ExpectsNothing)
+        if (Mutants::mutant == Mutant::ExpectsNothing)
           full.arrive_one();
         else
-          s.ring.expect(n, 2 * (Bugs::bug == Bug::ExpectsTooMuch     ? kTileRows * D * 2
-                                : Bugs::bug == Bug::ExpectsTooLittle ? bytes / 2
-                                                                     : bytes));
+          s.ring.expect(n, 2 * (Mutants::mutant == Mutant::ExpectsTooMuch     ? kTileRows * D * 2
+                                : Mutants::mutant == Mutant::ExpectsTooLittle ? bytes / 2
+                                                                              : bytes));
         load_tile(s.k[i], p.k, box_of(p.grid, tile), full);
         load_tile(s.v[i], p.v, box_of(p.grid, tile), full);
       }
     }
-    if (Bugs::bug == Bug::LoadsTooMany)
+    if (Mutants::mutant == Mutant::LoadsTooMany)
       load_tile(s.k[n % kStages], p.k, box_of(p.grid, 0), s.ring.acquire(n, bytes));
   }
 
   static VSA_DEVICE void score(Fragment<64>& scores, const Tile<D>& q, const Tile<D>& k) {
-    if (Bugs::bug == Bug::WrongStride || Bugs::bug == Bug::WrongStep ||
-        Bugs::bug == Bug::NoWgmmaFence) {
-      if (Bugs::bug != Bug::NoWgmmaFence) wgmma_fence();
-      const uint32_t step = Bugs::bug == Bug::WrongStep ? 64 : 32;
-      const uint32_t stride = (Bugs::bug == Bug::WrongStride ? 4 : 8) * kRowBytes;
+    if (Mutants::mutant == Mutant::WrongStride || Mutants::mutant == Mutant::WrongStep ||
+        Mutants::mutant == Mutant::NoWgmmaFence) {
+      if (Mutants::mutant != Mutant::NoWgmmaFence) wgmma_fence();
+      const uint32_t step = Mutants::mutant == Mutant::WrongStep ? 64 : 32;
+      const uint32_t stride = (Mutants::mutant == Mutant::WrongStride ? 4 : 8) * kRowBytes;
       for (int j = 0; j < 4; ++j)
         wgmma<Element, false, false>(scores, descriptor(q.address() + j * step, 16, stride),
                                      descriptor(k.address() + j * step, 16, stride), j > 0);
@@ -116,13 +116,14 @@ struct Attention {
   static VSA_DEVICE void add_values(Fragment<D>& out,
                                     const Operand<64>& weights,
                                     const Tile<D>& v) {
-    if (Bugs::bug == Bug::WrongLeading || Bugs::bug == Bug::NoTranspose) {
+    if (Mutants::mutant == Mutant::WrongLeading || Mutants::mutant == Mutant::NoTranspose) {
       wgmma_fence();
-      const uint32_t leading = Bugs::bug == Bug::WrongLeading ? kPanelBytes / 2 : kPanelBytes;
+      const uint32_t leading =
+          Mutants::mutant == Mutant::WrongLeading ? kPanelBytes / 2 : kPanelBytes;
       for (int j = 0; j < 4; ++j) {
         const uint64_t values =
             descriptor(v.address() + j * kReduction * kRowBytes, leading, kSwizzleBytes);
-        if (Bugs::bug == Bug::NoTranspose)
+        if (Mutants::mutant == Mutant::NoTranspose)
           wgmma<Element, false>(out, weights, j, values, true);
         else
           wgmma<Element, true>(out, weights, j, values, true);
@@ -140,7 +141,7 @@ struct Attention {
         attend(p, s, w, tile, item, n);
       } else {
         for (int other = 0; other < p.grid.num_tiles(); ++other, ++n)
-          Bugs::bug == Bug::ReleasedUnseen ? s.ring.release(n) : s.ring.skip(n);
+          Mutants::mutant == Mutant::ReleasedUnseen ? s.ring.release(n) : s.ring.skip(n);
       }
     }
   }
@@ -162,17 +163,18 @@ struct Attention {
     s.q_full[w].wait(item);
     for (int key = 0; key < p.grid.num_tiles(); ++key, ++n) {
       const int i = n % kStages;
-      if (Bugs::bug != Bug::NoFullWait)
-        Bugs::bug == Bug::WrongPhase ? s.ring.full[i].wait(n / kStages + 1) : s.ring.wait(n);
+      if (Mutants::mutant != Mutant::NoFullWait)
+        Mutants::mutant == Mutant::WrongPhase ? s.ring.full[i].wait(n / kStages + 1)
+                                              : s.ring.wait(n);
       const uint64_t valid = s.valid[i].get();
       score(scores, s.q[w], s.k[i]);
       wgmma_commit();
-      if (Bugs::bug == Bug::WaitTooShallow)
+      if (Mutants::mutant == Mutant::WaitTooShallow)
         wgmma_wait<1>(scores);
-      else if (Bugs::bug != Bug::NoProductWait)
+      else if (Mutants::mutant != Mutant::NoProductWait)
         wgmma_wait<0>(scores);
-      if (Bugs::bug == Bug::EarlyRelease) s.ring.release(n);
-      if (valid != ~uint64_t{0} && Bugs::bug != Bug::NoMask)
+      if (Mutants::mutant == Mutant::EarlyRelease) s.ring.release(n);
+      if (valid != ~uint64_t{0} && Mutants::mutant != Mutant::NoMask)
         for_each(scores, [=](float& x, int, int column) {
           if ((valid >> column & 1) == 0) x = -INFINITY;
         });
@@ -190,7 +192,7 @@ struct Attention {
             zip(factor, factor, [](float, float risen) { return exp2_approx(-risen); });
             zip(sum, factor, [](float old, float by) { return old * by; });
             scale_rows(out, factor);
-            if (Bugs::bug == Bug::DivergedRelease) s.ring.release(n);
+            if (Mutants::mutant == Mutant::DivergedRelease) s.ring.release(n);
           });
       map_rows(scores, peak,
                [=](float x, float m) { return exp2_approx(fma(x, scale, -m * scale)); });
@@ -198,13 +200,14 @@ struct Attention {
       round_to<Element>(weights, scores);
       add_values(out, weights, s.v[i]);
       wgmma_commit();
-      if (Bugs::bug == Bug::OperandReused) round_to<Element>(weights, scores);
+      if (Mutants::mutant == Mutant::OperandReused) round_to<Element>(weights, scores);
       wgmma_wait<0>(out);
-      if (Bugs::bug != Bug::EarlyRelease && (Bugs::bug != Bug::LostArrive || key != 1))
+      if (Mutants::mutant != Mutant::EarlyRelease &&
+          (Mutants::mutant != Mutant::LostArrive || key != 1))
         s.ring.release(n);
-      if (Bugs::bug == Bug::DoubleRelease && key == 1) s.ring.release(n);
+      if (Mutants::mutant == Mutant::DoubleRelease && key == 1) s.ring.release(n);
     }
-    if (Bugs::bug == Bug::LoneRelease) {
+    if (Mutants::mutant == Mutant::LoneRelease) {
       if (elect_one()) s.q_empty[w].arrive_one();
       return;
     }
@@ -221,15 +224,15 @@ struct Attention {
     Operand<D> rounded;
     round_to<Element>(rounded, out);
     write_tile(s.q[w], rounded);
-    if (Bugs::bug == Bug::PlainStores) note_write(&s.q[w], sizeof s.q[w]);
-    if (Bugs::bug != Bug::NoProxyFence) fence_async_proxy();
-    if (Bugs::bug != Bug::NoNamedBarrier) named_sync(1 + w, kWarpgroupThreads);
-    if (Bugs::bug == Bug::NotElected || elect_one()) {
+    if (Mutants::mutant == Mutant::PlainStores) note_write(&s.q[w], sizeof s.q[w]);
+    if (Mutants::mutant != Mutant::NoProxyFence) fence_async_proxy();
+    if (Mutants::mutant != Mutant::NoNamedBarrier) named_sync(1 + w, kWarpgroupThreads);
+    if (Mutants::mutant == Mutant::NotElected || elect_one()) {
       store_tile(p.o, box_of(p.grid, tile), s.q[w]);
       bulk_commit();
-      if (Bugs::bug == Bug::StoreBufferReused) s.q_empty[w].arrive_one();
-      if (Bugs::bug != Bug::StoreNotAwaited) bulk_wait_read<0>();
-      if (Bugs::bug != Bug::StoreBufferReused) s.q_empty[w].arrive_one();
+      if (Mutants::mutant == Mutant::StoreBufferReused) s.q_empty[w].arrive_one();
+      if (Mutants::mutant != Mutant::StoreNotAwaited) bulk_wait_read<0>();
+      if (Mutants::mutant != Mutant::StoreBufferReused) s.q_empty[w].arrive_one();
     }
   }
 };

@@ -4,7 +4,7 @@
 //   numbers                           16-bit conversions that are wrong
 //   run bf16|fp16 64|128 SEED         attention: "error E", in units of what rounding allows
 //   products bf16|fp16 64|128 SEED    products of a backward pass: results that are wrong
-//   bug NAME SEEDS                    the first report within so many seeds, or "nothing"
+//   mutant NAME SEEDS                    the first report within so many seeds, or "nothing"
 //   threads                           "same" if two machines at a time compute as one does
 //   speed                             tile steps per second
 #include <algorithm>
@@ -127,7 +127,7 @@ std::string run_once(unsigned seed) {
 
 // P = A B^T * columns, out += P^T B, twice = 2 P B, on one tile; see products.h. The numbers are
 // small enough for every sum to be exact, whatever its order: the answer counts wrong results.
-template <class Element, int D, class Bugs = NoBugs>
+template <class Element, int D, class Mutants = NoMutants>
 std::string products(unsigned seed) {
   Problem<Element> problem({4, 4, 4}, {4, 4, 4}, D, 1.f, seed);
   Video &a = problem.q, &b = problem.k, &twice = problem.o;
@@ -139,9 +139,9 @@ std::string products(unsigned seed) {
   for (int c = 0; c < 64; ++c) columns[c] = (c % 2 ? -1.f : 1.f) * static_cast<float>(c % 3) / 2;
   std::vector<float> out(64 * D, 0.5f);
   TensorMap map = a.map();
-  if (Bugs::bug == Bug::CrookedMap) map.strides[0] += 2;
-  host::run_block<Products<Element, D, Bugs>>({map, b.map(), twice.map(), columns, out.data()}, 0,
-                                              1, seed);
+  if (Mutants::mutant == Mutant::CrookedMap) map.strides[0] += 2;
+  host::run_block<Products<Element, D, Mutants>>({map, b.map(), twice.map(), columns, out.data()},
+                                                 0, 1, seed);
   std::vector<double> p(64 * 64);
   for (int i = 0; i < 64; ++i)
     for (int j = 0; j < 64; ++j)
@@ -189,18 +189,18 @@ std::string numbers() {
   return std::to_string(wrong);
 }
 
-std::string find_bug(const std::string& name, unsigned seeds) {
-  const auto at = std::find(std::begin(kBugs), std::end(kBugs), name);
-  if (at == std::end(kBugs)) return "no such bug";
-  const Bug bug = ChosenBug::bug = static_cast<Bug>(at - std::begin(kBugs));
+std::string find_mutant(const std::string& name, unsigned seeds) {
+  const auto at = std::find(std::begin(kMutants), std::end(kMutants), name);
+  if (at == std::end(kMutants)) return "no such mutant";
+  const Mutant mutant = ChosenMutant::mutant = static_cast<Mutant>(at - std::begin(kMutants));
   for (unsigned seed = 0; seed < seeds; ++seed) {
     Problem<Bf16> problem({3, 5, 12}, {3, 5, 4}, 128, 1.f, 7);
     try {
-      if (bug >= Bug::StagingReused) {
-        products<Bf16, 128, ChosenBug>(seed);
+      if (mutant >= Mutant::StagingReused) {
+        products<Bf16, 128, ChosenMutant>(seed);
         continue;
       }
-      run<Attention<Bf16, 128, ChosenBug>>(problem, 1, seed, bug == Bug::PlainMap);
+      run<Attention<Bf16, 128, ChosenMutant>>(problem, 1, seed, mutant == Mutant::PlainMap);
     } catch (const host::Hazard& hazard) {
       return "seed " + std::to_string(seed) + ": " + hazard.what();
     }
@@ -248,7 +248,7 @@ std::string answer(const std::vector<std::string>& words) {
     return narrow ? run.template operator()<Fp16, 64>() : run.template operator()<Fp16, 128>();
   }
   if (command == "numbers") return numbers();
-  if (command == "bug" && words.size() == 3) return find_bug(words[1], std::stoul(words[2]));
+  if (command == "mutant" && words.size() == 3) return find_mutant(words[1], std::stoul(words[2]));
   if (command == "threads") return threads();
   if (command == "speed")
     return "bf16 64: " + speed<Bf16, 64>() + ", bf16 128: " + speed<Bf16, 128>() +

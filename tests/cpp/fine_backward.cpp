@@ -6,9 +6,9 @@
 //                 "seed N: " and the first report within so many seeds, or "nothing"
 //
 // By turns in one ring and in two. Uneven: some consumers want nearly all of many tiles, others
-// few, far apart. The namespaces are vsa, or those of VSA_EACH_BUG, which the tests of
-// tests/mutants write: one with kernels that behave as the mutant of a number, others with a bug
-// each.
+// few, far apart. The namespaces are vsa, or those of VSA_EACH_MUTANT, which the tests of
+// tests/mutants write: one with kernels that behave as the mutant of a number, others with one
+// mutant each.
 #include <cstdio>
 
 #include "fine_problem.h"
@@ -141,8 +141,8 @@ std::string first_report(Selection selection,
   });
 }
 
-#ifndef VSA_EACH_BUG
-#define VSA_EACH_BUG(KEYS, QUERIES, UNEVEN_KEYS, UNEVEN_QUERIES) \
+#ifndef VSA_EACH_MUTANT
+#define VSA_EACH_MUTANT(KEYS, QUERIES, UNEVEN_KEYS, UNEVEN_QUERIES) \
   KEYS(vsa) QUERIES(vsa) UNEVEN_KEYS(vsa) UNEVEN_QUERIES(vsa)
 #endif
 
@@ -166,7 +166,7 @@ std::string answer(const std::string& space, const std::string& pass, unsigned s
   VSA_PASS(name, "uneven_queries", FineBackwardQueries, UnevenQueries, wrong_of_queries, \
            TightQueries<name::FineBackwardQueriesConfig, 64, kWindows>,                  \
            TightQueries<name::FineBackwardQueriesConfig, 128, kWindows>)
-  VSA_EACH_BUG(VSA_KEYS, VSA_QUERIES, VSA_UNEVEN_KEYS, VSA_UNEVEN_QUERIES)
+  VSA_EACH_MUTANT(VSA_KEYS, VSA_QUERIES, VSA_UNEVEN_KEYS, VSA_UNEVEN_QUERIES)
   return "?";
 }
 

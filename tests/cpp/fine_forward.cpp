@@ -6,8 +6,8 @@
 //                "seed N: " and the first report within so many seeds, or "nothing"
 //
 // By turns in one ring and in two. Uneven: some consumers want nearly all tiles, others few, far
-// apart. The namespaces are vsa, or those of VSA_EACH_BUG, which the tests of tests/mutants write:
-// one with a kernel that behaves as the mutant of a number, others with a bug each.
+// apart. The namespaces are vsa, or those of VSA_EACH_MUTANT, which the tests of tests/mutants
+// write: one with a kernel that behaves as the mutant of a number, others with one mutant each.
 #include <cstdio>
 
 #include "fine_problem.h"
@@ -90,8 +90,8 @@ std::string first_report(Selection selection, unsigned seeds) {
       seeds, [=](unsigned seed) { check<Kernel<Config>, Kernel<TightConfig>>(selection, seed); });
 }
 
-#ifndef VSA_EACH_BUG
-#define VSA_EACH_BUG(FORWARD, UNEVEN) FORWARD(vsa) UNEVEN(vsa)
+#ifndef VSA_EACH_MUTANT
+#define VSA_EACH_MUTANT(FORWARD, UNEVEN) FORWARD(vsa) UNEVEN(vsa)
 #endif
 
 std::string answer(const std::string& space, const std::string& lists, unsigned seeds) {
@@ -104,7 +104,7 @@ std::string answer(const std::string& space, const std::string& lists, unsigned 
 #define VSA_UNEVEN(name)                                                                 \
   VSA_LISTS(name, "uneven", UnevenQueries, Tight<name::FineForwardConfig, 64, kWindows>, \
             Tight<name::FineForwardConfig, 128, kWindows>)
-  VSA_EACH_BUG(VSA_FORWARD, VSA_UNEVEN)
+  VSA_EACH_MUTANT(VSA_FORWARD, VSA_UNEVEN)
   return "?";
 }
 

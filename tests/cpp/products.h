@@ -5,12 +5,12 @@
 //   P = A B^T * columns    out += P^T B    (bulk reduction, accumulator order)
 //   twice = P B + P B      (stored as 16 bits)
 #pragma once
-#include "bugs.h"
+#include "mutants.h"
 #include "tile/tile.h"
 
 namespace vsa::test {
 
-template <class Element_, int D_, class Bugs = NoBugs>
+template <class Element_, int D_, class Mutants = NoMutants>
 struct Products {
   using Element = Element_;
   static constexpr int D = D_, kConsumers = 1;
@@ -32,10 +32,10 @@ struct Products {
   };
 
   static VSA_DEVICE void init_barriers(SharedMemory& s) {
-    if (Bugs::bug != Bug::BarrierNotInitialised) s.full.init(1, "full", 0);
+    if (Mutants::mutant != Mutant::BarrierNotInitialised) s.full.init(1, "full", 0);
     label(s.a, "a", 0);
     label(s.b, "b", 0);
-    if (Bugs::bug != Bug::TileNotLabelled) label(s.p, "p", 0);
+    if (Mutants::mutant != Mutant::TileNotLabelled) label(s.p, "p", 0);
     label(s.sums, "sums", 0);
     label(s.columns, "columns", 0);
   }
@@ -63,7 +63,7 @@ struct Products {
     round_to<Element>(weights, product);
     write_tile(s.p, weights);
     fence_async_proxy();
-    named_sync(1, Bugs::bug == Bug::LonelyMeeting ? kThreads : kWarpgroupThreads);
+    named_sync(1, Mutants::mutant == Mutant::LonelyMeeting ? kThreads : kWarpgroupThreads);
 
     mma_AB<Element>(twice, weights, s.b, false);
     mma_AB<Element>(twice, s.p, s.b);
@@ -73,8 +73,8 @@ struct Products {
       mma_AtB<Element>(product, s.p, s.b, panel, false);
       wgmma_commit();
       wgmma_wait<0>(product);
-      if (Bugs::bug != Bug::StagingNotAwaited && elect_one()) bulk_wait_read<0>();
-      if (Bugs::bug != Bug::StagingReused) named_sync(1, kWarpgroupThreads);
+      if (Mutants::mutant != Mutant::StagingNotAwaited && elect_one()) bulk_wait_read<0>();
+      if (Mutants::mutant != Mutant::StagingReused) named_sync(1, kWarpgroupThreads);
       write_raw(s.sums, product);
       fence_async_proxy();
       named_sync(1, kWarpgroupThreads);
@@ -91,7 +91,7 @@ struct Products {
     named_sync(1, kWarpgroupThreads);
     if (elect_one()) {
       store_tile(p.twice, {}, s.a);
-      if (Bugs::bug != Bug::StoreNotCommitted) bulk_commit();
+      if (Mutants::mutant != Mutant::StoreNotCommitted) bulk_commit();
       bulk_wait<0>();
     }
   }

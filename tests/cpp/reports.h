@@ -6,7 +6,8 @@
 
 namespace vsa::test {
 
-// What kernels behave as, of the bugs in their common copy (tests/mutants/schema.py), or 0: none.
+// What kernels behave as, of the mutants in their common copy (tests/mutants/schema.py), or 0:
+// none.
 inline int mutant = 0;
 
 namespace {

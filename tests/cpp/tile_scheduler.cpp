@@ -5,7 +5,7 @@
 //   tile_scheduler NAMESPACE SEEDS [MUTANT]    "seed N: " and the first report within so many
 //                                              seeds, or "nothing"
 //
-// The namespaces are vsa, or those of VSA_EACH_BUG, which tests/mutants/test_tile_scheduler.py
+// The namespaces are vsa, or those of VSA_EACH_MUTANT, which tests/mutants/test_tile_scheduler.py
 // writes: each with a scheduler that behaves as the mutant of a number.
 #include "kernels/schedule/tile_scheduler.h"
 
@@ -377,14 +377,14 @@ std::string first_report(unsigned seeds) {
   });
 }
 
-#ifndef VSA_EACH_BUG
-#define VSA_EACH_BUG(SCHEDULE) SCHEDULE(vsa)
+#ifndef VSA_EACH_MUTANT
+#define VSA_EACH_MUTANT(SCHEDULE) SCHEDULE(vsa)
 #endif
 
 std::string answer(const std::string& space, unsigned seeds) {
 #define VSA_SCHEDULE(name) \
   if (space == #name) return first_report<name::TileSchedule, name::TileScheduler>(seeds);
-  VSA_EACH_BUG(VSA_SCHEDULE)
+  VSA_EACH_MUTANT(VSA_SCHEDULE)
   return "?";
 }
 

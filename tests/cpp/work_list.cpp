@@ -6,8 +6,8 @@
 //                                         "nothing"
 //   work_list "counter not zero" SEEDS    the same with a counter that a launch before has left
 //
-// The namespaces are vsa, or those of VSA_EACH_BUG, which tests/mutants/test_work_list.py writes:
-// one with a list that behaves as the mutant of a number, others with a bug each.
+// The namespaces are vsa, or those of VSA_EACH_MUTANT, which tests/mutants/test_work_list.py
+// writes: one with a list that behaves as the mutant of a number, others with one mutant each.
 #include "kernels/schedule/work_list.h"
 
 #include <algorithm>
@@ -111,14 +111,14 @@ std::string first_report(unsigned seeds, int tile_counter = 0) {
   });
 }
 
-#ifndef VSA_EACH_BUG
-#define VSA_EACH_BUG(LIST) LIST(vsa)
+#ifndef VSA_EACH_MUTANT
+#define VSA_EACH_MUTANT(LIST) LIST(vsa)
 #endif
 
 std::string answer(const std::string& space, unsigned seeds) {
 #define VSA_LIST(name) \
   if (space == #name) return first_report<name::WorkList, name::WorkTile>(seeds);
-  VSA_EACH_BUG(VSA_LIST)
+  VSA_EACH_MUTANT(VSA_LIST)
   if (space == "counter not zero") return first_report<WorkList, WorkTile>(seeds, 3);
   return "?";
 }

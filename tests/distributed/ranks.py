@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 from distributed import distributed_jobs
 from torch.multiprocessing import start_processes
-
-# Not vsa: the process that imports these may start in a clone, whose sources are not compiled.
-PRELOADED = ["torch._dynamo", "torch.distributed.fsdp", "diffusers.models.transformers"]
 
 
 def run(job: Callable[[int], None], ranks: int, folder: Path) -> None:
@@ -20,6 +17,6 @@ def run(job: Callable[[int], None], ranks: int, folder: Path) -> None:
     Raises:
         torch.multiprocessing.ProcessRaisedException: what one of them raised first.
     """
-    multiprocessing.set_forkserver_preload(PRELOADED)
+    forked.context()
     arguments = (job, ranks, folder / "store")
     start_processes(distributed_jobs.start, arguments, nprocs=ranks, start_method="forkserver")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""csrc/prim and csrc/tile: kernels on the emulator, bugs by their names, CuTe, and nvcc."""
+"""csrc/prim and csrc/tile: kernels on the emulator, mutants by their names, CuTe, and nvcc."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CPP = ROOT / "tests" / "cpp"
 INCLUDES = [f"-I{ROOT / 'csrc'}", f"-I{CPP}"]
 SEEDS = 9  # three habits of copies times three of the scheduler
 
-# What each bug in tests/cpp/bugs.h must be reported as. Where a bug has several effects, the
+# What each mutant in tests/cpp/mutants.h must be reported as. Where one has several effects, the
 # schedule decides which comes first. WRONG NUMBERS: nothing but the result tells.
-BUGS = {
+MUTANTS = {
     "NoFullWait": "RACE",
     "NoEmptyWait": "RACE|TOO MANY ARRIVALS",
     "EarlyRelease": "RACE",
@@ -100,14 +100,14 @@ def test_products_of_a_backward_pass_are_exact(emulator, element, channels):
         assert emulator("products", element, channels, seed) == "0"
 
 
-@pytest.mark.parametrize("bug", BUGS)
-def test_bug_is_reported_by_name(emulator, bug):
-    report = emulator("bug", bug, SEEDS)
-    assert re.match(rf"seed \d: ({BUGS[bug]})", report), report
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutant_is_reported_by_name(emulator, mutant):
+    report = emulator("mutant", mutant, SEEDS)
+    assert re.match(rf"seed \d: ({MUTANTS[mutant]})", report), report
 
 
-def test_kernel_without_a_bug_is_not_reported(emulator):
-    assert emulator("bug", "None", 2 * SEEDS) == "nothing"
+def test_unchanged_kernel_is_not_reported(emulator):
+    assert emulator("mutant", "None", 2 * SEEDS) == "nothing"
 
 
 def test_two_machines_run_in_two_threads(emulator):

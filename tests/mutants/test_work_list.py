@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""csrc/kernels/schedule/work_list.h by itself: all work tiles, each once; bugs by their names."""
+"""csrc/kernels/schedule/work_list.h by itself: work tiles, each once; mutants by their names."""
 
 from __future__ import annotations
 
-from mutants.planted_bugs import ROOT, Bugs, build, is_named, mutants, write
+from mutants.mutant_programs import ROOT, MutantTable, build, in_copies, is_named, write
 
 PROGRAM = ROOT / "tests" / "cpp" / "work_list.cpp"
 HEADER = "kernels/schedule/work_list.h"
@@ -14,7 +14,7 @@ ITEM, TWICE, MISSING = (
     "WRONG WORK TILE: one is",
 )
 
-BUGS: Bugs = {
+MUTANTS: MutantTable = {
     "TextOfEachHeadFirst": (
         "size / groups * text_groups;",
         "0;",
@@ -61,12 +61,12 @@ def test_every_item_comes_once_and_text_first(compiler, tmp_path):
     )
 
 
-def test_bugs_are_reported_by_name(compiler, tmp_path):
-    found = mutants([HEADER], HEADER, BUGS)
+def test_mutants_are_reported_by_name(compiler, tmp_path):
+    found = in_copies([HEADER], HEADER, MUTANTS)
     includes = '#include "kernels/schedule/sequence.h"\n#include "prim/warp.h"\n'
-    places = [(found.namespace(name), "list") for name in BUGS]
-    copies = write(tmp_path / "bugs.h", includes + found.code, ["list"], places)
-    program = build(compiler, PROGRAM, tmp_path / "bugs", "-Og", "-w", "-include", copies)
-    assert program(found.common, SEEDS, 0) == "nothing"  # none of its bugs is chosen
-    reports = {name: program(*found.words(name, SEEDS)) for name in BUGS}
-    assert not {name: said for name, said in reports.items() if not is_named(said, BUGS[name])}
+    places = [(found.namespace(name), "list") for name in MUTANTS]
+    copies = write(tmp_path / "mutants.h", includes + found.code, ["list"], places)
+    program = build(compiler, PROGRAM, tmp_path / "mutants", "-Og", "-w", "-include", copies)
+    assert program(found.common, SEEDS, 0) == "nothing"  # none of its mutants is chosen
+    reports = {name: program(*found.words(name, SEEDS)) for name in MUTANTS}
+    assert not {name: said for name, said in reports.items() if not is_named(said, MUTANTS[name])}

@@ -39,12 +39,13 @@ class Call(NamedTuple):
     autocast: bool = False
 
     def tensors(self) -> list[Tensor | None]:
-        torch.manual_seed(len(self.shape) + self.kv_heads)
+        generator = torch.Generator().manual_seed(len(self.shape) + self.kv_heads)
         of_keys = (*self.shape[:-2], self.kv_heads, self.shape[-1])
-        numbers = [torch.randn(shape) for shape in (self.shape, of_keys, of_keys)]
+        shapes = self.shape, of_keys, of_keys
+        numbers = [torch.randn(shape, generator=generator) for shape in shapes]
         found = [strided(x.to(self.dtype), self.strides) for x in numbers]
         for kind in self.gates:
-            gate = torch.randn(self.shape)
+            gate = torch.randn(self.shape, generator=generator)
             found.append(None if kind is None else shaped_gate(gate, kind, self.dtype))
         names = zip("qkvfc", found, strict=True)
         return [x if x is None else x.requires_grad_(name in self.wants) for name, x in names]

@@ -39,7 +39,13 @@ struct FineBackwardKeysConfig {
   using Rings =  // of dO, of Q
       std::conditional_t<D == 128, TwoRings<4, 5, kConsumers>, OneRing<11, kConsumers>>;
   static constexpr int kScheduleWords = 8, kChunkLoads = D == 128 ? 96 : 64;
-  static constexpr bool kKeysInRegisters = D == 64;  // K and V, where registers allow
+  // Of a consumer's registers, 64 x 64 numbers in fp32 take 32. At 128, dK and dV take 64 each, S^T
+  // and dP^T 32 each, and P^T, later dS^T, 16: 208 of 240. At 64 it is 144 of 232, and K and V find
+  // room, 16 each: products with both operands in shared memory are limited by reading them
+  // (bench/log/backward-passes.md).
+  static constexpr bool kKeysInRegisters = D == 64;
+  // Three warpgroups have 3 x 168 registers per thread, so that the one of producers and scheduler
+  // keeps what two consumers leave. 240 is the most that a consumer is given, 24 the least.
   static constexpr int kProducerRegisters = D == 128 ? 24 : 40;
   static constexpr int kConsumerRegisters = D == 128 ? 240 : 232;
 };
@@ -208,7 +214,7 @@ struct FineBackwardKeys {
         issue_scores(held);
         wgmma_wait<0>(scores_);
         weigh(held);
-        s_.rings.wait_first(held);
+        wait_first(held);
         differentiate(held);
         ConsumerStep next = steps_.next_compute(steps_.take(), wait);
         while (next.is(ConsumerStep::kCompute)) {
@@ -217,7 +223,7 @@ struct FineBackwardKeys {
           const ConsumerStep after = steps_.take();
           wgmma_wait<1>(scores_);
           weigh(next);
-          s_.rings.wait_first(next);
+          wait_first(next);
           wgmma_wait<0>(grad_k_);
           s_.rings.release_second(held);
           const bool there = after.is(ConsumerStep::kCompute) && s_.rings.has_second(after);
@@ -234,8 +240,17 @@ struct FineBackwardKeys {
     }
 
     VSA_DEVICE void wait_queries(const ConsumerStep& step) {
-      s_.rings.wait_together(step);
-      s_.rings.wait_second(step);
+      if constexpr (Rings::kTogether)
+        s_.rings.wait_both(step);
+      else
+        s_.rings.wait_second(step);
+    }
+    // With one ring dO comes with its Q, and goes with it.
+    VSA_DEVICE void wait_first(const ConsumerStep& at) {
+      if constexpr (!Rings::kTogether) s_.rings.wait_first(at);
+    }
+    VSA_DEVICE void release_first(const ConsumerStep& at) {
+      if constexpr (!Rings::kTogether) s_.rings.release_first(at);
     }
     VSA_DEVICE void issue_scores(const ConsumerStep& step) {
       if constexpr (Config::kKeysInRegisters)
@@ -268,7 +283,7 @@ struct FineBackwardKeys {
                   [](float x, float delta) { return x - delta; });
       zip(grad_scores_, scores_, [](float x, float weight) { return x * weight; });
       wgmma_wait<0>(grad_v_);
-      s_.rings.release_first(step);
+      release_first(step);
       round_to<Element>(rounded_, grad_scores_);
     }
 
@@ -323,5 +338,10 @@ struct FineBackwardKeys {
     Consumer(p, s, w).run();
   }
 };
+
+static_assert(kBytesLeft<FineBackwardKeys<FineBackwardKeysConfig<Bf16, 128>>> < sizeof(Tile<128>) &&
+                  kBytesLeft<FineBackwardKeys<FineBackwardKeysConfig<Bf16, 64>>> <
+                      2 * sizeof(Tile<64>),
+              "no further stage would fit");
 
 }  // namespace vsa

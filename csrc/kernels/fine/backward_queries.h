@@ -33,8 +33,14 @@ struct FineBackwardQueriesConfig {
   static constexpr int kConsumers = D == 128 ? 2 : 3;
   using Rings =  // of V, of K
       std::conditional_t<D == 128, TwoRings<4, 6, kConsumers>, OneRing<10, kConsumers>>;
+  // Chunks are small at 128: four resident tiles and ten stages leave 3,072 bytes for all else.
   static constexpr int kScheduleWords = D == 128 ? 2 : 8, kChunkLoads = D == 128 ? 20 : 64;
-  static constexpr bool kQueriesInRegisters = D == 128;  // Q and dO, where registers allow
+  // Of a consumer's registers, 64 x 64 numbers in fp32 take 32. At 128, S and dP take 32 each, dQ
+  // 64 and dS 16, and Q and dO find room, 32 each: 208 of 240. At 64 it is 112 of 152 without them:
+  // three consumers without beat two with them (bench/log/backward-passes.md).
+  static constexpr bool kQueriesInRegisters = D == 128;
+  // The warpgroup of producers and scheduler has what consumers leave of a launch: 3 x 168
+  // registers per thread with two consumers, 4 x 128 with three.
   static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 56;
   static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 152;
 };
@@ -182,7 +188,7 @@ struct FineBackwardQueries {
           issue_gradient(held);
           ConsumerStep after = steps_.take();
           wgmma_wait<1>(scores_, grad_scores_);
-          s_.rings.release_first(next);
+          release_first(next);
           differentiate(next);
           // A real branch between the waits: without one, ptxas hoists the second one above.
           after = steps_.past_chunk_end(after);
@@ -202,16 +208,23 @@ struct FineBackwardQueries {
     }
 
     VSA_DEVICE void wait_tiles(const ConsumerStep& step) {
-      s_.rings.wait_together(step);
-      s_.rings.wait_first(step);
-      s_.rings.wait_second(step);
+      if constexpr (Rings::kTogether) {
+        s_.rings.wait_both(step);
+      } else {
+        s_.rings.wait_first(step);
+        s_.rings.wait_second(step);
+      }
+    }
+    // With one ring V goes with its K.
+    VSA_DEVICE void release_first(const ConsumerStep& at) {
+      if constexpr (!Rings::kTogether) s_.rings.release_first(at);
     }
     // The first tile of a run: nothing else is in flight.
     VSA_DEVICE void start(const ConsumerStep& step) {
       wait_tiles(step);
       issue_scores(step);
       wgmma_wait<0>(scores_, grad_scores_);
-      s_.rings.release_first(step);
+      release_first(step);
       differentiate(step);
       round_to<Element>(rounded_, grad_scores_);
     }
@@ -286,5 +299,11 @@ struct FineBackwardQueries {
     Consumer(p, s, w).run();
   }
 };
+
+static_assert(kBytesLeft<FineBackwardQueries<FineBackwardQueriesConfig<Bf16, 128>>> <
+                      sizeof(Tile<128>) &&
+                  kBytesLeft<FineBackwardQueries<FineBackwardQueriesConfig<Bf16, 64>>> <
+                      2 * sizeof(Tile<64>),
+              "no further stage would fit");
 
 }  // namespace vsa

@@ -167,10 +167,10 @@ struct FineForward {
           issue_output(held);
           ConsumerStep after = steps_.take();
           wgmma_wait<1>(scores_);
-          s_.rings.release_first(next);
+          release_first(next);
           weigh(next);
           // A real branch between the waits: without one, ptxas hoists the second above softmax.
-          s_.rings.wait_second(next);
+          wait_second(next);
           after = steps_.past_chunk_end(after);
           const bool there = after.is(ConsumerStep::kCompute) && s_.rings.has_first(after);
           wgmma_wait<0>(out_);
@@ -189,19 +189,28 @@ struct FineForward {
     }
 
     VSA_DEVICE void wait_keys(const ConsumerStep& step) {
-      s_.rings.wait_together(step);
-      s_.rings.wait_first(step);
+      if constexpr (Rings::kTogether)
+        s_.rings.wait_both(step);
+      else
+        s_.rings.wait_first(step);
+    }
+    // With one ring V comes with its K, and K goes with its V.
+    VSA_DEVICE void wait_second(const ConsumerStep& at) {
+      if constexpr (!Rings::kTogether) s_.rings.wait_second(at);
+    }
+    VSA_DEVICE void release_first(const ConsumerStep& at) {
+      if constexpr (!Rings::kTogether) s_.rings.release_first(at);
     }
     // The first tile of a run: nothing else is in flight.
     VSA_DEVICE void start(const ConsumerStep& step) {
       wait_keys(step);
       issue_scores(step);
       wgmma_wait<0>(scores_);
-      s_.rings.release_first(step);
+      release_first(step);
       weigh(step);
       softmax_.rescale(out_);
       round_to<Element>(weights_, scores_);
-      s_.rings.wait_second(step);
+      wait_second(step);
     }
     VSA_DEVICE void issue_scores(const ConsumerStep& step) {
       mma_ABt<Element>(scores_, s_.q[w_], s_.k[step.first().stage]);
@@ -274,5 +283,9 @@ struct FineForward {
     Consumer(p, s, w).run();
   }
 };
+
+static_assert(kBytesLeft<FineForward<FineForwardConfig<Bf16, 128>>> < sizeof(Tile<128>) &&
+                  kBytesLeft<FineForward<FineForwardConfig<Bf16, 64>>> < 2 * sizeof(Tile<64>),
+              "no further stage would fit");
 
 }  // namespace vsa

@@ -52,6 +52,7 @@ struct SkippableRing {
 template <int First, int Second, int Consumers>
 struct TwoRings {
   static constexpr int kFirst = First, kSecond = Second;  // stages
+  static constexpr bool kTogether = false;                // each tile has its own wait and release
 
   SkippableRing<First, Consumers> first;
   SkippableRing<Second, Consumers> second;
@@ -79,16 +80,16 @@ struct TwoRings {
   VSA_DEVICE bool has_first(const ConsumerStep& step) { return first.is_full(step.first()); }
   VSA_DEVICE bool has_second(const ConsumerStep& step) { return second.is_full(step.second()); }
   VSA_DEVICE bool has_both(const ConsumerStep& step) { return has_first(step) && has_second(step); }
-  VSA_DEVICE void wait_together(const ConsumerStep&) {}  // they come one by one
   VSA_DEVICE void release_first(const ConsumerStep& step) { first.release(step.first()); }
   VSA_DEVICE void release_second(const ConsumerStep& step) { second.release(step.second()); }
 };
 
 // The same with one ring for both, where tiles are small: stages suffice, and there are half as
-// many waits.
+// many waits. A pair comes with one wait and goes with one release, when the second is done with.
 template <int Stages, int Consumers>
 struct OneRing {
   static constexpr int kFirst = Stages, kSecond = Stages;
+  static constexpr bool kTogether = true;
 
   SkippableRing<Stages, Consumers, 2> both;
 
@@ -105,12 +106,15 @@ struct OneRing {
   VSA_DEVICE bool has_first(const ConsumerStep& step) { return has_both(step); }
   VSA_DEVICE bool has_second(const ConsumerStep& step) { return has_both(step); }
   VSA_DEVICE bool has_both(const ConsumerStep& step) { return both.is_full(step.first()); }
-  VSA_DEVICE void wait_together(const ConsumerStep& step) { both.wait(step.first()); }
-  VSA_DEVICE void wait_first(const ConsumerStep&) {}
-  VSA_DEVICE void wait_second(const ConsumerStep&) {}
-  VSA_DEVICE void release_first(const ConsumerStep&) {}
+  VSA_DEVICE void wait_both(const ConsumerStep& step) { both.wait(step.first()); }
   VSA_DEVICE void release_second(const ConsumerStep& step) { both.release(step.second()); }
 };
+
+// Bytes of a block that the kernel leaves free. A kernel asserts that another stage would not fit:
+// rings are as deep as shared memory allows, and of two the second gets more, since its tiles are
+// held for longer.
+template <class Kernel>
+constexpr int kBytesLeft = kSharedBytes - static_cast<int>(sizeof(typename Kernel::SharedMemory));
 
 // The steps of one consumer, a whole warpgroup.
 template <class TileSchedule, class Rings>
@@ -130,10 +134,13 @@ class ConsumerSteps {
   VSA_DEVICE ConsumerStep next_compute(ConsumerStep step) {
     step = past_chunk_end(step);
     while (step.is(ConsumerStep::kSkip)) {
-      rings_.wait_together(step);
-      rings_.wait_first(step);
-      rings_.release_first(step);
-      rings_.wait_second(step);
+      if constexpr (Rings::kTogether) {
+        rings_.wait_both(step);
+      } else {
+        rings_.wait_first(step);
+        rings_.release_first(step);
+        rings_.wait_second(step);
+      }
       rings_.release_second(step);
       step = past_chunk_end(take());
     }

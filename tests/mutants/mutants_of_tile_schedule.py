@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutants of tile_schedule.h, for test_backward_bugs.py and test_tile_scheduler.py.
+"""Mutants of tile_schedule.h, for test_backward_kernels.py and test_tile_scheduler.py.
 
 Each is what the text is that a header has once, what becomes of it, and how that must be reported.
-Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
-first.
+Spaces stand for any white space. Where a mutant has several effects, the schedule decides which
+comes first.
 """
 
 from __future__ import annotations
 
-from mutants.planted_bugs import Bugs
+from mutants.mutant_programs import MutantTable
 
 A_PRODUCER_WAITS = r"DEADLOCK: .*producer\d waits for"
 A_CONSUMER_WAITS = r"DEADLOCK: .*consumer\d waits for"
@@ -18,7 +18,7 @@ EARLIER_PHASE = (
 )
 
 # Found in both passes of the backward.
-IN_SCHEDULE: Bugs = {
+IN_SCHEDULE: MutantTable = {
     # chunks handed over
     "ScheduleFullNotAwaited": (
         "full[n % kBuffers].wait(n / kBuffers); const Chunk of",
@@ -174,7 +174,7 @@ IN_SCHEDULE: Bugs = {
 }
 
 # Found in tests/cpp/tile_scheduler.cpp.
-IN_LOADS: Bugs = {
+IN_LOADS: MutantTable = {
     "ClipForgotten": (
         "uint64_t{at.clip} << kClip |",
         "",

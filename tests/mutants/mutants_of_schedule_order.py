@@ -2,18 +2,18 @@
 """Mutants of tile_scheduler.h that are found by what the schedule is, for test_tile_scheduler.py.
 
 Each is what the text is that a header has once, what becomes of it, and how that must be reported.
-Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
-first.
+Spaces stand for any white space. Where a mutant has several effects, the schedule decides which
+comes first.
 """
 
 from __future__ import annotations
 
-from mutants.planted_bugs import Bugs
+from mutants.mutant_programs import MutantTable
 
 # Where nothing is written, the buffer still holds another step, or nothing yet.
 ANOTHER_STEP = r"WRONG (TILE|STEPS|ROWS)|NEVER WRITTEN: .*load from loads\[\d\]"
 
-IN_ORDER: Bugs = {
+IN_ORDER: MutantTable = {
     # where a step lies
     "OneLoadTooFar": (
         "schedule_.loads[buffer][place].set(",

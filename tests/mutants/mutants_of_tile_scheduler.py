@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutants of tile_scheduler.h that the backward's passes are stopped by, for test_backward_bugs.py.
+"""Mutants of tile_scheduler.h that stop the backward's passes, for test_backward_kernels.py.
 
 Each is what the text is that a header has once, what becomes of it, and how that must be reported.
-Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
-first.
+Spaces stand for any white space. Where a mutant has several effects, the schedule decides which
+comes first.
 """
 
 from __future__ import annotations
 
-from mutants.bugs_in_tile_schedule import A_CONSUMER_WAITS, A_PRODUCER_WAITS
-from mutants.planted_bugs import Bugs
+from mutants.mutant_programs import MutantTable
+from mutants.mutants_of_tile_schedule import A_CONSUMER_WAITS, A_PRODUCER_WAITS
 
 # Found in both passes.
-IN_SCHEDULER: Bugs = {
+IN_SCHEDULER: MutantTable = {
     # chunks handed over
     "ScheduleFullNotArrived": (
         "schedule_.full[next_++ % TileSchedule::kBuffers].arrive_warp();",
@@ -190,7 +190,7 @@ IN_SCHEDULER: Bugs = {
 }
 
 # Found where a work tile has several heads, in the pass over keys.
-IN_HEADS: Bugs = {
+IN_HEADS: MutantTable = {
     "FirstHeadFoundTwice": (
         "find(work.batch, bitmaps + h * size, word);",
         "find(work.batch, bitmaps, word);",

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backward's own kernels with bugs put into them: the emulator finds each one by its name."""
+"""The backward's own kernels as mutants: the emulator reports each by its name."""
 
 from __future__ import annotations
 
 import pytest
-from mutants.bugs_in_consumer_steps import IN_CONSUMER_STEPS, IN_RUNS, IN_SKIPS
-from mutants.bugs_in_keys import IN_KEYS
-from mutants.bugs_in_queries import IN_QUERIES, IN_RUNS_OF_QUERIES
-from mutants.bugs_in_resident_tiles import IN_RESIDENT_TILES
-from mutants.bugs_in_rings import IN_RINGS
-from mutants.bugs_in_tile_schedule import IN_SCHEDULE
-from mutants.bugs_in_tile_scheduler import IN_HEADS, IN_SCHEDULER
-from mutants.planted_bugs import ROOT, build, place, unnoticed
+from mutants.mutant_programs import ROOT, build, place, unnoticed
+from mutants.mutants_of_backward_keys import IN_KEYS
+from mutants.mutants_of_backward_queries import IN_QUERIES, IN_RUNS_OF_QUERIES
+from mutants.mutants_of_consumer_steps import IN_CONSUMER_STEPS, IN_RUNS, IN_SKIPS
+from mutants.mutants_of_resident_tiles import IN_RESIDENT_TILES
+from mutants.mutants_of_rings import IN_RINGS
+from mutants.mutants_of_tile_schedule import IN_SCHEDULE
+from mutants.mutants_of_tile_scheduler import IN_HEADS, IN_SCHEDULER
 
 PROGRAM = ROOT / "tests" / "cpp" / "fine_backward.cpp"
 SEEDS = 18  # the nine schedules of test_emulator.py, with rings of two kinds
@@ -24,7 +24,7 @@ ALL = (
     "kernels/schedule/rings.h",
     *BOTH_PASSES,
 )
-# A bug has a namespace of its own, with copies of its header and of all that is built upon it.
+# A mutant has a namespace of its own, with copies of its header and of all that is built upon it.
 COPIED = {
     "kernels/fine/backward_keys.h": ("kernels/fine/backward_keys.h",),
     "kernels/fine/backward_queries.h": ("kernels/fine/backward_queries.h",),
@@ -34,10 +34,10 @@ COPIED = {
     "kernels/schedule/rings.h": ALL,
 }
 
-# By header: its bugs, and the problems that each is found in.
+# By header: its mutants, and the problems that each is found in.
 UNEVEN = ("uneven_keys", "uneven_queries")
 PROBLEMS = ("keys", "queries", *UNEVEN)
-BUGS = {
+MUTANTS = {
     "kernels/fine/backward_keys.h": {("keys",): IN_KEYS, ("uneven_keys",): IN_RUNS},
     "kernels/fine/backward_queries.h": {
         ("queries",): IN_QUERIES,
@@ -53,13 +53,13 @@ BUGS = {
 }
 
 
-@pytest.mark.parametrize("header", BUGS)
-def test_bugs_are_reported_by_name(compiler, tmp_path, header):
-    copied, tables = COPIED[header], BUGS[header]
+@pytest.mark.parametrize("header", MUTANTS)
+def test_mutants_are_reported_by_name(compiler, tmp_path, header):
+    copied, tables = COPIED[header], MUTANTS[header]
     assert not unnoticed(compiler, PROGRAM, tmp_path, copied, header, tables, PROBLEMS, SEEDS)
 
 
-def test_kernels_without_a_bug_are_not_reported(compiler, tmp_path):
+def test_unchanged_kernels_are_not_reported(compiler, tmp_path):
     flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
     program = build(compiler, PROGRAM, tmp_path / "kernels", *flags)
     for name in PROBLEMS:

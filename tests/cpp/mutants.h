@@ -6,7 +6,7 @@
 
 namespace vsa::test {
 
-enum class Bug {
+enum class Mutant {
   None,
   NoFullWait,
   NoEmptyWait,
@@ -50,7 +50,7 @@ enum class Bug {
   Count,
 };
 
-constexpr const char* kBugs[] = {
+constexpr const char* kMutants[] = {
     "None",
     "NoFullWait",
     "NoEmptyWait",
@@ -91,15 +91,15 @@ constexpr const char* kBugs[] = {
     "CrookedMap",
     "TileNotLabelled",
 };
-static_assert(std::size(kBugs) == static_cast<size_t>(Bug::Count), "every bug has a name");
+static_assert(std::size(kMutants) == static_cast<size_t>(Mutant::Count), "every mutant has a name");
 
-// Which bug a kernel has. Without any it is what nvcc compiles. Chosen while a program runs: one
-// kernel for all bugs.
-struct NoBugs {
-  static constexpr Bug bug = Bug::None;
+// Which mutant a kernel has. Without any it is what nvcc compiles. Chosen while a program runs: one
+// kernel for all mutants.
+struct NoMutants {
+  static constexpr Mutant mutant = Mutant::None;
 };
-struct ChosenBug {
-  static inline Bug bug = Bug::None;
+struct ChosenMutant {
+  static inline Mutant mutant = Mutant::None;
 };
 
 }  // namespace vsa::test

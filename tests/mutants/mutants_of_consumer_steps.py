@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutants of the steps of consumers in rings.h, for test_backward_bugs.py.
+"""Mutants of the steps of consumers in rings.h, for test_backward_kernels.py.
 
 Each is what the text is that a header has once, what becomes of it, and how that must be reported.
-Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
-first.
+Spaces stand for any white space. Where a mutant has several effects, the schedule decides which
+comes first.
 """
 
 from __future__ import annotations
 
-from mutants.bugs_in_rings import OVERWRITTEN, PRODUCER_STUCK, TOO_FREE
-from mutants.planted_bugs import Bugs
+from mutants.mutant_programs import MutantTable
+from mutants.mutants_of_rings import OVERWRITTEN, PRODUCER_STUCK, TOO_FREE
 
 WORK_LEFT = "DEADLOCK|LOADS STILL IN FLIGHT|WRONG NUMBERS"
 
-IN_CONSUMER_STEPS: Bugs = {
+IN_CONSUMER_STEPS: MutantTable = {
     # steps and their chunks
     "ListNotAwaited": (
         "schedule_.full[buffer].wait(chunk_ / TileSchedule::kBuffers);",
@@ -115,7 +115,7 @@ IN_CONSUMER_STEPS: Bugs = {
         rf"TOO MANY ARRIVALS on first_empty|PHASE ALIAS|{OVERWRITTEN}",
     ),
     "PassedBothNotAwaited": (
-        "rings_.wait_together(step);",
+        "rings_.wait_both(step);",
         "",
         rf"TOO MANY ARRIVALS on both_empty|PHASE ALIAS|{OVERWRITTEN}",
     ),
@@ -165,7 +165,7 @@ IN_CONSUMER_STEPS: Bugs = {
 
 # Found in the pass over queries alone: in the pass over keys a consumer releases the second
 # tile that it holds before the next one of the first ring, so no consumer skips a stage still held.
-IN_SKIPS: Bugs = {
+IN_SKIPS: MutantTable = {
     "PassedSecondNotAwaited": (
         "rings_.wait_second(step);",
         "",
@@ -174,7 +174,7 @@ IN_SKIPS: Bugs = {
 }
 
 # How each pass of the backward goes on, found where loads are skipped and flushed.
-IN_RUNS: Bugs = {
+IN_RUNS: MutantTable = {
     "PassesNotLookedFor": (
         "next = there ? after : steps_.next_compute(after, wait);",
         "next = after; if (!there && next.is(ConsumerStep::kCompute)) wait(next);",

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs in the pass over query tiles, for test_backward_bugs.py, written as in bugs_alike.py."""
+"""Mutants of the pass over query tiles, for test_backward_kernels.py.
+
+They are written as in mutants_of_query_kernels.py.
+"""
 
 from __future__ import annotations
 
-from mutants.bugs_alike import ALIKE, ALIKE_IN_RUNS
-from mutants.planted_bugs import Bugs
+from mutants.mutant_programs import MutantTable
+from mutants.mutants_of_query_kernels import ALIKE, ALIKE_IN_RUNS
 
-IN_QUERIES: Bugs = {
+IN_QUERIES: MutantTable = {
     **ALIKE,
     # Q and dO
     "BytesOfGradOutForgotten": (
@@ -32,13 +35,13 @@ IN_QUERIES: Bugs = {
     ),
     # stages released
     "FirstReleasedBeforeWait": (
-        "wgmma_wait<1>(scores_, grad_scores_); s_.rings.release_first(next);",
-        "s_.rings.release_first(next); wgmma_wait<1>(scores_, grad_scores_);",
+        "wgmma_wait<1>(scores_, grad_scores_); release_first(next);",
+        "release_first(next); wgmma_wait<1>(scores_, grad_scores_);",
         r"RACE: .*TMA load into v\[\d+\]",
     ),
     "FirstOfARunReleasedBeforeWait": (
-        "wgmma_wait<0>(scores_, grad_scores_); s_.rings.release_first(step);",
-        "s_.rings.release_first(step); wgmma_wait<0>(scores_, grad_scores_);",
+        "wgmma_wait<0>(scores_, grad_scores_); release_first(step);",
+        "release_first(step); wgmma_wait<0>(scores_, grad_scores_);",
         r"RACE: .*TMA load into v\[\d+\]",
     ),
     "SecondReleasedBeforeWait": (
@@ -120,10 +123,10 @@ IN_QUERIES: Bugs = {
     "RowsOfTheTileHeld": (
         "issue_gradient(held); ConsumerStep after = steps_.take(); wgmma_wait<1>(scores_,"
         " grad_scores_);"
-        " s_.rings.release_first(next); differentiate(next);",
+        " release_first(next); differentiate(next);",
         "issue_gradient(held); ConsumerStep after = steps_.take(); wgmma_wait<1>(scores_,"
         " grad_scores_);"
-        " s_.rings.release_first(next); differentiate(held);",
+        " release_first(next); differentiate(held);",
         "WRONG NUMBERS in dq",
     ),
     # rows of a tile that no load brings
@@ -135,6 +138,6 @@ IN_QUERIES: Bugs = {
 }
 
 # Found where loads are skipped and flushed.
-IN_RUNS_OF_QUERIES: Bugs = {
+IN_RUNS_OF_QUERIES: MutantTable = {
     **ALIKE_IN_RUNS,
 }

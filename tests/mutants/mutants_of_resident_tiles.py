@@ -6,9 +6,9 @@ They go into csrc/kernels/schedule/resident_tiles.h and are found in both passes
 
 from __future__ import annotations
 
-from mutants.planted_bugs import Bugs
+from mutants.mutant_programs import MutantTable
 
-IN_RESIDENT_TILES: Bugs = {
+IN_RESIDENT_TILES: MutantTable = {
     # a consumer
     "FullNotAwaited": (
         "full[w].wait(round);",

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs that the two kernels over query tiles, forward and dQ, can have alike.
+"""Mutants that the two kernels over query tiles, forward and dQ, can have alike.
 
 Each is what the text is that a header has once, what becomes of it, and how that must be reported.
-Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
-first.
+Spaces stand for any white space. Where a mutant has several effects, the schedule decides which
+comes first.
 """
 
 from __future__ import annotations
 
-from mutants.planted_bugs import Bugs
+from mutants.mutant_programs import MutantTable
 
 WORK_LEFT = "DEADLOCK|LOADS STILL IN FLIGHT|WRONG NUMBERS|TOO MANY ARRIVALS|PHASE ALIAS"
 
-ALIKE: Bugs = {
+ALIKE: MutantTable = {
     "TwoProducers": (
         "Producer, kProducers }",
         "Producer, kProducers = 2 }",
@@ -48,14 +48,20 @@ ALIKE: Bugs = {
         r"DEADLOCK: .*producer\d waits for second_empty",
     ),
     "FirstNotReleased": (
-        "s_.rings.release_first(next);",
+        "release_first(next);",
         "",
         r"DEADLOCK: .*producer\d waits for first_empty",
     ),
     "FirstOfARunNotReleased": (
-        "s_.rings.release_first(step);",
+        "release_first(step);",
         "",
         r"DEADLOCK: .*producer\d waits for first_empty",
+    ),
+    "BothReleasedWithTheFirst": (
+        "if constexpr (!Rings::kTogether) s_.rings.release_first(at);",
+        "if constexpr (Rings::kTogether) s_.rings.release_second(at);"
+        " else s_.rings.release_first(at);",
+        r"TOO MANY ARRIVALS on both_empty|PHASE ALIAS|RACE: .*TMA load into",
     ),
     "LastSecondNotReleased": (
         "s_.rings.release_second(held); held = steps_",
@@ -68,8 +74,8 @@ ALIKE: Bugs = {
         r"TOO MANY ARRIVALS on (both|second)_empty|RACE|PHASE ALIAS",
     ),
     "BothNotAwaited": (
-        "s_.rings.wait_together(step);",
-        "",
+        "s_.rings.wait_both(step);",
+        ";",
         r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "NextNotAwaited": (
@@ -120,7 +126,7 @@ ALIKE: Bugs = {
 }
 
 # Found where loads are skipped and flushed.
-ALIKE_IN_RUNS: Bugs = {
+ALIKE_IN_RUNS: MutantTable = {
     "NextChunkNotEnteredBehindTheScores": (
         "after = steps_.past_chunk_end(after);",
         "if (after.is(ConsumerStep::kNextChunk)) after = ConsumerStep::of(ConsumerStep::kDone);",

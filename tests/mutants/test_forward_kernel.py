@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forward kernel with bugs put into it: the emulator finds each one by its name."""
+"""The forward kernel as mutants: the emulator reports each by its name."""
 
 from __future__ import annotations
 
-from mutants.bugs_in_forward import IN_FORWARD, IN_RUNS_OF_FORWARD
-from mutants.planted_bugs import ROOT, build, unnoticed
+from mutants.mutant_programs import ROOT, build, unnoticed
+from mutants.mutants_of_forward import IN_FORWARD, IN_RUNS_OF_FORWARD
 
 PROGRAM = ROOT / "tests" / "cpp" / "fine_forward.cpp"
 HEADER = "kernels/fine/forward.h"
 PROBLEMS = ("forward", "uneven")
 SEEDS = 18  # the nine schedules of test_emulator.py, with rings of two kinds
-BUGS = {("forward",): IN_FORWARD, ("uneven",): IN_RUNS_OF_FORWARD}
+MUTANTS = {("forward",): IN_FORWARD, ("uneven",): IN_RUNS_OF_FORWARD}
 
 
-def test_bugs_are_reported_by_name(compiler, tmp_path):
-    assert not unnoticed(compiler, PROGRAM, tmp_path, (HEADER,), HEADER, BUGS, PROBLEMS, SEEDS)
+def test_mutants_are_reported_by_name(compiler, tmp_path):
+    assert not unnoticed(compiler, PROGRAM, tmp_path, (HEADER,), HEADER, MUTANTS, PROBLEMS, SEEDS)
 
 
-def test_a_change_that_is_no_bug_is_not_reported(compiler, tmp_path):
+def test_a_change_that_is_no_mutant_is_not_reported(compiler, tmp_path):
     same = {("forward",): {"Same": ("fill(out_, 0.f);", "fill(out_, 0.f);", "")}}
     found = unnoticed(compiler, PROGRAM, tmp_path, (HEADER,), HEADER, same, PROBLEMS, SEEDS)
     assert found == {("Same", "forward"): "nothing"}
 
 
-def test_a_kernel_without_a_bug_is_not_reported(compiler, tmp_path):
+def test_an_unchanged_kernel_is_not_reported(compiler, tmp_path):
     flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
     program = build(compiler, PROGRAM, tmp_path / "kernel", *flags)
     for lists in PROBLEMS:

@@ -3,8 +3,8 @@
 
 Nearly all mutants of a header are one copy of it, in which a number chooses one while the program
 runs (schema.py). The others are copies of their own. Each copy is in a namespace of its own. A
-program says `VSA_EACH_BUG(...)` where it wants all of them, and finds the names of the namespaces,
-each as the argument of a macro of its own, e.g. `KEYS(in_rings) QUERIES(in_rings)`.
+program says `VSA_EACH_MUTANT(...)` where it wants all of them, and finds the names of the
+namespaces, each as the argument of a macro of its own, e.g. `KEYS(in_rings) QUERIES(in_rings)`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CPP = ROOT / "tests" / "cpp"
 CSRC = ROOT / "csrc"
 
 # By name: the text that a header has once, what becomes of it, how that must be reported.
-Bugs = Mapping[str, tuple[str, str, str]]
+MutantTable = Mapping[str, tuple[str, str, str]]
 
 
 def build(compiler: object, source: Path, program: Path, *flags: object) -> Callable[..., str]:
@@ -37,11 +37,11 @@ def text_of(header: str) -> str:
     return re.sub(r"^#(pragma once|include .*)$", "", code, flags=re.MULTILINE)
 
 
-def place(header: str, name: str, bug: tuple[str, str, str]) -> tuple[int, int]:
-    """Where the text begins and ends that a bug changes, in `text_of(header)`."""
-    pattern = r"\s+".join(re.escape(word) for word in bug[0].split())
+def place(header: str, name: str, mutant: tuple[str, str, str]) -> tuple[int, int]:
+    """Where the text begins and ends that a mutant changes, in `text_of(header)`."""
+    pattern = r"\s+".join(re.escape(word) for word in mutant[0].split())
     found = list(re.finditer(pattern, text_of(header)))
-    assert len(found) == 1, f"{name}: {header} has this {len(found)} times, not once: {bug[0]}"
+    assert len(found) == 1, f"{name}: {header} has this {len(found)} times, not once: {mutant[0]}"
     return found[0].span()
 
 
@@ -55,13 +55,13 @@ def in_namespace(name: str, headers: Sequence[str], changed: Mapping[str, str]) 
 
 @dataclass(frozen=True)
 class Mutants:
-    """A header with its bugs: the code of all copies, and how a program is asked for each."""
+    """A header with its mutants: the code of all copies, and how a program is asked for each."""
 
     code: str
     common: str
     """The namespace of the copy in which a number chooses."""
     chosen: Mapping[str, int]
-    """The bugs that are in it, by their numbers."""
+    """The mutants that are in it, by their numbers."""
 
     def namespace(self, name: str) -> str:
         return self.common if name in self.chosen else name
@@ -71,18 +71,18 @@ class Mutants:
         return (self.namespace(name), *words, self.chosen.get(name, 0))
 
 
-def mutants(headers: Sequence[str], header: str, bugs: Bugs) -> Mutants:
-    """Copies of all headers for the bugs that one of them has."""
+def in_copies(headers: Sequence[str], header: str, mutants: MutantTable) -> Mutants:
+    """Copies of all headers for the mutants that one of them has."""
     text, common = text_of(header), f"in_{Path(header).stem}"
-    spans = {name: place(header, name, bug) for name, bug in bugs.items()}
-    numbers = {name: number for number, name in enumerate(bugs, start=1)}
-    changes = {numbers[name]: (*span, bugs[name][1]) for name, span in spans.items()}
+    spans = {name: place(header, name, mutant) for name, mutant in mutants.items()}
+    numbers = {name: number for number, name in enumerate(mutants, start=1)}
+    changes = {numbers[name]: (*span, mutants[name][1]) for name, span in spans.items()}
     together, taken = schema(text, changes)
     chosen = {name: number for name, number in numbers.items() if number in taken}
     copies = [in_namespace(common, headers, {header: together})]
     for name, (begin, end) in spans.items():
         if name not in chosen:
-            alone = text[:begin] + bugs[name][1] + text[end:]
+            alone = text[:begin] + mutants[name][1] + text[end:]
             copies.append(in_namespace(name, headers, {header: alone}))
     code = "\n".join(copies).replace("VSA_MUTANT", "::vsa::test::mutant")
     return Mutants(code, common, chosen)
@@ -96,20 +96,20 @@ def write(
     Args:
         path: of the file that is written.
         code: of the copies and what they include.
-        problems: all that the program knows, in the order of ``VSA_EACH_BUG``'s arguments.
+        problems: all that the program knows, in the order of ``VSA_EACH_MUTANT``'s arguments.
         places: the namespaces, each with a problem that it is wanted in.
     """
     each = " ".join(f"{problem.upper()}({space})" for space, problem in dict.fromkeys(places))
     path.write_text(
         f'#include "reports.h"\n{code}\n'
-        f"#define VSA_EACH_BUG({', '.join(problems).upper()}) {each}\n"
+        f"#define VSA_EACH_MUTANT({', '.join(problems).upper()}) {each}\n"
     )
     return path
 
 
-def is_named(report: str, bug: tuple[str, str, str]) -> bool:
-    """Whether a program reports a bug as it must."""
-    return re.match(rf"seed \d+: ({bug[2]})", report) is not None
+def is_named(report: str, mutant: tuple[str, str, str]) -> bool:
+    """Whether a program reports a mutant as it must."""
+    return re.match(rf"seed \d+: ({mutant[2]})", report) is not None
 
 
 def unnoticed(
@@ -118,35 +118,35 @@ def unnoticed(
     folder: Path,
     headers: Sequence[str],
     header: str,
-    tables: Mapping[Sequence[str], Bugs],
+    tables: Mapping[Sequence[str], MutantTable],
     problems: Sequence[str],
     seeds: int,
 ) -> dict[tuple[str, str], str]:
-    """What a program reports where that is not what a bug must be reported as.
+    """What a program reports where that is not what a mutant must be reported as.
 
     Args:
         compiler: of C++.
         source: a program of tests/cpp.
         folder: for the program.
-        headers: that every bug gets copies of.
-        header: of them, which has the bugs.
-        tables: bugs by the problems that each of them is found in.
-        problems: all that the program knows, in the order of ``VSA_EACH_BUG``'s arguments.
+        headers: that every mutant gets copies of.
+        header: of them, which has the mutants.
+        tables: mutants by the problems that each of them is found in.
+        problems: all that the program knows, in the order of ``VSA_EACH_MUTANT``'s arguments.
         seeds: schedules to try.
     """
-    bugs = {name: bug for table in tables.values() for name, bug in table.items()}
-    found = mutants(headers, header, bugs)
+    mutants = {name: mutant for table in tables.values() for name, mutant in table.items()}
+    found = in_copies(headers, header, mutants)
     asked = [(name, at) for found_in, table in tables.items() for name in table for at in found_in]
     places = [(found.namespace(name), at) for name, at in asked]
     code = f'#include "launch/fine_params.h"\n{found.code}'
-    copies = write(folder / "bugs.h", code, problems, places)
-    program = build(compiler, source, folder / "bugs", "-Og", "-w", "-include", copies)
+    copies = write(folder / "mutants.h", code, problems, places)
+    program = build(compiler, source, folder / "mutants", "-Og", "-w", "-include", copies)
     for space, at in dict.fromkeys(places):
         if space == found.common:
-            assert program(space, at, seeds, 0) == "nothing"  # none of its bugs is chosen
+            assert program(space, at, seeds, 0) == "nothing"  # none of its mutants is chosen
     reports = {(name, at): program(*found.words(name, at, seeds)) for name, at in asked}
     return {
         (name, at): report
         for (name, at), report in reports.items()
-        if not is_named(report, bugs[name])
+        if not is_named(report, mutants[name])
     }

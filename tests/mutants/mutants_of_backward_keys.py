@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs in the backward's pass over key tiles, for test_backward_bugs.py.
+"""Mutants in the backward's pass over key tiles, for test_backward_kernels.py.
 
 Each is what the text is that a header has once, what becomes of it, and how that must be reported.
-Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
-first.
+Spaces stand for any white space. Where a mutant has several effects, the schedule decides which
+comes first.
 """
 
 from __future__ import annotations
 
-from mutants.planted_bugs import Bugs
+from mutants.mutant_programs import MutantTable
 
 WORK_LEFT = "DEADLOCK|LOADS STILL IN FLIGHT|WRONG NUMBERS|TOO MANY ARRIVALS|PHASE ALIAS"
 
-IN_KEYS: Bugs = {
+IN_KEYS: MutantTable = {
     # K and V
     "KvExpectsWholeTiles": (
         "2 * p_.keys.box_rows(at) * D * kElementBytes",
@@ -69,23 +69,23 @@ IN_KEYS: Bugs = {
     ),
     # loads waited for
     "FirstOfARunNotAwaited": (
-        "s_.rings.wait_first(held);",
+        "wait_first(held);",
         "",
         r"(RACE|NEVER WRITTEN): .*(grad_out|delta)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "FirstNotAwaited": (
-        "s_.rings.wait_first(next);",
+        "wait_first(next);",
         "",
         r"(RACE|NEVER WRITTEN): .*(grad_out|delta)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "SecondNotAwaited": (
         "s_.rings.wait_second(step);",
-        "",
+        ";",
         r"(RACE|NEVER WRITTEN): .*(q|lse)\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "BothNotAwaited": (
-        "s_.rings.wait_together(step);",
-        "",
+        "s_.rings.wait_both(step);",
+        ";",
         r"(RACE|NEVER WRITTEN): |TOO MANY ARRIVALS|PHASE ALIAS",
     ),
     "QueriesOfARunNotAwaited": (
@@ -115,14 +115,20 @@ IN_KEYS: Bugs = {
     ),
     # stages released
     "FirstReleasedBeforeWait": (
-        "wgmma_wait<0>(grad_v_); s_.rings.release_first(step);",
-        "s_.rings.release_first(step); wgmma_wait<0>(grad_v_);",
+        "wgmma_wait<0>(grad_v_); release_first(step);",
+        "release_first(step); wgmma_wait<0>(grad_v_);",
         r"RACE: .*TMA load into grad_out\[\d+\]",
     ),
     "FirstNotReleased": (
-        "s_.rings.release_first(step);",
+        "release_first(step);",
         "",
         r"DEADLOCK: .*producer\d waits for first_empty",
+    ),
+    "BothReleasedWithTheFirst": (
+        "if constexpr (!Rings::kTogether) s_.rings.release_first(at);",
+        "if constexpr (Rings::kTogether) s_.rings.release_second(at);"
+        " else s_.rings.release_first(at);",
+        r"TOO MANY ARRIVALS on both_empty|PHASE ALIAS|RACE: .*TMA load into",
     ),
     "SecondReleasedBeforeWait": (
         "wgmma_wait<0>(grad_k_); s_.rings.release_second(held); const bool there =",
@@ -150,10 +156,8 @@ IN_KEYS: Bugs = {
         r"TOO MANY ARRIVALS on (both|second)_empty|RACE|PHASE ALIAS",
     ),
     "SecondReleasedWhileItsLseIsRead": (
-        "weigh(next); s_.rings.wait_first(next); wgmma_wait<0>(grad_k_);"
-        " s_.rings.release_second(held);",
-        "wgmma_wait<0>(grad_k_); s_.rings.release_second(next); weigh(next);"
-        " s_.rings.wait_first(next);",
+        "weigh(next); wait_first(next); wgmma_wait<0>(grad_k_); s_.rings.release_second(held);",
+        "wgmma_wait<0>(grad_k_); s_.rings.release_second(next); weigh(next); wait_first(next);",
         r"RACE: .*TMA load into (q|grad_out)|RACE: .*lse\[\d+\]|TOO MANY ARRIVALS|DEADLOCK"
         r"|PHASE ALIAS",
     ),
@@ -209,10 +213,8 @@ IN_KEYS: Bugs = {
         "WGMMA STILL IN FLIGHT",
     ),
     "GradVNotAwaitedBeforeRounding": (
-        "wgmma_wait<0>(grad_v_); s_.rings.release_first(step);"
-        " round_to<Element>(rounded_, grad_scores_);",
-        "round_to<Element>(rounded_, grad_scores_); wgmma_wait<0>(grad_v_);"
-        " s_.rings.release_first(step);",
+        "wgmma_wait<0>(grad_v_); release_first(step); round_to<Element>(rounded_, grad_scores_);",
+        "round_to<Element>(rounded_, grad_scores_); wgmma_wait<0>(grad_v_); release_first(step);",
         "FRAGMENT IN FLIGHT: .*an operand",
     ),
     "GradKWaitTooShallow": (

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutants of the rings of rings.h, for test_backward_bugs.py.
+"""Mutants of the rings of rings.h, for test_backward_kernels.py.
 
 Each is what the text is that a header has once, what becomes of it, and how that must be reported.
-Spaces stand for any white space. Where a bug has several effects, the schedule decides which comes
-first.
+Spaces stand for any white space. Where a mutant has several effects, the schedule decides which
+comes first.
 """
 
 from __future__ import annotations
 
-from mutants.planted_bugs import Bugs
+from mutants.mutant_programs import MutantTable
 
 EMPTY = r"(both|first|second)_empty\[\d+\]"
 FULL = r"(both|first|second)_full\[\d+\]"
@@ -21,7 +21,7 @@ TOO_EARLY = rf"(RACE|NEVER WRITTEN): |PHASE ALIAS: consumer\d waits for {FULL}"
 # A stage is given back by too many.
 TOO_FREE = rf"TOO MANY ARRIVALS on {EMPTY}|PHASE ALIAS: .*{EMPTY}|{OVERWRITTEN}"
 
-IN_RINGS: Bugs = {
+IN_RINGS: MutantTable = {
     # a producer
     "EmptyNotAwaited": (
         "empty[Ring<Stages>::stage(n)].wait(Ring<Stages>::use(n) - 1);",
@@ -236,13 +236,5 @@ IN_RINGS: Bugs = {
         "both.release(step.second());",
         "both.release(step.second()); both.release(step.second());",
         r"TOO MANY ARRIVALS on both_empty|RACE|PHASE ALIAS",
-    ),
-    "BothReleasedWithTheFirst": (
-        "VSA_DEVICE void release_first(const ConsumerStep&) {}"
-        " VSA_DEVICE void release_second(const ConsumerStep& step) {"
-        " both.release(step.second()); }",
-        "VSA_DEVICE void release_first(const ConsumerStep& step) { both.release(step.second()); }"
-        " VSA_DEVICE void release_second(const ConsumerStep&) {}",
-        OVERWRITTEN,
     ),
 }

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs in the forward kernel, for test_forward_bugs.py, written as in bugs_alike.py."""
+"""Mutants of the forward kernel, for test_forward_kernel.py.
+
+They are written as in mutants_of_query_kernels.py.
+"""
 
 from __future__ import annotations
 
-from mutants.bugs_alike import ALIKE, ALIKE_IN_RUNS
-from mutants.planted_bugs import Bugs
+from mutants.mutant_programs import MutantTable
+from mutants.mutants_of_query_kernels import ALIKE, ALIKE_IN_RUNS
 
 UNSEEN = r"(RACE|NEVER WRITTEN): .*[kv]\[\d+\]|TOO MANY ARRIVALS|PHASE ALIAS"
 
-IN_FORWARD: Bugs = {
+IN_FORWARD: MutantTable = {
     **ALIKE,
     # Q
     "BytesOfQueriesForgotten": (
@@ -34,13 +37,13 @@ IN_FORWARD: Bugs = {
     ),
     # stages released
     "FirstReleasedBeforeWait": (
-        "wgmma_wait<1>(scores_); s_.rings.release_first(next);",
-        "s_.rings.release_first(next); wgmma_wait<1>(scores_);",
+        "wgmma_wait<1>(scores_); release_first(next);",
+        "release_first(next); wgmma_wait<1>(scores_);",
         r"RACE: .*TMA load into k\[\d+\]",
     ),
     "FirstOfARunReleasedBeforeWait": (
-        "wgmma_wait<0>(scores_); s_.rings.release_first(step);",
-        "s_.rings.release_first(step); wgmma_wait<0>(scores_);",
+        "wgmma_wait<0>(scores_); release_first(step);",
+        "release_first(step); wgmma_wait<0>(scores_);",
         r"RACE: .*TMA load into k\[\d+\]",
     ),
     "SecondReleasedBeforeWait": (
@@ -59,9 +62,9 @@ IN_FORWARD: Bugs = {
         r"RACE: .*TMA load into (k|v)\[\d+\]|TOO MANY ARRIVALS|DEADLOCK|PHASE ALIAS",
     ),
     # loads waited for
-    "FirstNotAwaited": ("s_.rings.wait_first(step);", "", UNSEEN),
-    "SecondNotAwaited": ("s_.rings.wait_second(next);", "", UNSEEN),
-    "SecondOfARunNotAwaited": ("s_.rings.wait_second(step);", "", UNSEEN),
+    "FirstNotAwaited": ("s_.rings.wait_first(step);", ";", UNSEEN),
+    "SecondNotAwaited": ("wait_second(next);", "", UNSEEN),
+    "SecondOfARunNotAwaited": ("wait_second(step);", "", UNSEEN),
     "TakenToBeThere": (
         "there = after.is(ConsumerStep::kCompute) && s_.rings.has_first(after);",
         "there = after.is(ConsumerStep::kCompute);",
@@ -106,8 +109,8 @@ IN_FORWARD: Bugs = {
     # nothing but the numbers tells
     "RowsNotMasked": ("mask_columns(scores_, step.rows);", "", "WRONG NUMBERS in out"),
     "RowsOfTheTileHeld": (
-        "s_.rings.release_first(next); weigh(next);",
-        "s_.rings.release_first(next); weigh(held);",
+        "release_first(next); weigh(next);",
+        "release_first(next); weigh(held);",
         "WRONG NUMBERS in out",
     ),
     "NotRescaled": (
@@ -125,7 +128,7 @@ IN_FORWARD: Bugs = {
 }
 
 # Found where loads are skipped and flushed.
-IN_RUNS_OF_FORWARD: Bugs = {
+IN_RUNS_OF_FORWARD: MutantTable = {
     **ALIKE_IN_RUNS,
     "RunNotRescaled": (
         "weigh(step); softmax_.rescale(out_);",
