@@ -5,13 +5,14 @@ usage: python bench/host.py [--baseline FOLDER] [--out results.json] [--parts LI
        python bench/host.py --tiny
 
 For each layer it times the forward, and the forward with the backward: as eager calls, as a CUDA
-graph of the same calls, compiled, and dense (``scaled_dot_product_attention``); beside them the
-microseconds that the host is busy with one call while the GPU has nothing to do, for both
-directions with the backward in autograd's thread and in the caller's. ``training`` times
-steps of a small transformer with sparse and with dense attention. ``--baseline`` is a folder with
-another installed build of vsa, which runs the same cases in a process of its own, so that one run
-compares both. ``--tiny`` runs small cases on a CPU, to see that the script works; their times mean
-nothing.
+graph of the same calls, and dense (``scaled_dot_product_attention``); beside them the microseconds
+that the host is busy with one call while the GPU has nothing to do, for both directions with the
+backward in autograd's thread and in the caller's. ``training`` times steps of a small transformer
+with sparse and with dense attention. ``--compiled`` times calls that follow each other as layers
+do, eager and in one compiled region, and training steps whose blocks are compiled. ``--baseline``
+is a folder with another installed build of vsa, which runs the same cases in a process of its own,
+so that one run compares both. ``--tiny`` runs small cases on a CPU, to see that the script works;
+their times mean nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ TINY_LAYERS = {"tiny": ((4, 8, 8), 2, 64)}
 TINY_MODELS = {"tiny": ((4, 8, 8), 2, 64, 1)}
 QUEUED = 20
 """Calls whose launches fit the queue of a stream, so that the host never waits for the GPU."""
+STACKED = 8
+"""Calls in one compiled region, as the layers of a model are."""
 LONG = 0.04
 """Seconds that calls go on before the device is waited for."""
 
@@ -94,17 +97,17 @@ class Timer:
             samples.append((time.perf_counter() - begin) / calls * 1e3)
         return median(samples)
 
-    def host(self, function: Callable[[], Any]) -> float:
-        """Microseconds that the host takes to issue a call."""
+    def host(self, function: Callable[[], Any], queued: int = QUEUED) -> float:
+        """Microseconds that the host takes to issue a call, of so many in a row."""
         for _ in range(3):
             function()
         samples, end = [], time.perf_counter() + self.seconds
         while time.perf_counter() < end or len(samples) < 5:
             self.wait()
             begin = time.perf_counter()
-            for _ in range(QUEUED):
+            for _ in range(queued):
                 function()
-            samples.append((time.perf_counter() - begin) / QUEUED * 1e6)
+            samples.append((time.perf_counter() - begin) / queued * 1e6)
         self.wait()
         return median(samples)
 
@@ -167,13 +170,37 @@ def layer_rows(options: argparse.Namespace, timer: Timer) -> Iterator[dict[str, 
             with torch.autograd.set_multithreading_enabled(False):
                 row["both one thread host us"] = timer.host(both)
             if options.compiled and kind != "dense":
-                torch.compiler.reset()
-                compiled = torch.compile(call, fullgraph=True)
-                for direction, function in (("forward", forward), ("both", both)):
-                    run = partial(function, call=compiled)
-                    row[f"{direction} compiled host us"] = timer.host(run)
-                    row[f"{direction} compiled ms"] = timer.call(run)
+                row |= compiled_row(timer, leaves, used, upstream, options.backend)
             yield row
+
+
+def compiled_row(
+    timer: Timer, leaves: list[Tensor], used: list[Tensor], upstream: Tensor, backend: str
+) -> dict[str, float | None]:
+    """Calls that follow each other, as layers do, eager and in one compiled region; per call."""
+    gates = {"gate_coarse": leaves[3], "gate_fine": leaves[4]} if len(used) == 5 else {}
+
+    def stack() -> Tensor:
+        x = leaves[0]
+        for _ in range(STACKED):
+            x = vsa.attention(x, *leaves[1:3], SHARE, backend=backend, **gates)
+        return x
+
+    torch.compiler.reset()
+    row: dict[str, float | None] = {}
+    for way, call in (("eager", stack), ("compiled", torch.compile(stack, fullgraph=True))):
+
+        def forward(call=call) -> Tensor:
+            with torch.no_grad():
+                return call()
+
+        def both(call=call) -> Any:
+            return torch.autograd.grad(call(), used, upstream)
+
+        for direction, function in (("forward", forward), ("both", both)):
+            row[f"{direction} stack {way} host us"] = timer.host(function, 3) / STACKED
+            row[f"{direction} stack {way} ms"] = timer.call(function) / STACKED
+    return row
 
 
 class Dense(nn.Module):
@@ -213,9 +240,13 @@ class Block(nn.Module):
 def training_rows(options: argparse.Namespace, timer: Timer) -> Iterator[dict[str, Any]]:
     """Times of training steps: bf16 autocast, AdamW, mean square error."""
     for name, (grid, layers, dim, heads) in (TINY_MODELS if options.tiny else MODELS).items():
-        for sparse in (True, False):
+        for sparse, compiled in product((True, False), (False, True)[: 1 + options.compiled]):
             torch.manual_seed(0)
             blocks = [Block(dim, heads, sparse, options.backend) for _ in range(layers)]
+            if compiled:
+                torch.compiler.reset()
+                for block in blocks:
+                    block.compile()
             model = nn.Sequential(*blocks).to(options.device)
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
             x = torch.randn(1, *grid, dim, device=options.device)
@@ -228,7 +259,7 @@ def training_rows(options: argparse.Namespace, timer: Timer) -> Iterator[dict[st
                 loss.backward()
                 optimizer.step()
 
-            what = "sparse" if sparse else "dense"
+            what = ("sparse" if sparse else "dense") + ", compiled blocks" * compiled
             yield {"model": name, "what": what, "step ms": timer.call(step)}
 
 

@@ -102,7 +102,7 @@ def test_every_bit_is_right(compiler, tmp_path):
         assert program("vsa", problem, 2 * SEEDS) == "nothing"
 
 
-def test_bugs_are_reported_by_name(compiler, tmp_path):
+def test_mutants_are_reported_by_name(compiler, tmp_path):
     bugs = {**IN_PRODUCTS, **IN_GRADIENTS}
     found = mutants([HEADER], HEADER, bugs)
     asked = [(name, "product") for name in IN_PRODUCTS]
