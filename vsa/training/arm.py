@@ -102,8 +102,7 @@ class Arm:
         self._prepare(number)
         with torch.no_grad(), self.autocast(), self.averaged():
             losses = [
-                flow.clip_losses(self.model, each.video, each.noise, each.time)
-                for each in held_out
+                flow.clip_losses(self.model, each.video, each.noise, each.time) for each in held_out
             ]
         return torch.cat(losses).cpu()
 

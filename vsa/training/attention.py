@@ -92,6 +92,7 @@ class CoarseAttention(VideoSparseAttention):
         pattern = "b (nt nh nw) n d -> b (nt t nh h nw w) n d"
         out = repeat(_dense(*means), pattern, **tiles)
         gate = self._gate_of(self.to_gate_compress, x)
+        assert gate is not None
         return self.to_out((out * gate).flatten(-2))
 
 
@@ -202,5 +203,6 @@ def _projected(
 
 def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """PyTorch's attention on (B, S, heads, head_dim)."""
-    out = functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = functional.scaled_dot_product_attention(q, k, v)
     return out.transpose(1, 2)

@@ -58,9 +58,7 @@ def save_weights(run: Run, folder: Path) -> None:
         _save(content, folder / weights_name(kind))
 
 
-def load_model(
-    path: Path, device: torch.device | str = "cpu"
-) -> tuple[VideoTransformer, Settings]:
+def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[VideoTransformer, Settings]:
     """A model that was trained, in fp32.
 
     Args:
@@ -102,7 +100,9 @@ def start_from(run: Run, source: Path) -> None:
             raise ValueError(f"start must hold weights of the size asked for, but {path} does not")
         missing = arm.model.load_state_dict(weights, strict=False).missing_keys
         if lacking := [name for name in missing if "to_gate" not in name]:
-            raise ValueError(f"start must hold all weights but gates, but {path} lacks {lacking[0]}")
+            raise ValueError(
+                f"start must hold all weights but gates, but {path} lacks {lacking[0]}"
+            )
         for average, parameter in zip(arm.average, arm.model.parameters(), strict=False):
             average.copy_(parameter.detach())
 
@@ -122,7 +122,9 @@ def _load(path: Path, parts: tuple[str, ...]) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         said = str(error).splitlines()[0]
-        raise ValueError(f"{path} must be a file of vsa train, but cannot be read: {said}") from None
+        raise ValueError(
+            f"{path} must be a file of vsa train, but cannot be read: {said}"
+        ) from None
     if not isinstance(found, dict) or any(part not in found for part in parts):
         raise ValueError(f"{path} must be a file of vsa train that holds {', '.join(parts)}")
     return found

@@ -71,7 +71,9 @@ def _small(path: Path, height: int, width: int, device: torch.device) -> Clip:
     return Clip(path.name, frames, len(frames) - round(HELD_OUT * len(frames)))
 
 
-def draw(clips: list[Clip], frames: int, height: int, width: int, random: torch.Generator) -> Window:
+def draw(
+    clips: list[Clip], frames: int, height: int, width: int, random: torch.Generator
+) -> Window:
     """A training window: clip, time, speed, crop and mirror drawn by a generator on the CPU."""
 
     def below(limit: int) -> int:

@@ -48,13 +48,11 @@ def step_cost(model: VideoTransformer, batch: int, density: float) -> StepCost:
         if isinstance(layer, nn.Linear):
             rows = batch if name.startswith("time_") else tokens
             linear += 6 * rows * layer.weight.numel()
-    heads = sum(block.attention.heads for block in model.blocks)
+    heads = sum(block.attention.heads for block in model.layers)
     return StepCost(_attention(model.kind, model, heads, batch, density), linear)
 
 
-def _attention(
-    kind: str, model: VideoTransformer, heads: int, batch: int, density: float
-) -> float:
+def _attention(kind: str, model: VideoTransformer, heads: int, batch: int, density: float) -> float:
     cost = flops(model.grid, heads, HEAD_DIM, density or 1.0, batch=batch)
     if kind == "full":
         return cost.full

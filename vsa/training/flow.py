@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rectified flow (Liu et al., 2022): a straight line from video to noise, and its velocity.
 
-    x_t = (1 - t) * video + t * noise,   velocity = noise - video,   loss = mean (model - velocity)^2
+    x_t = (1 - t) * video + t * noise,   velocity = noise - video
+    loss = mean (model(x_t, t) - velocity)^2
 
 t is uniform, or the logistic function of a normal number (Esser et al., 2024), which spends more
 steps on the middle of the line.

@@ -14,11 +14,13 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vsa.nn import VideoSparseAttention
 from vsa.training import attention
 from vsa.values.grid import Extent, Grid
 
@@ -119,14 +121,19 @@ class VideoTransformer(nn.Module):
 
     def set_topk(self, topk: float) -> None:
         """Change the budget of all layers that choose tiles."""
-        for block in self.blocks:
+        for block in self.layers:
             block.attention.topk = topk
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks."""
+        return cast("list[Block]", list(self.blocks))
 
 
 class Block(nn.Module):
     """Attention and MLP, each behind a norm whose scale, shift and gate the time sets."""
 
-    def __init__(self, dim: int, layer: nn.Module, grid: Grid) -> None:
+    def __init__(self, dim: int, layer: VideoSparseAttention, grid: Grid) -> None:
         super().__init__()
         self.grid = grid
         self.position = Position(grid)

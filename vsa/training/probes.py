@@ -36,7 +36,7 @@ def watched(model: VideoTransformer) -> Iterator[dict[str, list[tuple[Tensor, ..
 
         handles.append(module.register_forward_hook(note))
 
-    for block in model.blocks:
+    for block in model.layers:
         watch(block.position, "qk")
         for name, attribute in GATES.items():
             if (layer := getattr(block.attention, attribute)) is not None:
@@ -67,7 +67,7 @@ def probe(model: VideoTransformer, batch: Batch, topk: float) -> dict[str, list[
     with watched(model) as found:
         model(torch.lerp(batch.video, batch.noise, batch.time[:, None, None]), batch.time)
     low, mean = [], []
-    for block, (q, k) in zip(model.blocks, found.pop("qk"), strict=True):
+    for block, (q, k) in zip(model.layers, found.pop("qk"), strict=True):
         layer = block.attention
         if isinstance(layer, FixedAttention):
             selection = layer.selection(len(q))

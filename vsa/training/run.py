@@ -48,7 +48,7 @@ class Run:
         self,
         steps: int | None,
         until: float | None,
-        watch: Callable[[int, list[Row]], None] = lambda step, rows: None,
+        watch: Callable[[int, list[Row]], object] = lambda step, rows: None,
     ) -> None:
         """Go on until a number of steps or a moment, evaluating on the way and in the end.
 
@@ -56,7 +56,8 @@ class Run:
             steps: that the run has in all; None for no limit.
             until: moment of ``time.monotonic`` to be done by; None for no limit. The last
                 evaluation is expected to take as long as the longest before.
-            watch: called after every step with its number and the rows that it brought.
+            watch: called after every step with its number and the rows that it brought; what is
+                true ends the run, after an evaluation.
         """
         reserve = 0.0
         if not self.rows:
@@ -76,7 +77,8 @@ class Run:
                 begin = time.monotonic()
                 rows = self.evaluate()
                 reserve = max(reserve, time.monotonic() - begin)
-            watch(self.step, rows)
+            if watch(self.step, rows):
+                break
         if self.rows[-1]["step"] != self.step:
             watch(self.step, self.evaluate(between=True))
 
@@ -89,6 +91,13 @@ class Run:
         rows = [self._row(arm, between) for arm in self.arms.values()]
         self.rows += rows
         return rows
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Numbers that each model learns, by kind."""
+        return {
+            kind: sum(p.numel() for p in arm.model.parameters()) for kind, arm in self.arms.items()
+        }
 
     def wait(self) -> None:
         """Until the device has done what it was told."""
