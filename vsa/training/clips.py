@@ -65,9 +65,9 @@ def _small(path: Path, height: int, width: int, device: torch.device) -> Clip:
     images = torch.stack(decode(path))
     scale = MARGIN * max(height / images.shape[1], width / images.shape[2])
     size = round(images.shape[1] * scale), round(images.shape[2] * scale)
-    pixels = rearrange(images, "f h w c -> f c h w").float()
-    small = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
-    frames = small.round().clamp(0, 255).byte().to(device)
+    few = (part.float() for part in rearrange(images, "f h w c -> f c h w").split(16))
+    small = [functional.interpolate(x, size, mode="bilinear", antialias=True) for x in few]
+    frames = torch.cat(small).round().clamp(0, 255).byte().to(device)
     return Clip(path.name, frames, len(frames) - round(HELD_OUT * len(frames)))
 
 

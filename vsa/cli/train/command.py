@@ -20,6 +20,7 @@ from vsa.cli import options
 from vsa.cli.extras import require_demo_extra
 from vsa.cli.outputs import INTERRUPTED, check_output
 from vsa.cli.train.table import line, tables
+from vsa.measure.console import wide_console
 from vsa.measure.machine import machine
 from vsa.measure.provenance import provenance, read, write
 from vsa.training import checkpoints
@@ -199,7 +200,7 @@ def train(
         steps = STEPS
     until = None if minutes is None else began + 60 * minutes
 
-    console = Console()
+    console = wide_console(120)
     with console.status("making clips and models"):
         try:
             run = Run(settings, device)

@@ -9,6 +9,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from vsa.diagnostics import theme
 
@@ -27,11 +28,12 @@ COLOURS = {
 }
 DASHES = ("-", "--", ":", "-.")
 """Of runs that differ in more than the kind."""
-AXES: tuple[tuple[str, Callable[[Mapping[str, Any]], float]], ...] = (
-    ("training steps", lambda row: row["step"]),
-    ("training FLOPs, counted", lambda row: row["flops"]),
-    ("training seconds, measured", lambda row: row["train_ms"] / 1e3),
+AXES: tuple[tuple[str, str, Callable[[Mapping[str, Any]], float]], ...] = (
+    ("training steps", "{x:,.0f}", lambda row: row["step"]),
+    ("training FLOPs, counted", "{x:.0e}", lambda row: row["flops"]),
+    ("training seconds, measured", "{x:,g}", lambda row: row["train_ms"] / 1e3),
 )
+"""What is drawn against, how its numbers are written, and where a row stands."""
 VARIED = ("size", "grid", "seed", "topk", "batch", "learning_rate", "times", "start")
 """Settings that a legend names where runs differ in them."""
 
@@ -50,12 +52,13 @@ def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     if not any(row["step"] for run in runs for row in run["rows"]):
         raise ValueError("at least one run must have taken a step for a curve, but none has")
     with theme.new_figure(12, 4.4, path) as figure:
-        for axes, (label, place) in zip(figure.subplots(1, 3, sharey=True), AXES, strict=True):
+        panels = figure.subplots(1, 3, sharey=True)
+        for axes, (label, numbers, place) in zip(panels, AXES, strict=True):
             _draw_curves(axes, runs, place)
             axes.set_xlabel(label)
+            axes.xaxis.set_major_formatter(numbers)
             axes.grid(axis="y")
-            if label == AXES[0][0]:
-                axes.set_ylabel("held-out loss")
+        panels[0].set_ylabel("held-out loss (log scale)")
         figure.legend(handles=_legend(runs), loc="outside lower center", ncols=8)
         theme.title(figure, _caption(runs))
 
@@ -76,9 +79,11 @@ def _draw_curves(
             )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:.3g}")
-    axes.yaxis.set_minor_formatter("{x:.3g}")
-    axes.tick_params(axis="y", which="minor", labelsize=8)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(MaxNLocator(7))
+    axes.yaxis.set_major_formatter("{x:g}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())
 
 
 def _legend(runs: Sequence[Mapping[str, Any]]) -> list[Line2D]:

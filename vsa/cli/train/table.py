@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -21,8 +21,7 @@ def line(row: Row) -> str:
         f"{row['flops']:.2e} FLOPs",
         f"{row['train_ms'] / 1e3:,.1f} s",
     ]
-    if "recall" in row:
-        parts.append(f"recall {fmean(row['recall']):.0%}")
+    parts.append(f"recall {fmean(row['recall']):.0%}")
     parts += [
         f"{name.replace('_', ' ')} {fmean(row[name]):.3f}"
         for name in ("gate_coarse", "gate_fine")
@@ -51,25 +50,33 @@ def tables(
     """
     last = {row["kind"]: row for row in rows}
     first = next(iter(last.values()))
-    sources = list(baseline)
     table = Table(title="After the last step", title_justify="left", caption_justify="left")
-    for name in ("", "weights", "held-out loss", *sources, f"less {first['kind']}'s"):
-        table.add_column(name)
-    for name in ("ms / step", "FLOPs / step", "of it attention", "recall"):
-        table.add_column(name)
-    for kind, row in last.items():
-        apart, error = difference(row, first)
-        table.add_row(
-            kind,
-            f"{parameters[kind] / 1e6:,.2f} M",
-            f"{row['held_out']:.4f}",
-            *(f"{row['held_out_by_source'][source]:.4f}" for source in sources),
-            "" if row is first else f"{apart:+.4f} ± {error:.4f}",
-            f"{row['train_ms'] / row['step']:,.1f}" if row["step"] else "",
-            f"{row['step_flops']:.2e}",
-            f"{row['step_flops_attention'] / row['step_flops']:.0%}",
-            f"{fmean(row['recall']):.1%}" if "recall" in row else "",
-        )
+    table.add_column("")
+    for kind in last:
+        table.add_column(kind, justify="right")
+
+    def add(name: str, cell: Callable[[Row], str]) -> None:
+        table.add_row(name, *(cell(row) for row in last.values()))
+
+    def apart(row: Row) -> str:
+        return "" if row is first else "{:+.4f} ± {:.4f}".format(*difference(row, first))
+
+    add("weights", lambda row: f"{parameters[row['kind']] / 1e6:,.2f} M")
+    add("steps", lambda row: f"{row['step']:,}")
+    add("held-out loss", lambda row: f"{row['held_out']:.4f}")
+    for source in baseline:
+        add(f"  {source} clips", lambda row, of=source: f"{row['held_out_by_source'][of]:.4f}")
+    if len(last) > 1:
+        add(f"  less that of {first['kind']}", apart)
+    add("ms per step", lambda row: f"{row['train_ms'] / max(1, row['step']):,.1f}")
+    add("FLOPs per step", lambda row: f"{row['step_flops']:.2e}")
+    add("  in attention", lambda row: f"{row['step_flops_attention'] / row['step_flops']:.0%}")
+    add("density", lambda row: f"{row['density']:.1%}")
+    add("recall", lambda row: f"{fmean(row['recall']):.1%}")
+    for name in ("gate_coarse", "gate_fine"):
+        if any(name in row for row in last.values()):
+            label = f"mean |{name.replace('_', ' ')}|"
+            add(label, lambda row, of=name: f"{fmean(row[of]):.3f}" if of in row else "")
     zero = ", ".join(f"{loss:.3f} on {source} clips" for source, loss in baseline.items())
     table.caption = (
         f"Predicting zero has a loss of {zero}. ±: standard error over the held-out clips of one "
