@@ -44,13 +44,18 @@ def trained(found):
 
 
 def test_a_tiny_model_learns():
-    run = Run(settings(batch=4, clips=64, held_out=8, every=40), CPU)
-    run.train(80, None)
+    run = Run(settings(clips=64, held_out=8, every=30), CPU)
+    run.train(60, None)
+    video = torch.cat([batch.video for batch in run.data.held_out])
+    time = torch.cat([batch.time for batch in run.data.held_out])
+    variance = video.var()
+    # What knows mean and variance of the colours, and looks at each number alone.
+    alone = (variance / ((1 - time).square() * variance + time.square())).mean().item()
     for kind in ("full", "vsa"):
         first, *_, last = (row for row in run.rows if row["kind"] == kind)
         zero = run.baseline["generated"]
         assert_close(first["held_out"], zero)  # an untrained model predicts zero
-        assert last["held_out"] < 0.8 * zero and last["train"] < 0.9 * zero
+        assert last["held_out"] < 0.85 * alone < 0.85 * zero and last["train"] < zero
 
 
 def test_kinds_start_alike_and_see_the_same():
@@ -141,17 +146,18 @@ def test_ramp_and_abrupt_begin_dense_and_end_at_the_budget():
     assert_close(ramp, [1.0] * 3 + [0.7] * 2 + [0.4] * 2 + [0.25] * 5)
     abrupt = [recipe.density_at("abrupt", step) for step in range(5)]
     assert abrupt == [1.0] * 3 + [0.25] * 2
-    run = Run(settings(kinds=("ramp", "abrupt"), topk=1, dense_steps=2, ramp_step=0.25), CPU)
-    seen = []
-    run.train(
-        5,
-        None,
-        lambda step, rows: seen.append(
-            [float(a.model.layers[0].attention.topk) for a in run.arms.values()]
-        ),
-    )
-    assert [each[1] for each in seen[-3:]] == [0.25] * 3
-    assert seen[3][0] == 0.75 or seen[-1][0] == 0.25
+    run = Run(settings(kinds=("ramp", "abrupt"), topk=1, ramp_step=0.5, every=100), CPU)
+    seen = {kind: [] for kind in run.arms}
+
+    def watch(step, rows):
+        for kind, arm in run.arms.items():
+            seen[kind].append(arm.model.layers[0].attention.topk)
+
+    run.train(5, None, watch)  # one look before the first step, and one after the last
+    assert seen == {
+        "ramp": [1.0, 1.0, 1.0, 0.5, 0.25, 0.25, 0.25],
+        "abrupt": [1.0, 1.0, 1.0, 0.25, 0.25, 0.25, 0.25],
+    }
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -226,7 +232,7 @@ def test_counted_operations_are_those_of_flops_and_of_the_counter():
 def test_probes_see_recall_and_gates():
     batch = Run(settings(), CPU).data.held_out[0]
     for kind in EVERY_KIND:
-        found = probes.probe(model(kind, grid=settings().video), batch, 4)
+        found = probes.probe(model(kind, grid=settings().video), [batch], 4)
         window = kind in attention.FIXED
         assert len(found["recall"]) == 2 and (window or min(found["recall"]) > 0.999), kind
         assert all(
@@ -243,7 +249,7 @@ def test_blocks_compile_whole(kind):
     found = trained(model(kind))
     plain = found(x, time)
     for block in found.blocks:
-        block.compile(fullgraph=True, dynamic=False, backend="eager")
+        block.compile(fullgraph=True, backend="eager")
     assert_close(found(x, time), plain)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vsa.training import flow
+from vsa.training.attention import ADAPTED
 from vsa.training.costs import StepCost, step_cost
 from vsa.training.data import Batch
 from vsa.training.model import VideoTransformer
@@ -60,7 +61,7 @@ class Arm:
         self._density: float | None = None
         if settings.compiled:
             for block in model.blocks:
-                block.compile(fullgraph=True, dynamic=False)
+                block.compile(fullgraph=True)
 
     def step(self, batch: Batch, number: int) -> None:
         """Train on a batch; nothing here waits for the device.
@@ -157,7 +158,7 @@ class Arm:
     def _prepare(self, number: int) -> float:
         """The density of a step, and the model set to it."""
         density = self.settings.density_at(self.kind, number)
-        if self.kind in ("ramp", "abrupt") and density != self._density:
+        if self.kind in ADAPTED and density != self._density:
             self.model.set_topk(density)
             self._density = density
         return density

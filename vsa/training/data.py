@@ -8,7 +8,6 @@ scales them there, and the host never waits for it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from vsa.training import clips as real_clips
 from vsa.training import flow, simulator
-from vsa.training.model import PATCH
+from vsa.training.model import COLOURS, PATCH
 from vsa.training.settings import Settings
 
 HELD_OUT_NUMBERS = 1 << 30
@@ -102,13 +101,13 @@ class Data:
 
     def _generated(self, numbers: Tensor) -> Tensor:
         """(N, frames, 3, height, width) uint8."""
-        chunk = max(1, CHUNK_PIXELS // math.prod(self.window))
-        return torch.cat(
-            [
-                simulator.generate(part.to(self.device), self.settings.seed, *self.window)
-                for part in numbers.split(chunk)
-            ]
-        )
+        frames, height, width = self.window
+        chunk = max(1, CHUNK_PIXELS // (frames * height * width))
+        shape = len(numbers), frames, COLOURS, height, width
+        bank = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        for part, place in zip(numbers.split(chunk), bank.split(chunk), strict=True):
+            place.copy_(simulator.generate(part.to(self.device), self.settings.seed, *self.window))
+        return bank
 
     def _held_out_pixels(self) -> tuple[list[str], Tensor]:
         """Names of the sources and pixels of the held-out clips: whole batches of them."""

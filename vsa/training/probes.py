@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from vsa.diagnostics.metrics import sampled_recall
+from vsa.diagnostics.record import SAMPLED_TILES
 from vsa.functional import select
 from vsa.training.attention import FixedAttention
 from vsa.training.data import Batch
@@ -51,19 +52,29 @@ def watched(model: VideoTransformer) -> Iterator[dict[str, list[tuple[Tensor, ..
 
 
 @torch.no_grad()
-def probe(model: VideoTransformer, batch: Batch, topk: float) -> dict[str, list[float]]:
-    """Run the model once and look at every layer.
+def probe(model: VideoTransformer, batches: Sequence[Batch], topk: float) -> dict[str, list[float]]:
+    """Run the model and look at every layer.
 
     Args:
         model: of any kind, under the autocast that it trains in.
-        batch: what it sees.
+        batches: what it sees, one after the other.
         topk: budget that recall is measured at.
 
     Returns:
         "recall": share of dense attention, sampled, that the tiles hold which the layer attends,
         or would attend at ``topk`` if it is dense or coarse; "recall_low": that of its worst head;
-        and mean magnitudes of the gates that there are. A number per layer each.
+        and mean magnitudes of the gates that there are. A number per layer each, the mean over
+        batches.
     """
+    results: dict[str, list[Tensor]] = {}
+    for batch in batches:
+        for name, values in _probe(model, batch, topk).items():
+            results.setdefault(name, []).append(torch.stack(values).float())
+    return {name: torch.stack(values).mean(0).tolist() for name, values in results.items()}
+
+
+def _probe(model: VideoTransformer, batch: Batch, topk: float) -> dict[str, list[Tensor]]:
+    """One batch: numbers () per layer."""
     with watched(model) as found:
         model(torch.lerp(batch.video, batch.noise, batch.time[:, None, None]), batch.time)
     low, mean = [], []
@@ -73,10 +84,10 @@ def probe(model: VideoTransformer, batch: Batch, topk: float) -> dict[str, list[
             selection = layer.selection(len(q))
         else:
             selection = select(q, k, topk, grid=model.grid)
-        recall = sampled_recall(selection, q, k, tiles=16).mean(0)
+        recall = sampled_recall(selection, q, k, tiles=SAMPLED_TILES).mean(0)
         mean.append(recall.mean())
         low.append(recall.min())
     results = {"recall": mean, "recall_low": low}
     for name, outputs in found.items():
         results[name] = [gate.float().abs().mean() for (gate,) in outputs]
-    return {name: torch.stack(values).float().tolist() for name, values in results.items()}
+    return results

@@ -20,6 +20,9 @@ from vsa.training.settings import Settings
 
 Row = dict[str, Any]
 
+PROBED = 4
+"""Most batches of held-out clips, spread over all, that recall and gates are looked at in."""
+
 
 class Run:
     """Data, models and results.
@@ -32,6 +35,7 @@ class Run:
         step: steps that were taken.
         arms: models by kind.
         rows: results, one per kind and evaluation.
+        probed: held-out batches that recall and gates are measured on.
         baseline: held-out loss of predicting zero, which untrained models do, by source.
     """
 
@@ -41,6 +45,8 @@ class Run:
         self.arms = {kind: Arm(settings, kind, device) for kind in settings.kinds}
         self.rows: list[Row] = []
         self.step = 0
+        held_out = self.data.held_out
+        self.probed = held_out[:: -(-len(held_out) // PROBED)]
         losses = torch.cat([(x.noise - x.video).square().mean((1, 2)) for x in self.data.held_out])
         self.baseline = self._by_source(losses.cpu())
 
@@ -121,13 +127,12 @@ class Run:
         seconds = arm.settle()
         losses = arm.evaluate(self.data.held_out, self.step)
         with arm.autocast(), arm.averaged():
-            seen = probes.probe(arm.model, self.data.held_out[0], self.settings.topk)
+            seen = probes.probe(arm.model, self.probed, self.settings.topk)
         density = self.settings.density_at(arm.kind, self.step)
         cost = arm.cost(density)
         train = torch.stack(arm.losses).mean().item() if arm.losses else None
         if not between:
             arm.losses.clear()
-        cuda = self.device.type == "cuda"
         return {
             "kind": arm.kind,
             "step": self.step,
@@ -140,7 +145,6 @@ class Run:
             "density": density,
             "step_flops": cost.total,
             "step_flops_attention": cost.attention,
-            "peak_bytes": torch.cuda.max_memory_allocated(self.device) if cuda else None,
             **seen,
         }
 

@@ -32,6 +32,8 @@ from vsa.training.settings import BATCH_TOKENS, Settings
 FILE, PICTURE = "loss.json", "loss.png"
 STEPS = 300
 """Of a run that names neither steps nor minutes."""
+GRAPHS = 8
+"""Of a compiled block for each kind: with and without gradient, budgets and batches that vary."""
 SHOWN = 0.5
 """Seconds between two changes of the progress bar."""
 
@@ -66,7 +68,11 @@ def train(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Stop within so many minutes of the command's start."),
+        typer.Option(
+            min=0.0,
+            help="Train until so many minutes after the command's start, the last evaluation "
+            "included; files are written after that.",
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for loss.json, loss.png and what --keep says.")
@@ -200,6 +206,9 @@ def train(
         steps = STEPS
     until = None if minutes is None else began + 60 * minutes
 
+    if compiled:
+        # All kinds share a block's code, and each needs graphs of its own for both modes.
+        torch._dynamo.config.recompile_limit = GRAPHS * len(settings.kinds)
     console = wide_console(120)
     with console.status("making clips and models"):
         try:
@@ -221,7 +230,9 @@ def train(
     for table in tables(run.rows, run.parameters, run.baseline):
         console.print(table)
     console.print(f"{machine(device)}, backend {backend}; results are in [bold]{out}[/bold].")
-    if find_spec("matplotlib") is not None:
+    if not run.step:
+        console.print("There was no time for a step: give it more --minutes.")
+    elif find_spec("matplotlib") is not None:
         _draw([out / FILE], out / PICTURE)
     else:
         console.print(f"{PICTURE} needs matplotlib: vsa train --read draws it elsewhere.")
