@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vsa.cli import app
-from vsa.cli.train import command
+from vsa.cli.train import command, table
 from vsa.measure.provenance import HEAD, read
 
 pytest.importorskip("matplotlib")
@@ -68,6 +68,22 @@ def test_resume_goes_on_and_runs_are_drawn_together(folder, tmp_path):
     files = ("--read", folder / "loss.json", "--read", tmp_path / "other" / "loss.json")
     result = run(*files, "--plot", picture)
     assert result.exit_code == 0 and picture.stat().st_size > 10_000, result.output
+
+
+def test_what_it_took_to_reach_a_loss_lies_between_evaluations():
+    rows = [
+        {"held_out": loss, "flops": 10 * step, "train_ms": 1000 * step}
+        for step, loss in enumerate((2.0, 1.0, 1.2, 0.8))
+    ]
+    assert table.until(rows, 1.5) == (5, 0.5) and table.until(rows, 1.0) == (10, 1)
+    flops, seconds = table.until(rows, 0.9)
+    assert flops == pytest.approx(27.5) and seconds == pytest.approx(2.75)
+    assert table.until(rows, 0.7) is None
+
+
+def test_differences_are_taken_clip_by_clip():
+    mine, theirs = ({"held_out_clips": losses} for losses in ([1.5, 3.5, 0.5], [1.0, 3.0, 0.0]))
+    assert table.difference(mine, theirs) == (0.5, 0.0)
 
 
 def test_a_limit_of_minutes_ends_a_run_cleanly(tmp_path):

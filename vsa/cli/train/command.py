@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -19,19 +18,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vsa.cli import options
 from vsa.cli.extras import require_demo_extra
 from vsa.cli.outputs import INTERRUPTED, check_output
+from vsa.cli.train import arguments as arguments
 from vsa.cli.train.table import line, tables
 from vsa.measure.console import wide_console
 from vsa.measure.machine import machine
 from vsa.measure.provenance import provenance, read, write
 from vsa.training import checkpoints
-from vsa.training.attention import KINDS
 from vsa.training.model import HEAD_DIM, SIZES
 from vsa.training.run import Row, Run
 from vsa.training.settings import BATCH_TOKENS, Settings
 
 FILE, PICTURE = "loss.json", "loss.png"
-STEPS = 300
-"""Of a run that names neither steps nor minutes."""
 GRAPHS = 8
 """Of a compiled block for each kind: with and without gradient, budgets and batches that vary."""
 SHOWN = 0.5
@@ -39,117 +36,36 @@ SHOWN = 0.5
 
 
 def train(
-    kinds: Annotated[
-        str,
-        typer.Option(
-            metavar="KIND,KIND",
-            help="What to train side by side: "
-            + "; ".join(f"[bold]{name}[/bold], {what}" for name, what in KINDS.items())
-            + ".",
-        ),
-    ] = "full,vsa",
-    size: Annotated[
-        Literal["tiny", "10m", "25m", "60m"],
-        typer.Option(help="Of each model: 0.15 (tiny), 10.7, 27 or 57 million weights."),
-    ] = "tiny",
-    grid: Annotated[
-        Any,
-        typer.Option(
-            parser=options.parse_extent,
-            metavar="TxHxW",
-            help="Tokens of a clip, in multiples of 4; a token is 1 frame x 4 x 4 pixels. By "
-            "default 8x8x8 for tiny, else 16x16x16; the paper's is 16x32x32.",
-        ),
-    ] = None,
+    kinds: arguments.Kinds = "full,vsa",
+    size: arguments.Size = "tiny",
+    grid: arguments.Grid = None,
     topk: options.Topk = "0.125",
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"Steps in all. By default {STEPS}, or no limit with --minutes."),
-    ] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            help="Train until so many minutes after the command's start, the last evaluation "
-            "included; files are written after that.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path, typer.Option(help="Folder for loss.json, loss.png and what --keep says.")
-    ] = Path("vsa-train"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, of the same options.")
-    ] = False,
-    keep: Annotated[
-        Literal["all", "weights", "nothing"],
-        typer.Option(
-            help="all: a checkpoint to resume from (12 bytes per weight and kind) and the weights; "
-            "weights: these alone, in bf16 (2 bytes per weight); nothing."
-        ),
-    ] = "all",
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            help="Start from trained weights: a file weights-KIND.pt for every kind, or a folder "
-            "with one of each kind. This is how a dense model is made sparse by ramp or abrupt.",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, data, times and noise.")] = 0,
-    batch: Annotated[
-        int | None,
-        typer.Option(min=1, help="Clips of a step. By default 4 for tiny, else 16,384 tokens."),
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option("--lr", help="Of AdamW. By default 3e-3 for tiny, else 6e-4 as in the paper."),
-    ] = None,
-    warmup: Annotated[int, typer.Option(min=0, help="Steps until --lr; then constant.")] = 100,
-    weight_decay: Annotated[float, typer.Option(min=0.0, help="Of AdamW.")] = 0.01,
-    clip_norm: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
-    ema: Annotated[
-        float, typer.Option(help="Evaluate averaged weights of this decay, such as 0.999.")
-    ] = 0.0,
-    times: Annotated[
-        Literal["logit-normal", "uniform"], typer.Option(help="How times are distributed.")
-    ] = "logit-normal",
-    clips: Annotated[
-        int | None,
-        typer.Option(min=1, help="Generated training clips. By default 512 for tiny, else 4096."),
-    ] = None,
-    real: Annotated[
-        float,
-        typer.Option(help="Share of real clips, from the extra demo; 0 needs no extra."),
-    ] = 0.25,
-    held_out: Annotated[
-        int, typer.Option("--held-out", min=1, help="Clips to evaluate on, in whole batches.")
-    ] = 64,
-    every: Annotated[
-        int | None,
-        typer.Option(min=1, help="Steps between evaluations. By default 50 for tiny, else 250."),
-    ] = None,
-    dense_steps: Annotated[
-        int, typer.Option(min=0, help="First steps in which ramp and abrupt are dense.")
-    ] = 100,
-    ramp_every: Annotated[int, typer.Option(min=1, help="Steps between ramp's changes.")] = 50,
-    ramp_step: Annotated[float, typer.Option(help="Density that ramp loses at a change.")] = 0.03,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile the blocks.")] = False,
-    dtype: Annotated[
-        str, typer.Option(help="fp32, or bf16 for autocast; auto is bf16 on a GPU.")
-    ] = "auto",
+    steps: arguments.Steps = None,
+    minutes: arguments.Minutes = None,
+    out: arguments.Out = Path("vsa-train"),
+    resume: arguments.Resume = False,
+    keep: arguments.Keep = "all",
+    start: arguments.Start = None,
+    seed: arguments.Seed = 0,
+    batch: arguments.Batch = None,
+    learning_rate: arguments.LearningRate = None,
+    warmup: arguments.Warmup = 100,
+    weight_decay: arguments.WeightDecay = 0.01,
+    clip_norm: arguments.ClipNorm = 1.0,
+    ema: arguments.Ema = 0.0,
+    times: arguments.Times = "logit-normal",
+    clips: arguments.Clips = None,
+    real: arguments.Real = 0.25,
+    held_out: arguments.HeldOut = 64,
+    every: arguments.Every = None,
+    dense_steps: arguments.DenseSteps = 100,
+    ramp_every: arguments.RampEvery = 50,
+    ramp_step: arguments.RampStep = 0.03,
+    compiled: arguments.Compiled = False,
+    dtype: arguments.Dtype = "auto",
     device: options.Device = "auto",
-    runs: Annotated[
-        list[Path],
-        typer.Option(
-            "--read",
-            exists=True,
-            dir_okay=False,
-            help="Train nothing: draw --plot from the loss.json of a run; repeat for several runs.",
-        ),
-    ] = [],  # noqa: B006  typer copies it
-    plot: Annotated[
-        Path | None, typer.Option(help="With --read, the .png file to draw them into.")
-    ] = None,
+    runs: arguments.Runs = [],  # noqa: B006  typer copies it
+    plot: arguments.Plot = None,
 ) -> None:
     """Train a small video diffusion model, with dense and sparse attention side by side.
 
@@ -203,7 +119,7 @@ def train(
     _check_folder(out, resume, start)
     backend = options.check_backend("auto", device, getattr(torch, settings.dtype), HEAD_DIM, True)
     if steps is None and minutes is None:
-        steps = STEPS
+        steps = arguments.STEPS
     until = None if minutes is None else began + 60 * minutes
 
     if compiled:
