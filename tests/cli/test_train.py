@@ -48,6 +48,7 @@ def test_a_run_leaves_figures_a_picture_and_weights(folder):
     ]
     found = read(folder / "loss.json")
     assert found["complete"] and set(HEAD) < set(found) and found["grid"] == [4, 8, 8]
+    assert found["start"] is None and "ttention" in found["dense_kernel"]
     steps = [(row["step"], row["kind"]) for row in found["rows"]]
     assert steps == [(step, kind) for step in (0, 2, 3) for kind in ("full", "vsa")]
     full, vsa = found["rows"][-2:]

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vsa.cli import options
+from vsa.cli.bench.case import dense_kernel
 from vsa.cli.extras import require_demo_extra
 from vsa.cli.outputs import INTERRUPTED, check_output
 from vsa.cli.train import arguments as arguments
@@ -128,15 +129,21 @@ def train(
     console = wide_console(120)
     with console.status("making clips and models"):
         try:
-            run = Run(settings, device)
+            run, origin = Run(settings, device), start and str(start)
             if resume:
+                origin = read(out / FILE)["start"]
                 checkpoints.load_whole(run, out)
             elif start is not None:
                 checkpoints.start_from(run, start)
         except (ValueError, ModuleNotFoundError) as error:
             raise typer.BadParameter(str(error)) from None
     head = provenance(device) | settings.as_json() | {"backend": backend}
-    head |= {"parameters": run.parameters, "baseline": run.baseline, "start": start and str(start)}
+    head |= {
+        "parameters": run.parameters,
+        "baseline": run.baseline,
+        "start": origin,
+        "dense_kernel": _dense_kernel(settings, device),
+    }
     with _threads(1 if tiny else None):  # a model this small gains nothing from more
         stopped = _trained(run, steps, until, out / FILE, head, console)
     if keep == "all":
@@ -211,6 +218,13 @@ def _interruptible() -> Iterator[list[int]]:
         yield signals
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _dense_kernel(settings: Settings, device: torch.device) -> str:
+    """Which of PyTorch's kernels computes the kind ``full``."""
+    shape = settings.batch, settings.video.tokens, SIZES[settings.size].heads, HEAD_DIM
+    x = torch.empty(shape, dtype=getattr(torch, settings.dtype), device=device)
+    return dense_kernel((x, x, x), backward=True)
 
 
 def _dtype(text: str, device: torch.device) -> str:
