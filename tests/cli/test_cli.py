@@ -24,7 +24,7 @@ def test_help_names_every_command_and_the_module_runs() -> None:
     text = subprocess.run(
         [sys.executable, "-m", "vsa", "--help"], capture_output=True, text=True, check=True, cwd="/"
     ).stdout
-    commands = "info", "demo", "check", "bench", "profile", "wan"
+    commands = "info", "demo", "check", "bench", "profile", "wan", "train"
     assert all(command in text for command in commands)
 
 

@@ -18,7 +18,7 @@ LAYERS = (
     ("stages",),
     ("functional", "nn", "schedule", "cost"),
     ("diagnostics", "distributed", "verify", "measure"),
-    ("integrations",),
+    ("integrations", "training"),
     ("cli",),
     ("__init__", "__main__"),
 )

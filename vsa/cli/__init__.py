@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``vsa info | demo | check | bench | profile | wan``, or ``python -m vsa``."""
+"""The command line: ``vsa info | demo | check | bench | profile | wan | train``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from vsa.cli.bench import command as bench
 from vsa.cli.check import command as check
 from vsa.cli.demo import command as demo
 from vsa.cli.profile import command as profile
+from vsa.cli.train import command as train
 from vsa.cli.wan import command as wan
 
 app = typer.Typer(
@@ -42,7 +43,11 @@ def _options(
     """Video Sparse Attention: what runs here, what it gains, and whether it is right."""
 
 
-for command in (info.info, demo.demo, check.check, bench.bench, profile.profile, wan.wan):
+COMMANDS = (
+    *(info.info, demo.demo, check.check, bench.bench, profile.profile),
+    *(wan.wan, train.train),
+)
+for command in COMMANDS:
     # Rich breaks paragraphs for the terminal; it would keep the breaks of the source as well.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     text = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
