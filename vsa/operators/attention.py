@@ -8,6 +8,8 @@ costs one dispatch and one crossing into C++.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -87,7 +89,7 @@ attention_backward = operator(
 )
 
 
-def _saved(results: tuple[Tensor, ...]) -> WholeSaved:
+def _saved(results: Sequence[Tensor]) -> WholeSaved:
     out, lse, chosen, fine, coarse, means = results
     return WholeSaved(fine if fine.numel() else out, lse, chosen, coarse, means)
 

@@ -107,7 +107,7 @@ def backward(
 
 def _find(backend: Backend, call: WholeCall, gradients: bool) -> Prepared | None:
     """What runs calls of this kind, None for those that go stage by stage."""
-    tensors = [call.q, call.k, call.v, call.gate_fine, call.gate_coarse]
+    tensors = call.q, call.k, call.v, call.gate_fine, call.gate_coarse
     if call.text_valid is not None or not _aligned(*tensors):
         return None
     grids = call.grids
