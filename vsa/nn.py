@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.module import _has_any_global_hook
 
 from vsa.functional import attention
 from vsa.stages.inputs import DEFAULT_TILE, Tile
@@ -16,6 +18,11 @@ from vsa.values import checks
 from vsa.values.budget import TopK, resolve, varies
 from vsa.values.grid import Extent, Grid
 from vsa.values.selection import Selection
+
+MOST_FUSED_CHANNELS = 1024
+"""Of a layer whose projections are computed as one."""
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+"""Where a module keeps what is called along with it."""
 
 
 class VideoSparseAttention(nn.Module):
@@ -101,10 +108,7 @@ class VideoSparseAttention(nn.Module):
             The shape of x.
         """
         checks.tokens("x", x, self.to_qkv.in_features)
-        split = [self.heads, self.kv_heads, self.kv_heads]
-        q, k, v = rearrange(self.to_qkv(x), "... (heads d) -> ... heads d", d=self.head_dim).split(
-            split, dim=-2
-        )
+        q, k, v, gate_coarse, gate_fine = self._projections(x)
         if rotary is not None:
             q, k = rotary(q, k)
         out = attention(
@@ -114,18 +118,33 @@ class VideoSparseAttention(nn.Module):
             self._topk_for_call(),
             grid=grid,
             tile=self.tile,
-            gate_coarse=self._gate_of(self.to_gate_compress, x),
-            gate_fine=self._gate_of(self.to_gate_fine, x),
+            gate_coarse=gate_coarse,
+            gate_fine=gate_fine,
             selection=selection,
             text_valid=text_valid,
             backend=self.backend,
         )
         return self.to_out(rearrange(out, "... heads d -> ... (heads d)"))
 
-    def _gate_of(self, projection: nn.Linear | None, x: Tensor) -> Tensor | None:
-        return (
-            None if projection is None else projection(x).unflatten(-1, (self.heads, self.head_dim))
-        )
+    def _projections(
+        self, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """q, k, v and both gates, None for those that are not there."""
+        gates = [x for x in (self.to_gate_compress, self.to_gate_fine) if x is not None]
+        heads = [self.heads, self.kv_heads, self.kv_heads]
+        if _are_one_product(self.to_qkv, *gates):
+            layers = self.to_qkv, *gates
+            weight = torch.cat([layer.weight for layer in layers])
+            bias = torch.cat([layer.bias for layer in layers])
+            heads += [self.heads] * len(gates)
+            q, k, v, *found = self._of_heads(functional.linear(x, weight, bias)).split(heads, -2)
+        else:
+            q, k, v = self._of_heads(self.to_qkv(x)).split(heads, -2)
+            found = [self._of_heads(gate(x)) for gate in gates]
+        return q, k, v, *(*found, None, None)[:2]  # there is no fine gate without a coarse one
+
+    def _of_heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "... (heads d) -> ... heads d", d=self.head_dim)
 
     @property
     def topk(self) -> TopK:
@@ -158,3 +177,27 @@ def _gate(dim: int, start: float) -> nn.Linear:
     nn.init.zeros_(gate.weight)
     nn.init.constant_(gate.bias, start)
     return gate
+
+
+def _are_one_product(*layers: nn.Linear) -> bool:
+    """Whether all projections of an input are computed as one.
+
+    That is a third of the launches in training, where small layers wait for the host (measured:
+    bench/log/host-time.md), at the cost of a copy of the weights, so it is for small ones. What
+    looks at a single projection or has put something else in its place gets all of them.
+    """
+    first = layers[0]
+    return (
+        len(layers) > 1
+        and first.in_features <= MOST_FUSED_CHANNELS
+        and not _has_any_global_hook()
+        and all(
+            type(layer) is nn.Linear
+            and layer.bias is not None
+            and type(layer.weight) in (Tensor, nn.Parameter)
+            and layer.weight.dtype == layer.bias.dtype == first.weight.dtype
+            and layer.weight.requires_grad == layer.bias.requires_grad == first.weight.requires_grad
+            and not any(getattr(layer, hooks) for hooks in HOOKS)
+            for layer in layers
+        )
+    )

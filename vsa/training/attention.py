@@ -91,8 +91,8 @@ class CoarseAttention(VideoSparseAttention):
         means = [reduce(each, pattern, "mean", **tiles) for each in _projected(self, x, rotary)]
         pattern = "b (nt nh nw) n d -> b (nt t nh h nw w) n d"
         out = repeat(_dense(*means), pattern, **tiles)
-        gate = self._gate_of(self.to_gate_compress, x)
-        assert gate is not None
+        assert self.to_gate_compress is not None
+        gate = self._of_heads(self.to_gate_compress(x))
         return self.to_out((out * gate).flatten(-2))
 
 
