@@ -91,7 +91,7 @@ FAULTS = {
     "gradient of gate_coarse": ("emulated", EMULATED, "gated_backward", _wrong(4)),
     "gradient of k": ("emulated", EMULATED, "gated_backward", _wrong(1)),
     "invalid text": ("emulated", forward, "text_rows", _all_real),
-    "NaN": ("emulated", EMULATED, "forward", _nan),
+    "NaN": ("emulated", EMULATED, "gated_forward", _nan),
     "gates of torch": ("torch", TORCH, "combine", lambda out, *_: 1.02 * out),
     "text of torch": ("torch", torch_fine, "token_valid", lambda real, *_: real | True),
     "gradient of torch": ("torch", TORCH, "backward", _wrong(2)),

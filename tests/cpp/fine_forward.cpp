@@ -2,12 +2,13 @@
 // Runs the fine forward on the emulator, on a small problem per schedule seed, and holds its output
 // and log-sum-exp against fp64.
 //
-//   fine_forward NAMESPACE forward|uneven SEEDS [MUTANT]
+//   fine_forward NAMESPACE forward|uneven|gated SEEDS [MUTANT]
 //                "seed N: " and the first report within so many seeds, or "nothing"
 //
 // By turns in one ring and in two. Uneven: some consumers want nearly all tiles, others few, far
-// apart. The namespaces are vsa, or those of VSA_EACH_MUTANT, which the tests of tests/mutants
-// write: one with a kernel that behaves as the mutant of a number, others with one mutant each.
+// apart. Gated: the output is twice the fine stage's, which is written as well. The namespaces are
+// vsa, or those of VSA_EACH_MUTANT, which the tests of tests/mutants write: one with a kernel that
+// behaves as the mutant of a number, others with one mutant each.
 #include <cstdio>
 
 #include "fine_problem.h"
@@ -20,6 +21,8 @@ struct Problem {
   const int tokens = grid.num_tokens(), tiles = grid.num_tiles();
   const float scale = 1 / std::sqrt(static_cast<float>(D));
   Tensor q{tokens, kHeads}, k{tokens, kKvHeads}, v{tokens, kKvHeads}, out{tokens, kHeads};
+  Tensor fine{tokens, kHeads};
+  const float gate = 2;
   Sums wanted{tokens, kHeads};
   int tile_counter = 0;
   std::vector<float> lse;          // [heads, tokens]
@@ -56,16 +59,20 @@ struct Problem {
   }
 
   // What is wrong, if anything is.
-  const char* wrong() const {
-    if (!wanted.agrees(out)) return "out";
+  const char* wrong(bool gated) const {
+    if (!wanted.agrees(gated ? fine : out)) return gated ? "fine" : "out";
+    const std::vector<double> single = fine.wide(), twice = out.wide();
+    for (int i = 0; gated && i < tokens * kHeads * D; ++i)
+      if (twice[i] != gate * single[i]) return "out";
     for (size_t i = 0; i < lse.size(); ++i)
       if (!(lse[i] == wanted_lse[i] || std::abs(lse[i] - wanted_lse[i]) < 1e-4)) return "lse";
     return nullptr;
   }
 
-  launch::FineForward call() {
+  launch::FineForward call(bool gated) {
     auto call = call_for<launch::FineForward>(*this);
     call.out = out.sequence();
+    if (gated) call.fine = fine.sequence(), call.gates.fine = {&gate, true, 0, 0, 0, 0};
     call.lse = lse.data();
     call.tile_counter = &tile_counter;
     return call;
@@ -75,36 +82,42 @@ struct Problem {
 // Throws what is wrong.
 template <class Kernel, class TightKernel>
 void check(Selection selection, unsigned seed) {
+  constexpr bool kGated = std::is_same_v<typename Kernel::Params, GatedForwardParams>;
   Problem problem(selection, seed);
-  FineForwardParams params;
-  const std::string error = make_params(params, problem.call(), launch::encode_for_emulator);
+  typename Kernel::Params params;
+  const std::string error = make_params(params, problem.call(kGated), launch::encode_for_emulator);
   require(error.empty(), error);
   seed % 2 == 0 ? run<Kernel>(params, seed) : run<TightKernel>(params, seed);
-  const char* wrong = problem.wrong();
+  const char* wrong = problem.wrong(kGated);
   require(wrong == nullptr, std::string("WRONG NUMBERS in ") + (wrong ? wrong : ""));
 }
 
-template <template <class...> class Kernel, class Config, class TightConfig>
+template <template <class...> class Kernel, class Epilogue, class Config, class TightConfig>
 std::string first_report(Selection selection, unsigned seeds) {
-  return first_of(
-      seeds, [=](unsigned seed) { check<Kernel<Config>, Kernel<TightConfig>>(selection, seed); });
+  return first_of(seeds, [=](unsigned seed) {
+    check<Kernel<Config, Epilogue>, Kernel<TightConfig, Epilogue>>(selection, seed);
+  });
 }
 
 #ifndef VSA_EACH_MUTANT
-#define VSA_EACH_MUTANT(FORWARD, UNEVEN) FORWARD(vsa) UNEVEN(vsa)
+#define VSA_EACH_MUTANT(FORWARD, UNEVEN, GATED) FORWARD(vsa) UNEVEN(vsa) GATED(vsa)
 #endif
 
 std::string answer(const std::string& space, const std::string& lists, unsigned seeds) {
-#define VSA_LISTS(name, called, selection, ...) \
-  if (space == #name && lists == called)        \
-    return first_report<name::FineForward, __VA_ARGS__>(Selection::selection, seeds);
-#define VSA_FORWARD(name)                                                 \
-  VSA_LISTS(name, "forward", Random, name::FineForwardConfig<Element, D>, \
+#define VSA_LISTS(name, called, Output, selection, ...) \
+  if (space == #name && lists == called)                \
+    return first_report<name::FineForward, Output, __VA_ARGS__>(Selection::selection, seeds);
+#define VSA_FORWARD(name)                                                              \
+  VSA_LISTS(name, "forward", PlainOutput, Random, name::FineForwardConfig<Element, D>, \
             Tight<name::FineForwardConfig, 128, kFewLoads>)
-#define VSA_UNEVEN(name)                                                                 \
-  VSA_LISTS(name, "uneven", UnevenQueries, Tight<name::FineForwardConfig, 64, kWindows>, \
+#define VSA_UNEVEN(name)                                  \
+  VSA_LISTS(name, "uneven", PlainOutput, UnevenQueries,   \
+            Tight<name::FineForwardConfig, 64, kWindows>, \
             Tight<name::FineForwardConfig, 128, kWindows>)
-  VSA_EACH_MUTANT(VSA_FORWARD, VSA_UNEVEN)
+#define VSA_GATED(name)                                                              \
+  VSA_LISTS(name, "gated", GatedOutput, Random, name::FineForwardConfig<Element, D>, \
+            Tight<name::FineForwardConfig, 128, kFewLoads>)
+  VSA_EACH_MUTANT(VSA_FORWARD, VSA_UNEVEN, VSA_GATED)
   return "?";
 }
 

@@ -136,3 +136,21 @@ IN_RUNS_OF_FORWARD: MutantTable = {
         "WRONG NUMBERS in out",
     ),
 }
+
+IN_GATED_FORWARD: MutantTable = {
+    "PlaceOfFineReusedAtOnce": (
+        "write(to, at, work); named_sync(consumer_barrier(w_), kWarpgroupThreads);",
+        "write(to, at, work);",
+        r"MISSING NAMED BARRIER .*TMA store from q\[\d\].* store to q\[\d\]",
+    ),
+    "FineNotWritten": (
+        "write(to, at, work); named_sync(consumer_barrier(w_), kWarpgroupThreads);",
+        "",
+        "WRONG NUMBERS in fine",
+    ),
+    "FineWrittenOverOut": (
+        "const TileBox box = box_of(to, at, work.head, work.batch);",
+        "const TileBox box = box_of(p_.out, at, work.head, work.batch);",
+        "WRONG NUMBERS in fine",
+    ),
+}

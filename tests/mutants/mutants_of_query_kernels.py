@@ -94,8 +94,8 @@ ALIKE: MutantTable = {
         r"DEADLOCK|(RACE|NEVER WRITTEN): .*steps\[\d\]",
     ),
     "WarpsDoNotMeet": (
-        "named_sync(consumer_barrier(w_), kWarpgroupThreads);",
-        "",
+        "fence_async_proxy(); named_sync(consumer_barrier(w_), kWarpgroupThreads);",
+        "fence_async_proxy();",
         r"MISSING NAMED BARRIER .*TMA store from q\[\d\]",
     ),
     "StoreNotRead": (

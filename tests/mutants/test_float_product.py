@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""csrc/kernels/coarse/float_product.h by itself: every bit right, and bugs by their names."""
+"""csrc/kernels/coarse/float_product.h by itself: every bit right, and mutants by their names."""
 
 from __future__ import annotations
 
-from mutants.planted_bugs import ROOT, Bugs, build, is_named, mutants, write
+from mutants.mutant_programs import ROOT, MutantTable, build, in_copies, is_named, write
 
 PROGRAM = ROOT / "tests" / "cpp" / "float_product.cpp"
 HEADER = "kernels/coarse/float_product.h"
@@ -11,7 +11,7 @@ PROBLEMS = ("product", "gradient")
 SEEDS = 27
 WRONG = "WRONG NUMBERS"
 
-IN_PRODUCTS: Bugs = {
+IN_PRODUCTS: MutantTable = {
     "RightNotFenced": ("fence_async_proxy();", "", "MISSING PROXY FENCE .*right"),
     "WarpsNotMet": (
         "named_sync(consumer_barrier(0), kThreads);",
@@ -82,7 +82,7 @@ IN_PRODUCTS: Bugs = {
     "AddedToWhatThereIs": ("!OfScores && p_.accumulate", "!OfScores", WRONG),
 }
 
-IN_GRADIENTS: Bugs = {
+IN_GRADIENTS: MutantTable = {
     "DeltaOfOneLane": ("quad_reduce(delta_, [](float a, float b) { return a + b; });", "", WRONG),
     "DeltaForgotten": ("return sum - delta;", "return sum;", WRONG),
     "DeltaNotZeroed": ("fill(delta_, 0.f);", "", WRONG),
@@ -103,18 +103,20 @@ def test_every_bit_is_right(compiler, tmp_path):
 
 
 def test_mutants_are_reported_by_name(compiler, tmp_path):
-    bugs = {**IN_PRODUCTS, **IN_GRADIENTS}
-    found = mutants([HEADER], HEADER, bugs)
+    mutants = {**IN_PRODUCTS, **IN_GRADIENTS}
+    found = in_copies([HEADER], HEADER, mutants)
     asked = [(name, "product") for name in IN_PRODUCTS]
     asked += [(name, "gradient") for name in IN_GRADIENTS]
     places = [(found.namespace(name), problem) for name, problem in asked]
     code = f'#include "tile/tile.h"\n{found.code}'
-    copies = write(tmp_path / "bugs.h", code, PROBLEMS, places)
-    program = build(compiler, PROGRAM, tmp_path / "bugs", "-Og", "-w", "-include", copies)
+    copies = write(tmp_path / "mutants.h", code, PROBLEMS, places)
+    program = build(compiler, PROGRAM, tmp_path / "mutants", "-Og", "-w", "-include", copies)
     for problem in PROBLEMS:
-        assert program(found.common, problem, SEEDS, 0) == "nothing"  # none of its bugs is chosen
+        assert (
+            program(found.common, problem, SEEDS, 0) == "nothing"
+        )  # none of its mutants is chosen
     reports = {
         (name, problem): program(found.namespace(name), problem, SEEDS, found.chosen.get(name, 0))
         for name, problem in asked
     }
-    assert not {at: said for at, said in reports.items() if not is_named(said, bugs[at[0]])}
+    assert not {at: said for at, said in reports.items() if not is_named(said, mutants[at[0]])}

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 from mutants.mutant_programs import ROOT, build, unnoticed
-from mutants.mutants_of_forward import IN_FORWARD, IN_RUNS_OF_FORWARD
+from mutants.mutants_of_forward import IN_FORWARD, IN_GATED_FORWARD, IN_RUNS_OF_FORWARD
 
 PROGRAM = ROOT / "tests" / "cpp" / "fine_forward.cpp"
 HEADER = "kernels/fine/forward.h"
-PROBLEMS = ("forward", "uneven")
+PROBLEMS = ("forward", "uneven", "gated")
 SEEDS = 18  # the nine schedules of test_emulator.py, with rings of two kinds
-MUTANTS = {("forward",): IN_FORWARD, ("uneven",): IN_RUNS_OF_FORWARD}
+MUTANTS = {
+    ("forward",): IN_FORWARD,
+    ("uneven",): IN_RUNS_OF_FORWARD,
+    ("gated",): IN_GATED_FORWARD,
+}
 
 
 def test_mutants_are_reported_by_name(compiler, tmp_path):

@@ -17,7 +17,7 @@ class NoWork(TorchDispatchMode):
         projections: whether those of a layer are allowed, since they make what is checked.
     """
 
-    PROJECTIONS = ("aten.addmm", "aten.mm", "aten.bmm", "aten.add", "aten.t")
+    PROJECTIONS = ("aten.addmm", "aten.mm", "aten.bmm", "aten.add", "aten.t", "aten.cat")
 
     def __init__(self, projections: bool = False) -> None:
         super().__init__()

@@ -67,6 +67,9 @@ class KernelBackend(Backend):
 
     def gated_forward(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Backend.gated_forward``."""
+        if gates.gate_fine is None and gates.gate_coarse is None:
+            out, lse = forward.forward(self.machine, problem, gates)
+            return out, lse, out.clone()
         fine = torch.empty(problem.q.shape, dtype=problem.q.dtype, device=problem.q.device)
         out, lse = forward.forward(self.machine, problem, gates, fine)
         return out, lse, fine
