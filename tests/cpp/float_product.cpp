@@ -6,8 +6,8 @@
 //   float_product NAMESPACE product|gradient SEEDS [MUTANT]    "seed N: " and the first report
 //                                                              within so many, or "nothing"
 //
-// The namespaces are vsa, or those of VSA_EACH_BUG, which tests/mutants/test_float_product.py
-// writes: one with a kernel that behaves as the mutant of a number, others with a bug each.
+// The namespaces are vsa, or those of VSA_EACH_MUTANT, which tests/mutants/test_float_product.py
+// writes: one with a kernel that behaves as the mutant of a number, others with one mutant each.
 #include "kernels/coarse/float_product.h"
 
 #include <cmath>
@@ -147,8 +147,8 @@ std::string first_report(unsigned seeds) {
   });
 }
 
-#ifndef VSA_EACH_BUG
-#define VSA_EACH_BUG(PRODUCT, GRADIENT) PRODUCT(vsa) GRADIENT(vsa)
+#ifndef VSA_EACH_MUTANT
+#define VSA_EACH_MUTANT(PRODUCT, GRADIENT) PRODUCT(vsa) GRADIENT(vsa)
 #endif
 
 std::string answer(const std::string& space, const std::string& problem, unsigned seeds) {
@@ -158,7 +158,7 @@ std::string answer(const std::string& space, const std::string& problem, unsigne
 #define VSA_GRADIENT(name)                     \
   if (space == #name && problem == "gradient") \
     return first_report<name::FloatProduct<true>, name::FloatMatrix, true>(seeds);
-  VSA_EACH_BUG(VSA_PRODUCT, VSA_GRADIENT)
+  VSA_EACH_MUTANT(VSA_PRODUCT, VSA_GRADIENT)
   return "?";
 }
 
