@@ -32,7 +32,7 @@ FLOP_PER_BYTE = 64
 CONSUMERS = {128: 3, 64: 4}
 """Query tiles of a block of our forward kernel, by head_dim."""
 COLOURS = {"vsa": theme.BLUE, "cudnn_bsa": theme.PINK, "tk_vsa": theme.TEAL, "flex": theme.INK}
-"""Of kernels; but for ours, whose results are blue everywhere, none has another meaning elsewhere."""
+"""Of kernels. Ours is blue, as its results are everywhere; the others mean nothing elsewhere."""
 MARKERS = {"random": "o", "correlated": "s", "captured": "^"}
 MODELS = {
     "480p": "Wan2.1-1.3B at 480p: 21x30x52 tokens, 12 heads of 128",
