@@ -25,14 +25,14 @@ from matplotlib.patches import Patch
 
 from comparison.worker import KERNELS
 from vsa.diagnostics import theme
-from vsa.diagnostics.theme import BLUE, GREEN, ORANGE, PURPLE
 from vsa.measure.provenance import read
 
 Row = dict[str, Any]
 FLOP_PER_BYTE = 64
 CONSUMERS = {128: 3, 64: 4}
 """Query tiles of a block of our forward kernel, by head_dim."""
-COLOURS = {"vsa": BLUE, "cudnn_bsa": ORANGE, "tk_vsa": GREEN, "flex": PURPLE}
+COLOURS = {"vsa": theme.BLUE, "cudnn_bsa": theme.PINK, "tk_vsa": theme.TEAL, "flex": theme.INK}
+"""Of kernels; but for ours, whose results are blue everywhere, none has another meaning elsewhere."""
 MARKERS = {"random": "o", "correlated": "s", "captured": "^"}
 MODELS = {
     "480p": "Wan2.1-1.3B at 480p: 21x30x52 tokens, 12 heads of 128",
@@ -88,8 +88,8 @@ def roofline(measured: Row, machine: Row, path: Path) -> None:
         panels[0].set_ylabel("forward, TFLOP/s on selected tokens")
         _legend(figure, rows)
         commit = (measured["commit"] or "unknown")[:12]
-        text = f"{measured['device']}, commit {commit}, {measured['date']}"
-        theme.title(figure, f"{text}; ceilings of {machine['date']}")
+        text = f"Forward of block-sparse kernels, bf16; {measured['device']}, commit {commit}"
+        theme.title(figure, f"{text}, {measured['date']}; ceilings of {machine['date']}")
 
 
 def _panel(axes: Axes, rows: Sequence[Row], tensor: float, tera: float) -> None:
@@ -151,7 +151,7 @@ def stages(measured: Row, path: Path) -> None:
         handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=5)
         commit = (measured["commit"] or "unknown")[:12]
-        text = f"Inference of vsa.attention, 12.5 % of the tiles kept; {measured['device']}"
+        text = f"Inference of vsa.attention, bf16, 12.5 % of the tiles kept; {measured['device']}"
         theme.title(figure, f"{text}, commit {commit}, {measured['date']}")
 
 

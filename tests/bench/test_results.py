@@ -20,6 +20,9 @@ from matplotlib.image import imread
 import coarse_select
 import draw
 from vsa.cli import app
+from vsa.cli.bench import plot
+from vsa.cli.bench.measurement import Measurement
+from vsa.diagnostics import theme
 from vsa.measure.provenance import HEAD, read
 
 PNG = b"\x89PNG\r\n"
@@ -224,6 +227,23 @@ def test_pictures_of_vsa_bench_are_drawn_again_from_their_rows(tmp_path: Path, n
     assert done.exit_code == 0, done.output
     kept = RESULTS.parent / "pictures" / f"{name}.png"
     assert imread(picture).shape == imread(kept).shape  # drawn by the same command
+
+
+def test_bars_of_layers_say_which_head_dim_they_have() -> None:
+    found = read(RESULTS / "2026-11-25-h200-layers.json")["rows"]
+    rows = [Measurement.of_row(row) for row in found]
+    cases = list(dict.fromkeys((row.shape, row.kept, row.tiles) for row in rows))
+    names = dict(zip([shape for shape, *_ in cases], plot._names(rows, cases), strict=True))
+    assert names["wan-1.3b-480p"] == "wan-1.3b-480p: 12 heads of 128\n78 of 624 tiles"
+    assert names["ltx-video"].startswith("ltx-video: 32 heads of 64\n")
+    alone = [row for row in rows if row.shape == "ltx-video"]
+    assert plot._names(alone, cases[-1:]) == ["ltx-video\n18 of 144 tiles"]
+
+
+def test_kernels_of_others_have_the_colour_of_no_stage() -> None:
+    ours, *others = draw.COLOURS.values()
+    assert ours == theme.BLUE
+    assert not {*others} & {*theme.STAGES, *theme.DIRECTIONS.values(), theme.PALE, theme.MUTED}
 
 
 def test_pictures_are_written(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def test_colours_stand_in_the_theme_alone() -> None:
 
 def test_what_stands_in_one_picture_has_colours_of_its_own() -> None:
     together = [*theme.STAGES, *theme.DIRECTIONS.values(), theme.PALE, theme.INK, theme.MUTED]
+    together += [theme.TEAL, theme.PINK]
     assert len(set(together)) == len(together)
 
 

@@ -22,6 +22,13 @@ from vsa.measure.timing import peak_memory
 CPU = torch.device("cpu")
 
 
+def test_no_more_than_all_cores_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for waiting, share in ((0.0, 0.0), (1.0, 0.5), (7.3, 1.0)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=waiting: (load, load, load))
+        assert machine.other_load() == share
+
+
 def test_a_head_says_when_of_what_on_what_and_by_which_command() -> None:
     found = provenance.provenance(CPU, "numpy", "no-such-package", command=["x.py", "a b"])
     assert tuple(found) == (*provenance.HEAD, "numpy", "no-such-package")

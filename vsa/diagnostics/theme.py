@@ -25,6 +25,8 @@ BLUE, ORANGE, LIGHT_BLUE = "#0b5cad", "#e8590c", "#8fb8de"
 map, the second line of a plot. They differ for every kind of colour vision."""
 GREEN, PURPLE, LIGHT_PURPLE = "#2f9e44", "#9c36b5", "#d9bfe3"
 SAND, BROWN, TAN = "#f4d58d", "#8d5524", "#d4a373"
+TEAL, PINK = "#0c8599", "#d6336c"
+"""Kernels of others."""
 
 DIRECTIONS = {"forward": BLUE, "forward+backward": ORANGE}
 STAGES = (LIGHT_PURPLE, PURPLE, GREEN, SAND, BROWN, TAN)

@@ -44,9 +44,12 @@ def processor() -> str:
 
 
 def other_load() -> float:
-    """Processes that ran on this machine within the last minute, per core; 0 where not known."""
+    """The share of this machine's cores that was busy within the last minute; 0 where not known.
+
+    More processes may wait than there are cores; no more than all cores are busy with them.
+    """
     try:
-        return os.getloadavg()[0] / (os.cpu_count() or 1)
+        return min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     except OSError:
         return 0.0
 

@@ -70,10 +70,17 @@ def _draw_bars(
         )
     limit.set_label("limit: all tiles / tiles kept")
     axes.axvline(1, color=theme.PALE, linewidth=0.8)
-    names = [f"{shape}\n{kept:,} of {tiles:,} tiles" for shape, kept, tiles in cases]
-    axes.set_yticks(range(len(cases)), names, fontsize=9)
+    axes.set_yticks(range(len(cases)), _names(measurements, cases), fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.08 * max(tiles / kept for _, kept, tiles in cases))
+
+
+def _names(measurements: list[Measurement], cases: list[tuple[str, int, int]]) -> list[str]:
+    """Of groups of bars; heads stand in them where they differ, else in the caption."""
+    heads = {row.shape: f": {row.heads} heads of {row.head_dim}" for row in measurements}
+    if len(set(heads.values())) == 1:
+        heads = dict.fromkeys(heads, "")
+    return [f"{shape}{heads[shape]}\n{kept:,} of {tiles:,} tiles" for shape, kept, tiles in cases]
 
 
 def draw_sweep(
