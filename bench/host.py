@@ -9,9 +9,10 @@ graph of the same calls, and dense (``scaled_dot_product_attention``); beside th
 that the host is busy with one call while the GPU has nothing to do, for both directions with the
 backward in autograd's thread and in the caller's. ``training`` times steps of a small transformer
 with sparse and with dense attention. ``--compiled`` times calls that follow each other as layers
-do, eager and in one compiled region, and training steps whose blocks are compiled. ``--baseline``
-is a folder with another installed build of vsa, which runs the same cases in a process of its own,
-so that one run compares both. ``--tiny`` runs small cases on a CPU, to see that the script works;
+do, eager and in one compiled region, and training steps whose blocks are compiled; ``--apart``
+training steps of layers whose projections are not computed as one product. ``--baseline`` is a
+folder with another installed build of vsa, which runs the same cases in a process of its own, so
+that one run compares both. ``--tiny`` runs small cases on a CPU, to see that the script works;
 their times mean nothing.
 """
 
@@ -240,7 +241,12 @@ class Block(nn.Module):
 def training_rows(options: argparse.Namespace, timer: Timer) -> Iterator[dict[str, Any]]:
     """Times of training steps: bf16 autocast, AdamW, mean square error."""
     for name, (grid, layers, dim, heads) in (TINY_MODELS if options.tiny else MODELS).items():
-        for sparse, compiled in product((True, False), (False, True)[: 1 + options.compiled]):
+        kinds = list(product((True, False), (False, True)[: 1 + options.compiled], [False]))
+        kinds += [(True, False, True)] * options.apart
+        fused = vsa.nn.MOST_FUSED_CHANNELS if options.apart else 0
+        for sparse, compiled, apart in kinds:
+            if options.apart:
+                vsa.nn.MOST_FUSED_CHANNELS = 0 if apart else fused
             torch.manual_seed(0)
             blocks = [Block(dim, heads, sparse, options.backend) for _ in range(layers)]
             if compiled:
@@ -259,7 +265,11 @@ def training_rows(options: argparse.Namespace, timer: Timer) -> Iterator[dict[st
                 loss.backward()
                 optimizer.step()
 
-            what = ("sparse" if sparse else "dense") + ", compiled blocks" * compiled
+            what = (
+                ("sparse" if sparse else "dense")
+                + ", compiled blocks" * compiled
+                + ", projections apart" * apart
+            )
             yield {"model": name, "what": what, "step ms": timer.call(step)}
 
 
@@ -289,6 +299,7 @@ def main() -> None:
     parser.add_argument("--parts", default="layers,training", help="what to time")
     parser.add_argument("--seconds", type=float, default=0.2, help="for each figure")
     parser.add_argument("--compiled", action="store_true", help="time compiled calls too")
+    parser.add_argument("--apart", action="store_true", help="train with projections apart too")
     parser.add_argument("--tiny", action="store_true", help="small cases on a CPU")
     parser.add_argument("--commit", help="of the sources, where they are no clone")
     parser.add_argument("--build", default="this", help="name of the rows")
@@ -297,7 +308,7 @@ def main() -> None:
     options.backend = "auto"
     rows: list[dict[str, Any]] = []
     if options.baseline is not None:
-        passed = [argument for argument in sys.argv[1:] if argument != "--tiny"]
+        passed = [argument for argument in sys.argv[1:] if argument not in ("--tiny", "--apart")]
         for name in ("--baseline", "--out"):
             if name in passed:
                 del passed[passed.index(name) : passed.index(name) + 2]

@@ -23,6 +23,7 @@ SETTINGS = ("diffusers", "backend", "compiled")
 """What is said above a table besides the head, where a file has it."""
 BENCHMARKS: dict[str, tuple[str, Callable[[Sequence[Any]], Iterator[str]]]] = {
     "vsa bench": ("The whole operation beside dense attention", tables.bench),
+    "vsa train": ("Training side by side", tables.train),
     "vsa wan": ("Wan2.1, dense against sparse", tables.wan),
     "vsa check": ("Parity on the grids of models", tables.check),
     "bench/peers.py": ("Our kernels beside others", tables.peers),

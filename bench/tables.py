@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean
 from typing import Any
 
 from ceilings import RATES
@@ -163,10 +164,14 @@ def wan(sizes: Sequence[Row]) -> Iterator[str]:
 
 def bench(rows: Sequence[Row]) -> Iterator[str]:
     """The whole operation beside dense attention, by layer and share of the tiles; one table."""
+    first = rows[0] if rows else {}
+    hosts, ways = list(first.get("host_ms", {})), list(first.get("ways_ms", {}))
     yield markdown(
         (
             *("layer", "heads", "head_dim", "kept", "direction", "dense, ms", "sparse, ms"),
             *("speed-up", "dense TFLOP/s", "sparse TFLOP/s", "dense, MHz, W", "sparse, MHz, W"),
+            *([f"host: {', '.join(hosts)}, us"] if hosts else []),
+            *(f"{way}, ms" for way in ways),
         ),
         (
             [
@@ -182,6 +187,8 @@ def bench(rows: Sequence[Row]) -> Iterator[str]:
                 f"{row['dense_ms'] / row['sparse_ms']:.2f}",
                 *(f"{row[f'{kind}_tflops']:.0f}" for kind in ("dense", "sparse")),
                 *(_clock_and_power(row[f"{kind}_gpu"]) for kind in ("dense", "sparse")),
+                *([", ".join(f"{row['host_ms'][x] * 1e3:.0f}" for x in hosts)] if hosts else []),
+                *(f"{row['ways_ms'][way]:.3f}" for way in ways),
             ]
             for row in rows
         ),
@@ -213,11 +220,12 @@ def parallel(rows: Sequence[Row]) -> Iterator[str]:
 def host(rows: Sequence[Row]) -> Iterator[str]:
     """A table of single layers and one of training steps, the builds below each other."""
     layers = [row for row in rows if "layer" in row]
-    compiled = any("forward compiled ms" in row for row in layers)
+    one_thread = "both one thread host us"
+    has_one_thread = any(one_thread in row for row in layers)
     if layers:
         head = ["layer", "attention", "build", "forward, ms", "in a graph", "host, us"]
-        head += ["compiled, ms", "compiled, host us"] * compiled
         head += ["forward and backward, ms", "in a graph", "host, us"]
+        head += ["in one thread, host us"] * has_one_thread
         yield markdown(
             head,
             (
@@ -226,11 +234,26 @@ def host(rows: Sequence[Row]) -> Iterator[str]:
                     row["what"],
                     row["build"],
                     *_times(row, "forward"),
-                    *([_number(row, "forward compiled ms", 3)] * compiled),
-                    *([_number(row, "forward compiled host us", 0)] * compiled),
                     *_times(row, "both"),
+                    *([_number(row, one_thread, 0)] * has_one_thread),
                 ]
                 for row in layers
+            ),
+        )
+    if stacks := [row for row in layers if "forward stack eager ms" in row]:
+        ways = [(direction, way) for direction in ("forward", "both") for way in WAYS]
+        yield markdown(
+            ["calls in a row", "attention", *(f"{d}, {way}: ms, host us" for d, way in ways)],
+            (
+                [
+                    row["layer"],
+                    row["what"],
+                    *(
+                        f"{row[f'{d} stack {way} ms']:.3f}, {row[f'{d} stack {way} host us']:.0f}"
+                        for d, way in ways
+                    ),
+                ]
+                for row in stacks
             ),
         )
     if steps := [row for row in rows if "model" in row]:
@@ -241,6 +264,28 @@ def host(rows: Sequence[Row]) -> Iterator[str]:
                 for row in steps
             ),
         )
+
+
+WAYS = ("eager", "compiled")
+
+
+def train(rows: Sequence[Row]) -> Iterator[str]:
+    """Held-out loss, and what it took, at every evaluation of every kind."""
+    yield markdown(
+        ["step", "kind", "held-out loss", "FLOPs", "seconds", "recall", "density"],
+        (
+            [
+                f"{row['step']:,}",
+                row["kind"],
+                f"{row['held_out']:.4f}",
+                f"{row['flops']:.3g}",
+                f"{row['train_ms'] / 1e3:.1f}",
+                f"{fmean(row['recall']):.0%}",
+                f"{row['density']:.1%}",
+            ]
+            for row in rows
+        ),
+    )
 
 
 def _times(row: Row, direction: str) -> list[str]:

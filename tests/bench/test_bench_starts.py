@@ -44,6 +44,18 @@ def test_a_tiny_case_of_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
     assert all(row["ms"] > 0 and row["results"] >= 0 for row in found["rows"])
 
 
+def test_parts_of_a_tiny_call_on_a_cpu(tmp_path: Path) -> None:
+    file = tmp_path / "parts.json"
+    done = start("host_parts.py", "--tiny", "--commit", "abc", "--out", file)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["complete"] and [row["what"] for row in found["rows"]] == ["plain", "gates"]
+    for row in found["rows"]:
+        times = {name: x for name, x in row.items() if name.endswith("host us")}
+        assert len(times) == 7 and min(times.values()) > 0
+        assert times["key, host us"] < times["forward, host us"] < times["both, host us"]
+
+
 def test_benchmarks_import_nothing_from_the_command_line() -> None:
     for path in BENCH.rglob("*.py"):
         assert "vsa.cli" not in path.read_text(), path

@@ -233,3 +233,15 @@ def test_the_extra_for_diffusers_brings_what_loads_its_models():
     text = (TREE / "pyproject.toml").read_text()
     extra = re.search(r"^diffusers = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL).group(1)
     assert '"accelerate;' in extra and '"diffusers>=' in extra
+
+
+def test_no_integer_sequence_of_an_enum() -> None:
+    """The library of GCC 13 refuses one (bits/utility.h), that of version 12 takes it."""
+    sources = [*(TREE / "csrc").rglob("*"), *(TREE / "tests" / "cpp").rglob("*")]
+    found = {
+        path.name: wrong
+        for path in sources
+        if path.suffix in (".h", ".cpp", ".cu")
+        if (wrong := re.findall(r"integer_sequence<(?!int\b)[^>]*>", path.read_text()))
+    }
+    assert len(sources) > 50 and not found

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the time of a call goes: on the host what each part takes, on a GPU each kernel.
+
+usage: python bench/host_parts.py [--out parts.json] [--tiny]
+
+``key`` is what a call depends on, worked out anew each time; ``launches`` is the one crossing into
+C++; ``node`` is a node of autograd with as many tensors that computes nothing, both directions.
+``--tiny`` runs small cases on a CPU, to see that the script works; their times mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vsa
+from host import LAYERS, SHARE, TINY_LAYERS, Timer
+from vsa.measure.provenance import provenance, write
+from vsa.stages import eager
+from vsa.stages.inputs import DEFAULT_TILE
+from vsa.values.problem import Upstream
+
+PROFILED = 10
+"""Calls that a kernel's time is the mean of."""
+
+
+class Nothing(torch.autograd.Function):
+    """A node of autograd that computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return torch.empty_like(tensors[0])
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors)
+
+
+class Launches:
+    """A machine that notes how long each crossing into C++ takes.
+
+    Attributes:
+        seconds: of each; a forward and a backward are one crossing each.
+    """
+
+    def __init__(self, machine: Any) -> None:
+        self.machine = machine
+        self.seconds: list[float] = []
+
+    def run_program(self, *arguments: Any) -> None:
+        begin = time.perf_counter()
+        self.machine.run_program(*arguments)
+        self.seconds.append(time.perf_counter() - begin)
+
+
+def parts(timer: Timer, leaves: list[Tensor], gated: bool, backend: str) -> dict[str, Any]:
+    """Microseconds of the host by part, and of the GPU by kernel."""
+    q, k, v = leaves[:3]
+    gates = {"gate_fine": leaves[3], "gate_coarse": leaves[4]} if gated else {}
+    used = leaves if gated else leaves[:3]
+    upstream = torch.randn_like(q)
+    given = *gates.values(), *([None, None] if not gated else [])
+
+    def call() -> Tensor:
+        return vsa.attention(q, k, v, SHARE, backend=backend, **gates)
+
+    def key() -> Any:
+        rest = None, None, DEFAULT_TILE, None, backend, False, False
+        return eager.kind_of(q, k, v, *given, SHARE, rest)
+
+    def both() -> Any:
+        return torch.autograd.grad(call(), used, upstream)
+
+    both()
+    plan = eager.plan_of(key())
+    assert plan is not None and plan.prepared is not None
+    prepared: Any = plan.prepared
+    launches = Launches(prepared.machine)
+    upstreams, tensors = Upstream(upstream, None), (q, k, v, *given)
+
+    def prepared_both() -> None:
+        with torch.no_grad():
+            found = prepared.forward(*tensors)
+            prepared.backward(upstreams, found, tensors)
+
+    before = prepared.machine
+    prepared.machine = prepared.gradients.machine = launches
+    timer.host(prepared_both)
+    prepared.machine = prepared.gradients.machine = before
+
+    def without_gradients() -> Tensor:
+        with torch.no_grad():
+            return call()
+
+    host: dict[str, Callable[[], Any]] = {
+        "forward": without_gradients,
+        "forward for a backward": call,
+        "both": both,
+        "key": key,
+        "node": lambda: torch.autograd.grad(Nothing.apply(*used), used, upstream),
+    }
+    row: dict[str, Any] = {f"{name}, host us": timer.host(each) for name, each in host.items()}
+    for place, direction in enumerate(("forward", "backward")):
+        row[f"launches of the {direction}, host us"] = 1e6 * median(launches.seconds[place::2])
+    if timer.cuda:
+        row["kernels"] = kernels(both)
+    return row
+
+
+def kernels(call: Callable[[], Any]) -> dict[str, float]:
+    """Microseconds of each kernel in a call."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(PROFILED):
+            call()
+        torch.cuda.synchronize()
+    times = {event.key: event.self_device_time_total / PROFILED for event in profile.key_averages()}
+    return {name: time for name, time in times.items() if time > 0}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="JSON of all rows")
+    parser.add_argument("--seconds", type=float, default=0.2, help="for each figure")
+    parser.add_argument("--commit", help="of the sources, where they are no clone")
+    parser.add_argument("--tiny", action="store_true", help="small cases on a CPU")
+    options = parser.parse_args()
+    device, backend = ("cpu", "emulated") if options.tiny else ("cuda", "hopper")
+    timer = Timer(not options.tiny, 0.01 if options.tiny else options.seconds)
+    command = ["bench/host_parts.py", *sys.argv[1:]]
+    head = provenance(torch.device(device), command=command, commit=options.commit)
+    rows: list[dict[str, Any]] = []
+    for name, (grid, heads, head_dim) in (TINY_LAYERS if options.tiny else LAYERS).items():
+        shape = 1, *grid, heads, head_dim
+        leaves = [torch.randn(shape, device=device).bfloat16().requires_grad_() for _ in range(5)]
+        for what in ("plain", "gates"):
+            rows.append({"layer": name, "what": what})
+            rows[-1] |= parts(timer, leaves, what == "gates", backend)
+            write(options.out, head, rows, complete=False)
+            print(rows[-1], flush=True)
+    write(options.out, head, rows)
+
+
+if __name__ == "__main__":
+    main()
