@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -132,8 +132,10 @@ class VideoSparseAttention(nn.Module):
         """q, k, v and both gates, None for those that are not there."""
         gates = [x for x in (self.to_gate_compress, self.to_gate_fine) if x is not None]
         heads = [self.heads, self.kv_heads, self.kv_heads]
-        if _are_one_product(self.to_qkv, *gates):
-            layers = self.to_qkv, *gates
+        layers = self.to_qkv, *gates
+        # What is in a gate's place may be narrower: it is broadcast.
+        widths = [sum(heads) * self.head_dim, *[self.heads * self.head_dim] * len(gates)]
+        if _are_one_product(layers, widths):
             weight = torch.cat([layer.weight for layer in layers])
             bias = torch.cat([layer.bias for layer in layers])
             heads += [self.heads] * len(gates)
@@ -179,8 +181,8 @@ def _gate(dim: int, start: float) -> nn.Linear:
     return gate
 
 
-def _are_one_product(*layers: nn.Linear) -> bool:
-    """Whether all projections of an input are computed as one.
+def _are_one_product(layers: Sequence[nn.Linear], widths: Sequence[int]) -> bool:
+    """Whether all projections of an input, to so many channels each, are computed as one.
 
     That is a third of the launches in training, where small layers wait for the host (measured:
     bench/log/host-time.md), at the cost of a copy of the weights, so it is for small ones. What
@@ -193,11 +195,13 @@ def _are_one_product(*layers: nn.Linear) -> bool:
         and not _has_any_global_hook()
         and all(
             type(layer) is nn.Linear
+            and "forward" not in layer.__dict__  # where accelerate and others wrap it
+            and layer.weight.shape == (width, first.in_features)
             and layer.bias is not None
             and type(layer.weight) in (Tensor, nn.Parameter)
             and layer.weight.dtype == layer.bias.dtype == first.weight.dtype
             and layer.weight.requires_grad == layer.bias.requires_grad == first.weight.requires_grad
             and not any(getattr(layer, hooks) for hooks in HOOKS)
-            for layer in layers
+            for layer, width in zip(layers, widths, strict=True)
         )
     )

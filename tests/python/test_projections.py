@@ -89,6 +89,32 @@ def test_who_is_in_the_way_is_called(products: list) -> None:
     assert len(products) == 2  # as one again
 
 
+def test_a_wrapped_forward_is_called(products: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate puts its hooks, which also bring weights, in place of the method."""
+    made = layer()
+    assert made.to_gate_fine is not None
+    forward = made.to_gate_fine.forward
+    monkeypatch.setattr(made.to_gate_fine, "forward", lambda x: 2 * forward(x))
+    found = step(made)[0]
+    assert len(products) == 4
+    monkeypatch.undo()
+    with torch.no_grad():
+        for parameter in made.to_gate_fine.parameters():
+            parameter.mul_(2)
+    torch.testing.assert_close(found, step(made)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_gates_of_other_widths_are_taken_as_they_are(products: list) -> None:
+    """One number per channel is broadcast; what cannot be is refused, whatever the sum of all."""
+    made = layer()
+    made.to_gate_compress = nn.Linear(32, 8)
+    step(made)
+    assert products == [(64, 32), (8, 32), (32, 32), (32, 32)]
+    made.to_gate_fine = nn.Linear(32, 56)
+    with pytest.raises(ValueError, match=r"^gate_fine must be broadcastable"):
+        step(made)
+
+
 def test_what_stands_in_for_a_projection_counts(products: list) -> None:
     made = layer()
     doubled = Doubled(32, 32)

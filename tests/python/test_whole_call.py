@@ -180,3 +180,56 @@ def test_flops_are_those_of_eager_calls(name: str) -> None:
         )[0]
         out.sum().backward()
     assert counter.get_total_flops() == eager.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("name", ["gates trained", "coarse gate", "trained"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_saved_tensors_laid_out_anew(
+    name: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hooks of autograd owe the numbers, not the strides."""
+    call = CALLS[name]
+    expected = unplanned(call.run)
+    if compiled:
+        Compiled(monkeypatch)
+
+    def moved(x: Tensor) -> Tensor:
+        return x.mT.contiguous().mT if x.ndim > 1 else torch.stack((x, x), 1)[:, 0]
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.detach(), moved):
+        assert outcome(call.run) == expected
+        assert unplanned(call.run) == expected
+
+
+def test_dynamo_leaves_operators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that runs inside of a frame that dynamo has broken off: it would free their memory."""
+    seen: list[str] = []
+    monkeypatch.setattr(whole, "_prepared", Remembered(256))
+
+    def look(graph: torch.fx.GraphModule, _: object) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    q, k, v, fine, coarse = (x if x is None else x.flatten(1, -3) for x in GATED.tensors())
+    grid = vsa.Grid((4, 5, 6)).as_ints()
+    arguments = (q, k, v, fine, coarse, None, [2], 0.0, None, grid, grid, 0.125, "emulated")
+
+    def broken_off() -> list[Tensor]:
+        try:
+            torch._dynamo.graph_break()
+            return list(torch.ops.vsa.attention_inference(*arguments))
+        finally:
+            torch._dynamo.graph_break()
+
+    expected = torch.ops.vsa.attention_inference(*arguments)
+    for found, wanted in zip(torch.compile(broken_off, backend=look)(), expected, strict=True):
+        assert torch.equal(found, wanted)
+    assert not [name for name in seen if "vsa" not in name]
+
+
+def test_tensors_of_another_device_are_refused() -> None:
+    q, k, v = torch.randn(3, 1, 64, 2, 64).bfloat16()
+    grid = vsa.Grid((4, 4, 4)).as_ints()
+    arguments = (q, k, v, None, None, None, [1], 0.0, None, grid, grid, 0.125, "hopper")
+    with pytest.raises(ValueError, match=r"^backend 'hopper' takes tensors on cuda devices"):
+        torch.ops.vsa.attention_inference(*arguments)

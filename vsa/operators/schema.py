@@ -71,9 +71,14 @@ def operator(
     # microseconds, and 8 where there is no autograd (PyTorch 2.13, CPU, one machine, idle).
     schema = f"{name}({of_schema}) -> {returns}"
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(
-        name, lambda *values: compute(*regroup(groups, values)), "CompositeExplicitAutograd"
-    )
+
+    # Dynamo would follow an operator that runs inside of a frame it looks at, and compiled code
+    # frees a tensor once its address is taken: kernels would write to freed memory.
+    @torch._disable_dynamo
+    def run(*values: Any) -> Any:
+        return compute(*regroup(groups, values))
+
+    _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(
         f"vsa::{name}", lambda *values: fake(*regroup(groups, values)), lib=_library
     )

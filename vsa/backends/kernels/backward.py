@@ -54,6 +54,9 @@ def backward(
         their types, None for those that are not there.
     """
     grid, kv_grid = grids = problem.grids
+    # Hooks of autograd may have laid out anew what was saved.
+    means = Means(*map(_contiguous, means))
+    gates = gates._replace(coarse=_contiguous(gates.coarse))
     sign, scale = positive_scale(problem.scale)
     q = problem.q if sign == 1 else problem.q * sign
     q, k, v, out = (addressable(x) for x in (q, problem.k, problem.v, saved.out))
@@ -128,6 +131,10 @@ def backward(
     if sign != 1:
         grads[0] *= sign
     return grads[0], grads[1], grads[2], of_gates[0], of_gates[1]
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def transpose(machine: Machine, bitmap: Tensor, columns: int) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,7 @@ class Gpu:
         self, program: _C.Program, addresses: Sequence[int], device: torch.device
     ) -> None:
         """See ``Machine.run_program``."""
+        _check(device, "cuda", "hopper")
         # What current_stream(device).cuda_stream says, without an object of three microseconds.
         program.launch(addresses, device.index, torch._C._cuda_getCurrentRawStream(device.index))
 
@@ -87,4 +88,5 @@ class Emulator:
         self, program: _C.Program, addresses: Sequence[int], device: torch.device
     ) -> None:
         """See ``Machine.run_program``."""
+        _check(device, "cpu", "emulated")
         program.emulate(addresses, self.blocks, self.seed)

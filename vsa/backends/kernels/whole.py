@@ -78,6 +78,7 @@ def backward(
     upstream = Upstream(
         upstream.grad_out.contiguous(), None if grad_lse is None else grad_lse.float().contiguous()
     )
+    saved = WholeSaved(*(x.contiguous() for x in saved))  # hooks may have laid them out anew
     prepared = _find(backend, call, gradients=True)
     if prepared is not None and _aligned(*upstream, *saved):
         has_coarse = call.gate_coarse is not None
