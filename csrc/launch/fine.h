@@ -13,7 +13,7 @@ namespace vsa::launch {
 enum class Dtype { Bf16, Fp16, Fp32 };
 
 // Values that kernels are compiled for. No std::integer_sequence: that is of whole numbers alone,
-// and from version 13 on GCC's library refuses one of an enum.
+// and GCC 13's library refuses one of an enum.
 template <auto... values>
 struct Values {};
 
