@@ -66,7 +66,7 @@ def median(samples: list[float]) -> float:
 
 
 class Timer:
-    """Times calls on a device.
+    """Times calls on a device, by means of its own: other builds have no ``vsa.measure.ways``.
 
     Attributes:
         cuda: whether there is a GPU; on a CPU every time is that of the clock.

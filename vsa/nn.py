@@ -184,9 +184,9 @@ def _gate(dim: int, start: float) -> nn.Linear:
 def _are_one_product(layers: Sequence[nn.Linear], widths: Sequence[int]) -> bool:
     """Whether all projections of an input, to so many channels each, are computed as one.
 
-    That is a third of the launches in training, where small layers wait for the host (measured:
-    bench/log/host-time.md), at the cost of a copy of the weights, so it is for small ones. What
-    looks at a single projection or has put something else in its place gets all of them.
+    That is fewer launches in training, where small layers wait for the host
+    (bench/log/host-time.md), at the cost of a copy of the weights, so it is for small ones. Where
+    something looks at a single projection or has taken its place, all of them go apart.
     """
     first = layers[0]
     return (
