@@ -196,6 +196,24 @@ def test_kernels_refuse_tensors_of_another_device() -> None:
         torch.ops.vsa.tile_means([x], vsa.Grid((4, 4, 4)).as_ints(), "hopper")
 
 
+def test_operators_refuse_a_grid_of_other_tokens() -> None:
+    """The kernels go by the grid: they would read past the end of a shorter tensor."""
+    q, k, v = torch.randn(3, 1, 128, 2, 64).bfloat16().unbind()
+    right, longer = vsa.Grid((4, 4, 8)).as_ints(), vsa.Grid((4, 8, 8)).as_ints()
+    rest = 0.125, "emulated"
+    words = torch.full((1, 2, 4, 1), 3, dtype=torch.int32)
+    for grid, kv_grid, name in ((longer, right, "q"), (right, longer, "k")):
+        sentence = rf"^({name}|a tensor of tile means) must have the 256 tokens of its grid"
+        whole = q, k, v, None, None, None, [1], 0.0, None, grid, kv_grid, *rest
+        for run in (torch.ops.vsa.attention, torch.ops.vsa.attention_inference):
+            with pytest.raises(ValueError, match=sentence):
+                run(*whole)
+        with pytest.raises(ValueError, match=sentence):
+            torch.ops.vsa.block_sparse_attention(q, k, v, words, None, grid, kv_grid, *rest, 2)
+    with pytest.raises(ValueError, match=r"^a tensor of tile means must have the 256 tokens"):
+        torch.ops.vsa.tile_means([q], longer, "emulated")
+
+
 def test_the_operator_itself_follows_autocast() -> None:
     arguments = _fine_arguments()
     with torch.autocast("cpu", dtype=torch.bfloat16):

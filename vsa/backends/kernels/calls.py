@@ -63,9 +63,24 @@ class Shared(NamedTuple):
     key_text_rows: Located | None
 
 
-def _problem(q: Located, k: Located, shared: Shared) -> _C.FineProblem:
+def _check_length(name: str, x: Located, grid: Grid) -> None:
+    """Kernels go by the grid, so a shorter tensor would be read past its end.
+
+    Raises:
+        ValueError: tensors and grids that do not fit, which an operator alone can bring here.
+    """
+    if x.shape[1] != grid.length:
+        raise ValueError(
+            f"{name} must have the {grid.length} tokens of its grid, but it has {x.shape[1]}"
+        )
+
+
+def _problem(q: Located, k: Located, v: Located, shared: Shared) -> _C.FineProblem:
     from vsa import _C
 
+    grid, kv_grid = shared.grids
+    for name, x, of in (("q", q, grid), ("k", k, kv_grid), ("v", v, kv_grid)):
+        _check_length(name, x, of)
     return _C.FineProblem(
         grid=shared.grids[0].as_ints(),
         kv_grid=shared.grids[1].as_ints(),
@@ -116,7 +131,7 @@ def forward_call(
 
     grid, kv_grid = shared.grids
     return _C.FineForward(
-        problem=_problem(q.whole, k.whole, shared),
+        problem=_problem(q.whole, k.whole, v.whole, shared),
         q=q.views(grid),
         k=k.views(kv_grid),
         v=v.views(kv_grid),
@@ -180,7 +195,7 @@ def backward_call(
 
     grid, kv_grid = shared.grids
     return _C.FineBackward(
-        problem=_problem(q.whole, k.whole, shared),
+        problem=_problem(q.whole, k.whole, v.whole, shared),
         q=q.views(grid),
         k=k.views(kv_grid),
         v=v.views(kv_grid),
@@ -274,6 +289,8 @@ def means_call(
     """Means of the tiles of up to three tensors, into ``means``, (B, heads, tiles, head_dim)."""
     from vsa import _C
 
+    for x, grid in zip(xs, grids, strict=False):
+        _check_length("a tensor of tile means", x, grid)
     return _C.TileMeans(
         tensors=[
             _C.MeanTensor(
