@@ -8,12 +8,12 @@ For each layer it times the forward, and the forward with the backward: as eager
 graph of the same calls, and dense (``scaled_dot_product_attention``); beside them the microseconds
 that the host is busy with one call while the GPU has nothing to do, for both directions with the
 backward in autograd's thread and in the caller's. ``training`` times steps of a small transformer
-with sparse and with dense attention, eager and as one CUDA graph. ``--compiled`` times calls that follow each other as layers
-do, eager and in one compiled region, and training steps whose blocks are compiled; ``--apart``
-training steps of layers whose projections are not computed as one product. ``--baseline`` is a
-folder with another installed build of vsa, which runs the same cases in a process of its own, so
-that one run compares both. ``--tiny`` runs small cases on a CPU, to see that the script works;
-their times mean nothing.
+with sparse and with dense attention, eager and as one CUDA graph. ``--compiled`` times calls that
+follow each other as layers do, eager and in one compiled region, and training steps whose blocks
+are compiled; ``--apart`` training steps of layers whose projections are not computed as one
+product. ``--baseline`` is a folder with another installed build of vsa, which runs the same cases
+in a process of its own, so that one run compares both. ``--tiny`` runs small cases on a CPU, to see
+that the script works; their times mean nothing.
 """
 
 from __future__ import annotations
