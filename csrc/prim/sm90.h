@@ -6,8 +6,9 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "prim/operand.h"
+#include "prim/operand8.h"
 #include "prim/sm90_wgmma.h"
+#include "prim/sm90_wgmma8.h"
 
 #define VSA_DEVICE __device__ __forceinline__
 #define VSA_UNROLL _Pragma("unroll")
@@ -45,6 +46,44 @@ VSA_DEVICE float widen_high(uint32_t pair) {
     asm("{.reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, hi;}" : "=f"(x) : "r"(pair));
   return x;
 }
+
+namespace ptx {
+
+// Four e4m3 numbers; what is too large becomes the largest, infinity too, and NaN stays NaN.
+VSA_DEVICE uint32_t pack8(E4m3, float a, float b, float c, float d) {
+  uint32_t fours;
+  asm("{.reg .b16 lo, hi;\ncvt.rn.satfinite.e4m3x2.f32 lo, %2, %1;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 hi, %4, %3;\nmov.b32 %0, {lo, hi};}"
+      : "=r"(fours)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+  return fours;
+}
+VSA_DEVICE uint32_t pack8(S8, float a, float b, float c, float d) {
+  const auto bits = [](float x) { return __float_as_uint(x + kNearestInteger); };
+  const uint32_t lo = __byte_perm(bits(a), bits(b), 0x0040);
+  const uint32_t hi = __byte_perm(bits(c), bits(d), 0x0040);
+  return __byte_perm(lo, hi, 0x5410);
+}
+
+}  // namespace ptx
+
+template <class Element>
+VSA_DEVICE uint32_t pack8(float a, float b, float c, float d) {
+  return ptx::pack8(Element{}, a, b, c, d);
+}
+
+VSA_DEVICE float biased_float(int x) { return __int_as_float(x + __float_as_int(kNearestInteger)); }
+
+VSA_DEVICE uint32_t line_codes(float lo, float hi) {
+  uint32_t codes;
+  asm("{.reg .b32 halves;\ncvt.rn.relu.f16x2.f32 halves, %2, %1;\n"
+      "add.rn.f16x2 %0, halves, %3;}"
+      : "=r"(codes)
+      : "f"(lo), "f"(hi), "r"(0x64006400));  // 1024: the integer is in the low bits
+  return codes;
+}
+
+VSA_DEVICE uint32_t low_bytes(uint32_t ab, uint32_t cd) { return __byte_perm(ab, cd, 0x6420); }
 
 VSA_DEVICE float exp2_approx(float x) {
   float y;
@@ -128,14 +167,23 @@ VSA_DEVICE void give_registers() {
 // Not a loop of one trip: nvcc does not fold that, and doubles the code.
 #define VSA_EACH_LANE(t) if (const int t = threadIdx.x % kWarpgroupThreads; true)
 
-template <int N>
+template <int N, class T = float>
 struct Fragment {
-  float x[N / 2];
+  T x[N / 2];
+};
+template <int N>
+struct Fragment<N, Fp16> {
+  uint32_t x[N / 4];
 };
 
 template <int K>
 struct Operand {
   uint32_t x[K / 4];
+};
+
+template <int K>
+struct Operand8 {
+  uint32_t x[K / 8];
 };
 
 struct RowValues {
@@ -263,7 +311,11 @@ VSA_DEVICE void tma_store_panel(const TensorMap& map, BoxCoordinates at, const v
       : "memory");
 }
 
-VSA_DEVICE void bulk_load(void* to, const void* from, int bytes, Mbarrier& barrier) {
+VSA_DEVICE void bulk_load(void* to,
+                          const void* from,
+                          int bytes,
+                          Mbarrier& barrier,
+                          Layout = Layout::Linear) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
           "r"(smem_address(to)),
@@ -304,15 +356,36 @@ VSA_DEVICE void wgmma(Fragment<N>& d, const Operand<K>& a, int k16, uint64_t b, 
   ptx::wgmma<Element, TransB>(d.x, a.x + 4 * k16, b, accumulate);
 }
 
+template <class Element, int N, class T>
+VSA_DEVICE void wgmma8(Fragment<N, T>& d, uint64_t a, uint64_t b, bool accumulate) {
+  ptx::wgmma8(Element{}, d.x, a, b, accumulate);
+}
+
+template <class Element, int N, class T, int K>
+VSA_DEVICE void wgmma8(Fragment<N, T>& d,
+                       const Operand8<K>& a,
+                       int k32,
+                       uint64_t b,
+                       bool accumulate) {
+  ptx::wgmma8(Element{}, d.x, a.x + 4 * k32, b, accumulate);
+}
+
+namespace ptx {
+
+VSA_DEVICE void pin(float& x) { asm volatile("" : "+f"(x)::"memory"); }
+VSA_DEVICE void pin(int& x) { asm volatile("" : "+r"(x)::"memory"); }
+VSA_DEVICE void pin(uint32_t& x) { asm volatile("" : "+r"(x)::"memory"); }
+
+}  // namespace ptx
+
 // The compiler does not know that products finish later: the empty statement keeps it from moving a
 // use of the finished registers above the wait.
-template <int Pending, int... Ns>
-VSA_DEVICE void wgmma_wait(Fragment<Ns>&... finished) {
+template <int Pending, class... Fragments>
+VSA_DEVICE void wgmma_wait(Fragments&... finished) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
-  const auto pin = [](float& x) { asm volatile("" : "+f"(x)::"memory"); };
   const auto pin_all = [&](auto& registers) {
     VSA_UNROLL
-    for (float& x : registers) pin(x);
+    for (auto& x : registers) ptx::pin(x);
   };
   (pin_all(finished.x), ...);
 }
