@@ -18,6 +18,7 @@ from vsa.stages.select import everything, select_and_attend, select_tiles
 from vsa.values import checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
+from vsa.values.precision import Precision
 from vsa.values.selection import Selection, check_is_selection
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class FineOptions(TypedDict, total=False):
     tile: Tile
     scale: float | None
     text_valid: Tensor | None
+    precision: Precision
     backend: str
 
 
@@ -104,6 +106,7 @@ def attention(
     text_valid: Tensor | None = None,
     return_selection: bool = False,
     return_lse: bool = False,
+    precision: Precision = "native",
     backend: str = "auto",
 ) -> Any:
     """Video Sparse Attention (Zhang et al., 2025, section 2.2).
@@ -133,6 +136,8 @@ def attention(
             attended.
         return_selection: also return the selection.
         return_lse: also return the fine stage's log-sum-exp.
+        precision: "native"; or, for inference, the fine stage in eight bits: "int8", or "fp8",
+            which is faster and less exact (docs/backends.md). The choice of tiles is the same.
         backend: "auto", "hopper", "emulated", "flex" or "torch".
 
     Returns:
@@ -145,7 +150,7 @@ def attention(
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
     kind = None
-    if selection is None and text_valid is None:
+    if selection is None and text_valid is None and precision == "native":
         rest = grid, kv_grid, tile, scale, backend, return_lse, return_selection
         kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, topk, rest)
         plan = None if kind is None else eager.plan_of(kind)
@@ -164,13 +169,15 @@ def attention(
         selection=selection,
         gates={"gate_coarse": gate_coarse, "gate_fine": gate_fine},
         backend=backend,
+        precision=precision,
     )
     checks.gate("gate_coarse", gate_coarse, q)
     checks.gate("gate_fine", gate_fine, q)
     given = selection is not None and topk is None
     budget = resolve(1.0 if given else topk, call.kv_grid.num_tiles, call.q.shape[2])
     choose = selection is None and not budget.is_everything
-    if choose and torch.compiler.is_compiling() and named(call.backend).fuses_gates:
+    fuses_gates = named(call.backend).fuses_gates and call.precision == "native"
+    if choose and torch.compiler.is_compiling() and fuses_gates:
         with torch.autocast(call.q.device.type, enabled=False):
             out, lse, selection = whole(call, budget, gate_fine, gate_coarse)
         return _asked_for(out, selection, lse, return_selection, return_lse)
@@ -185,7 +192,7 @@ def attention(
             of_keys = call.q.detach(), call.k.detach()
             means = tile_means(of_keys, (call.grid, call.kv_grid), call.backend)
         coarse: Tensor | None = None
-        if choose and gate_coarse is not None and named(call.backend).fuses_gates:
+        if choose and gate_coarse is not None and fuses_gates:
             selection, coarse = select_and_attend(means, budget, call)
         elif choose:
             selection = select_tiles(means[0], means[1], budget, call)
@@ -251,6 +258,7 @@ def block_sparse_attention(
     scale: float | None = None,
     text_valid: Tensor | None = None,
     return_lse: bool = False,
+    precision: Precision = "native",
     backend: str = "auto",
 ) -> Any:
     """The fine stage alone: attention over given tiles, differentiable in q, k and v.
@@ -267,6 +275,7 @@ def block_sparse_attention(
         scale: factor of the scores, by default head_dim ** -0.5.
         text_valid: (B, prefix + suffix) bool, which text tokens are real.
         return_lse: also return the log-sum-exp, itself differentiable.
+        precision: "native", "int8" or "fp8", as in ``vsa.attention``.
         backend: "auto", "hopper", "emulated", "flex" or "torch".
 
     Returns:
@@ -288,6 +297,7 @@ def block_sparse_attention(
         text_valid=text_valid,
         selection=selection,
         backend=backend,
+        precision=precision,
     )
     out, lse = fine(call, selection.savable())
     out = out.view(call.shape)

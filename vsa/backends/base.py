@@ -36,6 +36,7 @@ class Request:
         dtype: type of q, k and v; None when only the machine is asked about.
         head_dim: channels of a head, or None when only the machine is asked about.
         gradients: whether gradients are wanted.
+        precision: "native", "int8" or "fp8".
     """
 
     device: str
@@ -43,6 +44,7 @@ class Request:
     dtype: str | None = None
     head_dim: int | None = None
     gradients: bool = False
+    precision: str = "native"
 
 
 class Backend:
@@ -158,6 +160,10 @@ class Backend:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of ``forward``: dq, dk and dv like q, k and v, contiguous."""
         raise self._without("no backward of its own")
+
+    def low_precision(self, problem: Problem, precision: str, most: int) -> tuple[Tensor, Tensor]:
+        """``forward`` in eight bits, "int8" or "fp8", without a backward."""
+        raise self._without(f"no forward in {precision}")
 
     def gated_forward(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:
         """Where gates are fused: out and lse, and the fine stage's output before its gate."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vsa.backends import composed, torch_fine
+from vsa.backends import composed, torch_fine, torch_low_precision
 from vsa.backends.base import Backend, Request
 from vsa.values import transforms
 from vsa.values.problem import Problem, Saved, TileScores, Upstream
@@ -27,6 +27,10 @@ class TorchBackend(Backend):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Backend.backward``."""
         return torch_fine.backward(upstream, saved, problem, most)
+
+    def low_precision(self, problem: Problem, precision: str, most: int) -> tuple[Tensor, Tensor]:
+        """See ``Backend.low_precision``: the kernels' scales and roundings, simulated."""
+        return torch_low_precision.forward(problem, precision, most)
 
 
 class TransformsBackend(TorchBackend):

@@ -88,6 +88,7 @@ FORMULAS: dict[str, Callable[[Named], float]] = {
     "select_and_attend": _coarse,
     "coarse_attention": _coarse,
     "block_sparse_attention": _fine,
+    "low_precision_attention": _fine,
     "block_sparse_attention_backward": _fine_backward,
     "gated_attention": _fine,
     "gated_attention_inference": _fine,

@@ -31,6 +31,7 @@ _METHODS = {
     "coarse_attention": COARSE,
     "select": SELECT,
     "forward": FINE,
+    "low_precision": FINE,
     "gated_inference": FINE,
     "gated_forward": FINE,
     "combine": COMBINE,

@@ -56,6 +56,16 @@ class RowBound(NamedTuple):
     most: int
 
 
+class EightBits(NamedTuple):
+    """How the fine stage computes in eight bits.
+
+    Attributes:
+        precision: "int8" or "fp8".
+    """
+
+    precision: str
+
+
 class Means(NamedTuple):
     """Tile means, exactly where there is a coarse gate.
 
