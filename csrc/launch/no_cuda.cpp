@@ -5,6 +5,7 @@
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
 #include "launch/float_product.h"
+#include "launch/low_precision.h"
 
 namespace vsa::launch {
 namespace {
@@ -31,6 +32,7 @@ std::string tile_means(const TileMeans&, int, void*) { return kMissing; }
 std::string select_tiles(const SelectTiles&, int, void*) { return kMissing; }
 std::string softmax_rows(const SoftmaxRows&, int, void*) { return kMissing; }
 std::string multiply(const Products&, int, void*) { return kMissing; }
+std::string quantise_tiles(const QuantiseTiles&, int, void*) { return kMissing; }
 std::string score_gradient(const ScoreGradient&, int, void*) { return kMissing; }
 
 }  // namespace vsa::launch

@@ -59,7 +59,7 @@ VSA_DEVICE uint32_t pack8(E4m3, float a, float b, float c, float d) {
   return fours;
 }
 VSA_DEVICE uint32_t pack8(S8, float a, float b, float c, float d) {
-  const auto bits = [](float x) { return __float_as_uint(x + kNearestInteger); };
+  const auto bits = [](float x) { return __float_as_uint(__fadd_rn(x, kNearestInteger)); };
   const uint32_t lo = __byte_perm(bits(a), bits(b), 0x0040);
   const uint32_t hi = __byte_perm(bits(c), bits(d), 0x0040);
   return __byte_perm(lo, hi, 0x5410);

@@ -61,6 +61,15 @@ def test_kernels_of_means_and_selection_stay_in_registers(sass, tmp_path: Path) 
     assert max(map(int, re.findall(r"Used (\d+) registers", said))) <= 168
 
 
+def test_kernels_that_quantise_stay_in_registers(sass, tmp_path: Path) -> None:
+    if (nvcc := shutil.which("nvcc")) is None:
+        pytest.skip("there is no nvcc on this machine")
+    _, said = sass.compile_kernels(nvcc, tmp_path, ("low_precision.cu",))
+    memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
+    assert memory == [("0", "0")] * (4 + 8)  # both passes, of both types, sizes and precisions
+    assert max(map(int, re.findall(r"Used (\d+) registers", said))) <= 96  # five warps each
+
+
 def test_fp32_products_stay_in_registers_and_run_while_the_next_numbers_are_split(
     sass, tmp_path: Path
 ) -> None:

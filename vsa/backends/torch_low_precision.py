@@ -39,6 +39,7 @@ from vsa.backends.torch_fine import (
     to_tiles,
     volume,
 )
+from vsa.values.grid import SLOTS, Grid
 from vsa.values.problem import Problem
 
 MOST_S8, MOST_E4M3 = 127.0, 448.0
@@ -49,7 +50,8 @@ LEAST = 2.0**-100
 TOP_CODE, TOP = 118.0, 224.0
 """The e4m3 code of the largest weight of a row, and what it stands for."""
 SAMPLED = 16
-"""Every so many slots of a tile enter the keys' mean, from the first on."""
+"""Every so many rows of a tile enter the keys' mean, from the first on."""
+MEAN_UNIT = 2.0**-24
 MOST_IN_MEAN = 2.0**15
 """Larger magnitudes, infinity and NaN count as zeros there."""
 
@@ -61,14 +63,14 @@ def forward(problem: Problem, precision: str, most: int) -> tuple[Tensor, Tensor
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
     real, key_real = (token_valid(text_valid, each, q.device) for each in (grid, kv_grid))
-    token, key_token = (slot_tokens(each, volume(each), q.device) for each in (grid, kv_grid))
+    token, key_token = slot_tokens(grid, volume(grid), q.device), key_slots(kv_grid, q.device)
     for batch, kv_head, heads in heads_of(q, k):
         keys = Keys.quantise(
             k[batch, :, kv_head],
             v[batch, :, kv_head],
             key_token,
             key_real[batch % len(key_real)],
-            kv_grid.num_tiles,
+            kv_grid,
             precision,
         )
         unreal = ~real[batch % len(real)]
@@ -86,6 +88,25 @@ def forward(problem: Problem, precision: str, most: int) -> tuple[Tensor, Tensor
                 unreal, -math.inf
             )
     return out, lse
+
+
+def key_slots(grid: Grid, device: torch.device) -> Tensor:
+    """Sequence position in every row of every tile, -1 where there is none.
+
+    As the kernels cut them, since each tile has a scale: the video into whole tiles, text in runs
+    of 64, those of the suffix apart from those of the prefix.
+    """
+    tile = grid.as_ints()[3:6]
+    rows = SLOTS if grid.text else math.prod(tile)
+    token = torch.full((grid.num_tiles, rows), -1, device=device)
+    at = torch.arange(math.prod(tile), device=device).view(*tile)
+    t, h, w = grid.box  # what of a tile a smaller video has
+    token[:, at[:t, :h, :w].flatten()] = slot_tokens(grid, t * h * w, device)[: grid.num_tiles]
+    parts = [token]
+    for first, length in ((0, grid.prefix), (grid.prefix + grid.tokens, grid.suffix)):
+        text = torch.arange(first, first + length, device=device)
+        parts.append(functional.pad(text, (0, -length % rows), value=-1).view(-1, rows))
+    return torch.cat(parts)
 
 
 class Keys(NamedTuple):
@@ -109,7 +130,7 @@ class Keys(NamedTuple):
 
     @staticmethod
     def quantise(
-        k: Tensor, v: Tensor, token: Tensor, real: Tensor, video: int, precision: str
+        k: Tensor, v: Tensor, token: Tensor, real: Tensor, grid: Grid, precision: str
     ) -> Keys:
         """Tiles of one head, an empty one after them.
 
@@ -118,13 +139,13 @@ class Keys(NamedTuple):
             v: see k.
             token: (tiles, V), the position of every slot.
             real: (S,), which tokens are.
-            video: how many of the tiles are the video's, the first ones.
+            grid: of the keys.
             precision: "int8" or "fp8".
         """
         token = functional.pad(token, (0, 0, 0, 1), value=-1)
         real = functional.pad(real, (0, 1))[token]
         k, v = (to_tiles(x, token).masked_fill_(~real.unsqueeze(-1), 0) for x in (k, v))
-        mean = _mean(k[:video, ::SAMPLED], real[:video, ::SAMPLED])
+        mean = _mean(*(x[: grid.num_tiles, ::SAMPLED] for x in (k, real)))
         k = (k - mean).masked_fill_(~real.unsqueeze(-1), 0)
         k, k_scale = _rounded(k.flatten(1), precision)
         v, v_scale = _rounded_values(v.flatten(0, 1))
@@ -141,9 +162,13 @@ class Keys(NamedTuple):
 
 
 def _mean(k: Tensor, real: Tensor) -> Tensor:
-    """A vector near the mean of the real tokens: of numbers no larger than ``MOST_IN_MEAN``."""
+    """A vector near the mean of the real tokens: of numbers no larger than ``MOST_IN_MEAN``.
+
+    Sums are of whole numbers, so that their order does not matter.
+    """
     kept = torch.where((k.abs() <= MOST_IN_MEAN) & real.unsqueeze(-1), k, 0)
-    return kept.flatten(0, 1).sum(0) / real.sum().clamp(min=1)
+    total = (kept / MEAN_UNIT).round().long().flatten(0, 1).sum(0)
+    return total.float() * MEAN_UNIT / real.sum().clamp(min=1)
 
 
 def _rounded(x: Tensor, precision: str) -> tuple[Tensor, Tensor]:
@@ -152,7 +177,7 @@ def _rounded(x: Tensor, precision: str) -> tuple[Tensor, Tensor]:
     most = x.abs().amax(-1)
     finite = most.isfinite()  # NaN is the largest
     most = torch.where(finite, most, 1).clamp(min=LEAST)
-    units = torch.where(finite.unsqueeze(-1), x * (top / most).unsqueeze(-1), 0)
+    units = torch.where(finite.unsqueeze(-1), x * _over(top, most).unsqueeze(-1), 0)
     codes = units.round_() if precision == "int8" else _e4m3(units)
     return codes, torch.where(finite, most / top, math.nan)
 
@@ -161,8 +186,13 @@ def _rounded_values(v: Tensor) -> tuple[Tensor, Tensor]:
     """Values (N, D) in units of a scale for each channel (D,); NaN where they are not finite."""
     finite = v.isfinite()
     most = torch.where(finite, v, 0).abs().amax(0).clamp(min=LEAST)
-    codes = _e4m3(torch.where(finite, v * (MOST_E4M3 / most), math.nan))
+    codes = _e4m3(torch.where(finite, v * _over(MOST_E4M3, most), math.nan))
     return codes, most / MOST_E4M3
+
+
+def _over(top: float, most: Tensor) -> Tensor:
+    """The quotient, rounded once: a number over a tensor would be a product with its reciprocal."""
+    return torch.full_like(most, top) / most
 
 
 def _e4m3(x: Tensor) -> Tensor:
