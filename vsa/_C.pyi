@@ -203,6 +203,22 @@ class Gates:
     ) -> None: ...
 
 @final
+class LowPrecisionForward:
+    """The forward kernel of int8 over quantised tiles."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        forward: FineForward,
+        images: Address,
+        channels: Address,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
 class MeanTensor:
     """A tensor of tokens, and where the means of its tiles go."""
 

@@ -85,6 +85,8 @@ inline constexpr const char* kClass<launch::Gates> = "Gates";
 template <>
 inline constexpr const char* kClass<launch::FineProblem> = "FineProblem";
 template <>
+inline constexpr const char* kClass<launch::FineForward> = "FineForward";
+template <>
 inline constexpr const char* kClass<launch::MeanTensor> = "MeanTensor";
 template <>
 inline constexpr const char* kClass<launch::Product> = "Product";

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of low precision on a GPU.
-#include "launch/cuda_launch.h"
 #include "launch/low_precision_params.h"
+#include "launch/tensor_core_launch.h"
 
 namespace vsa::launch {
 namespace {
@@ -25,7 +25,30 @@ cudaError_t launch_warps(const QuantiseTilesParams& params, int64_t warps, cudaS
   return cudaGetLastError();
 }
 
+template <class Epilogue>
+std::string launch_forward(const LowPrecisionForward& call, int device, void* stream) {
+  LowPrecisionParams<typename Epilogue::Params> params{};
+  if (const std::string error = make_params(params, call, encode); !error.empty()) return error;
+  bool found = true;  // a kernel for this configuration
+  const auto launch = [&](cudaStream_t stream) {
+    cudaError_t error = cudaSuccess;
+    found = with_config(call, [&](auto element, auto head_dim) {
+      using Config = LowPrecisionForwardConfig<decltype(element), head_dim()>;
+      using Kernel = vsa::LowPrecisionForward<Config, Epilogue>;
+      error = launch_persistent<Kernel>(params, params.queries, params.heads, device, stream);
+    });
+    return error;
+  };
+  const std::string error = launch_on(device, stream, "the forward kernel of int8", launch);
+  return found ? error : kNoConfig;
+}
+
 }  // namespace
+
+std::string low_precision_forward(const LowPrecisionForward& call, int device, void* stream) {
+  return any(call.gates) ? launch_forward<GatedOutput>(call, device, stream)
+                         : launch_forward<PlainOutput>(call, device, stream);
+}
 
 std::string quantise_tiles(const QuantiseTiles& call, int device, void* stream) {
   QuantiseTilesParams params;

@@ -23,7 +23,17 @@ struct QuantiseTiles {
 
 constexpr int kRecordBytes = 16;
 
+// The forward over such tiles; k and v of the call it begins with are not read.
+struct LowPrecisionForward : FineForward {
+  const void* images;     // of QuantiseTiles, int8
+  const float* channels;  // likewise
+};
+
 std::string quantise_tiles(const QuantiseTiles& call, int device, void* stream);
 std::string quantise_tiles_emulated(const QuantiseTiles& call);
+std::string low_precision_forward(const LowPrecisionForward& call, int device, void* stream);
+std::string low_precision_forward_emulated(const LowPrecisionForward& call,
+                                           int blocks,
+                                           unsigned seed);
 
 }  // namespace vsa::launch

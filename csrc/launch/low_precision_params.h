@@ -2,6 +2,7 @@
 // From calls to kernel parameters and the kernels that they need, the same for both machines.
 #pragma once
 #include "kernels/coarse/quantise_tiles.h"
+#include "kernels/fine/low_precision_forward.h"
 #include "launch/fine_params.h"
 #include "launch/low_precision.h"
 
@@ -45,6 +46,15 @@ bool with_quantisation(const QuantiseTiles& call, Fn fn) {
     else
       fn(ChannelStatistics<Element, D>{}, vsa::QuantiseTiles<Element, D, S8>{});
   });
+}
+
+template <class Base, class Encode>
+std::string make_params(LowPrecisionParams<Base>& p,
+                        const LowPrecisionForward& call,
+                        Encode encode) {
+  p.images = static_cast<const unsigned char*>(call.images);
+  p.channels = call.channels;
+  return make_params(static_cast<Base&>(p), static_cast<const FineForward&>(call), encode);
 }
 
 }  // namespace vsa::launch

@@ -81,4 +81,16 @@ inline uint32_t low_bytes(uint32_t ab, uint32_t cd) {
   return (ab & 0xff) | (ab >> 8 & 0xff00) | (cd & 0xff) << 16 | (cd >> 16 & 0xff) << 24;
 }
 
+inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+  const auto each = [&](int shift) -> uint32_t {
+    const auto wide = [=](uint32_t x) {
+      return static_cast<double>(host::widen(Fp16{}, static_cast<uint16_t>(x >> shift)));
+    };
+    return host::narrow(Fp16{}, static_cast<float>(wide(a) * wide(b) + wide(c)));
+  };
+  return each(0) | each(16) << 16;
+}
+
+inline int max3(int a, int b, int c) { return std::max(std::max(a, b), c); }
+
 }  // namespace vsa

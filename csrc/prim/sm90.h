@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "prim/operand8.h"
+#include "prim/sm90_numbers8.h"
 #include "prim/sm90_wgmma.h"
 #include "prim/sm90_wgmma8.h"
 
@@ -46,44 +47,6 @@ VSA_DEVICE float widen_high(uint32_t pair) {
     asm("{.reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, hi;}" : "=f"(x) : "r"(pair));
   return x;
 }
-
-namespace ptx {
-
-// Four e4m3 numbers; what is too large becomes the largest, infinity too, and NaN stays NaN.
-VSA_DEVICE uint32_t pack8(E4m3, float a, float b, float c, float d) {
-  uint32_t fours;
-  asm("{.reg .b16 lo, hi;\ncvt.rn.satfinite.e4m3x2.f32 lo, %2, %1;\n"
-      "cvt.rn.satfinite.e4m3x2.f32 hi, %4, %3;\nmov.b32 %0, {lo, hi};}"
-      : "=r"(fours)
-      : "f"(a), "f"(b), "f"(c), "f"(d));
-  return fours;
-}
-VSA_DEVICE uint32_t pack8(S8, float a, float b, float c, float d) {
-  const auto bits = [](float x) { return __float_as_uint(__fadd_rn(x, kNearestInteger)); };
-  const uint32_t lo = __byte_perm(bits(a), bits(b), 0x0040);
-  const uint32_t hi = __byte_perm(bits(c), bits(d), 0x0040);
-  return __byte_perm(lo, hi, 0x5410);
-}
-
-}  // namespace ptx
-
-template <class Element>
-VSA_DEVICE uint32_t pack8(float a, float b, float c, float d) {
-  return ptx::pack8(Element{}, a, b, c, d);
-}
-
-VSA_DEVICE float biased_float(int x) { return __int_as_float(x + __float_as_int(kNearestInteger)); }
-
-VSA_DEVICE uint32_t line_codes(float lo, float hi) {
-  uint32_t codes;
-  asm("{.reg .b32 halves;\ncvt.rn.relu.f16x2.f32 halves, %2, %1;\n"
-      "add.rn.f16x2 %0, halves, %3;}"
-      : "=r"(codes)
-      : "f"(lo), "f"(hi), "r"(0x64006400));  // 1024: the integer is in the low bits
-  return codes;
-}
-
-VSA_DEVICE uint32_t low_bytes(uint32_t ab, uint32_t cd) { return __byte_perm(ab, cd, 0x6420); }
 
 VSA_DEVICE float exp2_approx(float x) {
   float y;

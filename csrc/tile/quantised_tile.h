@@ -14,6 +14,8 @@
 namespace vsa {
 
 constexpr int kSumRows = 8;  // as few as there can be
+// Tiles, channels and queries whose numbers are all smaller than this are taken for zeros.
+constexpr float kLeastMagnitude = 0x1p-100f;
 
 template <int D>
 struct alignas(kRowsAlignment<D>) QuantisedTile {

@@ -325,8 +325,11 @@ def test_dense_attention_in_fp64_is_another_oracle() -> None:
     assert error(out, truth.double()) <= ALLOWED["int8"]
 
 
-@pytest.mark.parametrize("backend", ["hopper", "emulated", "flex"])
-def test_backends_without_it_say_so(backend) -> None:
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [("hopper", "fp8"), ("emulated", "fp8"), ("flex", "fp8"), ("flex", "int8")],
+)
+def test_backends_without_it_say_so(backend, precision) -> None:
     q, k, v = draw(1, 4, 4, 8, 2, 64)
     with pytest.raises(RuntimeError, match=f"backend '{backend}' cannot run here"):
-        vsa.attention(q, k, v, 1, precision="int8", backend=backend)
+        vsa.attention(q, k, v, 1, precision=precision, backend=backend)

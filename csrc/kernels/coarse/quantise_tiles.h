@@ -55,8 +55,6 @@ constexpr float kMeanUnit = 1.f / 16777216;  // 2^-24
 // The rows of a tile that are sampled.
 constexpr uint64_t kSampledRows = 0x0001000100010001;
 constexpr float kMostScoredE4m3 = 16;  // 128 products of these stay below the largest half
-// Tiles and channels whose numbers are all smaller than this are taken for zeros.
-constexpr float kLeastMagnitude = 0x1p-100f;
 constexpr int kInfinityBits = 0x7f800000, kNanBits = 0x7fc00000;
 
 // What both passes share: which lane reads which channels of which rows.

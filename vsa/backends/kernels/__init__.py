@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vsa.backends.base import Backend, Prepared, Request
-from vsa.backends.kernels import backward, coarse_select, forward, whole
+from vsa.backends.kernels import backward, coarse_select, forward, low_precision, whole
 from vsa.backends.kernels.machine import Emulator, Gpu, Machine
 from vsa.backends.kernels.prepared import PreparedAttention, can_prepare
 from vsa.values.grid import Grid
@@ -64,6 +64,10 @@ class KernelBackend(Backend):
         """See ``Backend.backward``."""
         means = Means(None, None, None)
         return backward.backward(self.machine, upstream, saved, problem, means, Gates())[:3]
+
+    def low_precision(self, problem: Problem, precision: str, most: int) -> tuple[Tensor, Tensor]:
+        """See ``Backend.low_precision``."""
+        return low_precision.forward(self.machine, problem, precision)
 
     def gated_forward(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Backend.gated_forward``."""
@@ -149,7 +153,7 @@ def _unsupported(request: Request, cuda: bool) -> str | None:
     """What the kernels of both machines need."""
     if (missing := _built(cuda)) is not None:
         return missing
-    if request.precision != "native":
+    if request.precision not in ("native", "int8"):
         return f"its kernels do not compute precision={request.precision!r} yet"
     from vsa import _C
 

@@ -8,9 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vsa.backends.kernels.calls import Located3, LocatedGates, Shared, forward_call
+from vsa.backends.kernels.forward import neighbour_axes, positive_scale, rows_of_text
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.tensors import address, addressable, dtype_name, text_rows, view
 from vsa.values.grid import SLOTS, Grid
+from vsa.values.problem import Problem
+
+MOST_HELD = 0.15
+"""Of the bytes of q, k and v: what tiles in eight bits take at a time, if a head's take less."""
 
 
 class Quantised(NamedTuple):
@@ -67,3 +73,64 @@ def quantise(
     )
     machine.run(call, k.device)
     return made
+
+
+def forward(machine: Machine, problem: Problem, precision: str) -> tuple[Tensor, Tensor]:
+    """Results as in ``vsa.backends.base.Backend.low_precision``, "int8" alone.
+
+    Some key heads of a batch element after the other, so that their tiles take little memory.
+    """
+    from vsa import _C
+
+    grid, kv_grid = problem.grids
+    sign, scale = positive_scale(problem.scale)
+    q = addressable(problem.q * sign if sign != 1 else problem.q)
+    k, v, text_valid = addressable(problem.k), addressable(problem.v), problem.text_valid
+    batch, _, heads, _ = q.shape
+    group = heads // k.shape[2]
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = q.new_empty(batch, heads, q.shape[1], dtype=torch.float32)
+    tile_counter = q.new_empty(1, dtype=torch.int32)
+    for b in range(batch):
+        one = slice(b, b + 1)
+        valid = None if text_valid is None else text_valid[one]
+        rows = rows_of_text(valid, q[one], (grid, kv_grid))
+        for of_keys in _slices(problem):
+            of_queries = slice(of_keys.start * group, of_keys.stop * group)
+            keys, values = k[one, :, of_keys], v[one, :, of_keys]
+            tiles = quantise(machine, keys, values, kv_grid, valid, precision)
+            bitmap = problem.bitmap[one, of_queries].contiguous()
+            axes = neighbour_axes(machine, bitmap, grid.tiles, bitmap.shape[1], tile_counter)
+            queries = q[one, :, of_queries]
+            call = forward_call(
+                Located3(queries, queries),
+                Located3(keys, keys),
+                Located3(values, values),
+                Shared((grid, kv_grid), scale, bitmap, axes, *rows),
+                LocatedGates(),
+                out[one, :, of_queries],
+                None,
+                lse[one, of_queries],
+                tile_counter,
+            )
+            machine.run(
+                _C.LowPrecisionForward(
+                    forward=call,
+                    images=tiles.images.data_ptr(),
+                    channels=tiles.channels.data_ptr(),
+                ),
+                q.device,
+            )
+    return out, lse
+
+
+def _slices(problem: Problem) -> list[slice]:
+    """Key heads whose tiles are there at a time."""
+    from vsa import _C
+
+    q, k, v = problem.q, problem.k, problem.v
+    _, kv_grid = problem.grids
+    tiles = kv_grid.num_tiles + -(-kv_grid.prefix // SLOTS) + -(-kv_grid.suffix // SLOTS)
+    given = sum(x.numel() * x.element_size() for x in (q, k, v))
+    step = max(1, int(MOST_HELD * given / (tiles * _C.quantised_tile_bytes(q.shape[-1]))))
+    return [slice(at, min(at + step, k.shape[2])) for at in range(0, k.shape[2], step)]
