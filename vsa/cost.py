@@ -24,6 +24,7 @@ class Flops:
         select: scores between tile means for the top-k (the coarse stage's, counted once more).
         fine: attention inside the selected tiles, text included.
         combine: gates and sum.
+        tail: attention to the means of tiles that were not selected; 0 without a tail.
     """
 
     full: float
@@ -31,6 +32,7 @@ class Flops:
     select: float
     fine: float
     combine: float
+    tail: float = 0.0
 
     @property
     def stages(self) -> dict[str, float]:
@@ -39,6 +41,7 @@ class Flops:
             "coarse": self.coarse,
             "select": self.select,
             "fine": self.fine,
+            "tail": self.tail,
             "combine": self.combine,
         }
 
@@ -62,6 +65,7 @@ def flops(
     *,
     batch: int = 1,
     kv_grid: Extent | Grid | None = None,
+    tail: bool = False,
 ) -> Flops:
     """Count the operations of one call of ``vsa.attention`` with a coarse gate.
 
@@ -77,6 +81,7 @@ def flops(
             backward.
         batch: batch size.
         kv_grid: the keys' grid where it differs.
+        tail: count the tail as well, as in ``vsa.attention``.
 
     Raises:
         ValueError, TypeError: naming the argument.
@@ -94,7 +99,9 @@ def flops(
             "topk must say how many tiles are kept for their operations to be counted, "
             f"but it is {topk}: pass the density of a selection"
         )
-    kept = fmean(budget.counts) / keys.num_tiles * keys.tokens
+    kept_tiles = fmean(budget.counts)
+    kept = kept_tiles / keys.num_tiles * keys.tokens
+    left_out = (keys.num_tiles - kept_tiles) * checks.flag("tail", tail)
     factor = 1 + BACKWARD * bool(backward)
     tile_pairs, linear = queries.num_tiles * keys.num_tiles, 1 + bool(backward)
     return Flops(
@@ -103,4 +110,5 @@ def flops(
         select=2.0 * each * tile_pairs,
         fine=factor * 4 * each * (queries.tokens * (kept + keys.text) + queries.text * keys.length),
         combine=linear * 3.0 * each * queries.length,
+        tail=factor * 4 * each * queries.tokens * left_out,
     )

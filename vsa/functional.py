@@ -12,12 +12,13 @@ from vsa.backends import named
 from vsa.stages import eager, inputs
 from vsa.stages.coarse import tile_means
 from vsa.stages.combine import gated_attention, whole
-from vsa.stages.fine import fine
-from vsa.stages.inputs import DEFAULT_TILE, Inputs, Tile
+from vsa.stages.fine import fine, tail_means
+from vsa.stages.inputs import DEFAULT_TILE, Tile
 from vsa.stages.select import everything, select_and_attend, select_tiles
 from vsa.values import checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
+from vsa.values.problem import TailMeans
 from vsa.values.selection import Selection, check_is_selection
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class FineOptions(TypedDict, total=False):
     tile: Tile
     scale: float | None
     text_valid: Tensor | None
+    tail: bool
     backend: str
 
 
@@ -102,6 +104,7 @@ def attention(
     scale: float | None = None,
     selection: Selection | None = None,
     text_valid: Tensor | None = None,
+    tail: bool = False,
     return_selection: bool = False,
     return_lse: bool = False,
     backend: str = "auto",
@@ -131,6 +134,9 @@ def attention(
         selection: a selection to reuse, from an earlier step; the top-k is skipped.
         text_valid: (B, prefix + suffix) bool, which text tokens are real; the others are never
             attended.
+        tail: whether key tiles that were not chosen enter the softmax of the fine stage as one key
+            each, their mean, with their mean value, that counts as often as the tile has tokens
+            (docs/method.md); the log-sum-exp includes them.
         return_selection: also return the selection.
         return_lse: also return the fine stage's log-sum-exp.
         backend: "auto", "hopper", "emulated", "flex" or "torch".
@@ -145,7 +151,7 @@ def attention(
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
     kind = None
-    if selection is None and text_valid is None:
+    if selection is None and text_valid is None and tail is False:
         rest = grid, kv_grid, tile, scale, backend, return_lse, return_selection
         kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, topk, rest)
         plan = None if kind is None else eager.plan_of(kind)
@@ -167,10 +173,12 @@ def attention(
     )
     checks.gate("gate_coarse", gate_coarse, q)
     checks.gate("gate_fine", gate_fine, q)
+    checks.flag("tail", tail)
     given = selection is not None and topk is None
     budget = resolve(1.0 if given else topk, call.kv_grid.num_tiles, call.q.shape[2])
     choose = selection is None and not budget.is_everything
-    if choose and torch.compiler.is_compiling() and named(call.backend).fuses_gates:
+    fuses_gates = named(call.backend).fuses_gates and not tail
+    if choose and torch.compiler.is_compiling() and fuses_gates:
         with torch.autocast(call.q.device.type, enabled=False):
             out, lse, selection = whole(call, budget, gate_fine, gate_coarse)
         return _asked_for(out, selection, lse, return_selection, return_lse)
@@ -178,22 +186,28 @@ def attention(
     selection = None if selection is None else selection.savable()
     with torch.autocast(call.q.device.type, enabled=False):
         means: list[Tensor] = []
-        if gate_coarse is not None:
+        if gate_coarse is not None or (tail and choose):
             grids = (call.grid, call.kv_grid, call.kv_grid)
-            means = tile_means(_for_means(call), grids, call.backend)
+            xs = call.q, call.k, call.v
+            if fuses_gates:  # then the gradient of their means does not go through autograd
+                xs = call.q.detach(), call.k.detach(), call.v.detach()
+            means = tile_means(xs, grids, call.backend)
         elif choose:
             of_keys = call.q.detach(), call.k.detach()
             means = tile_means(of_keys, (call.grid, call.kv_grid), call.backend)
         coarse: Tensor | None = None
-        if choose and gate_coarse is not None and named(call.backend).fuses_gates:
+        if choose and gate_coarse is not None and fuses_gates:
             selection, coarse = select_and_attend(means, budget, call)
         elif choose:
             selection = select_tiles(means[0], means[1], budget, call)
         elif selection is None:
             selection = everything(call)
+        of_tail = None
+        if tail:
+            of_tail = TailMeans(*means[1:]) if means else tail_means(call)
         if gate_coarse is None:
             means = []  # their memory is free for the fine stage
-        out, lse = gated_attention(call, selection, means, coarse, gate_fine, gate_coarse)
+        out, lse = gated_attention(call, selection, means, coarse, gate_fine, gate_coarse, of_tail)
 
     if kind is not None and plan is None and choose:
         gives = return_lse, return_selection
@@ -210,13 +224,6 @@ def _asked_for(
 ) -> Any:
     extras: list[Any] = [selection] * with_selection + [lse] * with_lse
     return (out, *extras) if extras else out
-
-
-def _for_means(call: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v, without gradient where that of their means does not go through autograd."""
-    if named(call.backend).fuses_gates:
-        return call.q.detach(), call.k.detach(), call.v.detach()
-    return call.q, call.k, call.v
 
 
 @overload
@@ -250,6 +257,7 @@ def block_sparse_attention(
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     text_valid: Tensor | None = None,
+    tail: bool = False,
     return_lse: bool = False,
     backend: str = "auto",
 ) -> Any:
@@ -266,6 +274,8 @@ def block_sparse_attention(
         tile: tokens per tile along (t, h, w) where ``grid`` is not a ``vsa.Grid``.
         scale: factor of the scores, by default head_dim ** -0.5.
         text_valid: (B, prefix + suffix) bool, which text tokens are real.
+        tail: whether tiles outside the selection enter the softmax by their means, as in
+            ``vsa.attention``.
         return_lse: also return the log-sum-exp, itself differentiable.
         backend: "auto", "hopper", "emulated", "flex" or "torch".
 
@@ -289,7 +299,12 @@ def block_sparse_attention(
         selection=selection,
         backend=backend,
     )
-    out, lse = fine(call, selection.savable())
+    checks.flag("tail", tail)
+    if tail:
+        with torch.autocast(call.q.device.type, enabled=False):
+            out, lse = fine(call, selection.savable(), tail_means(call))
+    else:
+        out, lse = fine(call, selection.savable())
     out = out.view(call.shape)
     return (out, lse) if return_lse else out
 

@@ -42,6 +42,7 @@ class VideoSparseAttention(nn.Module):
         gates: None for the fine stage alone, "coarse" for the paper's fine-tuning form, "both" for
             its training form.
         tile: tokens per tile along (t, h, w), or "auto".
+        tail: as in ``vsa.attention``; an attribute, too.
         bias: whether the projections have biases.
         backend: as in ``vsa.attention``.
 
@@ -58,6 +59,7 @@ class VideoSparseAttention(nn.Module):
         kv_heads: int | None = None,
         gates: Literal["coarse", "both"] | None = "coarse",
         tile: Tile = DEFAULT_TILE,
+        tail: bool = False,
         bias: bool = True,
         backend: str = "auto",
     ) -> None:
@@ -79,6 +81,7 @@ class VideoSparseAttention(nn.Module):
         Grid((1, 1, 1), tile)  # for its checks
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
         self.tile, self.backend = tile, backend
+        self.tail = checks.flag("tail", tail)
         self.topk = topk
         self.to_qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
         self.to_gate_compress = _gate(dim, start=0.0) if gates else None
@@ -122,6 +125,7 @@ class VideoSparseAttention(nn.Module):
             gate_fine=gate_fine,
             selection=selection,
             text_valid=text_valid,
+            tail=self.tail,
             backend=self.backend,
         )
         return self.to_out(rearrange(out, "... heads d -> ... (heads d)"))
@@ -170,7 +174,11 @@ class VideoSparseAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print(layer)`` says of the layer itself."""
-        return f"heads={self.heads}, kv_heads={self.kv_heads}, topk={self.topk}, tile={self.tile}"
+        of_tail = ", tail=True" * self.tail
+        return (
+            f"heads={self.heads}, kv_heads={self.kv_heads}, topk={self.topk}, tile={self.tile}"
+            f"{of_tail}"
+        )
 
 
 def _gate(dim: int, start: float) -> nn.Linear:

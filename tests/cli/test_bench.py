@@ -45,6 +45,34 @@ def test_bench_measures_draws_and_writes(tmp_path: Path) -> None:
     assert set(rows[1]["errors"]) == {"out", "lse", "dq", "dk", "dv"}
 
 
+def test_bench_with_a_tail_holds_it_to_fp64(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figures, tails = tmp_path / "bench.json", set()
+    right = vsa.attention
+
+    def noting(*args: Any, **options: Any) -> Any:
+        tails.add(options["tail"])
+        return right(*args, **options)
+
+    monkeypatch.setattr(vsa, "attention", noting)
+    small = [*SMALL[2:], "--grid", "5,6,7", "--topk", "2", "--json", str(figures)]
+    result = RUNNER.invoke(app, ["bench", *small, "--tail"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(figures.read_text())["rows"]
+    assert tails == {True} and all(row["tail"] for row in rows)
+    assert set(rows[1]["errors"]) == {"out", "lse", "dq", "dk", "dv"}
+    assert "with a tail" in result.output
+    assert Measurement.of_row({k: v for k, v in rows[0].items() if k != "tail"}).tail is False
+
+    def without(*args: Any, **options: Any) -> Any:
+        return right(*args, **options | {"tail": False})
+
+    monkeypatch.setattr(vsa, "attention", without)
+    result = RUNNER.invoke(app, ["bench", *small, "--tail"])
+    assert result.exit_code == 1 and "wrong results" in result.output
+
+
 def test_an_interrupted_bench_keeps_its_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

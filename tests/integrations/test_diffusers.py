@@ -305,6 +305,22 @@ def test_selections_are_taken_again_between_refreshes(monkeypatch: pytest.Monkey
     assert torch.equal(run(model, inputs), chosen) and reused[-1]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", JOINT_OR_NOT)
+def test_a_tail_reaches_every_layer(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = family()
+    tails: list[bool] = []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        tails.append(kwargs["tail"])
+        return vsa.attention(*args, **kwargs)
+
+    monkeypatch.setattr(processors, "attention", spy)
+    without, found = (run(apply_vsa(model, topk=1, tail=tail), inputs) for tail in (False, True))
+    assert tails == [False] * 2 + [True] * 2 and (found - without).abs().max() > 1e-4
+    assert "tail=True" in repr(model)
+
+
 def test_twice_and_never_are_well_defined() -> None:
     model, inputs = wan()
     remove_vsa(model)
@@ -365,6 +381,7 @@ def test_what_is_not_supported_is_refused_in_one_sentence() -> None:
         ({"dense_steps": -1}, ValueError, "dense_steps"),
         ({"refresh_every": 0}, ValueError, "refresh_every"),
         ({"gates": "both"}, ValueError, "gates must be None or"),
+        ({"tail": "mean"}, TypeError, "tail must be True or False, but it is 'mean'"),
     ):
         with pytest.raises(kind, match=sentence):
             apply_vsa(model, **arguments)

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vsa.backends import torch_coarse
+from vsa.backends import torch_coarse, torch_tail
 from vsa.backends.torch_combine import combine
 from vsa.values.grid import Grid
 from vsa.values.problem import (
@@ -18,6 +18,7 @@ from vsa.values.problem import (
     Means,
     Problem,
     Saved,
+    TailMeans,
     Task,
     TileScores,
     Upstream,
@@ -158,6 +159,45 @@ class Backend:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of ``forward``: dq, dk and dv like q, k and v, contiguous."""
         raise self._without("no backward of its own")
+
+    def tail_forward(self, problem: Problem, means: TailMeans, most: int) -> tuple[Tensor, Tensor]:
+        """``forward``, and in the same softmax the tail: the means of tiles that were not chosen.
+
+        Both results are those of the whole softmax.
+        """
+        out, lse = self.forward(problem, most)
+        return self.add_tail(problem, means, out, lse)
+
+    def add_tail(
+        self, problem: Problem, means: TailMeans, out: Tensor, lse: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The results of ``forward`` become those of the whole softmax, in their place."""
+        return torch_tail.add(problem, means, out, lse)
+
+    def tail_backward(
+        self, upstream: Upstream, saved: Saved, problem: Problem, means: TailMeans, most: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of ``tail_forward``: dq, dk and dv, what comes through the means included."""
+        grads = self.backward(upstream, saved, problem, most)
+        return self.add_tail_gradients(upstream, saved, problem, means, grads)
+
+    def add_tail_gradients(
+        self,
+        upstream: Upstream,
+        saved: Saved,
+        problem: Problem,
+        means: TailMeans,
+        grads: tuple[Tensor, Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """To gradients dq, dk and dv of the fine stage those that the tail brings, in their place.
+
+        Those of the means become the tokens' own by ``spread_means``.
+        """
+        dq, dk, dv = grads
+        of_means = torch_tail.add_gradients(upstream, saved, problem, means, dq)
+        for grad, mean in zip((dk, dv), of_means, strict=True):
+            grad += self.spread_means(mean, problem.grids[1], grad.dtype)
+        return dq, dk, dv
 
     def gated_forward(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:
         """Where gates are fused: out and lse, and the fine stage's output before its gate."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vsa.backends import composed, torch_fine
+from vsa.backends import composed, torch_fine, torch_tail
 from vsa.backends.base import Backend, Request
+from vsa.backends.tiles import accumulation_dtype
 from vsa.values import transforms
-from vsa.values.problem import Problem, Saved, TileScores, Upstream
+from vsa.values.problem import Problem, Saved, TailMeans, TileScores, Upstream
 
 
 class TorchBackend(Backend):
@@ -27,6 +28,25 @@ class TorchBackend(Backend):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Backend.backward``."""
         return torch_fine.backward(upstream, saved, problem, most)
+
+    def tail_forward(self, problem: Problem, means: TailMeans, most: int) -> tuple[Tensor, Tensor]:
+        """See ``Backend.tail_forward``; rounded once, as without a tail."""
+        out, lse = super().tail_forward(_widened(problem), means, most)
+        return out.to(problem.q.dtype), lse
+
+    def tail_backward(
+        self, upstream: Upstream, saved: Saved, problem: Problem, means: TailMeans, most: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``Backend.tail_backward``; rounded once, as without a tail."""
+        dq, dk, dv = super().tail_backward(upstream, saved, _widened(problem), means, most)
+        dtype = problem.q.dtype
+        return dq.to(dtype), dk.to(dtype), dv.to(dtype)
+
+
+def _widened(problem: Problem) -> Problem:
+    """The same in the type that is computed in."""
+    q, k, v = (x.to(accumulation_dtype(x)) for x in (problem.q, problem.k, problem.v))
+    return problem._replace(q=q, k=k, v=v)
 
 
 class TransformsBackend(TorchBackend):
@@ -59,3 +79,9 @@ class TransformsBackend(TorchBackend):
     def forward(self, problem: Problem, most: int) -> tuple[Tensor, Tensor]:
         """See ``Backend.forward``."""
         return composed.forward(problem, most)
+
+    def tail_forward(self, problem: Problem, means: TailMeans, most: int) -> tuple[Tensor, Tensor]:
+        """See ``Backend.tail_forward``."""
+        wide = _widened(problem)
+        out, lse = torch_tail.composed(wide, means, *self.forward(wide, most))
+        return out.to(problem.q.dtype), lse

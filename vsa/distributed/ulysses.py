@@ -39,6 +39,7 @@ def ulysses_attention(
     selection: Selection | None = None,
     text: Literal["sharded", "replicated"] = "sharded",
     text_valid: Tensor | None = None,
+    tail: bool = False,
     return_selection: bool = False,
     return_lse: bool = False,
     backend: str = "auto",
@@ -79,6 +80,7 @@ def ulysses_attention(
             where every rank holds all of them around its part of the video, in q, k, v, gates and
             out, as models do that carry text beside the video; not on a 2-D mesh.
         text_valid: (B, prefix + suffix) bool, the same on all ranks; not on a 2-D mesh.
+        tail: as in ``vsa.attention``.
         return_selection: also return the selection of heads / P heads that this rank computed.
         return_lse: also return the log-sum-exp of this rank's tokens.
         backend: as in ``vsa.attention``.
@@ -98,6 +100,7 @@ def ulysses_attention(
     whole = _grid("grid", grid, tile)
     keys = whole if kv_grid is None else _grid("kv_grid", kv_grid, tile)
     replicated = _is_replicated(text, ranks)
+    checks.flag("tail", tail)
     if lengths is None and ranks.rows > 1:
         if whole.tiles[0] < ranks.rows:
             raise ValueError(
@@ -192,6 +195,7 @@ def ulysses_attention(
         scale=scale,
         selection=selection,
         text_valid=text_valid,
+        tail=tail,
         return_selection=True,
         return_lse=True,
         backend=backend,

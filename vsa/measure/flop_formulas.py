@@ -49,12 +49,10 @@ def _coarse(call: Named) -> float:
 def _fine(call: Named) -> float:
     grid, kv_grid = (Grid.from_ints([int(x) for x in call[x]]) for x in ("grid", "kv_grid"))
     batch, _, heads, head_dim = call["q"].shape
-    kept = (
-        _kept(call["bitmap"], call.get("most", kv_grid.num_tiles))
-        / kv_grid.num_tiles
-        * kv_grid.tokens
-    )
-    pairs = grid.tokens * (kept + kv_grid.text) + grid.text * kv_grid.length
+    tiles = _kept(call["bitmap"], call.get("most", kv_grid.num_tiles))
+    kept = tiles / kv_grid.num_tiles * kv_grid.tokens
+    left_out = 0 if call.get("tail_keys") is None else kv_grid.num_tiles - tiles
+    pairs = grid.tokens * (kept + left_out + kv_grid.text) + grid.text * kv_grid.length
     return 4.0 * batch * heads * head_dim * pairs
 
 
@@ -89,6 +87,8 @@ FORMULAS: dict[str, Callable[[Named], float]] = {
     "coarse_attention": _coarse,
     "block_sparse_attention": _fine,
     "block_sparse_attention_backward": _fine_backward,
+    "tail_attention": _fine,
+    "tail_attention_backward": _fine_backward,
     "gated_attention": _fine,
     "gated_attention_inference": _fine,
     "gated_attention_backward": _gated_backward,

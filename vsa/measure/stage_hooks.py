@@ -31,10 +31,12 @@ _METHODS = {
     "coarse_attention": COARSE,
     "select": SELECT,
     "forward": FINE,
+    "add_tail": FINE,
     "gated_inference": FINE,
     "gated_forward": FINE,
     "combine": COMBINE,
     "backward": FINE_BACKWARD,
+    "add_tail_gradients": FINE_BACKWARD,
     "gated_backward": FINE_BACKWARD,
     "spread_means": MEANS_BACKWARD,
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 from vsa.backends import named
 from vsa.backends.tiles import accumulation_dtype
 from vsa.operators.schema import cast_under_autocast, differentiable, operator
-from vsa.values.problem import Gates, Means, Problem, RowBound, Saved, Upstream
+from vsa.values.problem import Gates, Means, Problem, RowBound, Saved, TailMeans, Upstream
 
 
 def _outputs(problem: Problem, *_: object) -> tuple[Tensor, Tensor]:
@@ -62,6 +62,39 @@ differentiable(
     saved=lambda results: results[:2],
 )
 cast_under_autocast(block_sparse_attention, "block_sparse_attention", count=3)
+
+
+TAILED = (Problem, TailMeans, RowBound)
+
+# The same with a tail: tiles that a query tile does not choose enter its softmax as one key each,
+# their mean, that counts as often as the tile has tokens. Out and lse are those of the whole.
+tail_attention = operator(
+    "tail_attention",
+    TAILED,
+    "(Tensor, Tensor)",
+    compute=lambda problem, means, bound: named(problem.backend).tail_forward(
+        problem, means, bound.most
+    ),
+    fake=_outputs,
+)
+
+# dq, dk, dv: like q, k and v, contiguous; what reaches k and v through the means is in them.
+tail_attention_backward = operator(
+    "tail_attention_backward",
+    (Upstream, Saved, *TAILED),
+    "(Tensor, Tensor, Tensor)",
+    compute=lambda upstream, saved, problem, means, bound: named(problem.backend).tail_backward(
+        upstream, saved, problem, means, bound.most
+    ),
+    fake=lambda upstream, saved, problem, *_: _like(problem.q, problem.k, problem.v),
+)
+differentiable(
+    tail_attention,
+    TAILED,
+    tail_attention_backward,
+    of=("q", "k", "v"),
+    saved=lambda results: results[:2],
+)
 
 
 GATED = (Problem, Means, Gates)

@@ -16,7 +16,7 @@ from vsa.stages.coarse import coarse_attention
 from vsa.stages.fine import fine, problem
 from vsa.stages.inputs import Inputs
 from vsa.values.budget import Budget
-from vsa.values.problem import Gates, Means, WholeCall
+from vsa.values.problem import Gates, Means, TailMeans, WholeCall
 from vsa.values.selection import Selection
 
 
@@ -27,6 +27,7 @@ def gated_attention(
     coarse: Tensor | None,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
+    tail: TailMeans | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Coarse attention, the fine stage, and combine on top.
 
@@ -37,17 +38,19 @@ def gated_attention(
         call: checked inputs.
         selection: the key tiles of every query tile.
         means: of the tiles of q, k and v, (B, heads, num_tiles, head_dim) fp32, exactly when there
-            is a ``gate_coarse``; without gradient where gates are fused.
+            is a ``gate_coarse``; without gradient where gates are fused and there is no ``tail``.
         coarse: where gates are fused, the coarse attention's output if it is there already.
         gate_fine: broadcastable to q as the user gave it, or None for 1.
         gate_coarse: broadcastable to q, or None to leave the coarse branch out.
+        tail: tile means of the keys, if tiles that were not chosen enter the softmax by them.
 
     Returns:
         out: shape and type of q as the user gave it.
         lse: (B, heads, S) fp32, of the fine stage.
     """
-    if not named(call.backend).fuses_gates or (gate_fine is None and gate_coarse is None):
-        return _stage_by_stage(call, selection, means, gate_fine, gate_coarse)
+    fuses_gates = named(call.backend).fuses_gates and tail is None
+    if not fuses_gates or (gate_fine is None and gate_coarse is None):
+        return _stage_by_stage(call, selection, means, gate_fine, gate_coarse, tail)
     if means and coarse is None:
         q_means, k_means, v_means = means
         coarse = coarse_select.coarse_attention(q_means, k_means, v_means, call.scale, call.backend)
@@ -107,13 +110,14 @@ def _stage_by_stage(
     means: Sequence[Tensor],
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
+    tail: TailMeans | None,
 ) -> tuple[Tensor, Tensor]:
     """Each stage by itself; autograd puts their gradients together."""
     coarse = None
     if means:
         q_means, k_means, v_means = means
         coarse = coarse_attention(q_means, k_means, v_means, call.scale, call.backend)
-    out, lse = fine(call, selection)
+    out, lse = fine(call, selection, tail)
     whole = named(call.backend).combine(
         out.view(call.shape), coarse, gate_fine, gate_coarse, call.grid
     )

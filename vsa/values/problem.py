@@ -56,6 +56,20 @@ class RowBound(NamedTuple):
     most: int
 
 
+class TailMeans(NamedTuple):
+    """Tile means of the keys, one more key each of every query tile that does not choose the tile.
+
+    Their gradient is part of the gradients of k and v.
+
+    Attributes:
+        tail_keys: (B, kv_heads, n_k, head_dim) fp32 (fp64 for fp64 inputs), contiguous.
+        tail_values: like tail_keys.
+    """
+
+    tail_keys: Tensor
+    tail_values: Tensor
+
+
 class Means(NamedTuple):
     """Tile means, exactly where there is a coarse gate.
 

@@ -33,6 +33,7 @@ def attention(
     scale: float | None = None,
     mask: Tensor | None = None,
     text_valid: Tensor | None = None,
+    tail: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments and results as in ``vsa.verify.reference.attention``, on the CPU."""
     group = q.shape[2] // k.shape[2]
@@ -49,8 +50,14 @@ def attention(
     coarse_scores = scale * q_means @ k_means.mT
     chosen = choice(coarse_scores, topk, mass) if mask is None else mask
     attends = attended(chosen, query_tiles, key_tiles, text_valid)
+    bias = q.new_zeros(k.shape[2])
+    if tail:  # means are further keys of the video's queries
+        k, v = torch.cat((k, k_means), dim=2), torch.cat((v, v_means), dim=2)
+        left_out = query_tiles.T @ (~chosen).double() > 0
+        attends = torch.cat((attends.expand(*left_out.shape[:2], -1, -1), left_out), dim=-1)
+        bias = torch.cat((bias, key_tiles.sum(-1).log()))
     idle = ~attends.any(-1, keepdim=True)
-    scores = (scale * q @ k.mT).masked_fill(~(attends | idle), -math.inf)
+    scores = (scale * q @ k.mT + bias).masked_fill(~(attends | idle), -math.inf)
     out = scores.softmax(-1).masked_fill(idle, 0) @ v
     lse = scores.logsumexp(-1).masked_fill(idle.squeeze(-1), -math.inf)
     out = out.transpose(1, 2)

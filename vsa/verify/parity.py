@@ -52,6 +52,7 @@ class Problem:
     gate_fine: bool = False
     magnitude: float = 1.0
     scale: float | None = None
+    tail: bool = False
     dtype: torch.dtype = torch.float64
 
     @property
@@ -69,9 +70,15 @@ class Problem:
         )
 
     def without_extras(self) -> Problem:
-        """The same shapes without text and gates, which PyTorch's attention does not know."""
+        """The same shapes without text, gates and tail, which PyTorch's attention has not."""
         return replace(
-            self, prefix=0, suffix=0, text_valid=False, gate_coarse=False, gate_fine=False
+            self,
+            prefix=0,
+            suffix=0,
+            text_valid=False,
+            gate_coarse=False,
+            gate_fine=False,
+            tail=False,
         )
 
     def inputs(self, seed: int = 0) -> dict[str, Tensor]:
@@ -142,6 +149,21 @@ PROBLEMS = [
     Problem("other-keys", kv_grid=(9, 5, 6), topk=4, gate_coarse=True, heads=4, kv_heads=2),
     Problem("large-logits", magnitude=100.0, gate_coarse=True),
     Problem("scale", scale=0.7, head_dim=8),
+    Problem("tail", tail=True, heads=4, kv_heads=2),
+    Problem(
+        "tail-gates-text",
+        grid=(5, 5, 6),
+        prefix=3,
+        suffix=6,
+        topk=2,
+        text_valid=True,
+        batch=3,
+        gate_coarse=True,
+        gate_fine=True,
+        tail=True,
+    ),
+    Problem("tail-other-keys", kv_grid=(9, 5, 6), topk=(2, 0.6), batch=2, tail=True),
+    Problem("tail-large-logits", magnitude=100.0, tail=True, gate_fine=True),
     Problem("one-dimensional", grid=(1, 1, 200), tile=(1, 1, 64), topk=2, gate_coarse=True),
 ]
 
@@ -177,6 +199,7 @@ def ours(
         kv_grid=None if problem.kv_grid is None else problem.key_grid,
         scale=problem.scale,
         text_valid=None if valid is None else valid.to(device),
+        tail=problem.tail,
         return_selection=True,
         return_lse=True,
         **options,
@@ -209,6 +232,7 @@ def expected(
         scale=problem.scale,
         mask=mask,
         text_valid=problem.valid(),
+        tail=problem.tail,
     )
     return _differentiated(out, lse, leaves, tensors), chosen
 

@@ -32,6 +32,7 @@ def attention(
     scale: float | None = None,
     mask: Tensor | None = None,
     text_valid: Tensor | None = None,
+    tail: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Video Sparse Attention.
 
@@ -52,6 +53,8 @@ def attention(
         scale: factor of the scores, by default head_dim ** -0.5.
         mask: (B, heads, n_q, n_k) bool, a choice of tiles instead of the top-k.
         text_valid: (B, prefix + suffix) bool.
+        tail: whether each tile that a query tile did not pick is one key more for it, the tile's
+            mean, that counts as often as the tile has tokens.
 
     Returns:
         out (B, S_q, heads, head_dim), mask (B, heads, n_q, n_k) bool, lse (B, heads, S_q), all in
@@ -96,9 +99,13 @@ def attention(
                 chosen[b, h, i, picked] = True
                 # fine
                 attended = [token for j in picked for token in key_tiles[j]] + text_k
+                left_out = [j for j in range(len(key_tiles)) if j not in picked] if tail else []
+                attended_keys = torch.cat((keys[attended], k_means[left_out]))
+                attended_values = torch.cat((values[attended], v_means[left_out]))
+                counts = [1] * len(attended) + [len(key_tiles[j]) for j in left_out]
                 for token in tokens:
                     fine, lse_rows[b, h, token] = softmax_attention(
-                        queries[token], keys, values, attended, scale
+                        queries[token], attended_keys, attended_values, counts, scale
                     )
                     out_rows[b, h, token] = combine(
                         fine, coarse[i], gate_fine, gate_coarse, q.shape, b, token, h
@@ -106,7 +113,11 @@ def attention(
             everything = [token for tokens in key_tiles for token in tokens] + text_k
             for token in text_q:
                 fine, lse_rows[b, h, token] = softmax_attention(
-                    queries[token], keys, values, everything, scale
+                    queries[token],
+                    keys[everything],
+                    values[everything],
+                    [1] * len(everything),
+                    scale,
                 )
                 out_rows[b, h, token] = combine(
                     fine, None, gate_fine, gate_coarse, q.shape, b, token, h
@@ -165,13 +176,16 @@ def best(scores: Sequence[float], topk: float, mass: float = 0.0) -> list[int]:
 
 
 def softmax_attention(
-    query: Tensor, keys: Tensor, values: Tensor, attended: list[int], scale: float
+    query: Tensor, keys: Tensor, values: Tensor, counts: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
-    """One query (head_dim,) over rows of keys and values (S, head_dim): output, log-sum-exp."""
-    if not attended:
+    """One query (head_dim,) over keys and values (n, head_dim): output, log-sum-exp.
+
+    Each of them counts as often as ``counts`` says: as if it stood there so many times.
+    """
+    if not counts:
         return query * 0, query.new_tensor(-math.inf)
-    scores = scale * keys[attended] @ query
-    return scores.softmax(0) @ values[attended], scores.logsumexp(0)
+    scores = scale * keys @ query + torch.tensor(counts, dtype=query.dtype).log()
+    return scores.softmax(0) @ values, scores.logsumexp(0)
 
 
 def combine(

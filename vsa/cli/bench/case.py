@@ -56,6 +56,7 @@ class Case:
         sets: inputs that calls go round, so that none finds its own in the L2 cache.
         with_stages: whether the stages of the sparse runs are timed too, in calls of their own.
         with_ways: whether they are timed in a CUDA graph and compiled too.
+        tail: whether tiles that are not chosen enter the softmax by their means.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Case:
     sets: Sequence[Inputs]
     with_stages: bool
     with_ways: bool = False
+    tail: bool = False
 
     def measure(self, direction: str, monitor: Monitor) -> Measurement:
         """Parity first, then both times.
@@ -103,7 +105,10 @@ class Case:
                 ways[name] = statistics.median(timed(each)[0]) / count
             host["compiled"] = host_seconds(compiled, self.repeats)
         grid = self.layer.grid
-        cost = vsa.flops(grid, self.layer.heads, self.layer.head_dim, self.topk, backward=backward)
+        layer = self.layer
+        cost = vsa.flops(
+            grid, layer.heads, layer.head_dim, self.topk, backward=backward, tail=self.tail
+        )
         dense_time, sparse_time = statistics.median(dense), statistics.median(sparse)
         return Measurement(
             shape=self.name,
@@ -129,6 +134,7 @@ class Case:
             stages=self._stages(sets, upstream, backward) if self.with_stages else {},
             host=host,
             ways=ways,
+            tail=self.tail,
         )
 
     def _sparse(self, q: Tensor, k: Tensor, v: Tensor, **returns: bool) -> Any:
@@ -139,6 +145,7 @@ class Case:
             self.topk if self.selection is None else None,
             grid=self.layer.grid,
             selection=self.selection,
+            tail=self.tail,
             backend=self.backend,
             **cast("Any", returns),
         )
@@ -168,7 +175,7 @@ class Case:
     def _errors(self, inputs: Inputs, upstream: Tensor, backward: bool) -> dict[str, float]:
         out, chosen, lse = self._sparse(*inputs, return_selection=True, return_lse=True)
         fixed = (x.detach() for x in inputs)
-        exact = Sample(self.layer.grid, chosen.mask()[0], *fixed, upstream)
+        exact = Sample(self.layer.grid, chosen.mask()[0], *fixed, upstream, tail=self.tail)
         errors = exact.forward_errors(out.detach(), lse.detach())
         if backward:
             errors |= exact.backward_errors(*torch.autograd.grad(out, inputs, upstream))

@@ -81,6 +81,10 @@ def bench(
         ),
     ] = CHOSEN,
     lists: Annotated[str | None, typer.Option("--lists", **PATTERN, hidden=True)] = None,
+    tail: Annotated[
+        bool,
+        typer.Option("--tail", help="Tiles that are not chosen enter the softmax by their means."),
+    ] = False,
     with_stages: Annotated[
         bool, typer.Option("--stages", help="Time the stages too, called one by one.")
     ] = False,
@@ -184,6 +188,7 @@ def bench(
                         inputs,
                         with_stages,
                         with_ways,
+                        tail,
                     )
                     progress.update(task, description=f"{called}, topk {share:g}, {direction}")
                     measurements.append(case.measure(direction, monitor))

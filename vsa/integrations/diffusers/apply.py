@@ -40,6 +40,7 @@ def apply_vsa(
     dense_steps: int = ...,
     gates: Literal["coarse"] | None = ...,
     refresh_every: int = ...,
+    tail: bool = ...,
     group: Any = ...,
 ) -> Transformer: ...
 
@@ -54,6 +55,7 @@ def apply_vsa(
     dense_steps: int = ...,
     gates: Literal["coarse"] | None = ...,
     refresh_every: int = ...,
+    tail: bool = ...,
     group: Any = ...,
 ) -> list[Transformer]: ...
 
@@ -67,6 +69,7 @@ def apply_vsa(
     dense_steps: int = 0,
     gates: Literal["coarse"] | None = None,
     refresh_every: int = 1,
+    tail: bool = False,
     group: Any = None,
 ) -> Any:
     """Make the self-attention of a diffusers video transformer sparse, in place.
@@ -98,6 +101,7 @@ def apply_vsa(
         gates: "coarse" adds a coarse branch behind gates: those that the transformer has, else
             those in the local folder that it was loaded from, else zero until trained or loaded.
         refresh_every: tiles are chosen every so many steps and taken again in between.
+        tail: as in ``vsa.attention``: tiles that are not chosen enter the softmax by their means.
         group: process group, or ``DeviceMesh`` of one dimension, whose ranks share out the video
             of HunyuanVideo, HunyuanVideo 1.5, CogVideoX or Mochi; they must divide the heads.
             Every rank calls the transformer with the same input and gets the whole result;
@@ -115,7 +119,7 @@ def apply_vsa(
     """
     several = isinstance(transformer, (list, tuple))
     prepared = [
-        _prepare(each, topk, tile, dense_layers, dense_steps, gates, refresh_every, group)
+        _prepare(each, topk, tile, dense_layers, dense_steps, gates, refresh_every, tail, group)
         for each in (transformer if several else [transformer])
     ]
     if not prepared:
@@ -146,6 +150,7 @@ def _prepare(
     dense_steps: int,
     gates: str | None,
     refresh_every: int,
+    tail: bool,
     group: Any,
 ) -> Prepared:
     """Everything that may be refused, before anything is changed."""
@@ -158,6 +163,7 @@ def _prepare(
         dense_steps=checks.integer("dense_steps", dense_steps, at_least=0),
         refresh_every=checks.integer("refresh_every", refresh_every, at_least=1),
         gates=gates,
+        tail=checks.flag("tail", tail),
     )
     dense = _checked_layers(dense_layers, len(layers))
     if gates not in (None, "coarse"):

@@ -47,6 +47,7 @@ class Settings:
     dense_steps: int
     refresh_every: int
     gates: str | None = None
+    tail: bool = False
 
     @property
     def need_steps(self) -> bool:
@@ -60,6 +61,7 @@ class Settings:
         words.append(f"gates={self.gates}")
         words += [f"dense_steps={self.dense_steps}"] if self.dense_steps else []
         words += [f"refresh_every={self.refresh_every}"] if self.refresh_every > 1 else []
+        words += ["tail=True"] if self.tail else []
         return ", ".join(words)
 
 
@@ -225,7 +227,17 @@ class Plan:
             reuse = (step - settings.dense_steps) % settings.refresh_every != 0
         note = partial(self.record.note, layer, step) if self.record and noted else None
         return Work(
-            shape, tile, topk, store, reuse, group, self.sharding, note, before=before, after=after
+            shape,
+            tile,
+            topk,
+            store,
+            reuse,
+            group,
+            self.sharding,
+            note,
+            before=before,
+            after=after,
+            tail=settings.tail,
         )
 
     def _heads(self, layer: int) -> int:

@@ -188,6 +188,7 @@ def sparse(
         gate_coarse=gate,
         selection=known,
         text_valid=text_valid,
+        tail=work.tail,
         return_selection=work.store is not None or work.note is not None,
     )
     if isinstance(out, tuple):

@@ -37,6 +37,7 @@ class Work:
         note: is told the queries, keys and selection of this pass, if somebody looks.
         before: tokens of keyframes that stand before the video, and attend everything.
         after: likewise after it.
+        tail: as in ``vsa.attention``.
     """
 
     shape: Extent
@@ -49,6 +50,7 @@ class Work:
     note: Callable[[Tensor, Tensor, Selection], None] | None = None
     before: int = 0
     after: int = 0
+    tail: bool = False
 
     @property
     def tokens(self) -> int:
