@@ -256,6 +256,27 @@ class Program:
     def launch(self, addresses: Sequence[int], device: int, stream: int) -> None: ...
 
 @final
+class RoundMeans:
+    """Makes TailKeys of the means of keys and values."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        k_means: Address,
+        v_means: Address,
+        to: TailKeys,
+        kv_grid: GridSizes,
+        batch: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: Dtype,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
 class ScoreGradient:
     """out = weights * (grad_outputs @ values.mT - (grad_outputs * outputs).sum(-1, True))."""
 
@@ -321,6 +342,57 @@ class Step:
     """A prepared call, to be run in a Program."""
 
     ...
+
+@final
+class TailBackward:
+    """Gradients of the means; after the fine stage's, the rest of dq."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        fine: FineBackward,
+        tail: TailKeys,
+        parts: Address,
+        splits: int,
+        sum_k: Address,
+        sum_v: Address,
+        accumulate: bool,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def emulate_means(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def launch_means(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+    def step_means(self) -> Step: ...
+
+@final
+class TailForward:
+    """Output and log-sum-exp of the fine stage become those of the whole."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        fine: FineForward,
+        tail: TailKeys,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class TailKeys:
+    """Means of the keys' tiles as the tail's kernels read them."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        k: Address,
+        v: Address,
+        bias: Address,
+    ) -> None: ...
 
 @final
 class TileMeans:

@@ -177,8 +177,8 @@ def attention(
     given = selection is not None and topk is None
     budget = resolve(1.0 if given else topk, call.kv_grid.num_tiles, call.q.shape[2])
     choose = selection is None and not budget.is_everything
-    fuses_gates = named(call.backend).fuses_gates and not tail
-    if choose and torch.compiler.is_compiling() and fuses_gates:
+    fuses_gates = named(call.backend).fuses_gates
+    if choose and torch.compiler.is_compiling() and fuses_gates and not tail:
         with torch.autocast(call.q.device.type, enabled=False):
             out, lse, selection = whole(call, budget, gate_fine, gate_coarse)
         return _asked_for(out, selection, lse, return_selection, return_lse)

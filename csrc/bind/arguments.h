@@ -16,6 +16,7 @@
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
 #include "launch/float_product.h"
+#include "launch/tail.h"
 
 namespace vsa::bind {
 
@@ -84,6 +85,12 @@ template <>
 inline constexpr const char* kClass<launch::Gates> = "Gates";
 template <>
 inline constexpr const char* kClass<launch::FineProblem> = "FineProblem";
+template <>
+inline constexpr const char* kClass<launch::FineForward> = "FineForward";
+template <>
+inline constexpr const char* kClass<launch::FineBackward> = "FineBackward";
+template <>
+inline constexpr const char* kClass<launch::TailKeys> = "TailKeys";
 template <>
 inline constexpr const char* kClass<launch::MeanTensor> = "MeanTensor";
 template <>

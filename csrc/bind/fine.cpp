@@ -30,7 +30,7 @@ void bind_gates(py::module_& m) {
 void bind_forward(py::module_& m) {
   using Call = launch::FineForward;
   auto bound = bind_struct<Call>(
-      m, "FineForward", "One call of the forward kernel.",
+      m, kClass<Call>, "One call of the forward kernel.",
       {inherited<Call, launch::FineProblem>("problem"), VSA_FIELD(Call, q, NotNull),
        VSA_FIELD(Call, k, NotNull), VSA_FIELD(Call, v, NotNull), VSA_FIELD(Call, out, NotNull),
        VSA_FIELD(Call, fine), VSA_FIELD(Call, gates), VSA_FIELD(Call, lse, NotNull),
@@ -41,7 +41,7 @@ void bind_forward(py::module_& m) {
 void bind_backward(py::module_& m) {
   using Call = launch::FineBackward;
   auto bound =
-      bind_struct<Call>(m, "FineBackward", "One call of the backward kernels; its rows come first.",
+      bind_struct<Call>(m, kClass<Call>, "One call of the backward kernels; its rows come first.",
                         {inherited<Call, launch::FineProblem>("problem"),
                          VSA_FIELD(Call, q, NotNull),
                          VSA_FIELD(Call, k, NotNull),

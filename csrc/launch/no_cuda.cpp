@@ -5,6 +5,7 @@
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
 #include "launch/float_product.h"
+#include "launch/tail.h"
 
 namespace vsa::launch {
 namespace {
@@ -32,5 +33,9 @@ std::string select_tiles(const SelectTiles&, int, void*) { return kMissing; }
 std::string softmax_rows(const SoftmaxRows&, int, void*) { return kMissing; }
 std::string multiply(const Products&, int, void*) { return kMissing; }
 std::string score_gradient(const ScoreGradient&, int, void*) { return kMissing; }
+std::string round_means(const RoundMeans&, int, void*) { return kMissing; }
+std::string tail_forward(const TailForward&, int, void*) { return kMissing; }
+std::string tail_means(const TailBackward&, int, void*) { return kMissing; }
+std::string tail_queries(const TailBackward&, int, void*) { return kMissing; }
 
 }  // namespace vsa::launch

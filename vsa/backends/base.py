@@ -199,16 +199,29 @@ class Backend:
             grad += self.spread_means(mean, problem.grids[1], grad.dtype)
         return dq, dk, dv
 
-    def gated_forward(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:
-        """Where gates are fused: out and lse, and the fine stage's output before its gate."""
+    def gated_forward(
+        self, problem: Problem, gates: Gates, tail: TailMeans | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Where gates are fused: out and lse, and the fine stage's output before its gate.
+
+        With a tail, lse and the fine stage's output are those of the whole softmax.
+        """
         raise self._without("no fused gates")
 
-    def gated_inference(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor]:
+    def gated_inference(
+        self, problem: Problem, gates: Gates, tail: TailMeans | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Where gates are fused and no gradient is wanted: out and lse."""
         raise self._without("no fused gates")
 
     def gated_backward(
-        self, upstream: Upstream, saved: Saved, problem: Problem, means: Means, gates: Gates
+        self,
+        upstream: Upstream,
+        saved: Saved,
+        problem: Problem,
+        means: Means,
+        gates: Gates,
+        tail: TailMeans | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """Where gates are fused: dq, dk, dv, and the gradients of both gates where they exist."""
         raise self._without("no fused gates")

@@ -140,3 +140,48 @@ differentiable(
     saved=lambda results: (results[2], results[1]),  # the fine stage's part, then lse
     hidden=slice(2, 3),
 )
+
+
+GATED_TAILED = (Problem, TailMeans, Means, Gates)
+
+# The three of them with a tail: lse and the fine stage's part are those of the whole softmax.
+gated_tail_attention = operator(
+    "gated_tail_attention",
+    GATED_TAILED,
+    "(Tensor, Tensor, Tensor)",
+    compute=lambda problem, tail, means, gates: named(problem.backend).gated_forward(
+        problem, gates, tail
+    ),
+    fake=lambda problem, *_: (*_outputs(problem), problem.q.new_empty(problem.q.shape)),
+)
+gated_tail_attention_inference = operator(
+    "gated_tail_attention_inference",
+    (Problem, TailMeans, Gates),
+    "(Tensor, Tensor)",
+    compute=lambda problem, tail, gates: named(problem.backend).gated_inference(
+        problem, gates, tail
+    ),
+    fake=_outputs,
+)
+gated_tail_attention_backward = operator(
+    "gated_tail_attention_backward",
+    (Upstream, Saved, *GATED_TAILED),
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+    compute=lambda upstream, saved, problem, tail, means, gates: tuple(
+        problem.q.new_empty(0) if grad is None else grad
+        for grad in named(problem.backend).gated_backward(
+            upstream, saved, problem, means, gates, tail
+        )
+    ),
+    fake=lambda upstream, saved, problem, tail, means, gates: _like(
+        problem.q, problem.k, problem.v, gates.gate_fine, gates.gate_coarse
+    ),
+)
+differentiable(
+    gated_tail_attention,
+    GATED_TAILED,
+    gated_tail_attention_backward,
+    of=("q", "k", "v", "gate_fine", "gate_coarse"),
+    saved=lambda results: (results[2], results[1]),
+    hidden=slice(2, 3),
+)

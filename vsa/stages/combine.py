@@ -38,7 +38,7 @@ def gated_attention(
         call: checked inputs.
         selection: the key tiles of every query tile.
         means: of the tiles of q, k and v, (B, heads, num_tiles, head_dim) fp32, exactly when there
-            is a ``gate_coarse``; without gradient where gates are fused and there is no ``tail``.
+            is a ``gate_coarse``; without gradient where gates are fused.
         coarse: where gates are fused, the coarse attention's output if it is there already.
         gate_fine: broadcastable to q as the user gave it, or None for 1.
         gate_coarse: broadcastable to q, or None to leave the coarse branch out.
@@ -48,8 +48,7 @@ def gated_attention(
         out: shape and type of q as the user gave it.
         lse: (B, heads, S) fp32, of the fine stage.
     """
-    fuses_gates = named(call.backend).fuses_gates and tail is None
-    if not fuses_gates or (gate_fine is None and gate_coarse is None):
+    if not named(call.backend).fuses_gates or (gate_fine is None and gate_coarse is None):
         return _stage_by_stage(call, selection, means, gate_fine, gate_coarse, tail)
     if means and coarse is None:
         q_means, k_means, v_means = means
@@ -57,11 +56,16 @@ def gated_attention(
     gates = Gates(_as_q(gate_fine, call), _as_q(gate_coarse, call), coarse)
     asked = problem(call, selection)
     needed = (call.q, call.k, call.v, *(x for x in gates[:2] if x is not None))
+    of_tiles = Means(*means) if means else Means(None, None, None)
     if inputs.wants_gradients(*needed):
-        of_tiles = Means(*means) if means else Means(None, None, None)
-        out, lse, _ = operators.gated_attention(*asked, *of_tiles, *gates)
-    else:
+        if tail is None:
+            out, lse, _ = operators.gated_attention(*asked, *of_tiles, *gates)
+        else:
+            out, lse, _ = operators.gated_tail_attention(*asked, *tail, *of_tiles, *gates)
+    elif tail is None:
         out, lse = operators.gated_attention_inference(*asked, *gates)
+    else:
+        out, lse = operators.gated_tail_attention_inference(*asked, *tail, *gates)
     return out.view(call.shape), lse
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vsa.backends.base import Backend, Prepared, Request
-from vsa.backends.kernels import backward, coarse_select, forward, whole
+from vsa.backends.kernels import backward, coarse_select, forward, tail_forward, whole
 from vsa.backends.kernels.machine import Emulator, Gpu, Machine
 from vsa.backends.kernels.prepared import PreparedAttention, can_prepare
 from vsa.values.grid import Grid
@@ -19,6 +19,7 @@ from vsa.values.problem import (
     Means,
     Problem,
     Saved,
+    TailMeans,
     Task,
     TileScores,
     Upstream,
@@ -65,8 +66,29 @@ class KernelBackend(Backend):
         means = Means(None, None, None)
         return backward.backward(self.machine, upstream, saved, problem, means, Gates())[:3]
 
-    def gated_forward(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:
+    def add_tail(
+        self, problem: Problem, means: TailMeans, out: Tensor, lse: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Backend.add_tail``."""
+        tail_forward.add(self.machine, problem, means, Gates(), out, lse)
+        return out, lse
+
+    def tail_backward(
+        self, upstream: Upstream, saved: Saved, problem: Problem, means: TailMeans, most: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``Backend.tail_backward``: the tail's passes lie between those of the fine stage."""
+        none = Means(None, None, None)
+        return self.gated_backward(upstream, saved, problem, none, Gates(), means)[:3]
+
+    def gated_forward(
+        self, problem: Problem, gates: Gates, tail: TailMeans | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Backend.gated_forward``."""
+        if tail is not None:
+            out, lse = forward.forward(self.machine, problem, Gates())
+            fine = torch.empty_like(out)
+            tail_forward.add(self.machine, problem, tail, gates, out, lse, fine)
+            return out, lse, fine
         if gates.gate_fine is None and gates.gate_coarse is None:
             out, lse = forward.forward(self.machine, problem, gates)
             return out, lse, out.clone()
@@ -74,15 +96,27 @@ class KernelBackend(Backend):
         out, lse = forward.forward(self.machine, problem, gates, fine)
         return out, lse, fine
 
-    def gated_inference(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor]:
-        """See ``Backend.gated_inference``: combine is the end of the forward kernel."""
+    def gated_inference(
+        self, problem: Problem, gates: Gates, tail: TailMeans | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Backend.gated_inference``: combine is the end of the last kernel."""
+        if tail is not None:
+            out, lse = forward.forward(self.machine, problem, Gates())
+            tail_forward.add(self.machine, problem, tail, gates, out, lse)
+            return out, lse
         return forward.forward(self.machine, problem, gates)
 
     def gated_backward(
-        self, upstream: Upstream, saved: Saved, problem: Problem, means: Means, gates: Gates
+        self,
+        upstream: Upstream,
+        saved: Saved,
+        problem: Problem,
+        means: Means,
+        gates: Gates,
+        tail: TailMeans | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """See ``Backend.gated_backward``."""
-        return backward.backward(self.machine, upstream, saved, problem, means, gates)
+        return backward.backward(self.machine, upstream, saved, problem, means, gates, tail)
 
     def whole_forward(self, call: WholeCall) -> tuple[Tensor, ...]:
         """See ``Backend.whole_forward``."""

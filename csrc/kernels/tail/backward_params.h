@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the two backward passes of the tail are told.
+#pragma once
+#include "kernels/fine/backward_rows.h"
+#include "kernels/schedule/work_list.h"
+#include "kernels/tail/tail_keys.h"
+
+namespace vsa {
+
+struct TailBackwardParams {
+  TokenTensor q, grad_out, grad_q;
+  TailKeys tail;
+  TiledSequence queries;
+  const uint32_t* bitmap;     // [batch, heads, n_q, words(n_k)] key tiles of each query tile
+  const RowStats* row_stats;  // [batch, heads, tiles of the queries, the text's last]
+  float* parts;               // [splits, 2, batch, kv_heads, n_k, head_dim] sums of k, sums of v
+  int splits;
+  int batch, heads, kv_heads;
+  float scale;       // of the scores
+  float scale_log2;  // the same times log2(e)
+
+  VSA_DEVICE const RowStats& stats(int batch_index, int head, int tile) const {
+    return row_stats[(int64_t{batch_index} * heads + head) * queries.num_tiles() + tile];
+  }
+  VSA_DEVICE const uint32_t* bitmap_row(int batch_index, int head, int tile) const {
+    const int words = bitmap::words(tail.tiles);
+    return bitmap_of(bitmap, batch_index, heads, head, queries.grid.num_tiles(), words) +
+           tile * words;
+  }
+};
+
+}  // namespace vsa
