@@ -390,6 +390,7 @@ class TailKeys:
         self,
         *,
         k: Address,
+        k_low: Address,
         v: Address,
         bias: Address,
     ) -> None: ...

@@ -12,9 +12,9 @@ struct TailDtype : OneOf<launch::FineDtypes> {};
 
 void bind_keys(py::module_& m) {
   using Keys = launch::TailKeys;
-  bind_struct<Keys>(
-      m, kClass<Keys>, "Means of the keys' tiles as the tail's kernels read them.",
-      {VSA_FIELD(Keys, k, NotNull), VSA_FIELD(Keys, v, NotNull), VSA_FIELD(Keys, bias, NotNull)});
+  bind_struct<Keys>(m, kClass<Keys>, "Means of the keys' tiles as the tail's kernels read them.",
+                    {VSA_FIELD(Keys, k, NotNull), VSA_FIELD(Keys, k_low, NotNull),
+                     VSA_FIELD(Keys, v, NotNull), VSA_FIELD(Keys, bias, NotNull)});
   using Call = launch::RoundMeans;
   auto bound = bind_struct<Call>(
       m, "RoundMeans", "Makes TailKeys of the means of keys and values.",

@@ -12,8 +12,9 @@ namespace vsa::launch {
 
 // Means of the keys' tiles as the kernels read them.
 struct TailKeys {
-  const void *k = nullptr, *v = nullptr;  // [batch, kv_heads, n_k, head_dim], 16 bits, contiguous
-  const float* bias = nullptr;            // [n_k up to a multiple of 64] log2 of tiles' sizes
+  // [batch, kv_heads, n_k, head_dim], 16 bits, contiguous; k_low is what k has lost
+  const void *k = nullptr, *k_low = nullptr, *v = nullptr;
+  const float* bias = nullptr;  // [n_k up to a multiple of 64] log2 of tiles' sizes
 };
 
 // Makes them.

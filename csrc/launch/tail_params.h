@@ -28,6 +28,7 @@ std::string make_keys(vsa::TailKeys& p, const TailKeys& x, const FineProblem& ca
                                         extent, box));
   };
   std::string error = make(p.k, x.k);
+  if (error.empty()) error = make(p.k_low, x.k_low);
   if (error.empty()) error = make(p.v, x.v);
   return error.empty() ? "" : "the means cannot be addressed by TMA: " + error;
 }
@@ -39,11 +40,20 @@ std::string make_params(TailForwardParams<FineParams>& p, const TailForward& cal
   return error.empty() ? make_keys(p.tail, call.tail, call, encode) : error;
 }
 
+// A contiguous tensor from its first token on.
+inline TokenView whole(const SequenceView& x, const Grid& grid) {
+  TokenView view = x.video;
+  const auto* video = static_cast<const uint16_t*>(view.data);
+  view.data = video - grid.prefix * view.token_stride;
+  return view;
+}
+
 template <class Encode>
 std::string make_params(TailBackwardParams& p, const TailBackward& call, Encode encode) {
   p.queries = tiled(call.grid, call.query_text_rows);
   p.bitmap = call.bitmap;
   p.row_stats = static_cast<const RowStats*>(call.row_stats);
+  p.grad_q_rows = token_rows<uint16_t>(whole(call.grad_q, call.grid));
   p.parts = call.parts;
   p.splits = call.splits;
   p.batch = call.batch;
@@ -65,6 +75,7 @@ inline RoundMeansParams round_means_params(const RoundMeans& call) {
   return {call.k_means,
           call.v_means,
           pairs(call.to.k),
+          pairs(call.to.k_low),
           pairs(call.to.v),
           rows * call.head_dim / 2,
           const_cast<float*>(call.to.bias),

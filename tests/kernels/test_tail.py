@@ -67,9 +67,9 @@ def test_rows_from_nothing_to_everything(head_dim: int, machine: Machine) -> Non
     n = grid.num_tiles
     tensors = [*torch.randn(4, 1, grid.length, 2, head_dim).bfloat16()]
     mask = torch.rand(1, 2, n, n) < 0.05
+    mask[:, 0, :, 7], mask[:, 1, :, 8] = False, True
     mask[:, :, 3], mask[:, :, 4] = False, True
     mask[:, :, 5, :64], mask[:, :, 6, 64:] = True, True
-    mask[:, 0, :, 7], mask[:, 1, :, 8] = False, True
     found = grads_of(machine, tensors, mask, grid)
     wide = [x.double() for x in tensors]
     true = grads_of(("torch", "cpu"), wide, mask, grid)
@@ -95,7 +95,21 @@ def test_any_scale(scale: float, machine: Machine) -> None:
     found = grads_of(machine, tensors, mask, grid, scale=scale)
     true = grads_of(("torch", "cpu"), [x.double() for x in tensors], mask, grid, scale=scale)
     for x, truth in zip(found, true, strict=True):
-        assert parity.error(x, truth) < 0.005 or truth.abs().max() == x.abs().max() == 0
+        assert parity.error(x, truth) < 0.01 or truth.abs().max() == x.abs().max() == 0
+
+
+@pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize("magnitude", [10.0, 30.0, 100.0])
+def test_scores_of_means_are_as_exact_as_those_of_keys(
+    magnitude: float, element: torch.dtype, machine: Machine
+) -> None:
+    """Means in 16 bits alone make out 2.7 times as wrong as PyTorch's at 30, dv 17 times at 100."""
+    problem = Problem(
+        "large", grid=(2, 6, 7), tile=(1, 2, 3), topk=2, tail=True, head_dim=64, dtype=element,
+        magnitude=magnitude,
+    )  # fmt: skip
+    ratios = parity.relative_to_sdpa(problem, machine[1], gradients=True, backend=machine[0])
+    assert all(ratio <= 1.5 for ratio in ratios.values()), ratios
 
 
 @pytest.mark.parametrize("volume", [1, 3, 7, 31, 63, 64])
@@ -135,6 +149,7 @@ def test_means_are_rounded_and_sizes_are_their_logarithms() -> None:
     k, v = torch.randn(2, 1, 2, grid.num_tiles, 64)
     kept = rounded(Emulator(), TailMeans(k, v), grid, torch.float16)
     assert torch.equal(kept.k, k.half()) and torch.equal(kept.v, v.half())
+    assert torch.equal(kept.k_low, (k - k.half()).half())
     torch.testing.assert_close(kept.bias[: grid.num_tiles], grid.sizes.float().log2())
     assert len(kept.bias) == 64 and (kept.bias[grid.num_tiles :] == float("-inf")).all()
 

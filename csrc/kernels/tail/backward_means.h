@@ -32,7 +32,7 @@ struct TailBackwardMeansConfig {
   using Element = Element_;
   static constexpr int D = D_;
   static constexpr int kConsumers = 2;
-  static constexpr int kStages = D == 128 ? 5 : 11;
+  static constexpr int kStages = D == 128 ? 4 : 10;
   // As the fine stage's kernel has them.
   static constexpr int kProducerRegisters = D == 128 ? 24 : 40;
   static constexpr int kConsumerRegisters = D == 128 ? 240 : 232;
@@ -52,6 +52,7 @@ struct TailBackwardMeans {
 
   struct SharedMemory {
     Tile<D> k[kConsumers];
+    Tile<D> k_low[kConsumers];
     Tile<D> v[kConsumers];
     Tile<D> q[kStages];
     Tile<D> grad_out[kStages];
@@ -67,6 +68,7 @@ struct TailBackwardMeans {
       s.own_full[w].init(1, "own_full", w);
       s.own_empty[w].init(kWarpgroupThreads, "own_empty", w);
       label(s.k[w], "mean_k", w);
+      label(s.k_low[w], "mean_k_low", w);
       label(s.v[w], "mean_v", w);
     }
     for (int i = 0; i < kStages; ++i) {
@@ -131,6 +133,7 @@ struct TailBackwardMeans {
 
   VSA_DEVICE static void load_means(const Params& p, SharedMemory& s) {
     prefetch_map(p.tail.k.map);
+    prefetch_map(p.tail.k_low.map);
     prefetch_map(p.tail.v.map);
     const Work work(p);
     work.for_each([&](int round, const Group& group) {
@@ -143,9 +146,13 @@ struct TailBackwardMeans {
           full.arrive_one();
           continue;
         }
-        full.arrive_expect_tx(2 * static_cast<int>(sizeof(Tile<D>)));
-        load_tile(s.k[w], p.tail.k.map, TailKeys::box(p.tail.k, chunk, head, batch), full);
-        load_tile(s.v[w], p.tail.v.map, TailKeys::box(p.tail.v, chunk, head, batch), full);
+        full.arrive_expect_tx(3 * static_cast<int>(sizeof(Tile<D>)));
+        const auto load = [&](Tile<D>& to, const MappedTokens& from) {
+          load_tile(to, from.map, TailKeys::box(from, chunk, head, batch), full);
+        };
+        load(s.k[w], p.tail.k);
+        load(s.k_low[w], p.tail.k_low);
+        load(s.v[w], p.tail.v);
       }
     });
   }
@@ -235,7 +242,8 @@ struct TailBackwardMeans {
     VSA_DEVICE void release(int n) { s_.empty[stage(n)].arrive_all(); }
 
     VSA_DEVICE void issue_scores(int n) {
-      mma_ABt<Element>(scores_, s_.k[no_hoist(w_)], s_.q[stage(n)]);
+      mma_ABt<Element>(scores_, s_.k_low[no_hoist(w_)], s_.q[stage(n)]);
+      mma_ABt<Element>(scores_, s_.k[no_hoist(w_)], s_.q[stage(n)], true);
       wgmma_commit();
     }
     VSA_DEVICE void issue_grad_k(int n) {

@@ -11,9 +11,10 @@ struct TailBackwardParams {
   TokenTensor q, grad_out, grad_q;
   TailKeys tail;
   TiledSequence queries;
-  const uint32_t* bitmap;     // [batch, heads, n_q, words(n_k)] key tiles of each query tile
-  const RowStats* row_stats;  // [batch, heads, tiles of the queries, the text's last]
-  float* parts;               // [splits, 2, batch, kv_heads, n_k, head_dim] sums of k, sums of v
+  const uint32_t* bitmap;           // [batch, heads, n_q, words(n_k)] key tiles of each query tile
+  const RowStats* row_stats;        // [batch, heads, tiles of the queries, the text's last]
+  TokenRows<uint16_t> grad_q_rows;  // grad_q once more, to be read
+  float* parts;  // [splits, 2, batch, kv_heads, n_k, head_dim] sums of k, sums of v
   int splits;
   int batch, heads, kv_heads;
   float scale;       // of the scores

@@ -24,7 +24,7 @@ struct TailBackwardQueriesConfig {
   static constexpr int D = D_;
   // Consumers and registers are those of the fine stage's kernel.
   static constexpr int kConsumers = D == 128 ? 2 : 3;
-  static constexpr int kStages = D == 128 ? 4 : 9;
+  static constexpr int kStages = D == 128 ? 3 : 7;
   static constexpr bool kQueriesInRegisters = D == 128;
   static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 56;
   static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 152;
@@ -44,9 +44,8 @@ struct TailBackwardQueries {
   using Work = TailWork<kConsumers>;
 
   struct SharedMemory {
-    Tile<D> q[kConsumers];
+    Tile<D> q[kConsumers];  // also where the gradient leaves from
     Tile<D> grad_out[kConsumers];
-    Tile<D> grad_q[kConsumers];  // the fine stage's; also where the sum leaves from
     TailRing<D, Config::kStages, kConsumers> ring;
     ResidentTiles<kConsumers> resident;
   };
@@ -57,7 +56,6 @@ struct TailBackwardQueries {
     for (int w = 0; w < kConsumers; ++w) {
       label(s.q[w], "q", w);
       label(s.grad_out[w], "grad_out", w);
-      label(s.grad_q[w], "grad_q", w);
     }
   }
 
@@ -66,7 +64,6 @@ struct TailBackwardQueries {
     for (int w = 0; w < kConsumers; ++w) {
       zero_tail(s.q[w], rows, thread, threads);
       zero_tail(s.grad_out[w], rows, thread, threads);
-      zero_tail(s.grad_q[w], rows, thread, threads);
     }
     fence_async_proxy();
   }
@@ -78,22 +75,20 @@ struct TailBackwardQueries {
   VSA_DEVICE static void load_queries(const Params& p, SharedMemory& s) {
     prefetch_map(p.q.video.map);
     prefetch_map(p.grad_out.video.map);
-    prefetch_map(p.grad_q.video.map);
     const Work work = work_of(p);
     s.resident.load_work_tiles(
         work, p.queries, [&](int w, const WorkTile& work, const TilePlace& at, Mbarrier& full) {
           const TileBox q = box_of(p.q, at, work.head, work.batch);
           const TileBox grad_out = box_of(p.grad_out, at, work.head, work.batch);
-          const TileBox grad_q = box_of(p.grad_q, at, work.head, work.batch);
-          full.arrive_expect_tx(3 * p.queries.box_rows(at) * D * kElementBytes);
+          full.arrive_expect_tx(2 * p.queries.box_rows(at) * D * kElementBytes);
           load_tile(s.q[w], q.map, q.at, full, CacheHint::EvictFirst);
           load_tile(s.grad_out[w], grad_out.map, grad_out.at, full, CacheHint::EvictFirst);
-          load_tile(s.grad_q[w], grad_q.map, grad_q.at, full, CacheHint::EvictFirst);
         });
   }
 
   VSA_DEVICE static void load_means(const Params& p, SharedMemory& s) {
     prefetch_map(p.tail.k.map);
+    prefetch_map(p.tail.k_low.map);
     prefetch_map(p.tail.v.map);
     const int chunks = p.tail.chunks(), sharing = p.heads / p.kv_heads;
     int n = 0;  // chunks that have been loaded
@@ -135,7 +130,7 @@ struct TailBackwardQueries {
         read_tile(grad_out_, s_.grad_out[w_]);
       }
       mainloop(work);
-      store(work);
+      store(s_.resident.assignment[w_].get());  // read anew: kept, it would not fit into registers
     }
 
     VSA_DEVICE void mainloop(const Assignment& work) {
@@ -172,25 +167,25 @@ struct TailBackwardQueries {
       for (; ahead < end; ++ahead) s_.ring.wait(ahead);
     }
     VSA_DEVICE void issue_scores(int n) {
-      const Tile<D>& k = s_.ring.k[s_.ring.stage(n)];
-      const Tile<D>& v = s_.ring.v[s_.ring.stage(n)];
       if constexpr (Config::kQueriesInRegisters) {
-        mma_ABt<Element>(scores_, q_, k);
-        mma_ABt<Element>(grad_scores_, grad_out_, v);
+        mma_ABt<Element>(scores_, q_, s_.ring.k_low(n));
+        mma_ABt<Element>(scores_, q_, s_.ring.k(n), true);
+        mma_ABt<Element>(grad_scores_, grad_out_, s_.ring.v(n));
       } else {
-        mma_ABt<Element>(scores_, s_.q[w_], k);
-        mma_ABt<Element>(grad_scores_, s_.grad_out[w_], v);
+        mma_ABt<Element>(scores_, s_.q[w_], s_.ring.k_low(n));
+        mma_ABt<Element>(scores_, s_.q[w_], s_.ring.k(n), true);
+        mma_ABt<Element>(grad_scores_, s_.grad_out[w_], s_.ring.v(n));
       }
       wgmma_commit();
     }
     VSA_DEVICE void issue_gradient(int n) {
-      mma_AB<Element>(grad_q_, rounded_, s_.ring.k[s_.ring.stage(n)]);
+      mma_AB<Element>(grad_q_, rounded_, s_.ring.k(n));
       wgmma_commit();
     }
     // Scores become weights, and the gradients of weights become gradients of scores.
     VSA_DEVICE void differentiate(int n, uint64_t left_out) {
       const float scale = p_.scale_log2;
-      map_columns(scores_, s_.ring.bias[s_.ring.stage(n)],
+      map_columns(scores_, s_.ring.bias(n),
                   [=](float x, float bias) { return fma(x, scale, bias); });
       mask_columns(scores_, left_out);
       map_rows(scores_, lse_, [](float x, float lse) { return exp2_approx(x - lse); });
@@ -198,30 +193,40 @@ struct TailBackwardQueries {
       zip(grad_scores_, scores_, [](float x, float weight) { return x * weight; });
     }
 
-    // What is there is read from the tile that the sum then takes the place of, by the same lanes.
     VSA_DEVICE void store(const Assignment& work) {
       const TilePlace at = p_.queries.place(work.tile);
-      const float scale = p_.scale;
+      add_fine(work, at);
       Operand<D> rounded;
-      read_tile(rounded, s_.grad_q[w_]);
-      VSA_EACH_LANE(t) {
-        const auto& pairs = lane(rounded, t);
-        auto& x = lane(grad_q_, t);
-        VSA_UNROLL
-        for (int r = 0; r < D / 4; ++r) {
-          x[2 * r] = fma(x[2 * r], scale, widen_low<Element>(pairs[r]));
-          x[2 * r + 1] = fma(x[2 * r + 1], scale, widen_high<Element>(pairs[r]));
-        }
-      }
       round_to<Element>(rounded, grad_q_);
-      write_tile(s_.grad_q[w_], rounded);
+      write_tile(s_.q[w_], rounded);
       fence_async_proxy();
       named_sync(consumer_barrier(w_), kWarpgroupThreads);
       if (elect_one()) {
         const TileBox box = box_of(p_.grad_q, at, work.head, work.batch);
-        store_tile(box.map, box.at, s_.grad_q[w_]);
+        store_tile(box.map, box.at, s_.q[w_]);
         bulk_commit();
         bulk_wait_read<0>();
+      }
+    }
+
+    // dQ of the tail, and what the fine stage has stored of it. Nobody else touches that meanwhile.
+    VSA_DEVICE void add_fine(const Assignment& work, const TilePlace& at) {
+      const float scale = p_.scale;
+      VSA_EACH_LANE(t) {
+        auto& x = lane(grad_q_, t);
+        VSA_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const int token = p_.queries.token(at, accumulator_row(t, 2 * half));
+          if (token < 0) continue;
+          const uint16_t* row = p_.grad_q_rows.row(work.batch, token, work.head);
+          VSA_UNROLL
+          for (int i = 2 * half; i < D / 2; i += 4) {
+            const uint32_t pair =
+                *reinterpret_cast<const uint32_t*>(row + accumulator_column(t, i));
+            x[i] = fma(x[i], scale, widen_low<Element>(pair));
+            x[i + 1] = fma(x[i + 1], scale, widen_high<Element>(pair));
+          }
+        }
       }
     }
 

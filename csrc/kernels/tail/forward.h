@@ -26,11 +26,11 @@ template <class Element_, int D_>
 struct TailForwardConfig {
   using Element = Element_;
   static constexpr int D = D_;
-  // As the fine stage's kernel has them; of shared memory, Q and out take twice its share.
-  static constexpr int kConsumers = D == 128 ? 3 : 4;
-  static constexpr int kStages = D == 128 ? 4 : 9;
-  static constexpr int kProducerRegisters = D == 128 ? 56 : 32;
-  static constexpr int kConsumerRegisters = D == 128 ? 152 : 112;
+  // Two tiles of each consumer and three of each stage: three consumers would leave two stages.
+  static constexpr int kConsumers = D == 128 ? 2 : 4;
+  static constexpr int kStages = D == 128 ? 3 : 6;
+  static constexpr int kProducerRegisters = D == 128 ? 24 : 32;
+  static constexpr int kConsumerRegisters = D == 128 ? 240 : 112;
 };
 
 // FineParams: of the fine stage's kernel with this epilogue; its keys are not used
@@ -97,6 +97,7 @@ struct TailForward {
 
   VSA_DEVICE static void load_means(const Params& p, SharedMemory& s) {
     prefetch_map(p.tail.k.map);
+    prefetch_map(p.tail.k_low.map);
     prefetch_map(p.tail.v.map);
     const int chunks = p.tail.chunks(), sharing = p.heads / p.kv_heads;
     int n = 0;  // chunks that have been loaded
@@ -128,7 +129,8 @@ struct TailForward {
         pass();
       else
         any = mainloop(work);
-      store(s_.resident.assignment[w_].get(), any);
+      store(s_.resident.assignment[w_].get(),
+            any);  // read anew: kept, it would not fit into registers
     }
 
     // The chunks go by.
@@ -202,16 +204,17 @@ struct TailForward {
       for (; ahead < end; ++ahead) s_.ring.wait(ahead);
     }
     VSA_DEVICE void issue_scores(int n) {
-      mma_ABt<Element>(scores_, s_.q[w_], s_.ring.k[s_.ring.stage(n)]);
+      mma_ABt<Element>(scores_, s_.q[w_], s_.ring.k_low(n));
+      mma_ABt<Element>(scores_, s_.q[w_], s_.ring.k(n), true);
       wgmma_commit();
     }
     VSA_DEVICE void issue_output(int n) {
-      mma_AB<Element>(out_, weights_, s_.ring.v[s_.ring.stage(n)]);
+      mma_AB<Element>(out_, weights_, s_.ring.v(n));
       wgmma_commit();
     }
     VSA_DEVICE void weigh(int n, uint64_t left_out) {
       const float scale = p_.scale;
-      map_columns(scores_, s_.ring.bias[s_.ring.stage(n)],
+      map_columns(scores_, s_.ring.bias(n),
                   [=](float x, float bias) { return fma(x, scale, bias); });
       mask_columns(scores_, left_out);
       softmax_.weigh(scores_, 1.f);

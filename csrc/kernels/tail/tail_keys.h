@@ -11,10 +11,12 @@
 
 namespace vsa {
 
-// Means of keys and values as 16-bit matrices, and what their sizes add to scores.
+// Means of keys and values as 16-bit matrices, and what their sizes add to scores. A mean of keys
+// is the sum of two: scores from the first alone would be several times as wrong, where they are
+// large, as those of keys, which are 16-bit numbers to begin with.
 struct TailKeys {
-  MappedTokens k, v;  // [batch, kv_heads, tiles, head_dim], tiles along w
-  const float* bias;  // [chunks, 64] log2 of the tiles' sizes, -inf past the last tile
+  MappedTokens k, k_low, v;  // [batch, kv_heads, tiles, head_dim], tiles along w
+  const float* bias;         // [chunks, 64] log2 of the tiles' sizes, -inf past the last tile
   int tiles;
 
   VSA_DEVICE int chunks() const { return ceil_div(tiles, kTileRows); }
@@ -40,11 +42,12 @@ struct TailKeys {
 //   empty     all threads of all consumers               that producer
 template <int D, int Stages, int Consumers>
 struct TailRing {
-  static constexpr int kBytes = 2 * sizeof(Tile<D>) + kTileRows * sizeof(float);  // of a chunk
+  static constexpr int kBytes = 3 * sizeof(Tile<D>) + kTileRows * sizeof(float);  // of a chunk
 
-  Tile<D> k[Stages];
-  Tile<D> v[Stages];
-  alignas(kChunkBytes) float bias[Stages][kTileRows];
+  Tile<D> ks[Stages];
+  Tile<D> ks_low[Stages];
+  Tile<D> vs[Stages];
+  alignas(kChunkBytes) float biases[Stages][kTileRows];
   Mbarrier full[Stages];
   Mbarrier empty[Stages];
 
@@ -52,25 +55,34 @@ struct TailRing {
     for (int i = 0; i < Stages; ++i) {
       full[i].init(1, "tail_full", i);
       empty[i].init(Consumers * kWarpgroupThreads, "tail_empty", i);
-      label(k[i], "mean_k", i);
-      label(v[i], "mean_v", i);
-      label(bias[i], "bias", i);
+      label(ks[i], "mean_k", i);
+      label(ks_low[i], "mean_k_low", i);
+      label(vs[i], "mean_v", i);
+      label(biases[i], "bias", i);
     }
   }
-  VSA_DEVICE static int stage(int n) { return Ring<Stages>::stage(n); }
 
   // The producer, one thread. n: chunks that it has loaded before, of all work tiles
   VSA_DEVICE void load(const TailKeys& keys, int n, int chunk, int head, int batch) {
-    const int at = stage(n);
+    const int at = Ring<Stages>::stage(n);
     empty[at].wait(Ring<Stages>::use(n) - 1);
     full[at].arrive_expect_tx(kBytes);
-    load_tile(k[at], keys.k.map, TailKeys::box(keys.k, chunk, head, batch), full[at]);
-    load_tile(v[at], keys.v.map, TailKeys::box(keys.v, chunk, head, batch), full[at]);
-    bulk_load(bias[at], keys.bias + chunk * kTileRows, kTileRows * sizeof(float), full[at]);
+    const auto load = [&](Tile<D>& to, const MappedTokens& from) {
+      load_tile(to, from.map, TailKeys::box(from, chunk, head, batch), full[at]);
+    };
+    load(ks[at], keys.k);
+    load(ks_low[at], keys.k_low);
+    load(vs[at], keys.v);
+    bulk_load(biases[at], keys.bias + chunk * kTileRows, kTileRows * sizeof(float), full[at]);
   }
+
   // Consumers, whole warpgroups.
-  VSA_DEVICE void wait(int n) { full[stage(n)].wait(Ring<Stages>::use(n)); }
-  VSA_DEVICE void release(int n) { empty[stage(n)].arrive_all(); }
+  VSA_DEVICE void wait(int n) { full[Ring<Stages>::stage(n)].wait(Ring<Stages>::use(n)); }
+  VSA_DEVICE void release(int n) { empty[Ring<Stages>::stage(n)].arrive_all(); }
+  VSA_DEVICE const Tile<D>& k(int n) const { return ks[Ring<Stages>::stage(n)]; }
+  VSA_DEVICE const Tile<D>& k_low(int n) const { return ks_low[Ring<Stages>::stage(n)]; }
+  VSA_DEVICE const Tile<D>& v(int n) const { return vs[Ring<Stages>::stage(n)]; }
+  VSA_DEVICE const float* bias(int n) const { return biases[Ring<Stages>::stage(n)]; }
 };
 
 // The work tiles of a kernel over query tiles, for ResidentTiles. They take equally long, so block

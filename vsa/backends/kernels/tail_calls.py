@@ -27,12 +27,14 @@ class TailTensors(NamedTuple):
     """What ``round_call`` makes of the means.
 
     Attributes:
-        k: (B, kv_heads, n_k, head_dim), 16 bits, contiguous; so is v.
+        k: (B, kv_heads, n_k, head_dim), 16 bits, contiguous; so are the others.
+        k_low: what k has lost in rounding.
         v: see k.
         bias: (n_k up to a multiple of 64,) fp32, logarithms of the tiles' sizes to base 2.
     """
 
     k: Located
+    k_low: Located
     v: Located
     bias: Located
 
@@ -40,7 +42,12 @@ class TailTensors(NamedTuple):
         """As the kernels are told."""
         from vsa import _C
 
-        return _C.TailKeys(k=self.k.data_ptr(), v=self.v.data_ptr(), bias=self.bias.data_ptr())
+        return _C.TailKeys(
+            k=self.k.data_ptr(),
+            k_low=self.k_low.data_ptr(),
+            v=self.v.data_ptr(),
+            bias=self.bias.data_ptr(),
+        )
 
 
 Make = Callable[[tuple[int, ...], torch.dtype], Located]
@@ -53,7 +60,8 @@ def tail_tensors(
     """Memory for ``round_call``."""
     shape = batch, kv_heads, grid.num_tiles, head_dim
     padded = -(-grid.num_tiles // SLOTS) * SLOTS
-    return TailTensors(make(shape, dtype), make(shape, dtype), make((padded,), torch.float32))
+    k, k_low, v = (make(shape, dtype) for _ in range(3))
+    return TailTensors(k, k_low, v, make((padded,), torch.float32))
 
 
 def round_call(k_means: Located, v_means: Located, to: TailTensors, kv_grid: Grid) -> _C.RoundMeans:
