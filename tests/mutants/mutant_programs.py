@@ -121,6 +121,7 @@ def unnoticed(
     tables: Mapping[Sequence[str], MutantTable],
     problems: Sequence[str],
     seeds: int,
+    includes: str = "launch/fine_params.h",
 ) -> dict[tuple[str, str], str]:
     """What a program reports where that is not what a mutant must be reported as.
 
@@ -133,12 +134,13 @@ def unnoticed(
         tables: mutants by the problems that each of them is found in.
         problems: all that the program knows, in the order of ``VSA_EACH_MUTANT``'s arguments.
         seeds: schedules to try.
+        includes: a header that includes all that the copies are built upon.
     """
     mutants = {name: mutant for table in tables.values() for name, mutant in table.items()}
     found = in_copies(headers, header, mutants)
     asked = [(name, at) for found_in, table in tables.items() for name in table for at in found_in]
     places = [(found.namespace(name), at) for name, at in asked]
-    code = f'#include "launch/fine_params.h"\n{found.code}'
+    code = f'#include "{includes}"\n{found.code}'
     copies = write(folder / "mutants.h", code, problems, places)
     program = build(compiler, source, folder / "mutants", "-Og", "-w", "-include", copies)
     for space, at in dict.fromkeys(places):

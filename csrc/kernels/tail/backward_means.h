@@ -4,7 +4,7 @@
 //   P^T = 2^(s^T - LSE)                    dmean v = P^T dO
 //   dS^T = P^T (mean v dO^T - delta)       dmean k = scale dS^T Q
 //
-// Each consumer of a block has a chunk of 64 means (tail_keys.h), and query tiles pass by, of all
+// Each consumer of a block has a chunk of 64 means (chunks.h), and query tiles pass by, of all
 // heads that share the key head. There are few chunks, so the query tiles of one are split among
 // several blocks; each leaves its sums in a place of its own, and sum_parts.h adds them up, so that
 // the bits are always the same. Scores are transposed, as in kernels/fine/backward_keys.h:
@@ -23,7 +23,7 @@
 //   query_empty   all threads of both consumers                 that producer
 #pragma once
 #include "kernels/fine/softmax.h"
-#include "kernels/tail/backward_params.h"
+#include "kernels/tail/chunks.h"
 
 namespace vsa {
 
@@ -148,7 +148,7 @@ struct TailBackwardMeans {
         }
         full.arrive_expect_tx(3 * static_cast<int>(sizeof(Tile<D>)));
         const auto load = [&](Tile<D>& to, const MappedTokens& from) {
-          load_tile(to, from.map, TailKeys::box(from, chunk, head, batch), full);
+          load_tile(to, from.map, TailChunk::box(from, chunk, head, batch), full);
         };
         load(s.k[w], p.tail.k);
         load(s.k_low[w], p.tail.k_low);
@@ -254,7 +254,8 @@ struct TailBackwardMeans {
     // What the scores of each mean get for this query tile: -inf where its tile was chosen.
     VSA_DEVICE void mask(RowValues& bias, int of_keys, int place) {
       const Assignment of = query(p_, of_keys, place);
-      const uint64_t left_out = p_.tail.left_out(p_.bitmap_row(of.batch, of.head, of.tile), chunk_);
+      const uint64_t left_out =
+          TailChunk::left_out(p_.tail.tiles, p_.bitmap_row(of.batch, of.head, of.tile), chunk_);
       set_rows(bias, [&](int row) { return left_out >> row & 1 ? 0.f : -INFINITY; });
       zip(bias, bias_, [](float masked, float size) { return masked + size; });
     }

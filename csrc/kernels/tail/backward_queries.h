@@ -14,7 +14,7 @@
 #pragma once
 #include "kernels/fine/softmax.h"
 #include "kernels/schedule/resident_tiles.h"
-#include "kernels/tail/backward_params.h"
+#include "kernels/tail/chunks.h"
 
 namespace vsa {
 
@@ -141,7 +141,7 @@ struct TailBackwardQueries {
       int ahead = held_;  // chunks before it have been waited for
       wait_to(ahead, held_ + 1);
       issue_scores(held_);
-      uint64_t left_out = p_.tail.left_out(row, 0);
+      uint64_t left_out = TailChunk::left_out(p_.tail.tiles, row, 0);
       wgmma_wait<0>(scores_, grad_scores_);
       differentiate(held_, left_out);
       round_to<Element>(rounded_, grad_scores_);
@@ -149,7 +149,7 @@ struct TailBackwardQueries {
       for (int chunk = 1; chunk < chunks; ++chunk, ++held_) {
         issue_scores(held_ + 1);
         issue_gradient(held_);
-        left_out = p_.tail.left_out(row, chunk);
+        left_out = TailChunk::left_out(p_.tail.tiles, row, chunk);
         wgmma_wait<1>(scores_, grad_scores_);
         differentiate(held_ + 1, left_out);
         wait_to(ahead, held_ + 3 < end ? held_ + 3 : end);

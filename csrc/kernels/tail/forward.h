@@ -5,7 +5,7 @@
 //
 // The online softmax goes on where the fine stage has ended, as if all that it saw had been one
 // key. Each consumer of a block has one query tile, and chunks of means pass by all of them
-// (tail_keys.h). As in the fine stage, softmax runs while the tensor cores work:
+// (chunks.h). As in the fine stage, softmax runs while the tensor cores work:
 //
 //     scores(next)  out += weights mean v(held)     in flight together
 //     wait for scores -> softmax
@@ -18,7 +18,7 @@
 #include "kernels/fine/epilogue.h"
 #include "kernels/fine/softmax.h"
 #include "kernels/schedule/resident_tiles.h"
-#include "kernels/tail/tail_keys.h"
+#include "kernels/tail/chunks.h"
 
 namespace vsa {
 
@@ -31,13 +31,6 @@ struct TailForwardConfig {
   static constexpr int kStages = D == 128 ? 3 : 6;
   static constexpr int kProducerRegisters = D == 128 ? 24 : 32;
   static constexpr int kConsumerRegisters = D == 128 ? 240 : 112;
-};
-
-// FineParams: of the fine stage's kernel with this epilogue; its keys are not used
-template <class FineParams>
-struct TailForwardParams : FineParams {
-  TailKeys tail;
-  bool text;  // whether tiles of text are worked on
 };
 
 template <class Config, class Epilogue = PlainOutput>
@@ -173,7 +166,7 @@ struct TailForward {
       int ahead = held_;  // chunks before it have been waited for
       wait_to(ahead, held_ + 1);
       issue_scores(held_);
-      uint64_t left_out = p_.tail.left_out(row, 0);
+      uint64_t left_out = TailChunk::left_out(p_.tail.tiles, row, 0);
       bool any = left_out != 0;
       wgmma_wait<0>(scores_);
       weigh(held_, left_out);
@@ -183,7 +176,7 @@ struct TailForward {
       for (int chunk = 1; chunk < chunks; ++chunk, ++held_) {
         issue_scores(held_ + 1);
         issue_output(held_);
-        left_out = p_.tail.left_out(row, chunk);
+        left_out = TailChunk::left_out(p_.tail.tiles, row, chunk);
         any |= left_out != 0;
         wgmma_wait<1>(scores_);
         weigh(held_ + 1, left_out);

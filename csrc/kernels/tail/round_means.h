@@ -3,7 +3,7 @@
 // what that loses of the keys', and the logarithms of the tiles' sizes. A lane has two numbers of
 // both, and maybe one size.
 #pragma once
-#include "kernels/tail/tail_keys.h"
+#include "kernels/tail/chunks.h"
 
 namespace vsa {
 

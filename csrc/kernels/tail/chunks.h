@@ -6,26 +6,20 @@
 // in base 2. Its kernels take the means 64 at a time, in chunks, all of them in turn: those of the
 // tiles that were chosen are masked, as the bitmap says.
 #pragma once
-#include "kernels/schedule/work_list.h"
+#include "kernels/tail/params.h"
 #include "tile/ring.h"
 
 namespace vsa {
 
-// Means of keys and values as 16-bit matrices, and what their sizes add to scores. A mean of keys
-// is the sum of two: scores from the first alone would be several times as wrong, where they are
-// large, as those of keys, which are 16-bit numbers to begin with.
-struct TailKeys {
-  MappedTokens k, k_low, v;  // [batch, kv_heads, tiles, head_dim], tiles along w
-  const float* bias;         // [chunks, 64] log2 of the tiles' sizes, -inf past the last tile
-  int tiles;
-
-  VSA_DEVICE int chunks() const { return ceil_div(tiles, kTileRows); }
+struct TailChunk {
+  // Where a chunk of a key head lies.
   VSA_DEVICE static BoxCoordinates box(const MappedTokens& x, int chunk, int head, int batch) {
     return {head * x.channels_per_head, chunk * kTileRows, 0, 0,
             head * x.outer_per_head + batch * x.outer_per_batch};
   }
+
   // Of a chunk, the tiles that a query tile did not choose. row: of the bitmap
-  VSA_DEVICE uint64_t left_out(const uint32_t* row, int chunk) const {
+  VSA_DEVICE static uint64_t left_out(int tiles, const uint32_t* row, int chunk) {
     constexpr int kWords = kTileRows / kWordBits;
     const int first = chunk * kWords, left = tiles - chunk * kTileRows;
     const uint64_t low = load_global(row + first);
@@ -68,7 +62,7 @@ struct TailRing {
     empty[at].wait(Ring<Stages>::use(n) - 1);
     full[at].arrive_expect_tx(kBytes);
     const auto load = [&](Tile<D>& to, const MappedTokens& from) {
-      load_tile(to, from.map, TailKeys::box(from, chunk, head, batch), full[at]);
+      load_tile(to, from.map, TailChunk::box(from, chunk, head, batch), full[at]);
     };
     load(ks[at], keys.k);
     load(ks_low[at], keys.k_low);

@@ -1,11 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the two backward passes of the tail are told.
+// What the kernels of the tail are told.
 #pragma once
 #include "kernels/fine/backward_rows.h"
 #include "kernels/schedule/work_list.h"
-#include "kernels/tail/tail_keys.h"
 
 namespace vsa {
+
+// Means of keys and values as 16-bit matrices, and what their sizes add to scores. A mean of keys
+// is the sum of two: scores from the first alone would be several times as wrong, where they are
+// large, as those of keys, which are 16-bit numbers to begin with.
+struct TailKeys {
+  MappedTokens k, k_low, v;  // [batch, kv_heads, tiles, head_dim], tiles along w
+  const float* bias;         // [chunks, 64] log2 of the tiles' sizes, -inf past the last tile
+  int tiles;
+
+  VSA_DEVICE int chunks() const { return ceil_div(tiles, kTileRows); }
+};
+
+// FineParams: of the fine stage's kernel with this epilogue; its keys are not used
+template <class FineParams>
+struct TailForwardParams : FineParams {
+  TailKeys tail;
+  bool text;  // whether tiles of text are worked on
+};
 
 struct TailBackwardParams {
   TokenTensor q, grad_out, grad_q;
