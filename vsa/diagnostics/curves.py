@@ -8,8 +8,10 @@ It is measured for a few query tiles, spread over the video, and averaged over t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +26,10 @@ SAMPLED_TILES = 16
 """Query tiles that are measured, unless asked otherwise."""
 SLICE_BYTES = 256 << 20
 """Scores between tokens that exist at a time."""
-SCORES = ("mean",)
-"""Scores that tiles can be ordered by."""
+ORACLE = "oracle"
+"""Tiles by their own share of dense attention: what no score can know, and none can be above."""
+SCORES = ("mean", ORACLE)
+"""What tiles can be ordered by."""
 
 
 class Curves:
@@ -36,7 +40,8 @@ class Curves:
     Args:
         layers: their names.
         tiles: query tiles that are measured, spread evenly over those that are whole.
-        score: what the key tiles are ordered by, as in ``vsa.attention``.
+        score: what the key tiles are ordered by, as in ``vsa.attention``; or "oracle", by what
+            they hold, which is the most that any score can reach.
 
     Attributes:
         grid: the video's tokens and tiles, known from the first note on.
@@ -146,7 +151,8 @@ def recall_by_count(
     """
     chosen = None if tiles is None else whole_tiles(grid, tiles, q.device)[0]
     mass = tile_mass(q, k, grid, chosen)
-    order = tile_scores(q, k, grid, chosen, score).argsort(dim=-1, descending=True, stable=True)
+    key = mass if score == ORACLE else tile_scores(q, k, grid, chosen, score)
+    order = key.argsort(dim=-1, descending=True, stable=True)
     return mass.gather(-1, order).cumsum(-1).mean(2)
 
 
@@ -154,7 +160,7 @@ def tile_scores(
     q: Tensor, k: Tensor, grid: Grid, chosen: Tensor | None = None, score: object = "mean"
 ) -> Tensor:
     """What ``vsa.select`` compares, (B, heads, query tiles, n); NaN is minus infinity."""
-    check_score(score)
+    assert score == "mean"
     q_means, k_means = (torch_coarse.tile_means(x, grid) for x in (q, k))
     if chosen is not None:
         q_means = q_means[:, :, chosen]
@@ -178,25 +184,54 @@ def tile_mass(q: Tensor, k: Tensor, grid: Grid, chosen: Tensor | None = None) ->
     Returns:
         (B, heads, query tiles, n); rows add up to 1. The mean over the tokens of a query tile.
     """
+    parts = [part.mass for part in weight_slices(q, k, grid, chosen)]
+    return torch.cat(parts).view(q.shape[0], q.shape[2], -1, grid.num_tiles)
+
+
+class WeightSlice(NamedTuple):
+    """Dense attention of some query tiles of one head.
+
+    Attributes:
+        batch: number of the batch element.
+        head: number of the query head.
+        rows: which of the query tiles that were asked for.
+        weights: (tiles * slots, n * slots), softmax over the keys; zero where a key slot is empty.
+        mass: (tiles, n), the same by key tile, the mean over the tokens of a query tile.
+    """
+
+    batch: int
+    head: int
+    rows: slice
+    weights: Tensor
+    mass: Tensor
+
+
+def weight_slices(
+    q: Tensor, k: Tensor, grid: Grid, chosen: Tensor | None = None
+) -> Iterator[WeightSlice]:
+    """Dense attention of query tiles to the video, a head and some tiles at a time.
+
+    Args:
+        q: (B, S, heads, head_dim); weights are fp32, or fp64 for fp64.
+        k: (B, S, kv_heads, head_dim).
+        grid: of both; slots are those of ``Grid.tokens_of_tiles``.
+        chosen: numbers of the query tiles, None for all.
+    """
     dtype = accumulation_dtype(q)
     token = grid.tokens_of_tiles(q.device)
     rows = token if chosen is None else token[chosen]
     batch, _, heads, head_dim = q.shape
-    group, n = heads // k.shape[2], len(token)
-    queries = q[:, grid.prefix + rows.clamp(min=0)]  # (B, rows, slots, heads, head_dim)
-    keys = k[:, grid.prefix + token.clamp(min=0).flatten()]
-    real, slots = (rows >= 0).to(dtype), token.shape[1]
-    beyond = (token < 0).flatten()
+    group, (n, slots) = heads // k.shape[2], token.shape
+    queries = grid.prefix + rows.clamp(min=0)
+    keys = grid.prefix + token.clamp(min=0).flatten()
+    real, beyond = (rows >= 0).to(dtype)[..., None], (token < 0).flatten()
     step = max(1, SLICE_BYTES // (slots * n * slots * dtype.itemsize))
-    mass = torch.empty(batch, heads, len(rows), n, dtype=dtype, device=q.device)
-    for b in range(batch):
-        for head in range(heads):
-            of_head = keys[b, :, head // group].to(dtype)[None]
-            for first in range(0, len(rows), step):
-                part = queries[b, first : first + step, :, head].to(dtype)
-                scores = torch_coarse.product(part.flatten(0, 1)[None], of_head, head_dim**-0.5)[0]
-                weights = scores.masked_fill_(beyond, float("-inf")).softmax(-1)
-                by_tile = weights.view(len(part), slots, n, slots).sum(-1)
-                share = real[first : first + step, :, None]
-                mass[b, head, first : first + step] = (by_tile * share).sum(1) / share.sum(1)
-    return mass
+    for b, head, first in product(range(batch), range(heads), range(0, len(rows), step)):
+        part = slice(first, first + step)
+        left = q[b, queries[part].flatten(), head].to(dtype)[None]
+        right = k[b, keys, head // group].to(dtype)[None]
+        scores = torch_coarse.product(left, right, head_dim**-0.5)[0]
+        weights = scores.masked_fill_(beyond, float("-inf")).softmax(-1)
+        of_tile = weights.view(-1, slots, n, slots).sum(-1)
+        mass = (of_tile * real[part]).sum(1) / real[part].sum(1)
+        yield WeightSlice(b, head, part, weights, mass)

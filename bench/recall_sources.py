@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where bench/recall.py has queries, keys and values from: trained models, or recordings of them.
+
+A recording is a .pt file that anybody can write: {"about": {...}, "grid": [T, H, W], "tile": [t, h,
+w], "clips": [{layer name: {"q", "k", "v" and where there are gates "gate_coarse", "gate_fine"}}]}.
+Tensors are (B, T*H*W, heads, head_dim), video tokens in raster order, after the rotary embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vsa
+from vsa.training import checkpoints, probes
+from vsa.training.data import Batch, Data
+from vsa.training.model import VideoTransformer
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What a layer's attention works on.
+
+    Attributes:
+        q: (B, S, heads, head_dim), after norm and rotary embedding.
+        k: likewise, its heads dividing those of q.
+        v: like k.
+        gate_coarse: like q, or None.
+        gate_fine: likewise.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gate_coarse: Tensor | None = None
+    gate_fine: Tensor | None = None
+
+
+Clip = dict[str, Layer]
+"""Layers by name, in their order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A model to be looked at.
+
+    Attributes:
+        name: what figures call it.
+        grid: of all clips.
+        calibration: clips that budgets may be found on.
+        held_out: clips that figures are of.
+        about: where it is from.
+    """
+
+    name: str
+    grid: vsa.Grid
+    calibration: Iterable[Clip]
+    held_out: Iterable[Clip]
+    about: dict[str, Any]
+
+
+def open_source(
+    path: Path, device: torch.device, clips: int, calibration: int, real: float | None
+) -> Source:
+    """A file of weights of ``vsa train``, or a recording.
+
+    Args:
+        path: the file.
+        device: where it shall be computed.
+        clips: held-out clips, filled up to whole batches.
+        calibration: training clips.
+        real: share of real clips; None for that of the training.
+
+    Raises:
+        ValueError: another file, or a recording of a single clip.
+    """
+    if _is_recording(path):
+        return _recording(path, device, clips)
+    model, settings = checkpoints.load_model(path, device)
+    settings = replace(
+        settings,
+        clips=max(calibration, settings.batch),
+        held_out=clips,
+        real=settings.real if real is None else real,
+    )
+    data = Data(settings, device)
+    batches = [data.batch(step) for step in range(-(-calibration // settings.batch))]
+    about = {
+        "weights": path.name,
+        "kind": model.kind,
+        "size": settings.size,
+        "topk_trained": settings.topk,
+        "real": settings.real,
+        "clips": len(data.sources),
+        "calibration_clips": len(batches) * settings.batch,
+    }
+    return Source(
+        f"{model.kind} {settings.size}",
+        settings.video,
+        _Captured(model, batches, device),
+        _Captured(model, data.held_out, device),
+        about,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Captured:
+    """Clips that a model computes when they are asked for."""
+
+    model: VideoTransformer
+    batches: list[Batch]
+    device: torch.device
+
+    def __iter__(self) -> Iterator[Clip]:
+        for batch in self.batches:
+            with torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda"):
+                yield captured(self.model, batch)
+
+
+@torch.no_grad()
+def captured(model: VideoTransformer, batch: Batch) -> Clip:
+    """Run a model of ``vsa train`` on a batch, and keep what its attention works on."""
+    values: list[Tensor] = []
+
+    def keep(_: object, __: object, projected: Tensor) -> None:
+        values.append(projected.chunk(3, -1)[2])
+
+    hooks = [block.attention.to_qkv.register_forward_hook(keep) for block in model.layers]
+    try:
+        with probes.watched(model) as found:
+            model(torch.lerp(batch.video, batch.noise, batch.time[:, None, None]), batch.time)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    clip = {}
+    for number, (q, k) in enumerate(found["qk"]):
+        gates = {name: found[name][number][0].view_as(q) for name in probes.GATES if name in found}
+        clip[f"blocks.{number}.attention"] = Layer(q, k, values[number].view_as(k), **gates)
+    return clip
+
+
+def record(path: Path, source: Source) -> None:
+    """Write a recording of a source's clips, those for calibration first."""
+    clips = [
+        {
+            name: {
+                field.name: value.cpu()
+                for field in fields(layer)
+                if (value := getattr(layer, field.name)) is not None
+            }
+            for name, layer in clip.items()
+        }
+        for part in (source.calibration, source.held_out)
+        for clip in part
+    ]
+    grid = source.grid
+    content = {"about": source.about, "grid": list(grid.shape), "tile": list(grid.tile)}
+    torch.save(content | {"clips": clips}, path)
+
+
+def _is_recording(path: Path) -> bool:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # what is wrong with it is said by whoever reads it next
+        return False
+    return isinstance(found, dict) and "clips" in found
+
+
+def _recording(path: Path, device: torch.device, clips: int) -> Source:
+    """The last clips are held out, those before calibrate."""
+    found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    total = len(found["clips"])
+    if total < 2:
+        raise ValueError(
+            f"{path} must hold two clips at least, one to calibrate on and one held out, but it "
+            f"holds {total}"
+        )
+    held_out = min(clips, total // 2)
+    grid = vsa.Grid(tuple(found["grid"]), tuple(found["tile"]))
+    parts = found["clips"][:-held_out], found["clips"][-held_out:]
+    calibration, rest = (_Recorded(part, device) for part in parts)
+    about = {**found["about"], "clips": held_out, "calibration_clips": total - held_out}
+    return Source(path.stem, grid, calibration, rest, about)
+
+
+@dataclass(frozen=True, eq=False)
+class _Recorded:
+    """Clips of a file, one at a time on the device."""
+
+    clips: list[dict[str, dict[str, Tensor]]]
+    device: torch.device
+
+    def __iter__(self) -> Iterator[Clip]:
+        for clip in self.clips:
+            yield {
+                name: Layer(**{key: x.to(self.device) for key, x in tensors.items()})
+                for name, tensors in clip.items()
+            }
