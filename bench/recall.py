@@ -10,7 +10,9 @@ in every layer, at every budget:
 - mass recall: the share of dense attention on the kept tiles, the mean and the 5th percentile over
   all heads of all layers;
 - output error: the relative L2 distance to dense attention in fp64, the mean and the 95th
-  percentile; without gates, and with those of a model that has some.
+  percentile; without gates, and with those of a model that has some;
+- held-out loss of the whole model when all of its layers keep so many tiles. A model that was
+  trained dense is made sparse without training.
 
 Tiles are chosen by mean scores, by sub-blocks where this version has them, and by their true mass
 (oracle); with as many tiles for every head (uniform), and with budgets that ``vsa.calibrate`` finds
@@ -31,9 +33,19 @@ import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from torch import Tensor
 
 import vsa
-from recall_measures import ORACLE, Measured, Way, calibrated, measured, scores, timed
+from recall_measures import (
+    ORACLE,
+    Measured,
+    Way,
+    calibrated,
+    losses,
+    measured,
+    scores,
+    timed,
+)
 from recall_sources import Source, open_source, record
 from vsa.measure.machine import machine
 from vsa.measure.provenance import provenance, write
@@ -41,10 +53,13 @@ from vsa.values import checks
 
 TOPKS = (0.05, 0.1, 0.125, 0.25)
 Row = dict[str, Any]
+Losses = tuple[Mapping[Way, Tensor], Mapping[str, Tensor]]
 Budgets = Mapping[tuple[str, float], vsa.Budgets]
 
 
-def rows_of(source: Source, found: Mapping[Way, Measured], budgets: Budgets) -> list[Row]:
+def rows_of(
+    source: Source, found: Mapping[Way, Measured], budgets: Budgets, lost: Losses
+) -> list[Row]:
     """A row for each way: means and percentiles over all heads of all layers."""
     heads_of_layers = next(iter(found.values())).recall.shape
     clip = next(iter(source.held_out)) if torch.cuda.is_available() else {}
@@ -66,6 +81,9 @@ def rows_of(source: Source, found: Mapping[Way, Measured], budgets: Budgets) -> 
             "recall_by_layer": numbers.recall.mean(1).tolist(),
             "error_by_layer": numbers.error.mean(1).tolist(),
         }
+        if way in lost[0]:
+            row["loss"] = lost[0][way].mean().item()
+            row["loss_clips"] = lost[0][way].tolist()
         if not (way.tail or way.gates):
             each = dict(of_way.layers)
             if way.heads == "uniform":
@@ -101,6 +119,7 @@ def table(source: Source, rows: list[Row]) -> Table:
     columns = ["recall", "5th pct", "least"]
     columns += ["error", "error, tail"][: len(tails)]
     columns += ["gated", "gated, tail"][: len(tails)] if gates else []
+    columns += ["loss", "loss, tail"][: len(tails)]
     for column in [*columns, "ms"]:
         found.add_column(column, justify="right")
     for row in rows:
@@ -115,6 +134,10 @@ def table(source: Source, rows: list[Row]) -> Table:
         cells = [f"{row['topk']:.1%}", row["score"], row["heads"]]
         cells += [f"{row[key]:.1%}" for key in ("recall", "recall_p5", "recall_least")]
         cells += ["" if each is None else f"{each['error']:.3f}" for each in errors]
+        for tail in tails:
+            with_loss = [one(rows, **way, tail=tail, gates=each) or {} for each in (True, False)]
+            loss = next((each["loss"] for each in with_loss if "loss" in each), None)
+            cells.append("" if loss is None else f"{loss:.4f}")
         ms = row["attention_ms"]
         found.add_row(*cells, "" if ms is None else f"{ms:.2f}")
     found.caption = (
@@ -122,6 +145,11 @@ def table(source: Source, rows: list[Row]) -> Table:
         "heads. Error: relative L2 to dense attention in fp64, the mean. Calibrated: tiles shared "
         "out over heads at the same total, on training clips."
     )
+    if losses := source.about.get("losses"):
+        found.caption += " Loss: held out, of the whole model; " + ", ".join(
+            f"{loss:.4f} {'as it was ' if name == 'trained' else 'with '}{name}"
+            for name, loss in losses.items()
+        )
     return found
 
 
@@ -136,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--out", type=Path, required=True, metavar="JSON")
     found.add_argument("--plot", type=Path, metavar="PNG", help="draw them (needs matplotlib)")
     found.add_argument("--topk", nargs="+", type=float, default=TOPKS, help="shares of the tiles")
-    found.add_argument("--clips", type=int, default=8, help="held-out clips")
+    found.add_argument("--clips", type=int, default=16, help="held-out clips")
     found.add_argument("--calibrate", type=int, default=4, help="clips to calibrate on")
     found.add_argument("--tiles", type=int, default=64, help="query tiles to calibrate by")
     found.add_argument("--real", type=float, help="share of real clips; by default as in training")
@@ -217,7 +245,10 @@ def look_at(
             source, list(options.topk), options.tiles, lambda: progress.advance(task)
         )
         found = measured(source, budgets, lambda: progress.advance(task))
-        return rows_of(source, found, budgets), budgets
+        lost = losses(source, budgets, lambda: progress.advance(task))
+        if lost[1]:
+            source.about["losses"] = {name: x.mean().item() for name, x in lost[1].items()}
+        return rows_of(source, found, budgets, lost), budgets
 
 
 if __name__ == "__main__":

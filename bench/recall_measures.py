@@ -4,6 +4,8 @@
     recall  share of dense attention on the kept tiles, the mean over query tiles
     error   |out - dense| / |dense|, over all tokens of a head, dense in fp64 of the same q, k and v
 
+    loss    held-out loss of the whole model where all of its layers keep tiles in this way
+
 With gates, both outputs are gate_fine * fine + gate_coarse * coarse: what leaving tiles out changes
 in the model's own attention.
 """
@@ -14,6 +16,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -203,6 +206,44 @@ def _distance(out: Tensor, dense: Tensor) -> Tensor:
     """Relative L2 of every head, the mean over the batch; (heads,)."""
     norms = [x.square().sum((1, 3)).sqrt() for x in (out - dense, dense)]
     return (norms[0] / norms[1]).mean(0)
+
+
+def losses(
+    source: Source, budgets: Mapping[tuple[str, float], vsa.Budgets], heard: Callable[[], object]
+) -> tuple[dict[Way, Tensor], dict[str, Tensor]]:
+    """Held-out loss of the model by way, behind its gates if it has some.
+
+    Returns:
+        Losses (clips,) by way, none for the oracle; and of the model as it was trained and with
+        all tiles.
+    """
+    trained = source.trained
+    model = None if trained is None else trained.sparse()
+    if trained is None or model is None:
+        return {}, {}
+    gates = model.layers[0].attention.to_gate_compress is not None
+    found = {}
+    whole = {"trained": trained.loss(trained.model), "every tile": trained.loss(model)}
+    for (score, topk), budget in budgets.items():
+        if score == ORACLE:
+            continue
+        for heads, tail in product(("uniform", "calibrated"), tails()):
+            for block in model.layers:
+                if score != "mean":
+                    block.attention.score = scores()[score]
+                if tail:
+                    block.attention.tail = True
+            if heads == "uniform":
+                model.set_topk(topk)
+            else:
+                budget.apply_to(model)
+            found[Way(score, heads, topk, tail, gates)] = trained.loss(model)
+            for block in model.layers:
+                for name, plain in (("score", "mean"), ("tail", False)):
+                    if hasattr(block.attention, name):
+                        setattr(block.attention, name, plain)
+        heard()
+    return found, whole
 
 
 def timed(

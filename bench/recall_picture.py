@@ -25,6 +25,7 @@ PANELS = (
     ("recall_p5", "5th percentile of recall"),
     ("error", "output error, relative L2"),
     ("gated", "the same behind the gates"),
+    ("loss", "held-out loss of the model"),
 )
 
 
@@ -37,7 +38,8 @@ def draw(head: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path)
         path: of the picture.
     """
     names = [source["name"] for source in head["sources"]]
-    panels = PANELS if any(row["gates"] for row in rows) else PANELS[:-1]
+    there = {"gated": any(row["gates"] for row in rows), "loss": any("loss" in x for x in rows)}
+    panels = [panel for panel in PANELS if there.get(panel[0], True)]
     with theme.new_figure(3.6 * len(panels), 3.0 * len(names) + 1.1, path) as figure:
         grid = figure.subplots(len(names), len(panels), squeeze=False)
         for name, line in zip(names, grid, strict=True):
@@ -52,16 +54,19 @@ def draw(head: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path)
         theme.title(figure, _caption(head))
 
 
-def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
-    gates = key == "gated"
-    own = [row for row in rows if row["gates"] == gates]
+def _rows(rows: Sequence[Mapping[str, Any]], panel: str) -> list[Mapping[str, Any]]:
+    """What a panel shows: recall has no tail, and a model's loss is behind the gates it has."""
+    if panel == "loss":
+        return [row for row in rows if "loss" in row]
+    own = [row for row in rows if row["gates"] == (panel == "gated")]
+    return [row for row in own if not row["tail"]] if panel.startswith("recall") else own
+
+
+def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], panel: str) -> None:
+    own, key = _rows(rows, panel), "error" if panel == "gated" else panel
     if not own:  # a model without gates, beside one that has some
         axes.set_visible(False)
         return
-    if not key.startswith("recall"):
-        key = "error"
-    else:
-        own = [row for row in own if not row["tail"]]
     for way in dict.fromkeys((row["score"], row["heads"], row["tail"]) for row in own):
         score, heads, tail = way
         line = [row for row in own if (row["score"], row["heads"], row["tail"]) == way]
@@ -80,8 +85,10 @@ def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
     axes.set_xticks(topks, [f"{topk:.3g}" for topk in (100 * topk for topk in topks)])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.3g}%")
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}" if key != "error" else f"{y:.2g}")
-    axes.set_ylim(bottom=0)
+    share = key.startswith("recall")
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}" if share else f"{y:.3g}")
+    if key != "loss":
+        axes.set_ylim(bottom=0)
     axes.grid(axis="y")
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 import vsa
-from vsa.training import checkpoints, probes
+from vsa.training import checkpoints, flow, probes
 from vsa.training.data import Batch, Data
-from vsa.training.model import VideoTransformer
+from vsa.training.model import SIZES, VideoTransformer
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,7 @@ class Source:
         calibration: clips that budgets may be found on.
         held_out: clips that figures are of.
         about: where it is from.
+        trained: the model itself, where there is one.
     """
 
     name: str
@@ -62,6 +63,47 @@ class Source:
     calibration: Iterable[Clip]
     held_out: Iterable[Clip]
     about: dict[str, Any]
+    trained: Trained | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A model whose loss can be measured.
+
+    Attributes:
+        model: of ``vsa train``.
+        held_out: batches that figures are of.
+        device: where both are.
+    """
+
+    model: VideoTransformer
+    held_out: list[Batch]
+    device: torch.device
+
+    def autocast(self) -> torch.autocast:
+        """What the model runs under."""
+        return torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda")
+
+    def sparse(self) -> VideoTransformer | None:
+        """The same weights in layers that choose tiles; None for a kind whose layers cannot."""
+        kind = "fine" if self.model.kind == "full" else self.model.kind
+        if kind not in ("fine", "vsa", "ramp", "abrupt"):
+            return None
+        size = next(
+            name
+            for name, each in SIZES.items()
+            if (each.dim, each.depth) == (self.model.patch_out.in_features, len(self.model.blocks))
+        )
+        found = VideoTransformer(size, kind, self.model.grid, 1.0)
+        found.load_state_dict(self.model.state_dict())
+        return found.to(self.device)
+
+    @torch.no_grad()
+    def loss(self, model: VideoTransformer) -> Tensor:
+        """Held-out loss of every clip, (clips,) fp64 on the CPU."""
+        with self.autocast():
+            each = [flow.clip_losses(model, x.video, x.noise, x.time) for x in self.held_out]
+        return torch.cat(each).double().cpu()
 
 
 def open_source(
@@ -99,12 +141,14 @@ def open_source(
         "clips": len(data.sources),
         "calibration_clips": len(batches) * settings.batch,
     }
+    trained = Trained(model, data.held_out, device)
     return Source(
         f"{model.kind} {settings.size}",
         settings.video,
-        _Captured(model, batches, device),
-        _Captured(model, data.held_out, device),
+        _Captured(trained, batches),
+        _Captured(trained, data.held_out),
         about,
+        trained,
     )
 
 
@@ -112,14 +156,13 @@ def open_source(
 class _Captured:
     """Clips that a model computes when they are asked for."""
 
-    model: VideoTransformer
+    trained: Trained
     batches: list[Batch]
-    device: torch.device
 
     def __iter__(self) -> Iterator[Clip]:
         for batch in self.batches:
-            with torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda"):
-                yield captured(self.model, batch)
+            with self.trained.autocast():
+                yield captured(self.trained.model, batch)
 
 
 @torch.no_grad()

@@ -107,7 +107,8 @@ def test_what_a_model_attends_with_is_captured(weights: Path) -> None:
     source = open_source(weights / "weights-vsa.pt", CPU, 2, 2, None)
     clip = next(iter(source.held_out))
     model, _ = checkpoints.load_model(weights / "weights-vsa.pt")
-    batch = source.held_out.batches[0]  # type: ignore[attr-defined]
+    assert source.trained is not None
+    batch = source.trained.held_out[0]
     told = {}
 
     def keep(_: object, given: tuple[torch.Tensor]) -> None:
@@ -134,6 +135,37 @@ def test_calibration_and_held_out_clips_differ(weights: Path) -> None:
     assert not any(torch.equal(a, b) for a in parts[0] for b in parts[1])
 
 
+def test_losses_are_those_of_the_model(weights: Path) -> None:
+    for kind in ("vsa", "full"):
+        source = open_source(weights / f"weights-{kind}.pt", CPU, 4, 2, None)
+        trained = source.trained
+        assert trained is not None
+        budgets = recall_measures.calibrated(source, [0.5, 1.0], 8, lambda: None)
+        found, whole = recall_measures.losses(source, budgets, lambda: None)
+        assert len(whole["trained"]) == 4 and whole["trained"].unique().numel() == 4
+        gates = kind == "vsa"
+        half, every = (found[Way("mean", "uniform", x, False, gates)] for x in (0.5, 1.0))
+        # vsa was trained with half of its tiles, full with all
+        torch.testing.assert_close(whole["trained"], half if gates else every)
+        torch.testing.assert_close(whole["every tile"], every)
+        assert not torch.equal(half, every)
+        own = found[Way("mean", "calibrated", 0.5, False, gates)]
+        model = trained.sparse()
+        assert model is not None
+        budgets["mean", 0.5].apply_to(model)
+        torch.testing.assert_close(own, trained.loss(model))
+    assert not any(way.score == "oracle" for way in found)
+
+
+def test_fixed_tiles_have_no_loss_by_other_choices(tmp_path: Path) -> None:
+    run = Run(settings(kinds=("window",)), CPU)
+    checkpoints.save_weights(run, tmp_path)
+    source = open_source(tmp_path / "weights-window.pt", CPU, 2, 2, None)
+    budgets = recall_measures.calibrated(source, [0.5], 8, lambda: None)
+    assert recall_measures.losses(source, budgets, lambda: None) == ({}, {})
+    assert recall_measures.measured(source, budgets, lambda: None)
+
+
 def test_the_command_measures_draws_and_records(weights: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     out, plot, kept = (tmp_path / name for name in ("recall.json", "recall.png", "kept.pt"))
@@ -153,6 +185,9 @@ def test_the_command_measures_draws_and_records(weights: Path, tmp_path: Path) -
     for row in found["rows"]:
         assert 0 < row["recall_least"] <= row["recall_p5"] <= row["recall"] <= 1
         assert 0 < row["error"] <= row["error_p95"] <= row["error_most"]
+        assert ("loss" in row) == (
+            row["score"] != "oracle" and row["gates"] == ("vsa" in row["source"])
+        )
         if "tiles_by_head" in row:
             each = [count for layer in row["tiles_by_head"] for count in layer]
             assert sum(each) == row["tiles"] * len(each)
