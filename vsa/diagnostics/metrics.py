@@ -163,7 +163,7 @@ def sampled_recall(selection: Selection, q: Tensor, k: Tensor, *, tiles: int) ->
     grid = replace(selection.grid, prefix=0, suffix=0)
     for name, x in (("q", q), ("k", k)):
         selection.grid.check_length(name, x.shape[1])
-    chosen, tokens = _whole_tiles(grid, checks.integer("tiles", tiles, at_least=1), q.device)
+    chosen, tokens = whole_tiles(grid, checks.integer("tiles", tiles, at_least=1), q.device)
     count, size = tokens.shape
     rows = selection.bitmap[:, :, chosen].contiguous()
     queries = Grid((count, 1, size), tile=(1, 1, size))
@@ -173,7 +173,7 @@ def sampled_recall(selection: Selection, q: Tensor, k: Tensor, *, tiles: int) ->
 
 
 @lru_cache(maxsize=16)
-def _whole_tiles(grid: Grid, most: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def whole_tiles(grid: Grid, most: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Numbers of tiles that are not clipped, (n,), and their tokens, (n, volume of ``box``)."""
     tokens = grid.tokens_of_tiles()
     whole = (tokens >= 0).all(1).nonzero()[:, 0]

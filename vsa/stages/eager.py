@@ -19,14 +19,14 @@ from vsa.backends import named
 from vsa.stages.inputs import DEFAULT_TILE, Inputs
 from vsa.stages.planned import Plan, attend, flattened, layout
 from vsa.stages.watchers import ALIGNMENT, PLAIN, is_watched, paused
-from vsa.values.budget import Budget, TopP
+from vsa.values.budget import Budget, LayerBudget, TopP
 from vsa.values.grid import Grid
 from vsa.values.problem import Task
 from vsa.values.remembered import Remembered
 
 __all__ = ["attend", "kind_of", "paused", "plan_of", "remember"]
 
-NUMBERS = (int, float, TopP, tuple)
+NUMBERS = (int, float, TopP, LayerBudget, tuple)
 """Budgets whose equality says that they mean the same, together with their types."""
 _plans: Remembered[Plan] = Remembered(256)
 
