@@ -42,14 +42,17 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return without_plans(monkeypatch)
 
 
+TEXT = Call(text=(5, 2))
+MASKED = Call(text=(5, 2), valid="some")
 GATES = [None, "contiguous"] * 3
 GATES += ["fp32", "broadcast", "expanded", "channels outside", "odd address"]
+STRIDES = ["part", "heads outside", "odd address", "axes exchanged", "tokens of 136 bytes"]
 CALLS = st.builds(
     Call,
     shape=st.sampled_from([VIDEO, FLAT, (2, 4, 5, 1, 2, 64), (1, 3, 4, 5, 2, 128)]),
     kv_heads=st.sampled_from([1, 2]),
     dtype=st.sampled_from([torch.bfloat16, torch.float16]),
-    strides=st.sampled_from(["contiguous"] * 6 + ["part", "heads outside", "odd address"]),
+    strides=st.sampled_from(["contiguous"] * 6 + STRIDES),
     gates=st.tuples(st.sampled_from(GATES), st.sampled_from(GATES)),
     topk=st.sampled_from([1, 1.0, 0.5, 2, (1, 2), (1.0, 2), TopP(0.5), TopP(0.5, 1.0)]),
     scale=st.sampled_from([None] * 4 + [1, 1.0, 0.25, 0, -0.25]),
@@ -58,6 +61,9 @@ CALLS = st.builds(
     wants=st.sampled_from(["", "", "q", "v", "qkvfc", "f", "kc"]),
     upstream=st.sampled_from(["out", "lse", "both", "expanded", "transposed", "odd address"]),
     autocast=st.booleans(),
+    text=st.sampled_from([(0, 0)] * 3 + [(7, 0), (0, 70), (3, 66)]),
+    valid=st.sampled_from([None, "some", "none", "all", "expanded", "a column of more"]),
+    given=st.sampled_from([None] * 3 + ["contiguous", "heads outside", "odd address", "inference"]),
 )
 
 
@@ -112,6 +118,20 @@ def test_sequences_of_calls(ran: list[int]) -> None:
         (Call(FLAT, grid=vsa.Grid((4, 5, 6))), Call(FLAT, grid=vsa.Grid((4, 5, 6), (2, 4, 4)))),
         (BASE, TRAINED),
         (TRAINED, BASE),
+        (TEXT, Call(text=(5, 3))),
+        (TEXT, Call(text=(4, 4))),
+        (TEXT, MASKED),
+        (MASKED, TEXT),
+        (MASKED, MASKED._replace(valid="none")),
+        (MASKED, MASKED._replace(valid="a column of more")),
+        (MASKED, MASKED._replace(wants="qkv")),
+        (BASE, Call(given="contiguous")),
+        (Call(given="contiguous"), BASE),
+        (Call(given="contiguous"), Call(given="heads outside")),
+        (Call(given="inference", wants="qkv"), Call(given="contiguous", wants="qkv")),
+        (Call(given="contiguous"), Call(given="contiguous", gates=(None, "contiguous"))),
+        *((BASE, Call(strides=strides)) for strides in STRIDES),
+        *((Call(strides=strides, wants="qkv"), TRAINED) for strides in STRIDES),
     ],
 )
 def test_calls_that_differ_in_one_thing(first: Call, second: Call, ran: list[int]) -> None:
@@ -223,7 +243,11 @@ def test_scores_in_several_slices(
 def test_a_direction_crosses_once(monkeypatch: pytest.MonkeyPatch, ran: list[int]) -> None:
     machine, crossings = machine_of("cpu"), []
     run = machine.run_program
-    for call, directions in ((BASE, 1), (GATED, 1), (TRAINED, 2), (ALL, 2)):
+    kinds = [BASE, GATED, TRAINED, ALL, MASKED, ALL._replace(text=(5, 70), valid="some")]
+    kinds += [ALL._replace(given="contiguous")]
+    kinds += [ALL._replace(strides=strides) for strides in STRIDES]
+    for call in kinds:
+        directions = 2 if call.wants else 1
         call.run()
         crossings.clear()
         with monkeypatch.context() as counting:

@@ -134,8 +134,4 @@ def _as_q(gate: Tensor | None, call: Inputs) -> Tensor | None:
         return None
     sums = inputs.wants_gradients(gate) and (gate.shape != call.shape or 0 in gate.stride())
     gate = gate.float() if sums or gate.dtype != call.q.dtype else gate
-    if call.text_valid is not None and gate.ndim > 2 and gate.shape[-3] > 1:
-        # The kernels multiply by it what is zero there, which a gate of NaN would undo.
-        real = token_valid(call.text_valid, call.grid, gate.device)
-        gate = gate.masked_fill(~real[..., None, None], 0)
     return gate.expand(call.shape).reshape(call.q.shape)

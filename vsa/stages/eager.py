@@ -23,11 +23,13 @@ from vsa.values.budget import Budget, TopP
 from vsa.values.grid import Grid
 from vsa.values.problem import Task
 from vsa.values.remembered import Remembered
+from vsa.values.selection import Selection
 
 __all__ = ["attend", "kind_of", "paused", "plan_of", "remember"]
 
 NUMBERS = (int, float, TopP, tuple)
 """Budgets whose equality says that they mean the same, together with their types."""
+ALIGNED = False, False, False
 _plans: Remembered[Plan] = Remembered(256)
 
 
@@ -37,6 +39,8 @@ def kind_of(
     v: Tensor,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
+    text_valid: Tensor | None,
+    selection: Selection | None,
     topk: object,
     rest: Sequence[object],
 ) -> Hashable | None:
@@ -48,14 +52,27 @@ def kind_of(
         v: see q.
         gate_fine: see q.
         gate_coarse: see q.
+        text_valid: see q.
+        selection: see q.
         topk: as the user gave it.
         rest: grid, kv_grid, tile, scale, backend, and whether log-sum-exp and choice are results.
     """
     if torch.compiler.is_compiling():
         return None
-    tensors = (q, k, v) if gate_fine is gate_coarse is None else (q, k, v, gate_fine, gate_coarse)
+    tensors: tuple[Tensor | None, ...] = (q, k, v)
+    if not gate_fine is gate_coarse is text_valid is None:
+        tensors = q, k, v, gate_fine, gate_coarse, text_valid
     budget = type(topk)
-    if budget not in NUMBERS or not _compares(*rest) or is_watched():
+    if not _compares(*rest) or is_watched():
+        return None
+    if selection is not None:
+        if type(selection) is not Selection:
+            return None
+        known = selection.num_key_tiles, selection.grid, selection.kv_grid
+        if type(known[0]) is not int or not {*map(type, known[1:])} <= {Grid, type(None)}:
+            return None
+        tensors, rest = (*tensors, selection.bitmap), (*rest, *known)
+    if budget not in NUMBERS and (selection is None or topk is not None):
         return None
     wants, addresses = False, 0
     shapes: list[object] = []
@@ -72,8 +89,9 @@ def kind_of(
             shapes += (x.shape, x.stride(), x.dtype, x.device)
     except RuntimeError:
         return None
-    if addresses % ALIGNMENT or q is None or k is None or v is None:
+    if q is None or k is None or v is None:
         return None
+    misaligned = _misaligned(q, k, v) if addresses % ALIGNMENT else ALIGNED
     device = q.device.type
     if torch.is_autocast_enabled(device):  # what it leaves alone is as without it
         cast = torch.get_autocast_dtype(device)
@@ -87,10 +105,19 @@ def kind_of(
     elif isinstance(topk, TopP):
         kinds = type(topk.floor)
     wants = wants and torch.is_grad_enabled()
-    # Checkpointing gets by number what a forward saves, and its second one must save the same.
-    if wants and _top_saved_tensors_default_hooks(True) is not None:
-        return None
-    return (*shapes, topk, kinds, *rest, wants)
+    hooked = wants and _is_hooked()
+    return (*shapes, topk, kinds, *rest, misaligned, wants, hooked)
+
+
+def _is_hooked() -> bool:
+    """Whether hooks see what autograd saves."""
+    return _top_saved_tensors_default_hooks(True) is not None
+
+
+def _misaligned(q: Tensor, k: Tensor, v: Tensor) -> tuple[bool, bool, bool]:
+    """Which of these kernels cannot read where they are."""
+    first, second, third = (x.data_ptr() % ALIGNMENT != 0 for x in (q, k, v))
+    return first, second, third
 
 
 def _compares(
@@ -128,9 +155,10 @@ def plan_of(key: Hashable) -> Plan | None:
 def remember(
     key: Hashable,
     call: Inputs,
-    budget: Budget,
+    budget: Budget | None,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
+    selection: Selection | None,
     gives: tuple[bool, bool],
 ) -> None:
     """Prepare the next calls of a kind, if its backend can.
@@ -138,16 +166,26 @@ def remember(
     Args:
         key: of ``kind_of``.
         call: the checked inputs of the first call.
-        budget: its budget.
+        budget: its budget, or None where the choice is given.
         gate_fine: as the user gave it, and so is ``gate_coarse``.
         gate_coarse: see gate_fine.
+        selection: as it was given, or None where the choice is made.
         gives: whether log-sum-exp and choice are results; part of the key.
     """
     gates = [_flat_gate(gate, call) for gate in (gate_fine, gate_coarse)]
     prepared = None
     wanted = [x for x in (call.q, call.k, call.v, *gates) if x is not None]
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in wanted)
-    if _in_place(call, gate_fine, gate_coarse, gates) and budget.numbers is None:
+    hooked = gradients and _is_hooked()
+    bitmap = None if selection is None else selection.bitmap
+    unfolded = tuple(at for at, x in enumerate(call.given) if not _folds(x))
+    counts: tuple[int, ...] = ()
+    mass, most, is_constant = 0.0, None, True
+    if budget is not None:
+        counts, mass, most = tuple(budget.counts), budget.mass, budget.most
+        is_constant = budget.numbers is None
+    if _in_place(call, gate_fine, gate_coarse, gates) and is_constant:
+        first, second, third = _misaligned(call.q, call.k, call.v)
         prepared = named(call.backend).prepare(
             Task(
                 call.q,
@@ -155,28 +193,35 @@ def remember(
                 call.v,
                 gates[0],
                 gates[1],
+                call.text_valid,
+                bitmap,
                 call.grid,
                 call.kv_grid,
-                tuple(budget.counts),
-                budget.mass,
+                counts,
+                mass,
                 call.scale,
                 gradients,
-                *gives,
+                gives[0] or hooked,
+                gives[1] or hooked,
+                (first, second, third),
             )
         )
+    folded = (x.contiguous() if at in unfolded else x for at, x in enumerate(call.given))
     layouts = tuple(
         None if x is None else (layout(x), layout(flattened(x)))
-        for x in (*call.given, gate_fine, gate_coarse)
+        for x in (*folded, gate_fine, gate_coarse, call.text_valid, bitmap)
     )
     plan = Plan(
         prepared,
         call.grid,
         call.kv_grid,
-        budget.most,
+        most,
         call.scale,
         call.backend,
         gradients,
         layouts,
+        unfolded,
+        hooked,
     )
     _plans.put(key, plan)
 
@@ -203,9 +248,7 @@ def _in_place(
     gate_coarse: Tensor | None,
     flat: Sequence[Tensor | None],
 ) -> bool:
-    """Whether kernels read all tensors where the user has them."""
-    if call.text_valid is not None or not all(map(_folds, call.given)):
-        return False
+    """Whether kernels read all gates where the user has them, and tensors are of one type."""
     for gate, view in zip((gate_fine, gate_coarse), flat, strict=True):
         if gate is None:
             continue
