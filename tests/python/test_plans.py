@@ -196,6 +196,16 @@ def freed(x: Tensor) -> Tensor:
         changed(return_lse=lambda _: True),
         changed(backend=lambda _: "nobody"),
         changed(grid=lambda _: vsa.Grid((4, 5, 6), prefix=1)),
+        changed(text_valid=lambda _: torch.ones(1, 0, dtype=torch.bool)),
+        changed(text_valid=lambda _: torch.ones(1, 3, dtype=torch.bool)),
+        changed(text_valid=lambda _: torch.ones(1, 0)),
+        changed(text_valid=lambda _: True),
+        changed(selection=lambda _: 2),
+        changed(selection=lambda _: vsa.Selection.from_mask(torch.ones(1, 2, 4, 4) > 0)),
+        changed(selection=lambda _: vsa.Selection.from_mask(torch.ones(1, 2, 5, 4) > 0)),
+        changed(selection=lambda _: vsa.Selection(torch.ones(1, 2, 4, 1).int(), 4.0)),
+        changed(selection=lambda _: vsa.Selection(torch.ones(1, 2, 4, 1).int(), 4, grid=[4, 5, 6])),
+        changed(selection=lambda _: vsa.Selection(torch.ones(1, 2, 4, 1).long(), 4)),
     ],
 )
 def test_arguments_that_only_look_like_those_of_a_plan(

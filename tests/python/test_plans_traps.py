@@ -194,6 +194,20 @@ def test_plans_hold_no_tensors(ran: list[int]) -> None:
     assert len(ran) == 2
 
 
+@pytest.mark.parametrize("call", [ALL, Call(wants="qkv", text=(3, 66), valid="some")])
+@pytest.mark.parametrize("pack", [lambda x: x, torch.Tensor.detach], ids=["same", "detached"])
+def test_plans_under_hooks_hold_no_output(call: Call, pack: Any, ran: list[int]) -> None:
+    for _ in range(2):
+        tensors = given(call)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            out = attention(**tensors, grid=call.extent, text_valid=call.mask())
+        seen = weakref.ref(out)
+        del tensors, out
+        gc.collect()
+        assert seen() is None
+    assert len(ran) == 1
+
+
 def test_an_error_in_the_middle_leaves_the_plan(
     monkeypatch: pytest.MonkeyPatch, ran: list[int]
 ) -> None:
