@@ -148,9 +148,9 @@ def attention(
     kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, topk, rest)
     plan = None if kind is None else eager.plan_of(kind)
     if plan is not None and plan.prepared is not None:
-        tensors = q, k, v, gate_fine, gate_coarse, text_valid, getattr(selection, "bitmap", None)
-        out, lse, choice = eager.attend(plan, tensors, selection)
-        return _asked_for(out, choice, lse, return_selection, return_lse)
+        tokens = q, k, v, gate_fine, gate_coarse
+        out, lse, chosen = eager.attend(plan, tokens, text_valid, selection)
+        return _asked_for(out, chosen, lse, return_selection, return_lse)
     call = inputs.resolve(
         q,
         k,
@@ -191,15 +191,15 @@ def attention(
         elif choose:
             selection = select_tiles(means[0], means[1], budget, call)
         elif selection is None:
-            selection = everything(call)
+            selection = everything(call.q, call.grid, call.kv_grid)
         if gate_coarse is None:
             means = []  # their memory is free for the fine stage
         out, lse = gated_attention(call, selection, means, coarse, gate_fine, gate_coarse)
 
-    if kind is not None and plan is None and (choose or given is not None):
-        gives = return_lse, return_selection
-        numbers = (budget, None) if given is None else (None, selection)
-        eager.remember(kind, call, numbers[0], gate_fine, gate_coarse, numbers[1], gives)
+    if kind is not None and plan is None:
+        tokens, gives = (q, k, v, gate_fine, gate_coarse), (return_lse, return_selection)
+        choice = budget if choose else selection
+        eager.remember(kind, call, tokens, choice, gives, everything=given is None and not choose)
     return _asked_for(out, selection, lse, return_selection, return_lse)
 
 
@@ -282,8 +282,7 @@ def block_sparse_attention(
     kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
     plan = None if kind is None else eager.plan_of(kind)
     if plan is not None and plan.prepared is not None:
-        tensors = q, k, v, None, None, text_valid, selection.bitmap
-        planned, of_rows, _ = eager.attend(plan, tensors, selection)
+        planned, of_rows, _ = eager.attend(plan, (q, k, v, None, None), text_valid, selection)
         return (planned, of_rows) if return_lse else planned
     check_is_selection(selection)
     call = inputs.resolve(
@@ -302,7 +301,7 @@ def block_sparse_attention(
     out, lse = fine(call, selection)
     out = out.view(call.shape)
     if kind is not None and plan is None:
-        eager.remember(kind, call, None, None, None, selection, (return_lse, False))
+        eager.remember(kind, call, (q, k, v, None, None), selection, (return_lse, False))
     return (out, lse) if return_lse else out
 
 

@@ -37,7 +37,7 @@ class Call(NamedTuple):
     grid: Any = None
     wants: str = ""  # which of q, k, v, f (fine gate) and c (coarse gate) want a gradient
     upstream: str = "out"
-    autocast: bool = False
+    autocast: Any = False  # or a type, True for that of the tensors
     text: tuple[int, int] = (0, 0)  # tokens before and after the video
     valid: str | None = None  # how the mask of text is made
     given: str | None = None  # how the bitmap of a given selection lies
@@ -63,6 +63,9 @@ class Call(NamedTuple):
         mask = torch.arange(shape[0] * shape[1]).view(shape) % 3 > 0
         if self.valid == "expanded":
             return mask[:1].expand(shape)
+        if self.valid == "expanded in inference":
+            with torch.inference_mode():
+                return mask[:1].clone().expand(shape)
         if self.valid == "a column of more":
             return torch.stack((mask, ~mask), -1)[..., 0]
         return {"some": mask, "none": mask & False, "all": mask | True}.get(str(self.valid))
@@ -79,9 +82,11 @@ class Call(NamedTuple):
             bitmap = bitmap.transpose(1, 2).contiguous().transpose(1, 2)
         if self.given == "odd address":
             bitmap = strided(bitmap, "odd address")
-        if self.given == "inference":
+        if self.given == "expanded":
+            bitmap = bitmap[:, :1].expand(bitmap.shape)
+        if self.given == "expanded in inference":
             with torch.inference_mode():
-                bitmap = bitmap.clone()
+                bitmap = bitmap[:, :1].clone().expand(bitmap.shape)
         return dataclasses.replace(found, bitmap=bitmap)
 
     def tensors(self) -> list[Tensor | None]:
@@ -103,7 +108,8 @@ class Call(NamedTuple):
         options = {"gate_fine": gate_fine, "gate_coarse": gate_coarse, "tile": self.tile}
         options |= {"grid": self.extent, "scale": self.scale}
         options |= {"text_valid": self.mask(), "selection": self.selection(q, k)}
-        with torch.autocast("cpu", self.dtype, enabled=self.autocast):
+        to = self.autocast if isinstance(self.autocast, torch.dtype) else self.dtype
+        with torch.autocast("cpu", to, enabled=self.autocast is not False):
             out, selection, lse = vsa.attention(
                 q,
                 k,

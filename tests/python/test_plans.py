@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -44,6 +45,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 TEXT = Call(text=(5, 2))
 MASKED = Call(text=(5, 2), valid="some")
+MASKS = ["some", "expanded", "expanded in inference", "a column of more"]
+BITMAPS = ["contiguous", "heads outside", "odd address", "expanded", "expanded in inference"]
 GATES = [None, "contiguous"] * 3
 GATES += ["fp32", "broadcast", "expanded", "channels outside", "odd address"]
 STRIDES = ["part", "heads outside", "odd address", "axes exchanged", "tokens of 136 bytes"]
@@ -60,10 +63,10 @@ CALLS = st.builds(
     grid=st.none(),
     wants=st.sampled_from(["", "", "q", "v", "qkvfc", "f", "kc"]),
     upstream=st.sampled_from(["out", "lse", "both", "expanded", "transposed", "odd address"]),
-    autocast=st.booleans(),
+    autocast=st.sampled_from([False, False, True, torch.float16, torch.bfloat16]),
     text=st.sampled_from([(0, 0)] * 3 + [(7, 0), (0, 70), (3, 66)]),
-    valid=st.sampled_from([None, "some", "none", "all", "expanded", "a column of more"]),
-    given=st.sampled_from([None] * 3 + ["contiguous", "heads outside", "odd address", "inference"]),
+    valid=st.sampled_from([None, "none", "all", *MASKS]),
+    given=st.sampled_from([None] * 4 + BITMAPS),
 )
 
 
@@ -101,6 +104,16 @@ def test_sequences_of_calls(ran: list[int]) -> None:
         (GATED, Call(gates=("contiguous", "channels outside"))),
         (GATED, Call(gates=("contiguous", "odd address"))),
         (GATED, Call(gates=("contiguous", "broadcast"))),
+        *(
+            (Call(gates=(a, b)), Call(gates=(b, a)))
+            for a, b in permutations(dict.fromkeys(GATES), 2)
+        ),
+        *((Call(gates=(a, a)), Call(gates=(a, a), wants="qfc")) for a in dict.fromkeys(GATES)),
+        (Call(gates=("expanded", None), wants="q"), Call(gates=("expanded", None), wants="qf")),
+        (BASE, Call(autocast=True)),
+        (BASE, Call(autocast=torch.float16)),
+        (Call(autocast=torch.float16), Call(dtype=torch.float16)),
+        (Call(autocast=torch.float16, wants="qk"), Call(autocast=True, wants="qk")),
         (BASE, Call(topk=1)),
         (Call(topk=1), Call(topk=1.0)),
         (Call(topk=1), Call(topk=True)),
@@ -123,12 +136,12 @@ def test_sequences_of_calls(ran: list[int]) -> None:
         (TEXT, MASKED),
         (MASKED, TEXT),
         (MASKED, MASKED._replace(valid="none")),
-        (MASKED, MASKED._replace(valid="a column of more")),
+        *((MASKED._replace(valid=a), MASKED._replace(valid=b)) for a, b in permutations(MASKS, 2)),
         (MASKED, MASKED._replace(wants="qkv")),
         (BASE, Call(given="contiguous")),
         (Call(given="contiguous"), BASE),
-        (Call(given="contiguous"), Call(given="heads outside")),
-        (Call(given="inference", wants="qkv"), Call(given="contiguous", wants="qkv")),
+        *((Call(given=a), Call(given=b)) for a, b in permutations(BITMAPS, 2)),
+        (Call(wants="qkv", given=BITMAPS[4]), Call(wants="qkv", given=BITMAPS[3])),
         (Call(given="contiguous"), Call(given="contiguous", gates=(None, "contiguous"))),
         *((BASE, Call(strides=strides)) for strides in STRIDES),
         *((Call(strides=strides, wants="qkv"), TRAINED) for strides in STRIDES),

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch._C._autograd import _top_saved_tensors_default_hooks
 
 from vsa.backends import named
-from vsa.stages.inputs import DEFAULT_TILE, Inputs
+from vsa.stages.forms import Tokens, brought_into, forms_of
+from vsa.stages.inputs import DEFAULT_TILE, Inputs, wants_gradients
 from vsa.stages.planned import Plan, attend, flattened, layout
 from vsa.stages.watchers import ALIGNMENT, PLAIN, is_watched, paused
 from vsa.values.budget import Budget, TopP
@@ -24,6 +25,7 @@ from vsa.values.grid import Grid
 from vsa.values.problem import Task
 from vsa.values.remembered import Remembered
 from vsa.values.selection import Selection
+from vsa.values.transforms import must_be_copied
 
 __all__ = ["attend", "kind_of", "paused", "plan_of", "remember"]
 
@@ -72,6 +74,7 @@ def kind_of(
         if type(known[0]) is not int or not {*map(type, known[1:])} <= {Grid, type(None)}:
             return None
         tensors, rest = (*tensors, selection.bitmap), (*rest, *known)
+        rest = *rest, must_be_copied(selection.bitmap)
     if budget not in NUMBERS and (selection is None or topk is not None):
         return None
     wants, addresses = False, 0
@@ -92,11 +95,14 @@ def kind_of(
     if q is None or k is None or v is None:
         return None
     misaligned = _misaligned(q, k, v) if addresses % ALIGNMENT else ALIGNED
-    device = q.device.type
-    if torch.is_autocast_enabled(device):  # what it leaves alone is as without it
+    if len(tensors) > 4:
+        rest = *rest, *(x is not None and x.requires_grad for x in (gate_fine, gate_coarse))
+        rest = *rest, text_valid is not None and must_be_copied(text_valid)
+    device, cast = q.device.type, None
+    if torch.is_autocast_enabled(device):
         cast = torch.get_autocast_dtype(device)
-        if not q.dtype is k.dtype is v.dtype is cast:
-            return None
+        if q.dtype is k.dtype is v.dtype is cast:  # what it leaves alone is as without it
+            cast = None
     kinds: object = budget  # since 1 == 1.0, which mean one tile and all of them
     if isinstance(topk, tuple):
         kinds = tuple(map(type, topk))
@@ -106,7 +112,7 @@ def kind_of(
         kinds = type(topk.floor)
     wants = wants and torch.is_grad_enabled()
     hooked = wants and _is_hooked()
-    return (*shapes, topk, kinds, *rest, misaligned, wants, hooked)
+    return (*shapes, topk, kinds, *rest, cast, misaligned, wants, hooked)
 
 
 def _is_hooked() -> bool:
@@ -155,61 +161,56 @@ def plan_of(key: Hashable) -> Plan | None:
 def remember(
     key: Hashable,
     call: Inputs,
-    budget: Budget | None,
-    gate_fine: Tensor | None,
-    gate_coarse: Tensor | None,
-    selection: Selection | None,
+    given: Tokens,
+    choice: Budget | Selection,
     gives: tuple[bool, bool],
+    everything: bool = False,
 ) -> None:
     """Prepare the next calls of a kind, if its backend can.
 
     Args:
         key: of ``kind_of``.
         call: the checked inputs of the first call.
-        budget: its budget, or None where the choice is given.
-        gate_fine: as the user gave it, and so is ``gate_coarse``.
-        gate_coarse: see gate_fine.
-        selection: as it was given, or None where the choice is made.
+        given: q, k, v, gate_fine and gate_coarse as the user gave them.
+        choice: the budget, or the selection that the first call went by.
         gives: whether log-sum-exp and choice are results; part of the key.
+        everything: whether that selection is all tiles, which no user gave.
     """
-    gates = [_flat_gate(gate, call) for gate in (gate_fine, gate_coarse)]
-    prepared = None
-    wanted = [x for x in (call.q, call.k, call.v, *gates) if x is not None]
-    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in wanted)
+    gradients = wants_gradients(*(x for x in given if x is not None))
     hooked = gradients and _is_hooked()
-    bitmap = None if selection is None else selection.bitmap
-    unfolded = tuple(at for at, x in enumerate(call.given) if not _folds(x))
-    counts: tuple[int, ...] = ()
-    mass, most, is_constant = 0.0, None, True
-    if budget is not None:
-        counts, mass, most = tuple(budget.counts), budget.mass, budget.most
-        is_constant = budget.numbers is None
-    if _in_place(call, gate_fine, gate_coarse, gates) and is_constant:
-        first, second, third = _misaligned(call.q, call.k, call.v)
-        prepared = named(call.backend).prepare(
-            Task(
-                call.q,
-                call.k,
-                call.v,
-                gates[0],
-                gates[1],
-                call.text_valid,
-                bitmap,
-                call.grid,
-                call.kv_grid,
-                counts,
-                mass,
-                call.scale,
-                gradients,
-                gives[0] or hooked,
-                gives[1] or hooked,
-                (first, second, third),
-            )
+    forms = forms_of(call, given)
+    q, k, v, *gates = tokens = brought_into(forms, given)
+    counts: Sequence[int] = ()
+    mass, most, bitmap, is_constant = 0.0, None, None, True
+    if isinstance(choice, Selection):
+        bitmap = choice.bitmap
+    else:
+        counts, mass, most = tuple(choice.counts), choice.mass, choice.most
+        is_constant = choice.numbers is None
+    prepared = None
+    if is_constant and all(x.dtype == call.q.dtype for x in call.given):
+        task = Task(
+            flattened(q),
+            flattened(k),
+            flattened(v),
+            None if gates[0] is None else flattened(gates[0]),
+            None if gates[1] is None else flattened(gates[1]),
+            call.text_valid,
+            bitmap,
+            call.grid,
+            call.kv_grid,
+            counts,
+            mass,
+            call.scale,
+            gradients,
+            gives[0] or hooked,
+            gives[1] or hooked,
+            _misaligned(q, k, v),
         )
-    folded = (x.contiguous() if at in unfolded else x for at, x in enumerate(call.given))
+        prepared = named(call.backend).prepare(task)
     layouts = tuple(
         None if x is None else (layout(x), layout(flattened(x)))
-        for x in (*folded, gate_fine, gate_coarse, call.text_valid, bitmap)
+        for x in (*tokens, call.text_valid, bitmap)
     )
     plan = Plan(
         prepared,
@@ -220,41 +221,8 @@ def remember(
         call.backend,
         gradients,
         layouts,
-        unfolded,
+        forms,
+        everything,
         hooked,
     )
     _plans.put(key, plan)
-
-
-def _flat_gate(gate: Tensor | None, call: Inputs) -> Tensor | None:
-    """A gate as the kernels read it where it is, or the gate itself where they do not."""
-    if gate is None or gate.shape != call.shape or not _folds(gate):
-        return gate
-    return gate.flatten(1, 3) if gate.ndim == 6 else gate
-
-
-def _folds(x: Tensor) -> bool:
-    """Whether (B, T, H, W, heads, head_dim) is (B, S, heads, head_dim) without a copy."""
-    if x.ndim != 6:
-        return True
-    _, t, h, w = x.stride()[:4]
-    _, _, height, width = x.shape[:4]
-    return h == width * w and t == height * h
-
-
-def _in_place(
-    call: Inputs,
-    gate_fine: Tensor | None,
-    gate_coarse: Tensor | None,
-    flat: Sequence[Tensor | None],
-) -> bool:
-    """Whether kernels read all gates where the user has them, and tensors are of one type."""
-    for gate, view in zip((gate_fine, gate_coarse), flat, strict=True):
-        if gate is None:
-            continue
-        dtypes = (call.q.dtype, torch.float32)
-        if view is None or view.ndim != 4 or gate.shape != call.shape or 0 in gate.stride():
-            return False
-        if gate.dtype not in dtypes:
-            return False
-    return all(x.dtype == call.q.dtype for x in call.given)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -12,6 +11,8 @@ from torch import Tensor
 
 from vsa.backends.base import Forward, Prepared
 from vsa.operators import fine as operators
+from vsa.stages.forms import AS_GIVEN, Forms, Tensors, Tokens, brought_into
+from vsa.stages.select import everything
 from vsa.stages.watchers import ALIGNMENT, address_of, is_watched
 from vsa.values.grid import Grid
 from vsa.values.problem import Gates, Problem, Saved, Upstream
@@ -35,8 +36,9 @@ class Plan(NamedTuple):
         scale: factor of the scores.
         backend: name of the backend.
         gradients: whether they are wanted.
-        layouts: of all tensors, as they were given and flat.
-        unfolded: which of q, k and v have strides that video axes do not fold into one by.
+        layouts: of all tensors in their forms, as they were shaped and flat.
+        forms: that tensors are brought into.
+        everything: whether all tiles are kept, whatever the scores.
         hooked: whether hooks see what autograd saves: then it is what the operators save, since
             checkpointing compares it with that of another forward, which may have had no plan.
     """
@@ -49,40 +51,40 @@ class Plan(NamedTuple):
     backend: str
     gradients: bool
     layouts: tuple[tuple[Layout, Layout] | None, ...]
-    unfolded: tuple[int, ...]
+    forms: Forms
+    everything: bool
     hooked: bool
 
 
-Tensors = Sequence[Tensor | None]
-"""q, k, v, gate_fine, gate_coarse, text_valid and the bitmap of a given selection."""
-
-
 def attend(
-    plan: Plan, tensors: Tensors, selection: Selection | None
+    plan: Plan,
+    tokens: Tokens,
+    text_valid: Tensor | None,
+    selection: Selection | None,
 ) -> tuple[Tensor, Tensor | None, Selection | None]:
     """Run a plan that is prepared: out like q, and as asked for lse (B, heads, S_q), the choice.
 
     Args:
         plan: of calls like this one.
-        tensors: of the call.
+        tokens: of the call, as the user gave them.
+        text_valid: the same.
         selection: as given, or None for a choice that is made.
     """
     assert plan.prepared is not None
-    q, *_, text_valid, bitmap = tensors
-    assert q is not None
-    device = q.device.type
-    if text_valid is not None or selection is not None:
-        selection = None if selection is None else selection.savable()
-        text_valid = None if text_valid is None else savable(text_valid)
-        bitmap = None if selection is None else selection.bitmap
-        tensors = *tensors[:5], text_valid, bitmap
+    device = tokens[0].device.type
+    bitmap = None
+    if plan.everything:
+        selection = everything(tokens[0], plan.grid, plan.kv_grid)
+    if selection is not None:
+        selection = selection.savable()
+        bitmap = selection.bitmap
+    if text_valid is not None:
+        text_valid = savable(text_valid)
     casts = torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if casts else nullcontext():
-        if plan.unfolded:
-            tensors = [
-                x.contiguous() if at in plan.unfolded and x is not None else x
-                for at, x in enumerate(tensors)
-            ]
+        if plan.forms != AS_GIVEN:
+            tokens = brought_into(plan.forms, tokens)
+        tensors = *tokens, text_valid, bitmap
         if plan.gradients:
             out, lse, chosen = _Attention.apply(plan, *tensors)
         else:
