@@ -34,7 +34,7 @@ from torch import Tensor
 
 import vsa
 from vsa import TopP
-from vsa.backends.kernels import coarse_backward, coarse_select, prepared, prepared_backward
+from vsa.backends.kernels import coarse_backward, coarse_select, prepared_coarse
 from vsa.stages import eager
 
 
@@ -255,11 +255,12 @@ print(*(digest(call) for call in OF_A_FRESH_PROCESS))
 def test_scores_in_several_slices(
     size: int, monkeypatch: pytest.MonkeyPatch, ran: list[int]
 ) -> None:
-    for module in (coarse_select, prepared):
+    for module in (coarse_select, prepared_coarse):
         monkeypatch.setattr(module, "SCORE_BYTES", size)
-    for module in (coarse_backward, prepared_backward):
+    for module in (coarse_backward, prepared_coarse):
         monkeypatch.setattr(module, "PROBABILITY_BYTES", size)
-    for call in (BASE, ALL, ALL._replace(kv_heads=1), GATED._replace(topk=TopP(0.5))):
+    calls = [BASE, ALL, ALL._replace(kv_heads=1), GATED._replace(topk=TopP(0.5))]
+    for call in (*calls, ALL._replace(kv_heads=1, given="contiguous")):
         same_by_a_plan(call.run, ran)
 
 

@@ -137,7 +137,14 @@ def recall(
         backend=backend,
     )
     with torch.no_grad():
-        return (video_lse(call, selection) - video_lse(call, everything(call.q, call.grid, call.kv_grid))).exp().mean(-1)
+        return (
+            (
+                video_lse(call, selection)
+                - video_lse(call, everything(call.q, call.grid, call.kv_grid))
+            )
+            .exp()
+            .mean(-1)
+        )
 
 
 def sampled_recall(selection: Selection, q: Tensor, k: Tensor, *, tiles: int) -> Tensor:

@@ -22,13 +22,6 @@ from vsa.backends.kernels.calls import (
     Shared,
     axis_call,
     forward_call,
-    means_call,
-)
-from vsa.backends.kernels.coarse_calls import (
-    Choice,
-    attention_calls,
-    choice_calls,
-    score_numbers,
 )
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.placeholder import (
@@ -38,14 +31,9 @@ from vsa.backends.kernels.placeholder import (
     part_of,
 )
 from vsa.backends.kernels.prepared_backward import PreparedBackward
-from vsa.backends.kernels.tensors import (
-    as_matrices,
-    beginning,
-    contiguous_copy,
-    is_addressable,
-)
+from vsa.backends.kernels.prepared_coarse import CoarseForward, mean_shapes
+from vsa.backends.kernels.tensors import contiguous_copy, is_addressable
 from vsa.backends.kernels.text import text_of
-from vsa.backends.torch_coarse import SCORE_BYTES
 from vsa.values.bitmap import num_words
 from vsa.values.problem import Means, Task, Upstream
 
@@ -90,81 +78,52 @@ class PreparedAttention:
         self.keeps_coarse = has_coarse and task.gradients
         self.keeps_fine = task.gradients and (has_coarse or task.gate_fine is not None)
         batch, length, heads, head_dim = task.q.shape
-        kv_heads, tiles, key_tiles = task.k.shape[2], task.grid.num_tiles, task.kv_grid.num_tiles
-
         work, means, kept = Workspace(Slot.WORK), Workspace(Slot.MEANS), Workspace(Slot.KEPT)
-        of_queries = batch, heads, tiles, head_dim
-        of_keys = batch, kv_heads, key_tiles, head_dim
-        chooses = task.bitmap is None
-        count = 3 if has_coarse else 2 if chooses else 0
-        shapes = (of_queries, of_keys, of_keys)[:count]
-        at = means if self.keeps_coarse else work
-        self.means = [at.part(shape, torch.float32) for shape in shapes]
-        self.coarse = None
-        if has_coarse:
-            self.coarse = _result(work, Slot.COARSE, self.keeps_coarse, of_queries, torch.float32)
-        matrices, rows = batch * kv_heads, heads // kv_heads * tiles
-        numbers = score_numbers(matrices, rows, key_tiles, SCORE_BYTES)
-        scores = work.part((numbers,) if count else (0,), torch.float32)
         axes, counter = (kept.part(shape, torch.int32) for shape in ((batch, heads), (1,)))
         self.lse = _result(kept, Slot.LSE, task.gives_lse, (batch, heads, length), torch.float32)
-        words = num_words(key_tiles)
-        self.bitmap = (
-            _result(kept, Slot.BITMAP, task.gives_bitmap, (batch, heads, tiles, words), torch.int32)
-            if task.bitmap is None
-            else placeholder(Slot.GIVEN_BITMAP, task.bitmap)
-        )
-        self.gives_lse, self.gives_bitmap = task.gives_lse, chooses and task.gives_bitmap
+        self.gives_lse = task.gives_lse
+        self.gives_bitmap = task.bitmap is None and task.gives_bitmap
+        if task.bitmap is None:
+            shape = batch, heads, task.grid.num_tiles, num_words(task.kv_grid.num_tiles)
+            self.bitmap = _result(kept, Slot.BITMAP, task.gives_bitmap, shape, torch.int32)
+        else:
+            self.bitmap = placeholder(Slot.GIVEN_BITMAP, task.bitmap)
+        self.coarse: Placeholder | None = None
+        if has_coarse:
+            shape = mean_shapes(task)[0]
+            self.coarse = _result(work, Slot.COARSE, self.keeps_coarse, shape, torch.float32)
+        of_tiles = CoarseForward(task, self.coarse, means if self.keeps_coarse else work, work)
+        self.means = of_tiles.means
 
-        q, k, v = (
-            placeholder(slot, x)
-            for slot, x in ((Slot.Q, task.q), (Slot.K, task.k), (Slot.V, task.v))
-        )
-        grids = task.grid, task.kv_grid, task.kv_grid
+        tokens = [placeholder(Slot.Q, task.q), placeholder(Slot.K, task.k)]
+        tokens.append(placeholder(Slot.V, task.v))
+        q, k, v = tokens
+        grids = task.grid, task.kv_grid
         valid = None if task.text_valid is None else placeholder(Slot.TEXT_VALID, task.text_valid)
         # Scores of invalid keys are masked, whatever they are.
-        text = text_of(valid, batch, head_dim, grids[:2], [(v, task.kv_grid)], work.part)
-        calls: list[Any] = list(text.calls)
-        if count:
-            calls.append(means_call((q, k, v)[:count], grids[:count], self.means))
-        of_means = [as_matrices(mean, matrices) for mean in self.means]
-        coarse = None if self.coarse is None else as_matrices(self.coarse, matrices)
-        if chooses:
-            values = of_means[2] if has_coarse else None
-            asked = Choice(
-                of_means[0],
-                of_means[1],
-                values,
-                task.scale,
-                None,
-                task.counts,
-                task.mass,
-                tiles,
-            )
-            flat = beginning(self.bitmap, matrices * rows, words)
-            calls += choice_calls(asked, scores, flat, coarse, SCORE_BYTES)
-        elif coarse is not None:
-            calls += attention_calls(of_means, task.scale, scores, coarse, SCORE_BYTES)
+        text = text_of(valid, batch, head_dim, grids, [(v, task.kv_grid)], work.part)
         gates = LocatedGates(
             None if task.gate_fine is None else placeholder(Slot.GATE_FINE, task.gate_fine),
             None if task.gate_coarse is None else placeholder(Slot.GATE_COARSE, task.gate_coarse),
             self.coarse,
         )
         out, fine = (_contiguous(slot, task.q.shape, q.dtype) for slot in (Slot.OUT, Slot.FINE))
-        calls.append(axis_call(self.bitmap, axes, task.grid.tiles, counter))
-        calls.append(
+        calls = [
+            *text.calls,
+            *of_tiles.calls(tokens, self.bitmap),
+            axis_call(self.bitmap, axes, task.grid.tiles, counter),
             forward_call(
                 Located3(q, q),
                 Located3(k, k),
                 text.clean[0],
-                Shared(grids[:2], task.scale, self.bitmap, axes, text.query_rows, text.key_rows),
+                Shared(grids, task.scale, self.bitmap, axes, text.query_rows, text.key_rows),
                 gates,
                 out,
                 fine if self.keeps_fine else None,
                 self.lse,
                 counter,
-            )
-        )
+            ),
+        ]
         self.work_bytes, self.kept_bytes = work.nbytes, kept.nbytes
         self.mean_numbers = means.nbytes // 4
         self.program = _C.Program([call.step() for call in calls])

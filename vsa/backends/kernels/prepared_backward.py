@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import IntEnum, auto
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +21,10 @@ from vsa.backends.kernels.calls import (
     order_call,
     transpose_call,
 )
-from vsa.backends.kernels.coarse_backward import PROBABILITY_BYTES
-from vsa.backends.kernels.coarse_calls import gradient_calls, score_numbers
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.placeholder import Placeholder, Workspace, contiguous_strides
-from vsa.backends.kernels.tensors import as_matrices, text_tiles
+from vsa.backends.kernels.prepared_coarse import CoarseBackward
+from vsa.backends.kernels.tensors import text_tiles
 from vsa.backends.kernels.text import text_of
 from vsa.values.bitmap import num_words
 from vsa.values.grid import SLOTS
@@ -88,7 +86,11 @@ class PreparedBackward:
         query_tiles = tiles + text_tiles(task.grid)
         row_stats = work.part((batch, heads, query_tiles, 2, SLOTS), torch.float32)
         counters = work.part((2,), torch.int32)
-        coarse = None if task.gate_coarse is None else _Coarse(task, work)
+        coarse = (
+            None
+            if task.gate_coarse is None
+            else CoarseBackward(task, Workspace(Slot.COARSE), Workspace(Slot.MEANS), work)
+        )
 
         q, k, v = given(Slot.Q, task.q), given(Slot.K, task.k), given(Slot.V, task.v)
         # The same parts in the slots of a backward.
@@ -180,38 +182,3 @@ class PreparedBackward:
         ]
         self.machine.run_program(self.program, addresses, self.device)
         return grads
-
-
-class _Coarse:
-    """The coarse branch of a backward.
-
-    Attributes:
-        out: (B, heads, n_q, head_dim) fp32, the coarse output as the forward left it.
-        grad: its gradient, part of the workspace; so are ``grad_means``.
-        grad_means: gradients of the means of q, k and v.
-    """
-
-    def __init__(self, task: Task, work: Workspace) -> None:
-        batch, _, heads, head_dim = task.q.shape
-        of_queries = batch, heads, task.grid.num_tiles, head_dim
-        of_keys = batch, task.k.shape[2], task.kv_grid.num_tiles, head_dim
-        shapes = of_queries, of_keys, of_keys
-        self.out = Workspace(Slot.COARSE).part(of_queries, torch.float32)
-        saved = Workspace(Slot.MEANS)  # as the forward laid them out
-        self._means = [saved.part(shape, torch.float32) for shape in shapes]
-        self.grad = work.part(of_queries, torch.float32)
-        self.grad_means = [work.part(shape, torch.float32) for shape in shapes]
-        self._matrices = batch * task.k.shape[2]
-        rows = heads // task.k.shape[2] * task.grid.num_tiles
-        numbers = score_numbers(self._matrices, rows, task.kv_grid.num_tiles, PROBABILITY_BYTES)
-        self._scratch = [work.part((numbers,), torch.float32) for _ in range(2)]
-
-    def calls(self, scale: float) -> Iterator[Any]:
-        """From ``grad`` to ``grad_means``."""
-        grad, out, *of_means = (
-            as_matrices(x, self._matrices)
-            for x in (self.grad, self.out, *self._means, *self.grad_means)
-        )
-        return gradient_calls(
-            grad, out, of_means[:3], scale, of_means[3:], self._scratch, PROBABILITY_BYTES
-        )
