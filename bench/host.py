@@ -4,6 +4,7 @@
 usage: python bench/host.py [--baseline FOLDER] [--out results.json] [--parts LIST] [--compiled]
                             [--layers WORD]
        python bench/host.py --tiny
+       python bench/host.py --no-kernels --parts layers [--baseline FOLDER]
 
 For each layer it times the forward, and the forward with the backward: as eager calls, as a CUDA
 graph of the same calls, and dense (``scaled_dot_product_attention``), also with text, masked and
@@ -15,7 +16,9 @@ each other as layers do, eager and in one compiled region, and training steps wh
 compiled; ``--apart`` training steps of layers whose projections are not computed as one product.
 ``--baseline`` is a folder with another installed build of vsa, which runs the same cases in a
 process of its own, so that one run compares both. ``--tiny`` runs small cases on a CPU, to see
-that the script works; their times mean nothing.
+that the script works; their times mean nothing. ``--no-kernels`` runs the small cases on a CPU and
+leaves out the kernels: what is left is the host's own part, without allocations and launches of a
+GPU; results are whatever lies in memory.
 """
 
 from __future__ import annotations
@@ -138,6 +141,15 @@ class Timer:
             for _ in range(QUEUED):
                 function()
         return self.call(graph.replay) / QUEUED
+
+
+def leave_out_kernels() -> None:
+    """Let the emulator do nothing: then a call takes what it costs outside of C++."""
+    from vsa.backends import BACKENDS
+
+    machine = type(BACKENDS["emulated"].machine)  # type: ignore[attr-defined]
+    for name in ("run", "run_rows", "run_program"):
+        setattr(machine, name, lambda *_: None)
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -346,11 +358,16 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="time compiled calls too")
     parser.add_argument("--apart", action="store_true", help="train with projections apart too")
     parser.add_argument("--tiny", action="store_true", help="small cases on a CPU")
+    parser.add_argument("--no-kernels", action="store_true", help="what Python costs, on a CPU")
     parser.add_argument("--commit", help="of the sources, where they are no clone")
     parser.add_argument("--build", default="this", help="name of the rows")
     options = parser.parse_args()
+    options.tiny |= options.no_kernels
     options.device = "cpu" if options.tiny else "cuda"
     options.backend = "auto"
+    if options.no_kernels:
+        options.backend = "emulated"
+        leave_out_kernels()
     rows: list[dict[str, Any]] = []
     if options.baseline is not None:
         passed = [argument for argument in sys.argv[1:] if argument not in ("--tiny", "--apart")]
