@@ -214,6 +214,7 @@ def freed(x: Tensor) -> Tensor:
         changed(text_valid=lambda _: torch.ones(1, 0)),
         changed(text_valid=lambda _: True),
         changed(selection=lambda _: 2),
+        changed(selection=lambda _: vsa.Selection(None, 4)),
         changed(selection=lambda _: vsa.Selection.from_mask(torch.ones(1, 2, 4, 4) > 0)),
         changed(selection=lambda _: vsa.Selection.from_mask(torch.ones(1, 2, 5, 4) > 0)),
         changed(selection=lambda _: vsa.Selection(torch.ones(1, 2, 4, 1).int(), 4.0)),
