@@ -88,6 +88,15 @@ def test_calls_of_a_step_are_averaged_and_steps_told_apart() -> None:
     torch.testing.assert_close(curves.of("a"), ((each[0] + each[1]) / 2 + each[2]) / 2)
 
 
+def test_autocast_does_not_round_what_is_measured() -> None:
+    q, k = (x.bfloat16() for x in random(GRID))
+    plain, cast = Curves(["a"]), Curves(["a"])
+    plain.note("a", q, k, grid=GRID)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast.note("a", q, k, grid=GRID)
+    assert torch.equal(plain.of("a"), cast.of("a"))
+
+
 def test_a_diffuse_head_gets_what_sharp_heads_can_spare() -> None:
     grid = vsa.Grid((8, 8, 16))
     q, k = one_diffuse_head(grid)

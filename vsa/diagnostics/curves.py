@@ -91,7 +91,8 @@ class Curves:
             checks.tensor(name, x)
             grid.check_length(name, x.shape[1])
         checks.keys_match(q, k, k)
-        new = recall_by_count(q, k, grid, tiles=self.tiles, score=self.score).mean(0)
+        with torch.autocast(q.device.type, enabled=False):  # which would round the products
+            new = recall_by_count(q, k, grid, tiles=self.tiles, score=self.score).mean(0)
         before, count = self._sums.get((layer, step), (None, 0))
         if before is not None and before.shape != new.shape:
             raise ValueError(
