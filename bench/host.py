@@ -8,12 +8,12 @@ For each layer it times the forward, and the forward with the backward: as eager
 graph of the same calls, and dense (``scaled_dot_product_attention``); beside them the microseconds
 that the host is busy with one call while the GPU has nothing to do, for both directions with the
 backward in autograd's thread and in the caller's. ``training`` times steps of a small transformer
-with sparse and with dense attention. ``--compiled`` times calls that follow each other as layers
-do, eager and in one compiled region, and training steps whose blocks are compiled; ``--apart``
-training steps of layers whose projections are not computed as one product. ``--baseline`` is a
-folder with another installed build of vsa, which runs the same cases in a process of its own, so
-that one run compares both. ``--tiny`` runs small cases on a CPU, to see that the script works;
-their times mean nothing.
+with sparse and with dense attention, eager and as one CUDA graph. ``--compiled`` times calls that
+follow each other as layers do, eager and in one compiled region, and training steps whose blocks
+are compiled; ``--apart`` training steps of layers whose projections are not computed as one
+product. ``--baseline`` is a folder with another installed build of vsa, which runs the same cases
+in a process of its own, so that one run compares both. ``--tiny`` runs small cases on a CPU, to see
+that the script works; their times mean nothing.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class Timer:
         self.wait()
         return median(samples)
 
-    def graph(self, function: Callable[[], Any]) -> float | None:
-        """Milliseconds of a call in a CUDA graph; None on a CPU."""
+    def graph(self, function: Callable[[], Any], calls: int = QUEUED) -> float | None:
+        """Milliseconds of a call in a CUDA graph of so many; None on a CPU."""
         if not self.cuda:
             return None
         side = torch.cuda.Stream()
@@ -124,9 +124,9 @@ class Timer:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            for _ in range(QUEUED):
+            for _ in range(calls):
                 function()
-        return self.call(graph.replay) / QUEUED
+        return self.call(graph.replay) / calls
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -254,11 +254,14 @@ def training_rows(options: argparse.Namespace, timer: Timer) -> Iterator[dict[st
                 for block in blocks:
                     block.compile()
             model = nn.Sequential(*blocks).to(options.device)
-            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+            optimizer, in_graph = (
+                torch.optim.AdamW(model.parameters(), lr=1e-4, capturable=capturable)
+                for capturable in (False, timer.cuda)
+            )
             x = torch.randn(1, *grid, dim, device=options.device)
             target = torch.randn_like(x)
 
-            def step(model=model, optimizer=optimizer, x=x, target=target) -> None:
+            def step(optimizer=optimizer, model=model, x=x, target=target) -> None:
                 optimizer.zero_grad(set_to_none=True)
                 with torch.autocast(options.device, dtype=torch.bfloat16):
                     loss = functional.mse_loss(model(x), target)
@@ -270,7 +273,9 @@ def training_rows(options: argparse.Namespace, timer: Timer) -> Iterator[dict[st
                 + ", compiled blocks" * compiled
                 + ", projections apart" * apart
             )
-            yield {"model": name, "what": what, "step ms": timer.call(step)}
+            row = {"model": name, "what": what, "step ms": timer.call(step)}
+            row["step graph ms"] = timer.graph(lambda step=step, by=in_graph: step(by), 1)
+            yield row
 
 
 def measured(

@@ -5,6 +5,8 @@ usage: python bench/host_parts.py [--out parts.json] [--tiny]
 
 ``key`` is what a call depends on, worked out anew each time; ``launches`` is the one crossing into
 C++; ``node`` is a node of autograd with as many tensors that computes nothing, both directions.
+On a GPU a backward runs in a thread of autograd's own, which the caller waits for; ``one thread``
+is without it, and ``dense`` is PyTorch's attention of the same size.
 ``--tiny`` runs small cases on a CPU, to see that the script works; their times mean nothing.
 """
 
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 import vsa
-from host import LAYERS, SHARE, TINY_LAYERS, Timer
+from host import LAYERS, SHARE, TINY_LAYERS, Timer, dense
 from vsa.measure.provenance import provenance, write
 from vsa.stages import eager
 from vsa.stages.inputs import DEFAULT_TILE
@@ -101,14 +103,23 @@ def parts(timer: Timer, leaves: list[Tensor], gated: bool, backend: str) -> dict
         with torch.no_grad():
             return call()
 
+    of_dense = torch.randn_like(dense(q, k, v))
+
+    def dense_both() -> Any:
+        return torch.autograd.grad(dense(q, k, v), leaves[:3], of_dense)
+
     host: dict[str, Callable[[], Any]] = {
         "forward": without_gradients,
         "forward for a backward": call,
         "both": both,
         "key": key,
         "node": lambda: torch.autograd.grad(Nothing.apply(*used), used, upstream),
+        "dense both": dense_both,
     }
     row: dict[str, Any] = {f"{name}, host us": timer.host(each) for name, each in host.items()}
+    with torch.autograd.set_multithreading_enabled(False):
+        for name in ("both", "node", "dense both"):
+            row[f"{name}, one thread, host us"] = timer.host(host[name])
     for place, direction in enumerate(("forward", "backward")):
         row[f"launches of the {direction}, host us"] = 1e6 * median(launches.seconds[place::2])
     if timer.cuda:
