@@ -63,7 +63,6 @@ class Curves:
         self.grid: Grid | None = None
         self._sums: dict[tuple[str, int], tuple[Tensor, int]] = {}
 
-    @torch.compiler.disable
     @torch.no_grad()
     def note(self, layer: str, q: Tensor, k: Tensor, *, grid: Grid, step: int = 0) -> None:
         """Measure one call of a layer; several of one step are averaged.
