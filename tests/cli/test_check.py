@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from vsa.backends import BACKENDS, torch_fine
 from vsa.backends.kernels import forward
+from vsa.backends.kernels.text import text_of
 from vsa.cli import app
 from vsa.cli.check import command as check
 from vsa.verify import parity
@@ -79,8 +80,8 @@ def _nan(found: Any, *_: Any) -> Any:
     return found
 
 
-def _all_real(rows: Any, *_: Any) -> Any:
-    return None if rows is None else rows | 1
+def _all_real(_: Any, valid: Any, *rest: Any) -> Any:
+    return text_of(None, *rest)
 
 
 EMULATED, TORCH = BACKENDS["emulated"], BACKENDS["torch"]
@@ -90,7 +91,7 @@ FAULTS = {
     "gradient of gate_fine": ("emulated", EMULATED, "gated_backward", _wrong(3)),
     "gradient of gate_coarse": ("emulated", EMULATED, "gated_backward", _wrong(4)),
     "gradient of k": ("emulated", EMULATED, "gated_backward", _wrong(1)),
-    "invalid text": ("emulated", forward, "text_rows", _all_real),
+    "invalid text": ("emulated", forward, "text_of", _all_real),
     "NaN": ("emulated", EMULATED, "gated_forward", _nan),
     "gates of torch": ("torch", TORCH, "combine", lambda out, *_: 1.02 * out),
     "text of torch": ("torch", torch_fine, "token_valid", lambda real, *_: real | True),

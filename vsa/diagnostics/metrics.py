@@ -137,7 +137,14 @@ def recall(
         backend=backend,
     )
     with torch.no_grad():
-        return (video_lse(call, selection) - video_lse(call, everything(call))).exp().mean(-1)
+        return (
+            (
+                video_lse(call, selection)
+                - video_lse(call, everything(call.q, call.grid, call.kv_grid))
+            )
+            .exp()
+            .mean(-1)
+        )
 
 
 def sampled_recall(selection: Selection, q: Tensor, k: Tensor, *, tiles: int) -> Tensor:
@@ -226,7 +233,7 @@ def recall_curve(
         with torch.autocast(call.q.device.type, enabled=False):
             q_means, k_means = tile_means((call.q, call.k), (call.grid, call.kv_grid), call.backend)
             selections = [select_tiles(q_means, k_means, budget, call) for budget in budgets]
-            dense = video_lse(call, everything(call))
+            dense = video_lse(call, everything(call.q, call.grid, call.kv_grid))
             recalls = [(video_lse(call, each) - dense).exp().mean(-1) for each in selections]
     return RecallCurve(
         tuple(topks), torch.stack([density(each) for each in selections]), torch.stack(recalls)
