@@ -162,7 +162,8 @@ class _Captured:
     def __iter__(self) -> Iterator[Clip]:
         for batch in self.batches:
             with self.trained.autocast():
-                yield captured(self.trained.model, batch)
+                clip = captured(self.trained.model, batch)
+            yield clip  # outside: what is measured is not rounded
 
 
 @torch.no_grad()

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from vsa.diagnostics.curves import SAMPLED_TILES, Curves
-from vsa.diagnostics.record import Record
 from vsa.diagnostics.watch import watch
 from vsa.diagnostics.water_filling import water_fill
 from vsa.schedule import StepSchedule
@@ -20,11 +19,12 @@ from vsa.values.budget import LayerBudget
 from vsa.values.budgets import Budgets
 from vsa.values.grid import Extent
 
-Source = nn.Module | Record | Curves
+if TYPE_CHECKING:
+    from vsa.diagnostics.record import Record
 
 
 def calibrate(
-    source: Source,
+    source: nn.Module | Record | Curves,
     topk: float | StepSchedule = 0.1,
     *,
     run: Callable[[], object] | None = None,
@@ -89,9 +89,11 @@ def calibrate(
 
 
 def _curves_of(
-    source: Source, run: Callable[[], object] | None, tiles: int, score: object
+    source: object, run: Callable[[], object] | None, tiles: int, score: object
 ) -> Curves:
     """What was noted, or what is noted now."""
+    from vsa.diagnostics.record import Record  # it loads the compiler, which import vsa does not
+
     if isinstance(source, (Curves, Record)):
         if run is not None:
             raise ValueError("run must be None where source was recorded before")

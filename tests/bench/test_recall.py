@@ -125,6 +125,19 @@ def test_what_a_model_attends_with_is_captured(weights: Path) -> None:
     assert list(clip) == ["blocks.0.attention", "blocks.1.attention"]
 
 
+def test_clips_are_captured_in_16_bits_and_measured_without(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        recall_sources.Trained, "autocast", lambda self: torch.autocast("cpu", torch.bfloat16)
+    )
+    source = open_source(weights / "weights-vsa.pt", CPU, 4, 2, None)
+    for clip in source.held_out:
+        assert not torch.is_autocast_enabled("cpu")
+        x = clip["blocks.0.attention"]
+        assert {x.q.dtype, x.k.dtype, x.v.dtype} == {torch.bfloat16}
+
+
 def test_calibration_and_held_out_clips_differ(weights: Path) -> None:
     source = open_source(weights / "weights-full.pt", CPU, 4, 3, None)
     parts = [

@@ -13,16 +13,20 @@ import vsa
 BUDGET = vsa.LayerBudget((1, 6, 12), 12)
 
 
-@pytest.mark.parametrize("backend", ["torch", "emulated", "flex"])
+@pytest.mark.parametrize("backend", ["torch", "emulated", "flex", "hopper"])
 def test_every_backend_keeps_what_each_head_is_given(backend: str) -> None:
     q, k, v = torch.randn(3, 1, 5, 6, 10, 3, 64).bfloat16().unbind()
+    if backend == "hopper":
+        if not torch.cuda.is_available():
+            pytest.skip("a Hopper GPU is needed")
+        q, k, v = q.cuda(), k.cuda(), v.cuda()
     if backend == "flex":
         q, k, v = (x.float() for x in (q, k, v))
     try:
         out, selection = vsa.attention(q, k, v, BUDGET, backend=backend, return_selection=True)
     except RuntimeError as error:
         pytest.skip(str(error))
-    counts = selection.mask().sum(-1)
+    counts = selection.mask().sum(-1).cpu()
     assert (counts == torch.tensor([1, 6, 12])[:, None]).all() and selection.most == 12
     assert torch.equal(out, vsa.attention(q, k, v, (1, 6, 12), backend=backend))
     again = vsa.attention(q, k, v, BUDGET, backend=backend)  # by a plan, if there are some

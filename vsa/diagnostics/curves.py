@@ -63,7 +63,6 @@ class Curves:
         self.grid: Grid | None = None
         self._sums: dict[tuple[str, int], tuple[Tensor, int]] = {}
 
-    @torch.compiler.disable
     @torch.no_grad()
     def note(self, layer: str, q: Tensor, k: Tensor, *, grid: Grid, step: int = 0) -> None:
         """Measure one call of a layer; several of one step are averaged.
@@ -91,7 +90,8 @@ class Curves:
             checks.tensor(name, x)
             grid.check_length(name, x.shape[1])
         checks.keys_match(q, k, k)
-        new = recall_by_count(q, k, grid, tiles=self.tiles, score=self.score).mean(0)
+        with torch.autocast(q.device.type, enabled=False):  # which would round the products
+            new = recall_by_count(q, k, grid, tiles=self.tiles, score=self.score).mean(0)
         before, count = self._sums.get((layer, step), (None, 0))
         if before is not None and before.shape != new.shape:
             raise ValueError(

@@ -3,9 +3,10 @@
 
     maximise  min_h recall_h(n_h)   subject to   sum_h n_h = total,   n_h >= least
 
-A level of recall costs each head the fewest tiles that reach it, so the highest level that can be
-paid for is found by bisection over the values that curves take (water filling). What is left then
-goes to whoever is worst, until nobody worse can be helped.
+A level of recall costs each head the fewest tiles that reach it (water filling). Giving the worst
+head what raises it, over and over, reaches the highest level that can be paid for, since no head is
+ever given more than that level costs it. Bisection over the values that curves take finds most of
+the way at once. When the worst can be helped no more, the next worst is.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ def water_fill(curves: Tensor, total: int, least: int = 1) -> Tensor:
             f"total must be from {heads * least} to {heads * most} for {heads} heads of {least} to "
             f"{most} tiles, but it is {total}"
         )
-    curves = curves.cummax(-1).values  # sums of rounded numbers may fall by a last bit
     levels = curves.flatten().unique()
     low, high = 0, len(levels)  # every head reaches levels[0] with one tile
     while high - low > 1:
