@@ -150,14 +150,15 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
-    kind = None
-    if selection is None and text_valid is None and tail is False:
+    kind = plan = None
+    if tail is False:
         rest = grid, kv_grid, tile, scale, backend, return_lse, return_selection
-        kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, topk, rest)
+        kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, topk, rest)
         plan = None if kind is None else eager.plan_of(kind)
-        if plan is not None and plan.prepared is not None:
-            out, lse, choice = eager.attend(plan, q, k, v, gate_fine, gate_coarse)
-            return _asked_for(out, choice, lse, return_selection, return_lse)
+    if plan is not None and plan.prepared is not None:
+        tokens = q, k, v, gate_fine, gate_coarse
+        out, lse, chosen = eager.attend(plan, tokens, text_valid, selection)
+        return _asked_for(out, chosen, lse, return_selection, return_lse)
     call = inputs.resolve(
         q,
         k,
@@ -174,8 +175,10 @@ def attention(
     checks.gate("gate_coarse", gate_coarse, q)
     checks.gate("gate_fine", gate_fine, q)
     checks.flag("tail", tail)
-    given = selection is not None and topk is None
-    budget = resolve(1.0 if given else topk, call.kv_grid.num_tiles, call.q.shape[2])
+    given = selection
+    budget = resolve(
+        1.0 if given is not None and topk is None else topk, call.kv_grid.num_tiles, call.q.shape[2]
+    )
     choose = selection is None and not budget.is_everything
     fuses_gates = named(call.backend).fuses_gates
     if choose and torch.compiler.is_compiling() and fuses_gates and not tail:
@@ -201,7 +204,7 @@ def attention(
         elif choose:
             selection = select_tiles(means[0], means[1], budget, call)
         elif selection is None:
-            selection = everything(call)
+            selection = everything(call.q, call.grid, call.kv_grid)
         of_tail = None
         if tail:
             of_tail = TailMeans(*means[1:]) if means else tail_means(call)
@@ -209,9 +212,10 @@ def attention(
             means = []  # their memory is free for the fine stage
         out, lse = gated_attention(call, selection, means, coarse, gate_fine, gate_coarse, of_tail)
 
-    if kind is not None and plan is None and choose:
-        gives = return_lse, return_selection
-        eager.remember(kind, call, budget, gate_fine, gate_coarse, gives)
+    if kind is not None and plan is None:
+        tokens, gives = (q, k, v, gate_fine, gate_coarse), (return_lse, return_selection)
+        choice = budget if choose else selection
+        eager.remember(kind, call, tokens, choice, gives, everything=given is None and not choose)
     return _asked_for(out, selection, lse, return_selection, return_lse)
 
 
@@ -286,6 +290,14 @@ def block_sparse_attention(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
+    kind = plan = None
+    if tail is False:
+        rest = grid, kv_grid, tile, scale, backend, return_lse, False
+        kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
+        plan = None if kind is None else eager.plan_of(kind)
+    if plan is not None and plan.prepared is not None:
+        planned, of_rows, _ = eager.attend(plan, (q, k, v, None, None), text_valid, selection)
+        return (planned, of_rows) if return_lse else planned
     check_is_selection(selection)
     call = inputs.resolve(
         q,
@@ -300,12 +312,15 @@ def block_sparse_attention(
         backend=backend,
     )
     checks.flag("tail", tail)
+    selection = selection.savable()
     if tail:
         with torch.autocast(call.q.device.type, enabled=False):
-            out, lse = fine(call, selection.savable(), tail_means(call))
+            out, lse = fine(call, selection, tail_means(call))
     else:
-        out, lse = fine(call, selection.savable())
+        out, lse = fine(call, selection)
     out = out.view(call.shape)
+    if kind is not None and plan is None:
+        eager.remember(kind, call, (q, k, v, None, None), selection, (return_lse, False))
     return (out, lse) if return_lse else out
 
 

@@ -38,6 +38,9 @@ CALLS = {
     "gradient of lse": Call(upstream="both", wants="qkv", dtype=torch.float16),
     "transposed gradient": Call(upstream="transposed", wants="qkv"),
     "autocast": Call(autocast=True, wants="qkv"),
+    "text": Call(text=(7, 66), gates=("contiguous", "contiguous"), wants="qkvfc"),
+    "masked text": Call(text=(0, 70), valid="some", gates=("contiguous", None), wants="qkvf"),
+    "masked text alone": Call(text=(70, 3), valid="some", wants="qkv"),
 }
 
 

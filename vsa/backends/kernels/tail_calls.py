@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from vsa.backends.kernels.calls import Grids
 from vsa.backends.kernels.tensors import Located, dtype_name
+from vsa.backends.kernels.text import Make
 from vsa.values.grid import SLOTS, Grid
 
 if TYPE_CHECKING:
@@ -48,10 +49,6 @@ class TailTensors(NamedTuple):
             v=self.v.data_ptr(),
             bias=self.bias.data_ptr(),
         )
-
-
-Make = Callable[[tuple[int, ...], torch.dtype], Located]
-"""Memory of a shape and a type."""
 
 
 def tail_tensors(

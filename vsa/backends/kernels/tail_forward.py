@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from vsa.backends.kernels.calls import Located3, LocatedGates, Shared, forward_call
-from vsa.backends.kernels.forward import positive_scale, rows_of_text
+from vsa.backends.kernels.forward import new_on, positive_scale
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.tail_calls import TailTensors, round_call, tail_tensors
 from vsa.backends.kernels.tensors import addressable
+from vsa.backends.kernels.text import text_of
 from vsa.values.grid import Grid
 from vsa.values.problem import Gates, Problem, TailMeans
 
@@ -40,7 +41,9 @@ def add(
     grids = problem.grids
     sign, scale = positive_scale(problem.scale)
     q = addressable(problem.q * sign if sign != 1 else problem.q)
-    rows = rows_of_text(problem.text_valid, q, grids)
+    text = text_of(problem.text_valid, q.shape[0], q.shape[3], grids, [], new_on(q.device))
+    for each in text.calls:
+        machine.run(each, q.device)
     bitmap = problem.bitmap.contiguous()
     kept = rounded(machine, means, grids[1], q.dtype)
     k, v = (Located3(x, x) for x in (problem.k, problem.v))  # which this kernel does not read
@@ -50,7 +53,7 @@ def add(
             Located3(q, q),
             k,
             v,
-            Shared(grids, scale, bitmap, bitmap, *rows),
+            Shared(grids, scale, bitmap, bitmap, text.query_rows, text.key_rows),
             LocatedGates(*gates),
             out,
             fine,
@@ -66,10 +69,6 @@ def rounded(machine: Machine, means: TailMeans, kv_grid: Grid, dtype: torch.dtyp
     """The means as the kernels read them."""
     k_means, v_means = (mean.contiguous() for mean in means)
     batch, kv_heads, _, head_dim = k_means.shape
-
-    def make(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=k_means.device)
-
-    kept = tail_tensors(batch, kv_heads, kv_grid, head_dim, dtype, make)
+    kept = tail_tensors(batch, kv_heads, kv_grid, head_dim, dtype, new_on(k_means.device))
     machine.run(round_call(k_means, v_means, kept, kv_grid), k_means.device)
     return kept
