@@ -150,11 +150,9 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
-    kind = plan = None
-    if tail is False:
-        rest = grid, kv_grid, tile, scale, backend, return_lse, return_selection
-        kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, topk, rest)
-        plan = None if kind is None else eager.plan_of(kind)
+    rest = grid, kv_grid, tile, scale, backend, return_lse, return_selection, tail
+    kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, topk, rest)
+    plan = None if kind is None else eager.plan_of(kind)
     if plan is not None and plan.prepared is not None:
         tokens = q, k, v, gate_fine, gate_coarse
         out, lse, chosen = eager.attend(plan, tokens, text_valid, selection)
@@ -180,6 +178,7 @@ def attention(
         1.0 if given is not None and topk is None else topk, call.kv_grid.num_tiles, call.q.shape[2]
     )
     choose = selection is None and not budget.is_everything
+    tail = tail and (choose or selection is not None)  # else nothing is left out
     fuses_gates = named(call.backend).fuses_gates
     if choose and torch.compiler.is_compiling() and fuses_gates and not tail:
         with torch.autocast(call.q.device.type, enabled=False):
@@ -215,7 +214,8 @@ def attention(
     if kind is not None and plan is None:
         tokens, gives = (q, k, v, gate_fine, gate_coarse), (return_lse, return_selection)
         choice = budget if choose else selection
-        eager.remember(kind, call, tokens, choice, gives, everything=given is None and not choose)
+        everything_kept = given is None and not choose
+        eager.remember(kind, call, tokens, choice, gives, tail, everything=everything_kept)
     return _asked_for(out, selection, lse, return_selection, return_lse)
 
 
@@ -290,11 +290,9 @@ def block_sparse_attention(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
-    kind = plan = None
-    if tail is False:
-        rest = grid, kv_grid, tile, scale, backend, return_lse, False
-        kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
-        plan = None if kind is None else eager.plan_of(kind)
+    rest = grid, kv_grid, tile, scale, backend, return_lse, False, tail
+    kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
+    plan = None if kind is None else eager.plan_of(kind)
     if plan is not None and plan.prepared is not None:
         planned, of_rows, _ = eager.attend(plan, (q, k, v, None, None), text_valid, selection)
         return (planned, of_rows) if return_lse else planned
@@ -320,7 +318,8 @@ def block_sparse_attention(
         out, lse = fine(call, selection)
     out = out.view(call.shape)
     if kind is not None and plan is None:
-        eager.remember(kind, call, (q, k, v, None, None), selection, (return_lse, False))
+        tokens = q, k, v, None, None
+        eager.remember(kind, call, tokens, selection, (return_lse, False), tail)
     return (out, lse) if return_lse else out
 
 

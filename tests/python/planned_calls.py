@@ -41,6 +41,7 @@ class Call(NamedTuple):
     text: tuple[int, int] = (0, 0)  # tokens before and after the video
     valid: str | None = None  # how the mask of text is made
     given: str | None = None  # how the bitmap of a given selection lies
+    tail: Any = False
 
     @property
     def extent(self) -> Any:
@@ -108,6 +109,7 @@ class Call(NamedTuple):
         options = {"gate_fine": gate_fine, "gate_coarse": gate_coarse, "tile": self.tile}
         options |= {"grid": self.extent, "scale": self.scale}
         options |= {"text_valid": self.mask(), "selection": self.selection(q, k)}
+        options |= {"tail": self.tail}
         to = self.autocast if isinstance(self.autocast, torch.dtype) else self.dtype
         with torch.autocast("cpu", to, enabled=self.autocast is not False):
             out, selection, lse = vsa.attention(

@@ -67,6 +67,7 @@ CALLS = st.builds(
     text=st.sampled_from([(0, 0)] * 3 + [(7, 0), (0, 70), (3, 66)]),
     valid=st.sampled_from([None, "none", "all", *MASKS]),
     given=st.sampled_from([None] * 4 + BITMAPS),
+    tail=st.sampled_from([False, False, True]),
 )
 
 
@@ -124,6 +125,9 @@ def test_sequences_of_calls(ran: list[int]) -> None:
         (BASE, Call(scale=0.25)),
         (Call(scale=1), Call(scale=True)),
         (Call(scale=1), Call(scale=1 + 0j)),
+        (BASE, Call(tail=True)),
+        (Call(tail=True), Call(tail=1)),
+        (Call(tail=True, wants="qkv"), Call(tail=None, wants="qkv")),
         (BASE, Call(tile=(2, 4, 4))),
         (BASE, Call(tile=(4.0, 4, 4))),
         (Call(FLAT), Call(FLAT, grid=(5, 4, 6))),

@@ -171,7 +171,7 @@ def test_the_choice_and_the_coarse_branch_are_as_without(backend: str) -> None:
     assert error(out, plain.double()) < 2**-8
 
 
-def test_a_call_that_has_a_plan_takes_none_with_a_tail() -> None:
+def test_a_call_with_a_tail_does_not_take_the_plan_of_one_without() -> None:
     q, k, v = qkv(torch.bfloat16)
     plain = [vsa.attention(q, k, v, 2, backend="emulated") for _ in range(2)]
     found = vsa.attention(q, k, v, 2, tail=True, backend="emulated")

@@ -259,7 +259,8 @@ class Forward(NamedTuple):
             is given.
         coarse: (B, heads, n_q, head_dim) fp32, or None without a coarse gate or where no gradient
             is wanted.
-        means: numbers of the tile means of q, k and v, fp32, or None where ``coarse`` is.
+        means: numbers of the tile means of q, k and v, fp32, or None where ``coarse`` is; with a
+            tail and without a coarse gate those of q are not written.
     """
 
     out: Tensor

@@ -57,7 +57,8 @@ def kind_of(
         text_valid: see q.
         selection: see q.
         topk: as the user gave it.
-        rest: grid, kv_grid, tile, scale, backend, and whether log-sum-exp and choice are results.
+        rest: grid, kv_grid, tile, scale, backend, whether log-sum-exp and choice are results, and
+            whether there is a tail.
     """
     if torch.compiler.is_compiling():
         return None
@@ -141,6 +142,7 @@ def _compares(
     backend: object,
     gives_lse: object,
     gives_choice: object,
+    tail: object,
 ) -> bool:
     """Whether arguments that are equal to these mean the same: 4.0 == 4, but is an error."""
     return (
@@ -149,7 +151,7 @@ def _compares(
         and (tile is DEFAULT_TILE or _is_exact(tile))
         and (scale is None or type(scale) in (int, float))
         and type(backend) is str
-        and type(gives_lse) is type(gives_choice) is bool
+        and type(gives_lse) is type(gives_choice) is type(tail) is bool
     )
 
 
@@ -171,6 +173,7 @@ def remember(
     given: Tokens,
     choice: Budget | Selection,
     gives: tuple[bool, bool],
+    tail: bool = False,
     everything: bool = False,
 ) -> None:
     """Prepare the next calls of a kind, if its backend can.
@@ -180,7 +183,8 @@ def remember(
         call: the checked inputs of the first call.
         given: q, k, v, gate_fine and gate_coarse as the user gave them.
         choice: the budget, or the selection that the first call went by.
-        gives: whether log-sum-exp and choice are results; part of the key.
+        gives: whether log-sum-exp and choice are results; part of the key, and so is ``tail``.
+        tail: whether tiles that are not chosen enter the softmax by their means.
         everything: whether that selection is all tiles, which no user gave.
     """
     gradients = wants_gradients(*(x for x in given if x is not None))
@@ -195,7 +199,8 @@ def remember(
         counts, mass, most = tuple(choice.counts), choice.mass, choice.most
         is_constant = choice.numbers is None
     prepared = None
-    if is_constant and all(x.dtype == call.q.dtype for x in call.given):
+    saves_as_operators = not (tail and hooked)
+    if is_constant and saves_as_operators and all(x.dtype == call.q.dtype for x in call.given):
         task = Task(
             flattened(q),
             flattened(k),
@@ -213,6 +218,7 @@ def remember(
             gives[0] or hooked,
             gives[1] or hooked,
             _misaligned(q, k, v),
+            tail,
         )
         prepared = named(call.backend).prepare(task)
     layouts = tuple(
@@ -231,5 +237,6 @@ def remember(
         forms,
         everything,
         hooked,
+        tail,
     )
     _plans.put(key, plan)

@@ -15,7 +15,7 @@ from vsa.stages.forms import AS_GIVEN, Forms, Tensors, Tokens, brought_into
 from vsa.stages.select import everything
 from vsa.stages.watchers import ALIGNMENT, address_of, is_watched
 from vsa.values.grid import Grid
-from vsa.values.problem import Gates, Problem, Saved, Upstream
+from vsa.values.problem import Gates, Means, Problem, Saved, Upstream
 from vsa.values.selection import Selection
 from vsa.values.transforms import savable
 
@@ -41,6 +41,7 @@ class Plan(NamedTuple):
         everything: whether all tiles are kept, whatever the scores.
         hooked: whether hooks see what autograd saves: then it is what the operators save, since
             checkpointing compares it with that of another forward, which may have had no plan.
+        tail: whether tiles that are not chosen enter the softmax by their means.
     """
 
     prepared: Prepared | None
@@ -54,6 +55,7 @@ class Plan(NamedTuple):
     forms: Forms
     everything: bool
     hooked: bool
+    tail: bool
 
 
 def attend(
@@ -222,12 +224,21 @@ def _by_operators(
     problem = Problem(q, k, v, bitmap, text_valid, *ints, plan.scale, plan.backend)
     flat = Upstream(flattened(upstream.grad_out), upstream.grad_lse)
     saved = Saved(flattened(found.fine), lse)
+    tail: tuple[Tensor | None, ...] = means[1:] if plan.tail else ()
+    if plan.tail and gate_coarse is None:
+        means = Means(None, None, None)  # which are those of a coarse branch
     if gate_fine is None and gate_coarse is None:
         most = plan.kv_grid.num_tiles if plan.most is None else plan.most
-        grads = operators.block_sparse_attention_backward(*flat, *saved, *problem, most)
+        of_fine = operators.block_sparse_attention_backward
+        if plan.tail:
+            of_fine = operators.tail_attention_backward
+        grads = of_fine(*flat, *saved, *problem, *tail, most)
     else:
         gates = Gates(gate_fine, gate_coarse, found.coarse)
-        grads = operators.gated_attention_backward(*flat, *saved, *problem, *means, *gates)
+        of_gated = operators.gated_attention_backward
+        if plan.tail:
+            of_gated = operators.gated_tail_attention_backward
+        grads = of_gated(*flat, *saved, *problem, *tail, *means, *gates)
     each = zip(of_tokens, (*grads, None, None), strict=False)
     return [None if x is None or grad is None else grad.view(x.shape) for x, grad in each]
 

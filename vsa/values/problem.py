@@ -239,6 +239,7 @@ class Task(NamedTuple):
         gives_lse: whether the log-sum-exp is a result.
         gives_bitmap: whether the choice is a result.
         misaligned: whether q, k and v lie where the kernels cannot read them.
+        tail: whether tiles that are not chosen enter the softmax by their means.
     """
 
     q: Tensor
@@ -257,3 +258,4 @@ class Task(NamedTuple):
     gives_lse: bool
     gives_bitmap: bool
     misaligned: tuple[bool, bool, bool] = (False, False, False)
+    tail: bool = False

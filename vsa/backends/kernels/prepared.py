@@ -32,6 +32,7 @@ from vsa.backends.kernels.placeholder import (
 )
 from vsa.backends.kernels.prepared_backward import PreparedBackward
 from vsa.backends.kernels.prepared_coarse import CoarseForward, mean_shapes
+from vsa.backends.kernels.tail_calls import round_call, tail_tensors
 from vsa.backends.kernels.tensors import contiguous_copy, is_addressable
 from vsa.backends.kernels.text import text_of
 from vsa.values.bitmap import num_words
@@ -76,6 +77,7 @@ class PreparedAttention:
         has_coarse = task.gate_coarse is not None
         # What a backward needs of the coarse branch is kept, and the fine output before its gates.
         self.keeps_coarse = has_coarse and task.gradients
+        self.keeps_means = (has_coarse or task.tail) and task.gradients
         self.keeps_fine = task.gradients and (has_coarse or task.gate_fine is not None)
         batch, length, heads, head_dim = task.q.shape
         work, means, kept = Workspace(Slot.WORK), Workspace(Slot.MEANS), Workspace(Slot.KEPT)
@@ -92,7 +94,7 @@ class PreparedAttention:
         if has_coarse:
             shape = mean_shapes(task)[0]
             self.coarse = _result(work, Slot.COARSE, self.keeps_coarse, shape, torch.float32)
-        of_tiles = CoarseForward(task, self.coarse, means if self.keeps_coarse else work, work)
+        of_tiles = CoarseForward(task, self.coarse, means if self.keeps_means else work, work)
         self.means = of_tiles.means
 
         tokens = [placeholder(Slot.Q, task.q), placeholder(Slot.K, task.k)]
@@ -108,22 +110,35 @@ class PreparedAttention:
             self.coarse,
         )
         out, fine = (_contiguous(slot, task.q.shape, q.dtype) for slot in (Slot.OUT, Slot.FINE))
-        calls = [
-            *text.calls,
-            *of_tiles.calls(tokens, self.bitmap),
-            axis_call(self.bitmap, axes, task.grid.tiles, counter),
-            forward_call(
+
+        def fine_call(gates: LocatedGates, fine: Placeholder | None) -> Any:
+            return forward_call(
                 Located3(q, q),
                 Located3(k, k),
                 text.clean[0],
                 Shared(grids, task.scale, self.bitmap, axes, text.query_rows, text.key_rows),
                 gates,
                 out,
-                fine if self.keeps_fine else None,
+                fine,
                 self.lse,
                 counter,
-            ),
+            )
+
+        last = fine_call(gates, fine if self.keeps_fine else None)
+        calls = [
+            *text.calls,
+            *of_tiles.calls(tokens, self.bitmap),
+            axis_call(self.bitmap, axes, task.grid.tiles, counter),
         ]
+        if task.tail:  # gates come after it
+            kept_means = tail_tensors(batch, k.shape[2], task.kv_grid, head_dim, q.dtype, work.part)
+            calls += [
+                round_call(self.means[1], self.means[2], kept_means, task.kv_grid),
+                fine_call(LocatedGates(), None),
+                _C.TailForward(fine=last, tail=kept_means.keys()),
+            ]
+        else:
+            calls.append(last)
         self.work_bytes, self.kept_bytes = work.nbytes, kept.nbytes
         self.mean_numbers = means.nbytes // 4
         self.program = _C.Program([call.step() for call in calls])
@@ -171,6 +186,7 @@ class PreparedAttention:
         coarse = means = None
         if self.keeps_coarse and self.coarse is not None:
             coarse = q.new_empty(self.coarse.shape, dtype=torch.float32)
+        if self.keeps_means:
             means = q.new_empty(self.mean_numbers, dtype=torch.float32)
         all_tensors = *given, work, out, fine, kept, lse, bitmap, coarse, means
         addresses = [0 if x is None else x.data_ptr() for x in all_tensors]

@@ -23,7 +23,8 @@ from vsa.backends.kernels.calls import (
 )
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.placeholder import Placeholder, Workspace, contiguous_strides
-from vsa.backends.kernels.prepared_coarse import CoarseBackward
+from vsa.backends.kernels.prepared_coarse import CoarseBackward, mean_shapes
+from vsa.backends.kernels.tail_calls import round_call, sums_call, tail_tensors
 from vsa.backends.kernels.tensors import text_tiles
 from vsa.backends.kernels.text import text_of
 from vsa.values.bitmap import num_words
@@ -102,6 +103,15 @@ class PreparedBackward:
         of_fine = whole(
             Slot.GRAD_OUT if task.gate_fine is None else Slot.GRAD_Q, task.q.shape, dtype
         )
+        grad_means: list[Placeholder | None] = [None, None, None]
+        if coarse is not None:
+            grad_means = list(coarse.grad_means)
+        if task.tail:
+            shapes = mean_shapes(task)
+            if coarse is None:
+                grad_means[1:] = (work.part(shape, torch.float32) for shape in shapes[1:])
+            if task.gate_fine is not None:  # a tail reads it after the fine stage's dq is stored
+                of_fine = work.part(task.q.shape, dtype)
         multiplied = [(q, task.grid), (k, task.kv_grid), (v, task.kv_grid)]
         if task.gate_fine is None:
             multiplied.append((of_fine, task.grid))
@@ -135,7 +145,7 @@ class PreparedBackward:
                 if task.gate_coarse is None
                 else whole(Slot.GRAD_GATE_COARSE, task.q.shape, task.gate_coarse.dtype),
                 grad_coarse=None if coarse is None else coarse.grad,
-                grad_means=(None, None, None) if coarse is None else coarse.grad_means,
+                grad_means=grad_means,
                 transposed=transposed,
                 key_axes=key_axes,
                 order=order,
@@ -155,8 +165,22 @@ class PreparedBackward:
         ]
         if coarse is not None:
             steps += [each.step() for each in coarse.calls(task.scale)]
+        if task.tail:
+            kept = Workspace(Slot.MEANS)  # as the forward laid them out
+            _, k_means, v_means = (kept.part(shape, torch.float32) for shape in shapes)
+            rounded = tail_tensors(batch, kv_heads, task.kv_grid, head_dim, dtype, work.part)
+            added = coarse is not None
+            tail = sums_call(call, q, k, grids, rounded, grad_means[1:], added, work.part).call
+            steps += [
+                round_call(k_means, v_means, rounded, task.kv_grid).step(),
+                tail.step_means(),
+                call.step(),
+                tail.step(),
+            ]
+        else:
+            steps.append(call.step())
         self.work_bytes = work.nbytes
-        self.program = _C.Program([*steps, call.step()])
+        self.program = _C.Program(steps)
 
     def __call__(
         self, upstream: Upstream, found: Forward, tensors: Sequence[Tensor | None]

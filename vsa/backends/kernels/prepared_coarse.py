@@ -44,7 +44,8 @@ class CoarseForward:
     """Means, choice and coarse attention, as far as a task has them.
 
     Attributes:
-        means: of q, k and v, or without a coarse gate of q and k; none of a choice that is given.
+        means: of q, k and v, or without a coarse gate and a tail of q and k; none of a choice that
+            is given. For a tail alone those of q are not written.
         out: (B, heads, n_q, head_dim) fp32, the coarse output, or None without a coarse gate.
     """
 
@@ -53,9 +54,10 @@ class CoarseForward:
     ) -> None:
         self._task, self.out = task, out
         count = 0 if task.bitmap is not None else 2
-        shapes = mean_shapes(task)[: count if out is None else 3]
+        shapes = mean_shapes(task)[: 3 if out is not None or task.tail else count]
         self.means = [of_means.part(shape, torch.float32) for shape in shapes]
-        if self.means:
+        self._of_tail_alone = task.bitmap is not None and out is None
+        if self.means and not self._of_tail_alone:
             columns = task.kv_grid.num_tiles
             numbers = score_numbers(*_matrices(task), columns, SCORE_BYTES)
             self._scores = work.part((numbers,), torch.float32)
@@ -67,7 +69,10 @@ class CoarseForward:
         task, count = self._task, len(self.means)
         matrices, rows = _matrices(task)
         grids = (task.grid, task.kv_grid, task.kv_grid)[:count]
-        yield means_call(tokens[:count], grids, self.means)
+        first = 1 if self._of_tail_alone else 0
+        yield means_call(tokens[first:count], grids[first:], self.means[first:])
+        if self._of_tail_alone:
+            return
         of_q, of_k, *of_v = (as_matrices(mean, matrices) for mean in self.means)
         out: Located | None = None if self.out is None else as_matrices(self.out, matrices)
         if task.bitmap is None:
@@ -76,7 +81,7 @@ class CoarseForward:
                 Choice(
                     q=of_q,
                     k=of_k,
-                    v=of_v[0] if of_v else None,
+                    v=None if out is None else of_v[0],
                     scale=task.scale,
                     forced=None,
                     counts=task.counts,
