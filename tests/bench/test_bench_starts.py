@@ -21,7 +21,7 @@ def start(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return forked.run(BENCH / script, *arguments, env=environment)
 
 
-@pytest.mark.parametrize("script", ["peers.py", "coarse_select.py", "parallel.py"])
+@pytest.mark.parametrize("script", ["peers.py", "coarse_select.py", "parallel.py", "tail.py"])
 def test_without_a_gpu_a_sentence_says_so(script: str) -> None:
     done = start(script)
     said = done.stderr.splitlines()[-1]
@@ -55,6 +55,19 @@ def test_parts_of_a_tiny_call_on_a_cpu(tmp_path: Path) -> None:
         times = {name: x for name, x in row.items() if name.endswith("host us")}
         assert len(times) == 7 and min(times.values()) > 0
         assert times["key, host us"] < times["forward, host us"] < times["both, host us"]
+
+
+def test_a_tiny_call_with_a_tail_and_without(tmp_path: Path) -> None:
+    file = tmp_path / "tail.json"
+    done = start("tail.py", "--tiny", "--device", "cpu", "--commit", "abc", "--out", file)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    kinds = [(row["gates"], row["direction"]) for row in found["rows"]]
+    directions = "forward", "forward+backward"
+    assert kinds == [(gates, each) for gates in ("none", "coarse") for each in directions]
+    assert found["complete"] and found["command"].startswith("bench/tail.py --tiny")
+    assert all(row["tail ms"] > 0 and row["without ms"] > 0 for row in found["rows"])
+    assert set(found["rows"][1]["errors"]) == {"out", "lse", "dq", "dk", "dv"}
 
 
 def test_benchmarks_import_nothing_from_the_command_line() -> None:

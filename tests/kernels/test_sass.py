@@ -24,6 +24,8 @@ LEAST_OVERLAPPED = {("dK dV", 128): 29}
 """Exponentials with products in flight, where they are not all 32 of a lane's tile."""
 PRODUCTS = {"forward": (8, 12), "dK dV": (16, 24), "dQ": (12, 20)}
 """HGMMA instructions per tile, at a head_dim of 64 and 128."""
+TAIL_PRODUCTS = {"TailForward": (12, 20), "BackwardMeans": (20, 32), "BackwardQueries": (16, 28)}
+"""The same of the tail's kernels, per chunk of means or query tile."""
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,27 @@ def test_fp32_products_stay_in_registers_and_run_while_the_next_numbers_are_spli
         between = code[products[-1] : wait]
         assert sum("STS" in line for line in between) == 3 * 16
         assert sum("LDG" in line for line in between) >= 2 * 16
+
+
+def test_kernels_of_the_tail_stay_in_registers_and_overlap_as_those_of_the_fine_stage(
+    sass, tmp_path: Path
+) -> None:
+    if (nvcc := shutil.which("nvcc")) is None:
+        pytest.skip("there is no nvcc on this machine")
+    cubins, said = sass.compile_kernels(nvcc, tmp_path, ("tail.cu",))
+    memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
+    # Per element and head_dim: forward with and without gates, two passes; rounding, and sums.
+    assert memory == [("0", "0")] * (2 * 2 * 4 + 2 + 1) and not re.search(r"C75\d\d", said), said
+    if (nvdisasm := sass.disassembler()) is None:
+        pytest.skip("there is no nvdisasm on this machine")
+    found = list(sass.disassembled(cubins[0], nvdisasm))
+    assert len(found) == 16
+    for part in found:
+        body = (code := sass.parse(part))[0][sass.main_loop(*code)]
+        kind = next(kind for kind in TAIL_PRODUCTS if kind in part.split(":")[0])
+        products = TAIL_PRODUCTS[kind]["Li128E" in part.split(":")[0]]
+        assert sum("HGMMA" in line for line in body) == products, kind
+        assert sass.overlapped(body) >= 32, kind
 
 
 def test_softmax_runs_while_products_are_in_flight(compiled) -> None:

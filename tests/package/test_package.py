@@ -22,6 +22,8 @@ import vsa
 from vsa.measure.provenance import provenance
 
 TREE = Path(__file__).resolve().parents[2]
+BUILT_UPON = {("fine", "schedule"), ("tail", "fine"), ("tail", "schedule")}
+"""Folders of kernels that include another's: a tail goes on where the fine stage ends."""
 LAYERS = ["prim", "tile", "kernels", "launch", "bind"]  # each may include itself and those before
 
 FAKE_NVCC = """#!/bin/sh
