@@ -16,6 +16,7 @@ if take_built(Path(__file__).resolve().parent):  # else the installed package is
     from vsa.schedule import SparsityRamp
     from vsa.values.budget import TopP
     from vsa.values.grid import Grid, best_tile
+    from vsa.values.score import SubBlocks
     from vsa.values.selection import Selection
 
     register_when_imported()
@@ -24,6 +25,7 @@ __all__ = [
     "Grid",
     "Selection",
     "SparsityRamp",
+    "SubBlocks",
     "TopP",
     "attention",
     "best_tile",

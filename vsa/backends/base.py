@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vsa.backends import torch_coarse
+from vsa.backends import torch_coarse, torch_sub_blocks
 from vsa.backends.torch_combine import combine
 from vsa.values.grid import Grid
 from vsa.values.problem import (
@@ -18,6 +18,7 @@ from vsa.values.problem import (
     Means,
     Problem,
     Saved,
+    SubBlockScores,
     Task,
     TileScores,
     Upstream,
@@ -110,6 +111,14 @@ class Backend:
                 ``v_means``.
         """
         return torch_coarse.select(scores, v_means)
+
+    def select_by_sub_blocks(self, asked: SubBlockScores) -> Tensor:
+        """The choice of tiles by the means of their runs, see ``vsa.SubBlocks``.
+
+        Returns:
+            (B, heads, n_q, words) int32.
+        """
+        return torch_sub_blocks.select(asked)
 
     def coarse_attention(
         self,

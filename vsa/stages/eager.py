@@ -23,6 +23,7 @@ from vsa.values.budget import Budget, TopP
 from vsa.values.grid import Grid
 from vsa.values.problem import Task
 from vsa.values.remembered import Remembered
+from vsa.values.score import SubBlocks
 
 __all__ = ["attend", "kind_of", "paused", "plan_of", "remember"]
 
@@ -49,7 +50,8 @@ def kind_of(
         gate_fine: see q.
         gate_coarse: see q.
         topk: as the user gave it.
-        rest: grid, kv_grid, tile, scale, backend, and whether log-sum-exp and choice are results.
+        rest: grid, kv_grid, tile, scale, backend, score, and whether log-sum-exp and choice are
+            results.
     """
     if torch.compiler.is_compiling():
         return None
@@ -99,6 +101,7 @@ def _compares(
     tile: object,
     scale: object,
     backend: object,
+    score: object,
     gives_lse: object,
     gives_choice: object,
 ) -> bool:
@@ -109,6 +112,7 @@ def _compares(
         and (tile is DEFAULT_TILE or _is_exact(tile))
         and (scale is None or type(scale) in (int, float))
         and type(backend) is str
+        and type(score) in (str, SubBlocks)
         and type(gives_lse) is type(gives_choice) is bool
     )
 
@@ -129,6 +133,7 @@ def remember(
     key: Hashable,
     call: Inputs,
     budget: Budget,
+    runs: int,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
     gives: tuple[bool, bool],
@@ -139,6 +144,7 @@ def remember(
         key: of ``kind_of``.
         call: the checked inputs of the first call.
         budget: its budget.
+        runs: of a tile, whose means are scored for the choice; 1 for its mean.
         gate_fine: as the user gave it, and so is ``gate_coarse``.
         gate_coarse: see gate_fine.
         gives: whether log-sum-exp and choice are results; part of the key.
@@ -159,6 +165,7 @@ def remember(
                 call.kv_grid,
                 tuple(budget.counts),
                 budget.mass,
+                runs,
                 call.scale,
                 gradients,
                 *gives,

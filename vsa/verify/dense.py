@@ -31,6 +31,7 @@ def attention(
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
     scale: float | None = None,
+    runs: int = 1,
     mask: Tensor | None = None,
     text_valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,7 +48,13 @@ def attention(
         for tiles, x in ((query_tiles, q), (key_tiles, k), (key_tiles, v))
     )
     coarse_scores = scale * q_means @ k_means.mT
-    chosen = choice(coarse_scores, topk, mass) if mask is None else mask
+    scores = coarse_scores
+    if runs > 1 and mask is None:
+        of_q, of_k = (
+            tiles_in_runs(shape, tile, prefix, suffix, runs) for shape in (grid, kv_grid or grid)
+        )
+        scores = sub_block_scores(q, k, (of_q, of_k), scale)
+    chosen = choice(scores, topk, mass) if mask is None else mask
     attends = attended(chosen, query_tiles, key_tiles, text_valid)
     idle = ~attends.any(-1, keepdim=True)
     scores = (scale * q @ k.mT).masked_fill(~(attends | idle), -math.inf)
@@ -69,6 +76,34 @@ def membership(grid: Sequence[int], tile: Sequence[int], prefix: int, suffix: in
     for row, tokens in zip(inside, tiles, strict=True):
         row[tokens] = 1
     return inside
+
+
+def tiles_in_runs(
+    grid: Sequence[int], tile: Sequence[int], prefix: int, suffix: int, runs: int
+) -> Tensor:
+    """(num_tiles, runs, S) fp64, a token's share of the mean of a run; NaN in empty runs."""
+    tiles = reference.tiles_of(grid, tile, prefix)
+    shares = torch.full((len(tiles), runs, prefix + math.prod(grid) + suffix), math.nan).double()
+    for each, tokens in zip(shares, tiles, strict=True):
+        for row, run in zip(each, reference.runs_of(tokens, runs), strict=False):
+            row.zero_()
+            row[run] = 1 / len(run)
+    return shares
+
+
+def sub_block_scores(q: Tensor, k: Tensor, tiles: Sequence[Tensor], scale: float) -> Tensor:
+    """Scores of ``vsa.SubBlocks``; q and k (B, heads, S, head_dim), tiles from ``tiles_in_runs``.
+
+    Returns:
+        (B, heads, n_q, n_k).
+    """
+    (q_means, of_q), (k_means, of_k) = (
+        (torch.einsum("iat,bhtd->bhiad", shares.nan_to_num(0), x), shares[..., 0].isnan())
+        for x, shares in zip((q, k), tiles, strict=True)
+    )
+    products = scale * torch.einsum("bhiad,bhjcd->bhijac", q_means, k_means)
+    empty = of_q[:, None, :, None] | of_k[None, :, None]
+    return products.masked_fill(empty, -math.inf).logsumexp((-2, -1))
 
 
 def choice(scores: Tensor, topk: float | Sequence[float], mass: float = 0.0) -> Tensor:

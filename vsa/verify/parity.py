@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vsa.functional import attention
 from vsa.values.budget import TopP
 from vsa.values.grid import Grid
+from vsa.values.score import SubBlocks
 from vsa.values.selection import Selection
 from vsa.verify import dense, reference
 
@@ -52,6 +53,7 @@ class Problem:
     gate_fine: bool = False
     magnitude: float = 1.0
     scale: float | None = None
+    runs: int = 1
     dtype: torch.dtype = torch.float64
 
     @property
@@ -142,6 +144,15 @@ PROBLEMS = [
     Problem("other-keys", kv_grid=(9, 5, 6), topk=4, gate_coarse=True, heads=4, kv_heads=2),
     Problem("large-logits", magnitude=100.0, gate_coarse=True),
     Problem("scale", scale=0.7, head_dim=8),
+    Problem("sub-blocks", grid=(3, 9, 10), topk=4, runs=4, gate_coarse=True, batch=2),
+    Problem(
+        "sub-blocks-mass",
+        kv_grid=(9, 5, 6),
+        topk=TopP(0.7, floor=2),
+        runs=3,
+        heads=4,
+        gate_fine=True,
+    ),
     Problem("one-dimensional", grid=(1, 1, 200), tile=(1, 1, 64), topk=2, gate_coarse=True),
 ]
 
@@ -176,6 +187,7 @@ def ours(
         grid=problem.query_grid,
         kv_grid=None if problem.kv_grid is None else problem.key_grid,
         scale=problem.scale,
+        score="mean" if problem.runs == 1 else SubBlocks(problem.runs),
         text_valid=None if valid is None else valid.to(device),
         return_selection=True,
         return_lse=True,
@@ -207,6 +219,7 @@ def expected(
         suffix=problem.suffix,
         kv_grid=problem.kv_grid,
         scale=problem.scale,
+        runs=problem.runs,
         mask=mask,
         text_valid=problem.valid(),
     )

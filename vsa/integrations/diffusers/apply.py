@@ -26,6 +26,7 @@ from vsa.stages.inputs import DEFAULT_TILE, Tile
 from vsa.values import checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import SLOTS
+from vsa.values.score import Score, runs_of
 
 Transformer = TypeVar("Transformer", bound=nn.Module)
 
@@ -36,6 +37,7 @@ def apply_vsa(
     topk: TopK | Schedule = ...,
     *,
     tile: Tile = ...,
+    score: Score = ...,
     dense_layers: Sequence[int] = ...,
     dense_steps: int = ...,
     gates: Literal["coarse"] | None = ...,
@@ -50,6 +52,7 @@ def apply_vsa(
     topk: TopK | Schedule = ...,
     *,
     tile: Tile = ...,
+    score: Score = ...,
     dense_layers: Sequence[int] = ...,
     dense_steps: int = ...,
     gates: Literal["coarse"] | None = ...,
@@ -63,6 +66,7 @@ def apply_vsa(
     topk: TopK | Schedule = 0.1,
     *,
     tile: Tile = "auto",
+    score: Score = "mean",
     dense_layers: Sequence[int] = (),
     dense_steps: int = 0,
     gates: Literal["coarse"] | None = None,
@@ -93,6 +97,7 @@ def apply_vsa(
             dense attention.
         tile: tokens per tile along (t, h, w); "auto" wastes the fewest slots, and is (4, 4, 4) with
             gates, as they were trained with it.
+        score: what tiles are chosen by, as in ``vsa.attention``.
         dense_layers: layers that keep diffusers' own attention, negative ones from the end.
         dense_steps: denoising steps at the beginning that do so.
         gates: "coarse" adds a coarse branch behind gates: those that the transformer has, else
@@ -115,7 +120,7 @@ def apply_vsa(
     """
     several = isinstance(transformer, (list, tuple))
     prepared = [
-        _prepare(each, topk, tile, dense_layers, dense_steps, gates, refresh_every, group)
+        _prepare(each, topk, tile, score, dense_layers, dense_steps, gates, refresh_every, group)
         for each in (transformer if several else [transformer])
     ]
     if not prepared:
@@ -142,6 +147,7 @@ def _prepare(
     transformer: Any,
     topk: TopK | Schedule,
     tile: Tile,
+    score: Score,
     dense_layers: Sequence[int],
     dense_steps: int,
     gates: str | None,
@@ -158,7 +164,9 @@ def _prepare(
         dense_steps=checks.integer("dense_steps", dense_steps, at_least=0),
         refresh_every=checks.integer("refresh_every", refresh_every, at_least=1),
         gates=gates,
+        score=score,
     )
+    runs_of(score)
     dense = _checked_layers(dense_layers, len(layers))
     if gates not in (None, "coarse"):
         raise ValueError(f'gates must be None or "coarse", but it is {gates!r}')

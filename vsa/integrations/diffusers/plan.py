@@ -26,6 +26,7 @@ from vsa.integrations.diffusers.work import Store, Work
 from vsa.stages.inputs import Tile
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import best_tile
+from vsa.values.score import Score
 
 Schedule = Callable[[int, int], TopK | None]
 """topk(layer, step) -> as in ``vsa.attention``, or None for dense attention."""
@@ -47,6 +48,7 @@ class Settings:
     dense_steps: int
     refresh_every: int
     gates: str | None = None
+    score: Score = "mean"
 
     @property
     def need_steps(self) -> bool:
@@ -58,6 +60,7 @@ class Settings:
         words = [f"topk={getattr(topk, '__name__', 'function') if callable(topk) else topk}"]
         words.append(f"tile={self.tile}")
         words.append(f"gates={self.gates}")
+        words += [f"score={self.score}"] if self.score != "mean" else []
         words += [f"dense_steps={self.dense_steps}"] if self.dense_steps else []
         words += [f"refresh_every={self.refresh_every}"] if self.refresh_every > 1 else []
         return ", ".join(words)
@@ -225,7 +228,17 @@ class Plan:
             reuse = (step - settings.dense_steps) % settings.refresh_every != 0
         note = partial(self.record.note, layer, step) if self.record and noted else None
         return Work(
-            shape, tile, topk, store, reuse, group, self.sharding, note, before=before, after=after
+            shape,
+            tile,
+            topk,
+            store,
+            reuse,
+            group,
+            self.sharding,
+            note,
+            before,
+            after,
+            settings.score,
         )
 
     def _heads(self, layer: int) -> int:
