@@ -182,9 +182,13 @@ def attention(
     budget = resolve(1.0 if given else topk, call.kv_grid.num_tiles, call.q.shape[2])
     runs = runs_of(score)
     chooses = selection is None and not budget.is_everything
-    if chooses and torch.compiler.is_compiling() and named(call.backend).fuses_gates:
+    at_once = torch.compiler.is_compiling() or runs > 1  # means of tiles and runs are one pass
+    if chooses and at_once and named(call.backend).fuses_gates:
         with torch.autocast(call.q.device.type, enabled=False):
             out, lse, selection = whole(call, budget, runs, gate_fine, gate_coarse)
+        if kind is not None and plan is None:
+            gives = return_lse, return_selection
+            eager.remember(kind, call, budget, runs, gate_fine, gate_coarse, gives)
         return _asked_for(out, selection, lse, return_selection, return_lse)
 
     selection = None if selection is None else selection.savable()

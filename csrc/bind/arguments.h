@@ -16,6 +16,7 @@
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
 #include "launch/float_product.h"
+#include "launch/sub_blocks.h"
 
 namespace vsa::bind {
 
@@ -88,6 +89,8 @@ template <>
 inline constexpr const char* kClass<launch::MeanTensor> = "MeanTensor";
 template <>
 inline constexpr const char* kClass<launch::Product> = "Product";
+template <>
+inline constexpr const char* kClass<launch::RunTensor> = "RunTensor";
 
 // The items of a sequence of that length, of a list or tuple without a copy: a call has sixty.
 template <size_t N>

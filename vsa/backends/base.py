@@ -112,13 +112,27 @@ class Backend:
         """
         return torch_coarse.select(scores, v_means)
 
-    def select_by_sub_blocks(self, asked: SubBlockScores) -> Tensor:
+    def select_by_sub_blocks(
+        self, asked: SubBlockScores, v: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
         """The choice of tiles by the means of their runs, see ``vsa.SubBlocks``.
 
+        Args:
+            asked: what is asked.
+            v: (B, S_k, kv_heads, head_dim), for the coarse branch.
+
         Returns:
-            (B, heads, n_q, words) int32.
+            bitmap: (B, heads, n_q, words) int32.
+            means: of the tiles of q, k and v, as ``tile_means``; none without ``v``.
+            coarse: the coarse attention of these, as ``select``; None without ``v``.
         """
-        return torch_sub_blocks.select(asked)
+        chosen = torch_sub_blocks.select(asked)
+        if v is None:
+            return chosen, [], None
+        grid, kv_grid = asked.grids
+        q_means, k_means, v_means = self.tile_means((asked.q, asked.k, v), (grid, kv_grid, kv_grid))
+        coarse = self.coarse_attention(q_means, k_means, v_means, asked.scale, exact=True)
+        return chosen, [q_means, k_means, v_means], coarse
 
     def coarse_attention(
         self,

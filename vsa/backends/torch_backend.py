@@ -47,11 +47,13 @@ class TransformsBackend(TorchBackend):
         with transforms.outside():
             return super().select(scores._replace(q_means=q_means, k_means=k_means), v_means)
 
-    def select_by_sub_blocks(self, asked: SubBlockScores) -> Tensor:
+    def select_by_sub_blocks(
+        self, asked: SubBlockScores, v: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
         """Likewise, from the numbers of queries and keys."""
         q, k = transforms.primal(asked.q), transforms.primal(asked.k)
         with transforms.outside():
-            return super().select_by_sub_blocks(asked._replace(q=q, k=k))
+            return super().select_by_sub_blocks(asked._replace(q=q, k=k), v)
 
     def coarse_attention(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vsa.backends.tiles import accumulation_dtype
+from vsa.backends.tiles import accumulation_dtype, smallest_tile
 from vsa.backends.torch_coarse import (
     SCORE_BYTES,
     SORT_BYTES,
@@ -96,10 +96,9 @@ def run_sizes(sizes: Tensor, runs: int) -> Tensor:
 
 def _empty(grid: Grid, runs: int, device: torch.device) -> Tensor | None:
     """Which runs have no tokens, (num_tiles, runs) bool; None where all have some."""
-    smallest = 1
-    for extent, size in zip(grid.shape, grid.box, strict=True):
-        smallest *= extent % size or size
-    return None if smallest >= runs else run_sizes(grid.tile_sizes(device), runs) == 0
+    if smallest_tile(grid) >= runs:
+        return None
+    return run_sizes(grid.tile_sizes(device), runs) == 0
 
 
 def _tokens_of_runs(grid: Grid, runs: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -102,7 +102,7 @@ def _select_by_sub_blocks(asked: SubBlockScores) -> Tensor:
     counts, mass = counts_and_mass(asked.topk, asked.mass, asked.numbers, asked.grids[1].num_tiles)
     for name, x, grid in zip("qk", (asked.q, asked.k), asked.grids, strict=True):
         grid.check_length(name, x.shape[1])
-    return named(asked.backend).select_by_sub_blocks(asked._replace(topk=counts, mass=mass))
+    return named(asked.backend).select_by_sub_blocks(asked._replace(topk=counts, mass=mass))[0]
 
 
 def _empty_choice(asked: SubBlockScores) -> Tensor:

@@ -62,7 +62,9 @@ def select_by_sub_blocks(
     who = named(call.backend)
     composed = "select_by_sub_blocks" in who.composed
     chosen = (
-        who.select_by_sub_blocks(asked) if composed else coarse_select.select_by_sub_blocks(*asked)
+        who.select_by_sub_blocks(asked)[0]
+        if composed
+        else coarse_select.select_by_sub_blocks(*asked)
     )
     return Selection(chosen, call.kv_grid.num_tiles, call.grid, call.kv_grid, most)
 

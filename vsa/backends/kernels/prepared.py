@@ -8,7 +8,7 @@ crosses into C++ once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum, auto
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vsa.backends.base import Forward
+from vsa.backends.kernels import sub_blocks
 from vsa.backends.kernels.calls import (
     Located3,
     LocatedGates,
@@ -33,7 +34,7 @@ from vsa.backends.kernels.placeholder import (
     part_of,
 )
 from vsa.backends.kernels.prepared_backward import PreparedBackward
-from vsa.backends.kernels.tensors import as_matrices, beginning, is_addressable
+from vsa.backends.kernels.tensors import Located, as_matrices, beginning, is_addressable
 from vsa.backends.torch_coarse import SCORE_BYTES
 from vsa.values.bitmap import num_words
 from vsa.values.problem import Means, Task, Upstream
@@ -63,7 +64,6 @@ def can_prepare(task: Task) -> bool:
 
     return (
         task.scale > 0
-        and task.runs == 1
         and not task.grid.text
         and not task.kv_grid.text
         and len(task.counts) <= _C.MOST_HEAD_BUDGETS
@@ -89,6 +89,8 @@ class PreparedAttention:
         of_queries = batch, heads, tiles, head_dim
         of_keys = batch, kv_heads, key_tiles, head_dim
         shapes = (of_queries, of_keys, of_keys)[: 3 if has_coarse else 2]
+        if task.runs > 1 and not has_coarse:
+            shapes = ()
         at = means if self.keeps_coarse else work
         self.means = [at.part(shape, torch.float32) for shape in shapes]
         self.coarse = None
@@ -104,22 +106,27 @@ class PreparedAttention:
             kept, Slot.BITMAP, task.gives_bitmap, (batch, heads, tiles, words), torch.int32
         )
         self.gives_lse, self.gives_bitmap = task.gives_lse, task.gives_bitmap
-        self.work_bytes, self.kept_bytes = work.nbytes, kept.nbytes
-        self.mean_numbers = means.nbytes // 4
+        self.kept_bytes, self.mean_numbers = kept.nbytes, means.nbytes // 4
 
         q, k, v = (
             placeholder(slot, x)
             for slot, x in ((Slot.Q, task.q), (Slot.K, task.k), (Slot.V, task.v))
         )
         grids = task.grid, task.kv_grid, task.kv_grid
-        count = len(shapes)
-        calls: list[Any] = [means_call((q, k, v)[:count], grids[:count], self.means)]
-        of_q, of_k, *of_v = (as_matrices(mean, matrices) for mean in self.means)
-        values = of_v[0] if of_v else None
-        coarse = None if self.coarse is None else as_matrices(self.coarse, matrices)
-        asked = Choice(of_q, of_k, values, task.scale, None, task.counts, task.mass, tiles)
         flat = beginning(self.bitmap, matrices * rows, words)
-        calls += choice_calls(asked, scores, flat, coarse, SCORE_BYTES)
+        calls: list[Any] = []
+        if task.runs == 1:
+            count = len(shapes)
+            calls.append(means_call((q, k, v)[:count], grids[:count], self.means))
+            of_q, of_k, *of_v = (as_matrices(mean, matrices) for mean in self.means)
+            values = of_v[0] if of_v else None
+            coarse = None if self.coarse is None else as_matrices(self.coarse, matrices)
+            asked = Choice(of_q, of_k, values, task.scale, None, task.counts, task.mass, tiles)
+            calls += choice_calls(asked, scores, flat, coarse, SCORE_BYTES)
+        else:
+            queries = sub_blocks.rows_of_queries(q, matrices, tiles, task.runs, work.part)
+            keys = sub_blocks.rows_of_keys(k, key_tiles, task.runs, work.part)
+            calls += self._by_sub_blocks(task, (q, k, v), (queries, keys), scores, flat)
         gates = LocatedGates(
             None if task.gate_fine is None else placeholder(Slot.GATE_FINE, task.gate_fine),
             None if task.gate_coarse is None else placeholder(Slot.GATE_COARSE, task.gate_coarse),
@@ -140,10 +147,39 @@ class PreparedAttention:
                 counter,
             )
         )
+        self.work_bytes = work.nbytes
         self.program = _C.Program([call.step() for call in calls])
         self.gradients = (
             PreparedBackward(machine, task, self.lse, self.bitmap) if task.gradients else None
         )
+
+    def _by_sub_blocks(
+        self,
+        task: Task,
+        tensors: Sequence[Placeholder],
+        rows: tuple[sub_blocks.Rows, sub_blocks.Rows],
+        scores: Placeholder,
+        bitmap: Located,
+    ) -> Iterator[Any]:
+        """Means, the choice by the means of runs, and the coarse attention."""
+        grids = task.grid, task.kv_grid
+        xs = tensors if self.means else tensors[:2]
+        yield sub_blocks.run_means_call(xs, (*grids, task.kv_grid), rows, self.means, task.runs)
+        asked = sub_blocks.RunChoice(
+            *rows,
+            task.kv_grid.num_tiles,
+            sub_blocks.has_empty(grids, task.runs),
+            task.scale,
+            None,
+            task.counts,
+            task.mass,
+            task.grid.num_tiles,
+        )
+        yield from sub_blocks.choice_calls(asked, scores, bitmap, SCORE_BYTES)
+        if self.coarse is not None:
+            matrices = rows[0].rows.shape[0]
+            *of, coarse = (as_matrices(x, matrices) for x in (*self.means, self.coarse))
+            yield from sub_blocks.coarse_calls(of, task.scale, scores, coarse, SCORE_BYTES)
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, gate_fine: Tensor | None, gate_coarse: Tensor | None

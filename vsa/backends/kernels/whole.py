@@ -167,14 +167,8 @@ def _stages_by_sub_blocks(
         call.scale,
         call.backend,
     )
-    chosen = backend.select_by_sub_blocks(asked)
-    means: list[Tensor] = []
-    coarse = None
-    if call.gate_coarse is not None:
-        grid, kv_grid = call.grids
-        means = backend.tile_means([call.q, call.k, call.v], [grid, kv_grid, kv_grid])
-        q_means, k_means, v_means = means
-        coarse = backend.coarse_attention(q_means, k_means, v_means, call.scale, exact=True)
+    v = None if call.gate_coarse is None else call.v
+    chosen, means, coarse = backend.select_by_sub_blocks(asked, v)
     return _problem(call, chosen), Gates(call.gate_fine, call.gate_coarse, coarse), means
 
 
