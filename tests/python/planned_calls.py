@@ -37,6 +37,7 @@ class Call(NamedTuple):
     wants: str = ""  # which of q, k, v, f (fine gate) and c (coarse gate) want a gradient
     upstream: str = "out"
     autocast: bool = False
+    score: Any = "mean"
 
     def tensors(self) -> list[Tensor | None]:
         generator = torch.Generator().manual_seed(len(self.shape) + self.kv_heads)
@@ -56,6 +57,7 @@ class Call(NamedTuple):
         q, k, v, gate_fine, gate_coarse = tensors
         options = {"gate_fine": gate_fine, "gate_coarse": gate_coarse, "tile": self.tile}
         options |= {"grid": self.grid or GRIDS.get(self.shape), "scale": self.scale}
+        options["score"] = self.score
         with torch.autocast("cpu", self.dtype, enabled=self.autocast):
             out, selection, lse = vsa.attention(
                 q,
@@ -157,6 +159,7 @@ OF_A_FRESH_PROCESS = (
     BASE,
     Call(gates=("contiguous", "fp32"), wants="qkvfc"),
     Call(FLAT, kv_heads=1, topk=vsa.TopP(0.5), wants="k", upstream="both"),
+    Call(gates=(None, "contiguous"), score=vsa.SubBlocks(4), wants="qkvc"),
 )
 
 

@@ -175,6 +175,11 @@ def freed(x: Tensor) -> Tensor:
         changed(return_selection=lambda _: True),
         changed(return_lse=lambda _: True),
         changed(backend=lambda _: "nobody"),
+        changed(score=lambda _: vsa.SubBlocks(1)),
+        changed(score=lambda _: vsa.SubBlocks(4)),
+        changed(score=lambda _: 4),
+        changed(score=lambda _: []),
+        changed(score=lambda _: "max"),
         changed(grid=lambda _: vsa.Grid((4, 5, 6), prefix=1)),
     ],
 )

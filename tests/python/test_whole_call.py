@@ -38,6 +38,10 @@ CALLS = {
     "gradient of lse": Call(upstream="both", wants="qkv", dtype=torch.float16),
     "transposed gradient": Call(upstream="transposed", wants="qkv"),
     "autocast": Call(autocast=True, wants="qkv"),
+    "runs": Call(score=vsa.SubBlocks(4), kv_heads=1),
+    "runs trained": Call(score=vsa.SubBlocks(7), gates=("fp32", "contiguous"), wants="qkvfc"),
+    "runs by mass": Call(score=vsa.SubBlocks(4), topk=vsa.TopP(0.5), scale=-0.25, wants="qkv"),
+    "runs at an odd address": Call(score=vsa.SubBlocks(4), strides="odd address"),
 }
 
 
