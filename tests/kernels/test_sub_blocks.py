@@ -66,27 +66,12 @@ def parts_of(grid: vsa.Grid, runs: int) -> Tensor:
 
 
 def scored(case: Case, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """True scores (B, heads, n_q, n_k) of the numbers as they are, and how far off ours may be.
-
-    Bound: csrc/kernels/coarse/sub_block_scores.h, and the approximate 2^x and log2.
-    """
+    """True scores (B, heads, n_q, n_k) of the numbers as they are, and how far off ours may be."""
     q, k = (x.double().nan_to_num(0).transpose(1, 2).cpu() for x in (q, k))
     k = k.repeat_interleave(case.heads // case.kv_heads, dim=1)
     parts = parts_of(case.grid, case.runs), parts_of(case.kv_grid, case.runs)
     truth = dense.sub_block_scores(q, k, parts, case.scale)
-    q_means, k_means = (
-        torch.einsum("iat,bhtd->bhiad", shares.nan_to_num(0), x).abs()
-        for x, shares in zip((q, k), parts, strict=True)
-    )
-    sums = torch.einsum("bhiad,bhjcd->bhijac", q_means, k_means).amax((-2, -1))
-    return truth, 2**-10 * abs(case.scale) * sums + 2**-20 * truth.abs() + 2**-20
-
-
-def allowed(chosen: Tensor, scores: Tensor, bound: Tensor, topk: int) -> Tensor:
-    """Rows whose choice some scores within the bound of these would make."""
-    kept = (scores + bound).masked_fill(~chosen, math.inf).amin(-1)
-    left = (scores - bound).masked_fill(chosen, -math.inf).amax(-1)
-    return (chosen.sum(-1) == min(topk, scores.shape[-1])) & (kept >= left)
+    return truth, dense.sub_block_bound(q, k, parts, case.scale)
 
 
 def kernel_scores(case: Case, q: Tensor, k: Tensor, machine: str) -> Tensor:
@@ -173,15 +158,25 @@ def test_choices_are_right_but_for_ties_within_the_bound(
     assert means == [] and coarse is None
     chosen = bitmap.unpack(words.cpu(), case.kv_grid.num_tiles)
     truth, bound = scored(case, q, k)
-    assert allowed(chosen, truth, bound, topk).all()
+    count = torch.tensor(min(topk, case.kv_grid.num_tiles))
+    assert dense.within(chosen, truth, bound, count, 0.0).all()
     assert (chosen != dense.choice(truth, topk)).float().mean() < 0.02
 
 
 def test_a_choice_beyond_the_bound_is_not_allowed() -> None:
-    scores, bound = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[0.1, 0.1, 0.1]])
-    kept = [torch.tensor([[mark == "x" for mark in row]]) for row in ("x..", ".x.", "xx.", "x.x")]
-    assert [allowed(each, scores, bound, 1).item() for each in kept[:3]] == [True, False, False]
-    assert not allowed(kept[3], scores, bound, 2) and allowed(kept[3], scores, bound + 0.5, 2)
+    scores, bound = torch.tensor([3.0, 2.0, 1.0]), torch.full((3,), 0.1)
+
+    def is_allowed(row: str, count: int, mass: float = 0.0, wider: float = 0.0) -> bool:
+        kept = torch.tensor([mark == "x" for mark in row])
+        found = dense.within(kept, scores, bound + wider, torch.tensor(count), mass)
+        return bool(found)
+
+    assert [is_allowed(row, 1) for row in ("x..", ".x.", "xx.")] == [True, False, False]
+    assert is_allowed(".x.", 1, wider=0.5) and not is_allowed("x.x", 2)
+    # Shares of 0.665, 0.245 and 0.090.
+    assert [is_allowed(row, 1, 0.3) for row in ("x..", "xx.", "xxx")] == [True, False, False]
+    assert [is_allowed(row, 1, 0.7) for row in ("x..", "xx.", "xxx")] == [True, True, False]
+    assert not is_allowed("x..", 1, 0.95) and not is_allowed("x..", 2, 0.3)
 
 
 @on_both

@@ -97,13 +97,54 @@ def sub_block_scores(q: Tensor, k: Tensor, tiles: Sequence[Tensor], scale: float
     Returns:
         (B, heads, n_q, n_k).
     """
-    (q_means, of_q), (k_means, of_k) = (
-        (torch.einsum("iat,bhtd->bhiad", shares.nan_to_num(0), x), shares[..., 0].isnan())
-        for x, shares in zip((q, k), tiles, strict=True)
-    )
+    q_means, k_means = _means_of_runs(q, k, tiles)
     products = scale * torch.einsum("bhiad,bhjcd->bhijac", q_means, k_means)
+    of_q, of_k = (shares[..., 0].isnan() for shares in tiles)
     empty = of_q[:, None, :, None] | of_k[None, :, None]
     return products.masked_fill(empty, -math.inf).logsumexp((-2, -1))
+
+
+def sub_block_bound(q: Tensor, k: Tensor, tiles: Sequence[Tensor], scale: float) -> Tensor:
+    """How far from ``sub_block_scores`` those of our kernels may be; arguments as there.
+
+    They round the means of runs to fp16: csrc/kernels/coarse/sub_block_scores.h derives the first
+    term. The others are those of approximate powers and logarithms.
+    """
+    q_means, k_means = (means.abs() for means in _means_of_runs(q, k, tiles))
+    sums = torch.einsum("bhiad,bhjcd->bhijac", q_means, k_means).amax((-2, -1))
+    truth = sub_block_scores(q, k, tiles, scale)
+    return 2**-10 * abs(scale) * sums + 2**-20 * truth.abs() + 2**-20
+
+
+def _means_of_runs(q: Tensor, k: Tensor, tiles: Sequence[Tensor]) -> list[Tensor]:
+    """(B, heads, tiles, runs, head_dim) of each, zeros in empty runs."""
+    return [
+        torch.einsum("iat,bhtd->bhiad", shares.nan_to_num(0), x)
+        for x, shares in zip((q, k), tiles, strict=True)
+    ]
+
+
+def within(chosen: Tensor, scores: Tensor, bound: Tensor, count: Tensor, mass: float) -> Tensor:
+    """Rows whose choice some scores within the bound of these make.
+
+    Args:
+        chosen: (..., n_k) bool.
+        scores: (..., n_k).
+        bound: like scores.
+        count: (..., ) least tiles of a row, or broadcastable to that.
+        mass: least share of a row's softmax.
+
+    Returns:
+        (...) bool.
+    """
+    kept = (scores + bound).masked_fill(~chosen, math.inf).amin(-1)
+    left = (scores - bound).masked_fill(chosen, -math.inf).amax(-1)
+    number, off = chosen.sum(-1), 2 * bound.amax(-1)
+    weights = scores.softmax(-1).masked_fill(~chosen, 0)
+    smallest = weights.masked_fill(~chosen, math.inf).amin(-1)
+    held = weights.sum(-1)
+    enough = (held >= mass - off) & ((number == count) | (held - smallest < mass + off))
+    return (kept >= left) & (number >= count) & (enough if mass else number == count)
 
 
 def choice(scores: Tensor, topk: float | Sequence[float], mass: float = 0.0) -> Tensor:
