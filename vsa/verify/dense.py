@@ -105,14 +105,24 @@ def sub_block_scores(q: Tensor, k: Tensor, tiles: Sequence[Tensor], scale: float
 
 
 def sub_block_bound(q: Tensor, k: Tensor, tiles: Sequence[Tensor], scale: float) -> Tensor:
-    """How far from ``sub_block_scores`` those of our kernels may be; arguments as there.
-
-    They round the means of runs to fp16: csrc/kernels/coarse/sub_block_scores.h derives the first
-    term. The others are those of approximate powers and logarithms.
-    """
+    """How far from ``sub_block_scores`` those of our kernels may be; arguments as there."""
     q_means, k_means = (means.abs() for means in _means_of_runs(q, k, tiles))
     sums = torch.einsum("bhiad,bhjcd->bhijac", q_means, k_means).amax((-2, -1))
     truth = sub_block_scores(q, k, tiles, scale)
+    return rounding_bound(truth, sums, scale)
+
+
+def rounding_bound(truth: Tensor, sums: Tensor, scale: float) -> Tensor:
+    """How far from true scores of runs those may be whose means of runs are rounded to fp16.
+
+    csrc/kernels/coarse/sub_block_scores.h derives the first term. The others are those of
+    approximate powers and logarithms.
+
+    Args:
+        truth: scores.
+        sums: like truth, the largest sum of products of absolute values among pairs of runs.
+        scale: factor of the products.
+    """
     return 2**-10 * abs(scale) * sums + 2**-20 * truth.abs() + 2**-20
 
 

@@ -348,7 +348,7 @@ def _is_near(problem: Problem, tensors: dict[str, Tensor], chosen: Tensor) -> bo
     q, k = (tensors[name].double().transpose(1, 2) for name in "qk")
     k = k.repeat_interleave(problem.heads // problem.kv_heads, dim=1)
     parts = [
-        dense.tiles_in_runs(grid.shape, grid.tile, grid.prefix, grid.suffix, problem.runs)
+        dense.tiles_in_runs(grid.shape, problem.tile, grid.prefix, grid.suffix, problem.runs)
         for grid in grids
     ]
     scale = problem.head_dim**-0.5 if problem.scale is None else problem.scale
