@@ -22,7 +22,8 @@ class Flops:
     Attributes:
         full: dense attention.
         coarse: tile means and attention between them.
-        select: scores between tile means for the top-k (the coarse stage's, counted once more).
+        select: the scores for the top-k (those of tile means are the coarse stage's, counted once
+            more).
         fine: attention inside the selected tiles, text included.
         combine: gates and sum.
     """

@@ -287,7 +287,8 @@ def test_a_scale_of_zero_and_infinite_tokens(machine: str) -> None:
     grid = vsa.Grid((5, 6, 7))
     case = Case(grid, grid, 4)
     q, k = case.tensors(machine)
-    assert not sub_blocks.can_score(case.asked(q, k, machine)._replace(scale=0.0))
+    for scale in (0.0, 1e-50, -1e200):
+        assert not sub_blocks.can_score(case.asked(q, k, machine)._replace(scale=scale))
     x = q.unflatten(1, grid.shape), k.unflatten(1, grid.shape)
     options = {"score": vsa.SubBlocks(4), "backend": backend_on(machine).name}
     tied = vsa.select(*x, 2, scale=0.0, **options).mask().cpu()
@@ -296,6 +297,30 @@ def test_a_scale_of_zero_and_infinite_tokens(machine: str) -> None:
     k[0, 0] = math.nan
     chosen = vsa.select(*x, 7, **options).mask()
     assert not chosen[..., 0].any() and (chosen.sum(-1) == 7).all()
+
+
+@on_both
+def test_forced_tiles_budgets_of_heads_and_mass(machine: str) -> None:
+    grid, kv_grid = vsa.Grid((5, 6, 7)), vsa.Grid((5, 6, 17))
+    case = Case(grid, kv_grid, 4, 4, 2, batch=2)
+    q, k = case.tensors(machine)
+    must = torch.rand(grid.num_tiles, kv_grid.num_tiles, device=machine) < 0.2
+    for topk, forced in ((3, must), ((1, 2, 3, 0.5), None), (vsa.TopP(0.6, floor=2), must)):
+        found, plain = (
+            vsa.select(
+                q,
+                k,
+                topk,
+                grid=grid,
+                kv_grid=kv_grid,
+                must=forced,
+                score=vsa.SubBlocks(4),
+                backend=backend,
+            ).mask()
+            for backend in (backend_on(machine).name, "torch")
+        )
+        assert forced is None or found[:, :, forced].all()
+        assert (found != plain).float().mean() < 0.01
 
 
 @on_both

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vsa
-from vsa.backends import BACKENDS
+from vsa.backends import BACKENDS, Request
 from vsa.backends.torch_sub_blocks import run_means, run_sizes
 from vsa.verify import dense, parity, reference
 
@@ -310,3 +310,13 @@ def test_forward_mode_chooses_alike() -> None:
     step = 1e-6
     around = attend(q + step * tangent) - attend(q - step * tangent)
     torch.testing.assert_close(of_out, around / (2 * step), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", ["torch", "emulated"])
+def test_the_operator_is_one_that_pytorch_can_follow(backend: str) -> None:
+    if (missing := BACKENDS[backend].why_not(Request("cpu"))) is not None:
+        pytest.skip(missing)
+    q, k = torch.randn(2, 1, 120, 2, 64).bfloat16().unbind()
+    grid = vsa.Grid((4, 5, 6)).as_ints()
+    arguments = (q, k, None, [2], 0.0, None, grid, grid, 4, 0.125, backend)
+    torch.library.opcheck(torch.ops.vsa.select_by_sub_blocks, arguments)

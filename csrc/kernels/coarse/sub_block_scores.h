@@ -8,9 +8,10 @@
 //
 //   2^-10 |scale| max_ab sum_c |q_iac k_jbc|
 //
-// since a logarithm of a sum of exponentials moves no further than the one that moves most. That is
-// less than what the tokens' own rounding to bf16 (2^-8 each, a quarter of it in the mean of 16)
-// has left in the same sums, and far less than where tiles differ that a choice should part.
+// since a logarithm of a sum of exponentials moves no further than the one that moves most; where
+// errors are not all of one sign it is a small part of that. What the tokens' own rounding to bf16
+// has left in the mean of 16 is more as a rule (2^-8 of each, a quarter of it in the mean), and of
+// fp16 a quarter of it. Tiles that such a step exchanges hold the same mass to about as much.
 //
 // A consumer is a warpgroup with 128 rows of queries in registers, 32 quads. Its keys come in
 // blocks of 64 rows, which all consumers of a (thread) block share:

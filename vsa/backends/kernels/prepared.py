@@ -64,6 +64,7 @@ def can_prepare(task: Task) -> bool:
 
     return (
         task.scale > 0
+        and (task.runs == 1 or sub_blocks.is_scale(task.scale))
         and not task.grid.text
         and not task.kv_grid.text
         and len(task.counts) <= _C.MOST_HEAD_BUDGETS

@@ -31,6 +31,9 @@ from vsa.values.problem import SubBlockScores
 if TYPE_CHECKING:
     from vsa import _C
 
+SCALES = 1e-30, 1e30
+"""The kernels take scales, without their signs, in between: others lose their way in fp32."""
+
 Empty = Callable[[Sequence[int], torch.dtype], Any]
 """Makes a contiguous tensor of a shape and type."""
 
@@ -94,9 +97,14 @@ def can_score(asked: SubBlockScores) -> bool:
         and asked.q.dtype == asked.k.dtype
         and asked.q.shape[-1] in _C.HEAD_DIMS
         and asked.q.stride(-1) == asked.k.stride(-1) == 1
-        and asked.scale != 0
+        and is_scale(asked.scale)
         and len(asked.topk) <= _C.MOST_HEAD_BUDGETS
     )
+
+
+def is_scale(scale: float) -> bool:
+    """Whether the kernels take a factor of the products."""
+    return SCALES[0] <= abs(scale) <= SCALES[1]
 
 
 def rows_of_queries(x: Located, matrices: int, tiles: int, runs: int, empty: Empty) -> Rows:
