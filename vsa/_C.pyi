@@ -82,6 +82,28 @@ class BitmapTranspose:
     def step(self) -> Step: ...
 
 @final
+class CleanText:
+    """Which rows of the text's tiles are real tokens, and copies of text with zeros elsewhere."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        valid: Address,
+        valid_batch_stride: int,
+        valid_token_stride: int,
+        batch: int,
+        prefix: int,
+        suffix: int,
+        head_dim: int,
+        rows: Address,
+        tensors: Sequence[TextTensor],
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
 class ColumnOrder:
     """The order of groups of neighbouring key tiles: longest column first."""
 
@@ -383,6 +405,20 @@ class SubBlockScores:
     def emulate(self, blocks: int, seed: int) -> None: ...
     def launch(self, device: int, stream: int) -> None: ...
     def step(self) -> Step: ...
+
+@final
+class TextTensor:
+    """One of a launch: a tensor whose text is copied."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        tokens: TokenView,
+        length: int,
+        heads: int,
+        clean: Address,
+    ) -> None: ...
 
 @final
 class TileMeans:

@@ -155,14 +155,13 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
-    kind = None
-    if selection is None and text_valid is None:
-        rest = grid, kv_grid, tile, scale, backend, score, return_lse, return_selection
-        kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, topk, rest)
-        plan = None if kind is None else eager.plan_of(kind)
-        if plan is not None and plan.prepared is not None:
-            out, lse, choice = eager.attend(plan, q, k, v, gate_fine, gate_coarse)
-            return _asked_for(out, choice, lse, return_selection, return_lse)
+    rest = grid, kv_grid, tile, scale, backend, score, return_lse, return_selection
+    kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, topk, rest)
+    plan = None if kind is None else eager.plan_of(kind)
+    tokens = q, k, v, gate_fine, gate_coarse
+    if plan is not None and plan.prepared is not None:
+        out, lse, chosen = eager.attend(plan, tokens, text_valid, selection)
+        return _asked_for(out, chosen, lse, return_selection, return_lse)
     call = inputs.resolve(
         q,
         k,
@@ -178,17 +177,18 @@ def attention(
     )
     checks.gate("gate_coarse", gate_coarse, q)
     checks.gate("gate_fine", gate_fine, q)
-    given = selection is not None and topk is None
-    budget = resolve(1.0 if given else topk, call.kv_grid.num_tiles, call.q.shape[2])
-    runs = runs_of(score)
+    given = selection
+    budget = resolve(
+        1.0 if given is not None and topk is None else topk, call.kv_grid.num_tiles, call.q.shape[2]
+    )
+    runs, gives = runs_of(score), (return_lse, return_selection)
     chooses = selection is None and not budget.is_everything
     at_once = torch.compiler.is_compiling() or runs > 1  # means of tiles and runs are one pass
     if chooses and at_once and named(call.backend).fuses_gates:
         with torch.autocast(call.q.device.type, enabled=False):
             out, lse, selection = whole(call, budget, runs, gate_fine, gate_coarse)
         if kind is not None and plan is None:
-            gives = return_lse, return_selection
-            eager.remember(kind, call, budget, runs, gate_fine, gate_coarse, gives)
+            eager.remember(kind, call, tokens, budget, gives, runs=runs)
         return _asked_for(out, selection, lse, return_selection, return_lse)
 
     selection = None if selection is None else selection.savable()
@@ -207,12 +207,12 @@ def attention(
         elif chooses:
             selection = select_tiles(means[0], means[1], budget, call)
         elif selection is None:
-            selection = everything(call)
+            selection = everything(call.q, call.grid, call.kv_grid)
         out, lse = gated_attention(call, selection, means, coarse, gate_fine, gate_coarse)
 
-    if kind is not None and plan is None and chooses:
-        gives = return_lse, return_selection
-        eager.remember(kind, call, budget, runs, gate_fine, gate_coarse, gives)
+    if kind is not None and plan is None:
+        choice, all_tiles = (budget, False) if chooses else (selection, given is None)
+        eager.remember(kind, call, tokens, choice, gives, all_tiles, runs)
     return _asked_for(out, selection, lse, return_selection, return_lse)
 
 
@@ -291,6 +291,12 @@ def block_sparse_attention(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
+    rest = grid, kv_grid, tile, scale, backend, return_lse, False
+    kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
+    plan = None if kind is None else eager.plan_of(kind)
+    if plan is not None and plan.prepared is not None:
+        planned, of_rows, _ = eager.attend(plan, (q, k, v, None, None), text_valid, selection)
+        return (planned, of_rows) if return_lse else planned
     check_is_selection(selection)
     call = inputs.resolve(
         q,
@@ -304,8 +310,11 @@ def block_sparse_attention(
         selection=selection,
         backend=backend,
     )
-    out, lse = fine(call, selection.savable())
+    selection = selection.savable()
+    out, lse = fine(call, selection)
     out = out.view(call.shape)
+    if kind is not None and plan is None:
+        eager.remember(kind, call, (q, k, v, None, None), selection, (return_lse, False))
     return (out, lse) if return_lse else out
 
 

@@ -15,7 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from vsa.functional import attention
 from vsa.stages.inputs import DEFAULT_TILE, Tile
 from vsa.values import checks
-from vsa.values.budget import TopK, resolve, varies
+from vsa.values.budget import TopK, check, varies
 from vsa.values.grid import Extent, Grid
 from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection
@@ -78,7 +78,7 @@ class VideoSparseAttention(nn.Module):
             )
         if gates not in (None, "coarse", "both"):
             raise ValueError(f'gates must be None, "coarse" or "both", but it is {gates!r}')
-        resolve(topk, num_tiles=1, heads=heads)
+        check(topk, heads)
         Grid((1, 1, 1), tile)  # for its checks
         runs_of(score)  # likewise
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
@@ -112,7 +112,7 @@ class VideoSparseAttention(nn.Module):
             The shape of x.
         """
         checks.tokens("x", x, self.to_qkv.in_features)
-        q, k, v, gate_coarse, gate_fine = self._projections(x)
+        q, k, v, gate_coarse, gate_fine = self.projections(x)
         if rotary is not None:
             q, k = rotary(q, k)
         out = attention(
@@ -131,9 +131,7 @@ class VideoSparseAttention(nn.Module):
         )
         return self.to_out(rearrange(out, "... heads d -> ... (heads d)"))
 
-    def _projections(
-        self, x: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """q, k, v and both gates, None for those that are not there."""
         gates = [x for x in (self.to_gate_compress, self.to_gate_fine) if x is not None]
         heads = [self.heads, self.kv_heads, self.kv_heads]

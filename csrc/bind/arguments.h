@@ -13,6 +13,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "launch/clean_text.h"
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
 #include "launch/float_product.h"
@@ -91,6 +92,8 @@ template <>
 inline constexpr const char* kClass<launch::Product> = "Product";
 template <>
 inline constexpr const char* kClass<launch::RunTensor> = "RunTensor";
+template <>
+inline constexpr const char* kClass<launch::TextTensor> = "TextTensor";
 
 // The items of a sequence of that length, of a list or tuple without a copy: a call has sixty.
 template <size_t N>

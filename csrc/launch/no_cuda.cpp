@@ -2,6 +2,7 @@
 // Stands in for the .cu files in a build without nvcc: the same functions, each saying what is
 // missing.
 #include "launch/build_info.h"
+#include "launch/clean_text.h"
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
 #include "launch/float_product.h"
@@ -28,6 +29,7 @@ std::string fine_backward(const FineBackward&, int, void*) { return kMissing; }
 std::string transpose_bitmaps(const BitmapTranspose&, int, void*) { return kMissing; }
 std::string choose_axes(const AxisChoice&, int, void*) { return kMissing; }
 std::string order_columns(const ColumnOrder&, int, void*) { return kMissing; }
+std::string clean_text(const CleanText&, int, void*) { return kMissing; }
 std::string tile_means(const TileMeans&, int, void*) { return kMissing; }
 std::string select_tiles(const SelectTiles&, int, void*) { return kMissing; }
 std::string softmax_rows(const SoftmaxRows&, int, void*) { return kMissing; }

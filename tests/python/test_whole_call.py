@@ -42,6 +42,9 @@ CALLS = {
     "runs trained": Call(score=vsa.SubBlocks(7), gates=("fp32", "contiguous"), wants="qkvfc"),
     "runs by mass": Call(score=vsa.SubBlocks(4), topk=vsa.TopP(0.5), scale=-0.25, wants="qkv"),
     "runs at an odd address": Call(score=vsa.SubBlocks(4), strides="odd address"),
+    "text": Call(text=(7, 66), gates=("contiguous", "contiguous"), wants="qkvfc"),
+    "masked text": Call(text=(0, 70), valid="some", gates=("contiguous", None), wants="qkvf"),
+    "masked text alone": Call(text=(70, 3), valid="some", wants="qkv"),
 }
 
 

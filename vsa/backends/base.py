@@ -225,7 +225,8 @@ class Forward(NamedTuple):
         kept: bytes of what a backward needs: lse and bitmap, where they are not tensors of their
             own.
         lse: (B, heads, S_q) fp32, where the task asks for it.
-        bitmap: (B, heads, n_q, words) int32, the choice, where the task asks for it.
+        bitmap: (B, heads, n_q, words) int32, the choice, where the task asks for it; None where it
+            is given.
         coarse: (B, heads, n_q, head_dim) fp32, or None without a coarse gate or where no gradient
             is wanted.
         means: numbers of the tile means of q, k and v, fp32, or None where ``coarse`` is.
@@ -241,11 +242,17 @@ class Forward(NamedTuple):
 
 
 class Prepared(Protocol):
-    """A task whose tensors come later. It holds no memory of a device."""
+    """A task whose tensors come later. It holds no memory of a device.
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, gate_fine: Tensor | None, gate_coarse: Tensor | None
-    ) -> Forward:
+    Tensors come in the order of the task: q, k, v, gate_fine, gate_coarse, text_valid and bitmap.
+
+    Attributes:
+        copied: which of them are copied before they are read; these may lie anywhere.
+    """
+
+    copied: frozenset[int]
+
+    def forward(self, *tensors: Tensor | None) -> Forward:
         """Run it. Tensors are those of the task or their (B, T, H, W, heads, head_dim) views."""
 
     def backward(
@@ -256,5 +263,5 @@ class Prepared(Protocol):
         ``grad_out`` is contiguous, ``grad_lse`` contiguous fp32 or None.
         """
 
-    def unpacked(self, found: Forward) -> tuple[Tensor, Tensor, Means]:
-        """lse, bitmap and means as tensors, for the operators."""
+    def unpacked(self, found: Forward) -> tuple[Tensor, Tensor | None, Means]:
+        """lse, bitmap and means as tensors, for the operators; no bitmap where it is given."""

@@ -137,7 +137,14 @@ def recall(
         backend=backend,
     )
     with torch.no_grad():
-        return (video_lse(call, selection) - video_lse(call, everything(call))).exp().mean(-1)
+        return (
+            (
+                video_lse(call, selection)
+                - video_lse(call, everything(call.q, call.grid, call.kv_grid))
+            )
+            .exp()
+            .mean(-1)
+        )
 
 
 def sampled_recall(selection: Selection, q: Tensor, k: Tensor, *, tiles: int) -> Tensor:
@@ -163,7 +170,7 @@ def sampled_recall(selection: Selection, q: Tensor, k: Tensor, *, tiles: int) ->
     grid = replace(selection.grid, prefix=0, suffix=0)
     for name, x in (("q", q), ("k", k)):
         selection.grid.check_length(name, x.shape[1])
-    chosen, tokens = _whole_tiles(grid, checks.integer("tiles", tiles, at_least=1), q.device)
+    chosen, tokens = whole_tiles(grid, checks.integer("tiles", tiles, at_least=1), q.device)
     count, size = tokens.shape
     rows = selection.bitmap[:, :, chosen].contiguous()
     queries = Grid((count, 1, size), tile=(1, 1, size))
@@ -173,7 +180,7 @@ def sampled_recall(selection: Selection, q: Tensor, k: Tensor, *, tiles: int) ->
 
 
 @lru_cache(maxsize=16)
-def _whole_tiles(grid: Grid, most: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def whole_tiles(grid: Grid, most: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Numbers of tiles that are not clipped, (n,), and their tokens, (n, volume of ``box``)."""
     tokens = grid.tokens_of_tiles()
     whole = (tokens >= 0).all(1).nonzero()[:, 0]
@@ -230,7 +237,7 @@ def recall_curve(
         budgets = [resolve(topk, call.kv_grid.num_tiles, call.q.shape[2]) for topk in topks]
         with torch.autocast(call.q.device.type, enabled=False):
             selections = [choose(call, budget, runs) for budget in budgets]
-            dense = video_lse(call, everything(call))
+            dense = video_lse(call, everything(call.q, call.grid, call.kv_grid))
             recalls = [(video_lse(call, each) - dense).exp().mean(-1) for each in selections]
     return RecallCurve(
         tuple(topks), torch.stack([density(each) for each in selections]), torch.stack(recalls)

@@ -15,7 +15,7 @@ from vsa.distributed.text import around, for_every_rank, parted
 from vsa.functional import attention
 from vsa.stages import inputs
 from vsa.values import checks
-from vsa.values.budget import TopK
+from vsa.values.budget import LayerBudget, TopK
 from vsa.values.budget import resolve as resolve_budget
 from vsa.values.grid import Extent, Grid
 from vsa.values.score import Score, runs_of
@@ -155,7 +155,9 @@ def ulysses_attention(
             )
     if selection is None or topk is not None:
         resolve_budget(topk, keys.num_tiles, q.shape[2])
-    if isinstance(topk, (tuple, list)):
+    if isinstance(topk, LayerBudget):
+        topk = topk.of_heads(slice(first, first + heads))
+    elif isinstance(topk, (tuple, list)):
         topk = tuple(topk[first : first + heads])
 
     k, v = (x.repeat_interleave(repeats, dim=2) if repeats > 1 else x for x in (k, v))

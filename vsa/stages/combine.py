@@ -14,6 +14,7 @@ from vsa.operators import fine as operators
 from vsa.stages import inputs
 from vsa.stages.coarse import coarse_attention
 from vsa.stages.fine import fine, problem
+from vsa.stages.forms import gate_like_q
 from vsa.stages.inputs import Inputs
 from vsa.values.budget import Budget
 from vsa.values.problem import Gates, Means, WholeCall
@@ -131,17 +132,4 @@ def _stage_by_stage(
 
 
 def _as_q(gate: Tensor | None, call: Inputs) -> Tensor | None:
-    """A gate in the flat shape of q: a view, whose gradient PyTorch sums over what was broadcast.
-
-    One that is broadcast and wants a gradient goes in fp32, so that the terms of that sum are not
-    rounded.
-    """
-    if gate is None:
-        return None
-    sums = inputs.wants_gradients(gate) and (gate.shape != call.shape or 0 in gate.stride())
-    gate = gate.float() if sums or gate.dtype != call.q.dtype else gate
-    if call.text_valid is not None and gate.ndim > 2 and gate.shape[-3] > 1:
-        # The kernels multiply by it what is zero there, which a gate of NaN would undo.
-        real = token_valid(call.text_valid, call.grid, gate.device)
-        gate = gate.masked_fill(~real[..., None, None], 0)
-    return gate.expand(call.shape).reshape(call.q.shape)
+    return None if gate is None else gate_like_q(gate, call.shape, call.q.dtype)

@@ -19,6 +19,7 @@ from vsa.stages.coarse import tile_means
 from vsa.stages.inputs import Inputs
 from vsa.values import bitmap
 from vsa.values.budget import Budget
+from vsa.values.grid import Grid
 from vsa.values.problem import CoarseValues, SubBlockScores, TileScores
 from vsa.values.selection import Selection
 
@@ -138,9 +139,9 @@ def _scores(
     )
 
 
-def everything(call: Inputs) -> Selection:
-    """All key tiles for all query tiles: dense attention."""
-    columns = call.kv_grid.num_tiles
-    row = bitmap.full(columns, call.q.device)
-    rows = row.expand(call.q.shape[0], call.q.shape[2], call.grid.num_tiles, -1).contiguous()
-    return Selection(rows, columns, call.grid, call.kv_grid, columns)
+def everything(q: Tensor, grid: Grid, kv_grid: Grid) -> Selection:
+    """All key tiles for all query tiles of q (B, ..., heads, head_dim): dense attention."""
+    columns = kv_grid.num_tiles
+    row = bitmap.full(columns, q.device)
+    rows = row.expand(q.shape[0], q.shape[-2], grid.num_tiles, -1).contiguous()
+    return Selection(rows, columns, grid, kv_grid, columns)

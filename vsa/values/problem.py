@@ -250,15 +250,19 @@ class Task(NamedTuple):
         v: like k.
         gate_fine: (B, S_q, heads, head_dim), the type of q or fp32, or None.
         gate_coarse: the same.
+        text_valid: (B, prefix + suffix) bool, or None where all text is valid.
+        bitmap: (B, heads, n_q, words) int32, a choice of tiles that is given, or None for one that
+            is to be made.
         grid: the queries' grid.
         kv_grid: the keys' grid.
-        counts: least tiles of a row, one number or one per query head.
+        counts: least tiles of a row, one number or one per query head; none with a ``bitmap``.
         mass: least share of a row's softmax.
         runs: of a tile, whose means are scored for the choice; 1 for its mean.
         scale: factor of the scores.
         gradients: whether gradients are wanted.
         gives_lse: whether the log-sum-exp is a result.
         gives_bitmap: whether the choice is a result.
+        misaligned: whether q, k and v lie where the kernels cannot read them.
     """
 
     q: Tensor
@@ -266,6 +270,8 @@ class Task(NamedTuple):
     v: Tensor
     gate_fine: Tensor | None
     gate_coarse: Tensor | None
+    text_valid: Tensor | None
+    bitmap: Tensor | None
     grid: Grid
     kv_grid: Grid
     counts: Sequence[int]
@@ -275,3 +281,4 @@ class Task(NamedTuple):
     gradients: bool
     gives_lse: bool
     gives_bitmap: bool
+    misaligned: tuple[bool, bool, bool] = (False, False, False)

@@ -55,6 +55,19 @@ class KernelBackend(Backend):
             return coarse_select.select(self.machine, scores, v_means)
         return super().select(scores, v_means)
 
+    def coarse_attention(
+        self,
+        q_means: Tensor,
+        k_means: Tensor,
+        v_means: Tensor,
+        scale: float,
+        exact: bool = False,
+    ) -> Tensor:
+        """See ``Backend.coarse_attention``; as an operator by the kernels."""
+        if exact and q_means.dtype == torch.float32:
+            return coarse_select.attend(self.machine, q_means, k_means, v_means, scale)
+        return super().coarse_attention(q_means, k_means, v_means, scale, exact)
+
     def select_by_sub_blocks(
         self, asked: SubBlockScores, v: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor], Tensor | None]:

@@ -23,9 +23,10 @@ from vsa.backends.kernels.calls import (
     transpose_call,
 )
 from vsa.backends.kernels.coarse_backward import coarse_attention_backward
-from vsa.backends.kernels.forward import neighbour_axes, positive_scale, rows_of_text
+from vsa.backends.kernels.forward import neighbour_axes, new_on, positive_scale
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.tensors import addressable, text_tiles, without_invalid_text
+from vsa.backends.kernels.tensors import addressable, text_tiles
+from vsa.backends.kernels.text import text_of
 from vsa.values.bitmap import num_words
 from vsa.values.grid import SLOTS
 from vsa.values.problem import Gates, Means, Problem, Saved, Upstream
@@ -82,27 +83,25 @@ def backward(
     row_stats = torch.empty(
         *q.shape[::2], query_tiles, 2, SLOTS, dtype=torch.float32, device=q.device
     )
-    rows = rows_of_text(problem.text_valid, q, grids)
-    clean = [
-        without_invalid_text(x, problem.text_valid, each)
-        for x, each in ((q, grid), (k, kv_grid), (v, kv_grid))
-    ]
+    multiplied = [(q, grid), (k, kv_grid), (v, kv_grid)]
+    if gates.gate_fine is None:
+        multiplied.append((of_fine, grid))
+    valid = problem.text_valid
+    text = text_of(valid, q.shape[0], q.shape[3], grids, multiplied, new_on(q.device))
+    for each in text.calls:
+        machine.run(each, q.device)
     # With a fine gate the kernels write this gradient themselves, zeros included.
-    clean.append(
-        without_invalid_text(of_fine, problem.text_valid, grid)
-        if gates.gate_fine is None
-        else of_fine
-    )
+    clean = [*text.clean, Located3(of_fine, of_fine)]
     call = backward_call(
-        Located3(q, clean[0]),
-        Located3(k, clean[1]),
-        Located3(v, clean[2]),
-        Shared(grids, scale, bitmap, query_axes, *rows),
+        clean[0],
+        clean[1],
+        clean[2],
+        Shared(grids, scale, bitmap, query_axes, text.query_rows, text.key_rows),
         LocatedGates(*gates),
         Gradients(
             fine_out=out,
             grad_out=gradient,
-            grad_fine=Located3(of_fine, clean[3]),
+            grad_fine=clean[3],
             grad_q=grads[0],
             grad_k=grads[1],
             grad_v=grads[2],

@@ -13,13 +13,7 @@ import torch
 from torch import Tensor
 
 from vsa.backends.kernels.calls import check_length, select_call
-from vsa.backends.kernels.coarse_calls import (
-    FLOAT_BYTES,
-    product,
-    products_call,
-    score_numbers,
-    softmax_call,
-)
+from vsa.backends.kernels.coarse_calls import FLOAT_BYTES, attention_calls, score_numbers
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.tensors import Located, address, as_matrices, beginning, dtype_name, view
 from vsa.backends.tiles import smallest_tile
@@ -200,28 +194,6 @@ def choice_calls(of: RunChoice, scores: Located, bitmap: Located, most_bytes: in
         )
 
 
-def coarse_calls(
-    means: Sequence[Located], scale: float, scores: Located, coarse: Located, most_bytes: int
-) -> Iterator[Any]:
-    """The coarse attention of tile means, some rows at a time: bits as with the choice by means.
-
-    Args:
-        means: of q (matrices, rows, head_dim), of k and v (matrices, n_k, head_dim), fp32.
-        scale: factor of the scores.
-        scores: fp32 of scratch, ``score_numbers`` of them.
-        coarse: like the means of q; written here.
-        most_bytes: of scores that exist at a time.
-    """
-    q, k, v = means
-    matrices, rows, _ = q.shape
-    columns = k.shape[1]
-    for some, part in row_slices(matrices, rows, columns * FLOAT_BYTES, most_bytes):
-        here = beginning(scores, some.stop - some.start, part.stop - part.start, columns)
-        yield products_call(product(q[some, part], k[some], here, scale))
-        yield softmax_call(here)
-        yield products_call(product(here, v[some].mT, coarse[some, part]))
-
-
 def select(
     machine: Machine, asked: SubBlockScores, v: Tensor | None
 ) -> tuple[Tensor, list[Tensor], Tensor | None]:
@@ -265,6 +237,6 @@ def select(
     if means:
         coarse = torch.empty_like(means[0])
         as_rows = [as_matrices(x, matrices) for x in (*means, coarse)]
-        for each in coarse_calls(as_rows[:3], asked.scale, scores, as_rows[3], SCORE_BYTES):
+        for each in attention_calls(as_rows[:3], asked.scale, scores, as_rows[3], SCORE_BYTES):
             machine.run(each, q.device)
     return words.view(batch, heads, tiles, -1), means, coarse

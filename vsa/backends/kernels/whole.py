@@ -26,6 +26,9 @@ from vsa.values.problem import (
 )
 from vsa.values.remembered import Remembered
 
+TaskTensors = tuple[
+    Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None
+]
 _prepared: Remembered[tuple[Prepared | None]] = Remembered(256)
 """By all that a task is made of; None where it cannot be prepared."""
 
@@ -35,7 +38,7 @@ def forward(backend: Backend, call: WholeCall) -> tuple[Tensor, ...]:
     prepared = _find(backend, call, gradients=True)
     gated = call.gate_fine is not None or call.gate_coarse is not None
     if prepared is not None:
-        found = prepared.forward(call.q, call.k, call.v, call.gate_fine, call.gate_coarse)
+        found = prepared.forward(*_tensors(call))
         assert found.lse is not None and found.bitmap is not None
         return (
             found.out,
@@ -60,7 +63,7 @@ def inference(backend: Backend, call: WholeCall) -> tuple[Tensor, Tensor, Tensor
     """Results of ``torch.ops.vsa.attention_inference``."""
     prepared = _find(backend, call, gradients=False)
     if prepared is not None:
-        found = prepared.forward(call.q, call.k, call.v, call.gate_fine, call.gate_coarse)
+        found = prepared.forward(*_tensors(call))
         assert found.lse is not None and found.bitmap is not None
         return found.out, found.lse, found.bitmap
     problem, gates, _ = _stages_before_fine(backend, call)
@@ -92,9 +95,7 @@ def backward(
             coarse=saved.coarse if has_coarse else None,
             means=saved.means if has_coarse else None,
         )
-        return prepared.backward(
-            upstream, found, (call.q, call.k, call.v, call.gate_fine, call.gate_coarse)
-        )
+        return prepared.backward(upstream, found, _tensors(call))
     problem = _problem(call, saved.bitmap)
     of_forward = Saved(saved.fine, saved.lse)
     if call.gate_fine is None and call.gate_coarse is None:
@@ -109,8 +110,8 @@ def backward(
 
 def _find(backend: Backend, call: WholeCall, gradients: bool) -> Prepared | None:
     """What runs calls of this kind, None for those that go stage by stage."""
-    tensors = call.q, call.k, call.v, call.gate_fine, call.gate_coarse
-    if call.text_valid is not None or not _aligned(*tensors):
+    tensors = _tensors(call)
+    if not _aligned(*tensors[:3]):
         return None
     grids = call.grids
     counts, mass = counts_and_mass(call.topk, call.mass, call.numbers, grids[1].num_tiles)
@@ -125,6 +126,11 @@ def _find(backend: Backend, call: WholeCall, gradients: bool) -> Prepared | None
         known = (backend.prepare(task),)
         _prepared.put(key, known)
     return known[0]
+
+
+def _tensors(call: WholeCall) -> TaskTensors:
+    """In the order of a task, whose choice is not given."""
+    return call.q, call.k, call.v, call.gate_fine, call.gate_coarse, call.text_valid, None
 
 
 def _nothing(call: WholeCall) -> Tensor:
