@@ -14,10 +14,17 @@ from vsa.stages.coarse import tile_means
 from vsa.stages.combine import gated_attention, whole
 from vsa.stages.fine import fine
 from vsa.stages.inputs import DEFAULT_TILE, Inputs, Tile
-from vsa.stages.select import everything, select_and_attend, select_tiles
+from vsa.stages.select import (
+    choose,
+    everything,
+    select_and_attend,
+    select_by_sub_blocks,
+    select_tiles,
+)
 from vsa.values import checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
+from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection, check_is_selection
 
 if TYPE_CHECKING:
@@ -41,6 +48,7 @@ class Options(FineOptions, total=False):
     gate_coarse: Tensor | None
     gate_fine: Tensor | None
     selection: Selection | None
+    score: Score
 
 
 # What comes back depends on two flags; each pair of them is a type of its own.
@@ -101,6 +109,7 @@ def attention(
     gate_fine: Tensor | None = None,
     scale: float | None = None,
     selection: Selection | None = None,
+    score: Score = "mean",
     text_valid: Tensor | None = None,
     return_selection: bool = False,
     return_lse: bool = False,
@@ -129,6 +138,8 @@ def attention(
         gate_fine: broadcastable to q; None is 1.
         scale: factor of the scores, by default head_dim ** -0.5.
         selection: a selection to reuse, from an earlier step; the top-k is skipped.
+        score: what tiles are chosen by: "mean", the product of their means, or a
+            ``vsa.SubBlocks``. The coarse branch is the same by either.
         text_valid: (B, prefix + suffix) bool, which text tokens are real; the others are never
             attended.
         return_selection: also return the selection.
@@ -144,11 +155,11 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
-    rest = grid, kv_grid, tile, scale, backend, return_lse, return_selection
+    rest = grid, kv_grid, tile, scale, backend, score, return_lse, return_selection
     kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, topk, rest)
     plan = None if kind is None else eager.plan_of(kind)
+    tokens = q, k, v, gate_fine, gate_coarse
     if plan is not None and plan.prepared is not None:
-        tokens = q, k, v, gate_fine, gate_coarse
         out, lse, chosen = eager.attend(plan, tokens, text_valid, selection)
         return _asked_for(out, chosen, lse, return_selection, return_lse)
     call = inputs.resolve(
@@ -170,10 +181,14 @@ def attention(
     budget = resolve(
         1.0 if given is not None and topk is None else topk, call.kv_grid.num_tiles, call.q.shape[2]
     )
-    choose = selection is None and not budget.is_everything
-    if choose and torch.compiler.is_compiling() and named(call.backend).fuses_gates:
+    runs, gives = runs_of(score), (return_lse, return_selection)
+    chooses = selection is None and not budget.is_everything
+    at_once = torch.compiler.is_compiling() or runs > 1  # means of tiles and runs are one pass
+    if chooses and at_once and named(call.backend).fuses_gates:
         with torch.autocast(call.q.device.type, enabled=False):
-            out, lse, selection = whole(call, budget, gate_fine, gate_coarse)
+            out, lse, selection = whole(call, budget, runs, gate_fine, gate_coarse)
+        if kind is not None and plan is None:
+            eager.remember(kind, call, tokens, budget, gives, runs=runs)
         return _asked_for(out, selection, lse, return_selection, return_lse)
 
     selection = None if selection is None else selection.savable()
@@ -182,24 +197,22 @@ def attention(
         if gate_coarse is not None:
             grids = (call.grid, call.kv_grid, call.kv_grid)
             means = tile_means(_for_means(call), grids, call.backend)
-        elif choose:
-            of_keys = call.q.detach(), call.k.detach()
-            means = tile_means(of_keys, (call.grid, call.kv_grid), call.backend)
         coarse: Tensor | None = None
-        if choose and gate_coarse is not None and named(call.backend).fuses_gates:
+        if chooses and gate_coarse is None:
+            selection = choose(call, budget, runs)
+        elif chooses and runs > 1:
+            selection = select_by_sub_blocks(call, budget, runs)
+        elif chooses and named(call.backend).fuses_gates:
             selection, coarse = select_and_attend(means, budget, call)
-        elif choose:
+        elif chooses:
             selection = select_tiles(means[0], means[1], budget, call)
         elif selection is None:
             selection = everything(call.q, call.grid, call.kv_grid)
-        if gate_coarse is None:
-            means = []  # their memory is free for the fine stage
         out, lse = gated_attention(call, selection, means, coarse, gate_fine, gate_coarse)
 
     if kind is not None and plan is None:
-        tokens, gives = (q, k, v, gate_fine, gate_coarse), (return_lse, return_selection)
-        choice = budget if choose else selection
-        eager.remember(kind, call, tokens, choice, gives, everything=given is None and not choose)
+        choice, all_tiles = (budget, False) if chooses else (selection, given is None)
+        eager.remember(kind, call, tokens, choice, gives, all_tiles, runs)
     return _asked_for(out, selection, lse, return_selection, return_lse)
 
 
@@ -315,9 +328,10 @@ def select(
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     must: Tensor | Literal["self"] | None = None,
+    score: Score = "mean",
     backend: str = "auto",
 ) -> Selection:
-    """Choose the key tiles with the largest scores of tile means for every query tile.
+    """Choose the key tiles with the largest scores for every query tile.
 
     Args:
         q: (B, T, H, W, heads, head_dim) or (B, S, heads, head_dim).
@@ -331,9 +345,10 @@ def select(
         kv_grid: the keys' grid where it differs.
         tile: tokens per tile along (t, h, w), or "auto".
         scale: factor of the scores, by default head_dim ** -0.5; only its sign matters here, but
-            for a ``vsa.TopP``.
+            for a ``vsa.TopP`` or a ``vsa.SubBlocks``.
         must: tiles that are always kept, (n_q, n_k) bool or "self" for each tile itself. They come
             first and count inside ``topk``; if more are forced than ``topk``, all of them stay.
+        score: "mean", the product of the means of two tiles, or a ``vsa.SubBlocks``.
         backend: "auto", "hopper", "emulated", "flex" or "torch": who computes means and choice.
 
     Raises:
@@ -344,7 +359,7 @@ def select(
         q, k, k, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend=backend
     )
     budget = resolve(topk, call.kv_grid.num_tiles, call.q.shape[2])
+    runs = runs_of(score)
     inputs.check_must(must, call.q, call.grid, call.kv_grid)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        q_means, k_means = tile_means((call.q, call.k), (call.grid, call.kv_grid), call.backend)
-        return select_tiles(q_means, k_means, budget, call, must)
+        return choose(call, budget, runs, must)

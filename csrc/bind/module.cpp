@@ -57,4 +57,5 @@ PYBIND11_MODULE(_C, m) {
   bind_fine(m);
   bind_coarse_select(m);
   bind_float_product(m);
+  bind_sub_blocks(m);
 }

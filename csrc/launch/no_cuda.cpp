@@ -6,6 +6,7 @@
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
 #include "launch/float_product.h"
+#include "launch/sub_blocks.h"
 
 namespace vsa::launch {
 namespace {
@@ -34,5 +35,7 @@ std::string select_tiles(const SelectTiles&, int, void*) { return kMissing; }
 std::string softmax_rows(const SoftmaxRows&, int, void*) { return kMissing; }
 std::string multiply(const Products&, int, void*) { return kMissing; }
 std::string score_gradient(const ScoreGradient&, int, void*) { return kMissing; }
+std::string run_means(const RunMeans&, int, void*) { return kMissing; }
+std::string sub_block_scores(const SubBlockScores&, int, void*) { return kMissing; }
 
 }  // namespace vsa::launch

@@ -8,7 +8,7 @@ from torch import Tensor
 from vsa.backends import composed, torch_fine
 from vsa.backends.base import Backend, Request
 from vsa.values import transforms
-from vsa.values.problem import Problem, Saved, TileScores, Upstream
+from vsa.values.problem import Problem, Saved, SubBlockScores, TileScores, Upstream
 
 
 class TorchBackend(Backend):
@@ -35,7 +35,9 @@ class TransformsBackend(TorchBackend):
     It has derivatives of any order, at more memory.
     """
 
-    composed = frozenset({"tile_means", "select", "coarse_attention", "forward"})
+    composed = frozenset(
+        {"tile_means", "select", "select_by_sub_blocks", "coarse_attention", "forward"}
+    )
 
     def select(
         self, scores: TileScores, v_means: Tensor | None = None
@@ -44,6 +46,14 @@ class TransformsBackend(TorchBackend):
         q_means, k_means = transforms.primal(scores.q_means), transforms.primal(scores.k_means)
         with transforms.outside():
             return super().select(scores._replace(q_means=q_means, k_means=k_means), v_means)
+
+    def select_by_sub_blocks(
+        self, asked: SubBlockScores, v: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """Likewise, from the numbers of queries and keys."""
+        q, k = transforms.primal(asked.q), transforms.primal(asked.k)
+        with transforms.outside():
+            return super().select_by_sub_blocks(asked._replace(q=q, k=k), v)
 
     def coarse_attention(
         self,

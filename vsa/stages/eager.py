@@ -24,6 +24,7 @@ from vsa.values.budget import Budget, LayerBudget, TopP
 from vsa.values.grid import Grid
 from vsa.values.problem import Task
 from vsa.values.remembered import Remembered
+from vsa.values.score import SubBlocks
 from vsa.values.selection import Selection
 from vsa.values.transforms import must_be_copied
 
@@ -57,7 +58,8 @@ def kind_of(
         text_valid: see q.
         selection: see q.
         topk: as the user gave it.
-        rest: grid, kv_grid, tile, scale, backend, and whether log-sum-exp and choice are results.
+        rest: grid, kv_grid, tile, scale, backend, score, and whether log-sum-exp and choice are
+            results.
     """
     if torch.compiler.is_compiling():
         return None
@@ -139,6 +141,7 @@ def _compares(
     tile: object,
     scale: object,
     backend: object,
+    score: object,
     gives_lse: object,
     gives_choice: object,
 ) -> bool:
@@ -149,6 +152,7 @@ def _compares(
         and (tile is DEFAULT_TILE or _is_exact(tile))
         and (scale is None or type(scale) in (int, float))
         and type(backend) is str
+        and type(score) in (str, SubBlocks)
         and type(gives_lse) is type(gives_choice) is bool
     )
 
@@ -172,6 +176,7 @@ def remember(
     choice: Budget | Selection,
     gives: tuple[bool, bool],
     everything: bool = False,
+    runs: int = 1,
 ) -> None:
     """Prepare the next calls of a kind, if its backend can.
 
@@ -182,6 +187,7 @@ def remember(
         choice: the budget, or the selection that the first call went by.
         gives: whether log-sum-exp and choice are results; part of the key.
         everything: whether that selection is all tiles, which no user gave.
+        runs: of a tile, whose means are scored for the choice; 1 for its mean.
     """
     gradients = wants_gradients(*(x for x in given if x is not None))
     hooked = gradients and _is_hooked()
@@ -208,6 +214,7 @@ def remember(
             call.kv_grid,
             counts,
             mass,
+            runs,
             call.scale,
             gradients,
             gives[0] or hooked,

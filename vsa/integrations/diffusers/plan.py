@@ -28,6 +28,7 @@ from vsa.stages.inputs import Tile
 from vsa.values.budget import LayerBudget, TopK, check, resolve
 from vsa.values.budgets import Budgets
 from vsa.values.grid import Grid, best_tile
+from vsa.values.score import Score
 
 Schedule = Callable[[int, int], TopK | Budgets | None]
 """topk(layer, step) -> as in ``vsa.attention``, budgets of all layers, or None for dense."""
@@ -49,6 +50,7 @@ class Settings:
     dense_steps: int
     refresh_every: int
     gates: str | None = None
+    score: Score = "mean"
 
     @property
     def need_steps(self) -> bool:
@@ -64,6 +66,7 @@ class Settings:
         words = [f"topk={topk}"]
         words.append(f"tile={self.tile}")
         words.append(f"gates={self.gates}")
+        words += [f"score={self.score}"] if self.score != "mean" else []
         words += [f"dense_steps={self.dense_steps}"] if self.dense_steps else []
         words += [f"refresh_every={self.refresh_every}"] if self.refresh_every > 1 else []
         return ", ".join(words)
@@ -228,7 +231,17 @@ class Plan:
             reuse = (step - settings.dense_steps) % settings.refresh_every != 0
         note = partial(self.record.note, layer, step) if self.record and noted else None
         return Work(
-            shape, tile, topk, store, reuse, group, self.sharding, note, before=before, after=after
+            shape,
+            tile,
+            topk,
+            store,
+            reuse,
+            group,
+            self.sharding,
+            note,
+            before,
+            after,
+            settings.score,
         )
 
     def _topk(self, layer: int, step: int, grid: Grid) -> TopK | None:
