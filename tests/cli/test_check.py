@@ -15,6 +15,8 @@ from vsa.backends.kernels import forward
 from vsa.backends.kernels.text import text_of
 from vsa.cli import app
 from vsa.cli.check import command as check
+from vsa.stages import eager
+from vsa.values.remembered import Remembered
 from vsa.verify import parity
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
@@ -104,6 +106,7 @@ FAULTS = {
 def test_check_finds(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backend, owner, name, spoil = FAULTS[fault]
     monkeypatch.setattr(owner, name, _spoiled(getattr(owner, name), spoil))
+    monkeypatch.setattr(eager, "_plans", Remembered(256))  # those of other tests are not spoiled
     problems = [p for p in parity.PROBLEMS if p.name in ("gates", "text")]
     monkeypatch.setattr(parity, "PROBLEMS", problems)
     rows = [row for row in check._rows() if row.backend == backend]  # the others are right

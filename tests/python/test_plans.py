@@ -214,6 +214,7 @@ def freed(x: Tensor) -> Tensor:
         changed(text_valid=lambda _: torch.ones(1, 0)),
         changed(text_valid=lambda _: True),
         changed(selection=lambda _: 2),
+        changed(selection=lambda _: vsa.Selection(None, 4)),
         changed(selection=lambda _: vsa.Selection.from_mask(torch.ones(1, 2, 4, 4) > 0)),
         changed(selection=lambda _: vsa.Selection.from_mask(torch.ones(1, 2, 5, 4) > 0)),
         changed(selection=lambda _: vsa.Selection(torch.ones(1, 2, 4, 1).int(), 4.0)),
@@ -303,3 +304,29 @@ def test_the_oldest_kind_is_forgotten(ran: list[int]) -> None:
     assert [outcome(call.run) for call in calls[1:]] == first[1:] and len(ran) == 3
     assert outcome(calls[0].run) == first[0] and len(ran) == 3
     assert len(eager._plans.values) == 3
+
+
+@pytest.mark.parametrize("wants", ["", "qkvfc"])
+@pytest.mark.parametrize("texts", [((3, 0), (0, 70)), ((0, 0), (66, 1)), ((5, 5), (0, 0))])
+def test_keys_with_a_grid_and_a_text_of_their_own(
+    texts: tuple[tuple[int, int], tuple[int, int]], wants: str, ran: list[int]
+) -> None:
+    grid, kv_grid = (
+        vsa.Grid((4, 5, 6), (4, 4, 4), *texts[0]),
+        vsa.Grid((3, 6, 9), "auto", *texts[1]),
+    )
+
+    def run() -> list[Any]:
+        generator = torch.Generator().manual_seed(5)
+        lengths = zip("qkvfc", (grid, kv_grid, kv_grid, grid, grid), strict=True)
+        x = {
+            name: torch.randn(2, each.length, 2, 64, generator=generator).bfloat16()
+            for name, each in lengths
+        }
+        leaves = [each.requires_grad_(name in wants) for name, each in x.items()]
+        q, k, v, gate_fine, gate_coarse = leaves
+        gates = {"gate_fine": gate_fine, "gate_coarse": gate_coarse}
+        out = attend(q, k, v, grid=grid, kv_grid=kv_grid, **gates)
+        return [out, *torch.autograd.grad(out.sum(), leaves)] if wants else [out]
+
+    same_by_a_plan(run, ran)

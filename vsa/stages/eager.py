@@ -68,13 +68,10 @@ def kind_of(
     if not _compares(*rest) or is_watched():
         return None
     if selection is not None:
-        if type(selection) is not Selection:
-            return None
-        known = selection.num_key_tiles, selection.grid, selection.kv_grid
-        if type(known[0]) is not int or not {*map(type, known[1:])} <= {Grid, type(None)}:
+        known = _known_of(selection)
+        if known is None:
             return None
         tensors, rest = (*tensors, selection.bitmap), (*rest, *known)
-        rest = *rest, must_be_copied(selection.bitmap)
     if budget not in NUMBERS and (selection is None or topk is not None):
         return None
     wants, addresses = False, 0
@@ -113,6 +110,16 @@ def kind_of(
     wants = wants and torch.is_grad_enabled()
     hooked = wants and _is_hooked()
     return (*shapes, topk, kinds, *rest, cast, misaligned, wants, hooked)
+
+
+def _known_of(selection: Selection) -> tuple[object, ...] | None:
+    """What a call depends on of a selection besides its bitmap's layout; None if it has no plan."""
+    if type(selection) is not Selection or type(selection.bitmap) not in PLAIN:
+        return None
+    known = selection.num_key_tiles, selection.grid, selection.kv_grid
+    if type(known[0]) is not int or not {*map(type, known[1:])} <= {Grid, type(None)}:
+        return None
+    return *known, must_be_copied(selection.bitmap)
 
 
 def _is_hooked() -> bool:

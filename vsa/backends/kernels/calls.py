@@ -51,7 +51,7 @@ class Shared(NamedTuple):
         scale: positive factor of the scores.
         bitmap: (B, heads, n_q, words) int32.
         query_axes: (B, heads) int32 of ``axis_call``.
-        query_text_rows: of ``tensors.text_rows``, None without text.
+        query_text_rows: of ``vsa.backends.kernels.text``, None without text.
         key_text_rows: the same of the keys.
     """
 
