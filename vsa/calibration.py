@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from vsa.diagnostics.curves import SAMPLED_TILES, Curves
+from vsa.diagnostics.curves import SAMPLED_TILES, Curves, Order
 from vsa.diagnostics.watch import watch
 from vsa.diagnostics.water_filling import fill_for_mean, water_fill
 from vsa.schedule import StepSchedule
@@ -35,7 +35,7 @@ def calibrate(
     per_step: bool = False,
     least: float = 1,
     tiles: int = SAMPLED_TILES,
-    score: object = "mean",
+    score: Order = "mean",
 ) -> Budgets | StepSchedule:
     """Budgets per layer and head that maximise the recall of the worst head, or the mean.
 
@@ -98,7 +98,7 @@ def calibrate(
 
 
 def _curves_of(
-    source: object, run: Callable[[], object] | None, tiles: int, score: object
+    source: object, run: Callable[[], object] | None, tiles: int, score: Order
 ) -> Curves:
     """What was noted, or what is noted now."""
     from vsa.diagnostics.record import Record  # it loads the compiler, which import vsa does not
