@@ -34,6 +34,7 @@ HEAD_DIMS: Final[tuple[int, ...]]
 KEY_TILES_PER_GROUP: Final[int]
 MEAN_ELEMENTS: Final[tuple[str, ...]]
 MOST_HEAD_BUDGETS: Final[int]
+RUN_SLOTS: Final[tuple[int, ...]]
 TYPES: Final[dict[str, tuple[str, str]]]
 
 def build_info() -> dict[str, Any]: ...
@@ -299,6 +300,42 @@ class RoundMeans:
     def step(self) -> Step: ...
 
 @final
+class RunMeans:
+    """Means of the tiles of up to three tensors, and of their runs."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        tensors: Sequence[RunTensor],
+        batch: int,
+        head_dim: int,
+        runs: int,
+        slots: int,
+        dtype: Dtype,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class RunTensor:
+    """A tensor of tokens, and where the means of its tiles and their runs go."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        tokens: TokenView,
+        grid: GridSizes,
+        heads: int,
+        means: Address,
+        rows: Address,
+        factors: Address,
+        are_keys: bool,
+    ) -> None: ...
+
+@final
 class ScoreGradient:
     """out = weights * (grad_outputs @ values.mT - (grad_outputs * outputs).sum(-1, True))."""
 
@@ -364,6 +401,31 @@ class Step:
     """A prepared call, to be run in a Program."""
 
     ...
+
+@final
+class SubBlockScores:
+    """Scores of tiles by the means of their runs."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        queries: Address,
+        query_factors: Address,
+        keys: Address,
+        key_factors: Address,
+        scores: Address,
+        matrices: int,
+        rows: int,
+        columns: int,
+        head_dim: int,
+        slots: int,
+        has_empty: bool,
+        scale: float,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
 
 @final
 class TailBackward:

@@ -18,6 +18,7 @@ if take_built(Path(__file__).resolve().parent):  # else the installed package is
     from vsa.values.budget import LayerBudget, TopP
     from vsa.values.budgets import Budgets
     from vsa.values.grid import Grid, best_tile
+    from vsa.values.score import SubBlocks
     from vsa.values.selection import Selection
 
     register_when_imported()
@@ -29,6 +30,7 @@ __all__ = [
     "Selection",
     "SparsityRamp",
     "StepSchedule",
+    "SubBlocks",
     "TopP",
     "attention",
     "best_tile",

@@ -9,6 +9,7 @@ from statistics import fmean
 from vsa.values import checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
+from vsa.values.score import Score, runs_of
 
 BACKWARD = 2.5
 """Cost of a backward over its forward: five products of the same size against two."""
@@ -21,7 +22,8 @@ class Flops:
     Attributes:
         full: dense attention.
         coarse: tile means and attention between them.
-        select: scores between tile means for the top-k (the coarse stage's, counted once more).
+        select: the scores for the top-k (those of tile means are the coarse stage's, counted once
+            more).
         fine: attention inside the selected tiles, text included.
         combine: gates and sum.
         tail: attention to the means of tiles that were not selected; 0 without a tail.
@@ -65,6 +67,7 @@ def flops(
     *,
     batch: int = 1,
     kv_grid: Extent | Grid | None = None,
+    score: Score = "mean",
     tail: bool = False,
 ) -> Flops:
     """Count the operations of one call of ``vsa.attention`` with a coarse gate.
@@ -81,6 +84,7 @@ def flops(
             backward.
         batch: batch size.
         kv_grid: the keys' grid where it differs.
+        score: what tiles are chosen by; a ``vsa.SubBlocks(n)`` takes n * n products for one.
         tail: count the tail as well, as in ``vsa.attention``.
 
     Raises:
@@ -107,7 +111,7 @@ def flops(
     return Flops(
         full=factor * 4 * each * queries.length * keys.length,
         coarse=factor * 4 * each * tile_pairs + linear * each * (queries.tokens + 2 * keys.tokens),
-        select=2.0 * each * tile_pairs,
+        select=2.0 * each * tile_pairs * runs_of(score) ** 2,
         fine=factor * 4 * each * (queries.tokens * (kept + keys.text) + queries.text * keys.length),
         combine=linear * 3.0 * each * queries.length,
         tail=factor * 4 * each * queries.tokens * left_out,

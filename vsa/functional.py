@@ -13,12 +13,19 @@ from vsa.stages import eager, inputs
 from vsa.stages.coarse import tile_means
 from vsa.stages.combine import gated_attention, whole
 from vsa.stages.fine import fine, tail_means
-from vsa.stages.inputs import DEFAULT_TILE, Tile
-from vsa.stages.select import everything, select_and_attend, select_tiles
+from vsa.stages.inputs import DEFAULT_TILE, Inputs, Tile
+from vsa.stages.select import (
+    choose,
+    everything,
+    select_and_attend,
+    select_by_sub_blocks,
+    select_tiles,
+)
 from vsa.values import checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
 from vsa.values.problem import TailMeans
+from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection, check_is_selection
 
 if TYPE_CHECKING:
@@ -43,6 +50,7 @@ class Options(FineOptions, total=False):
     gate_coarse: Tensor | None
     gate_fine: Tensor | None
     selection: Selection | None
+    score: Score
 
 
 # What comes back depends on two flags; each pair of them is a type of its own.
@@ -103,6 +111,7 @@ def attention(
     gate_fine: Tensor | None = None,
     scale: float | None = None,
     selection: Selection | None = None,
+    score: Score = "mean",
     text_valid: Tensor | None = None,
     tail: bool = False,
     return_selection: bool = False,
@@ -132,6 +141,8 @@ def attention(
         gate_fine: broadcastable to q; None is 1.
         scale: factor of the scores, by default head_dim ** -0.5.
         selection: a selection to reuse, from an earlier step; the top-k is skipped.
+        score: what tiles are chosen by: "mean", the product of their means, or a
+            ``vsa.SubBlocks``. The coarse branch is the same by either.
         text_valid: (B, prefix + suffix) bool, which text tokens are real; the others are never
             attended.
         tail: whether key tiles that were not chosen enter the softmax of the fine stage as one key
@@ -150,11 +161,11 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
-    rest = grid, kv_grid, tile, scale, backend, return_lse, return_selection, tail
+    rest = grid, kv_grid, tile, scale, backend, score, return_lse, return_selection, tail
     kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, topk, rest)
     plan = None if kind is None else eager.plan_of(kind)
+    tokens = q, k, v, gate_fine, gate_coarse
     if plan is not None and plan.prepared is not None:
-        tokens = q, k, v, gate_fine, gate_coarse
         out, lse, chosen = eager.attend(plan, tokens, text_valid, selection)
         return _asked_for(out, chosen, lse, return_selection, return_lse)
     call = inputs.resolve(
@@ -177,30 +188,32 @@ def attention(
     budget = resolve(
         1.0 if given is not None and topk is None else topk, call.kv_grid.num_tiles, call.q.shape[2]
     )
-    choose = selection is None and not budget.is_everything
-    tail = tail and (choose or selection is not None)  # else nothing is left out
+    runs, gives = runs_of(score), (return_lse, return_selection)
+    chooses = selection is None and not budget.is_everything
+    tail = tail and (chooses or selection is not None)  # else nothing is left out
     fuses_gates = named(call.backend).fuses_gates
-    if choose and torch.compiler.is_compiling() and fuses_gates and not tail:
+    at_once = torch.compiler.is_compiling() or runs > 1  # means of tiles and runs are one pass
+    if chooses and at_once and fuses_gates and not tail:
         with torch.autocast(call.q.device.type, enabled=False):
-            out, lse, selection = whole(call, budget, gate_fine, gate_coarse)
+            out, lse, selection = whole(call, budget, runs, gate_fine, gate_coarse)
+        if kind is not None and plan is None:
+            eager.remember(kind, call, tokens, budget, gives, runs=runs)
         return _asked_for(out, selection, lse, return_selection, return_lse)
 
     selection = None if selection is None else selection.savable()
     with torch.autocast(call.q.device.type, enabled=False):
         means: list[Tensor] = []
-        if gate_coarse is not None or (tail and choose):
+        if gate_coarse is not None or (tail and chooses):
             grids = (call.grid, call.kv_grid, call.kv_grid)
-            xs = call.q, call.k, call.v
-            if fuses_gates:  # then the gradient of their means does not go through autograd
-                xs = call.q.detach(), call.k.detach(), call.v.detach()
-            means = tile_means(xs, grids, call.backend)
-        elif choose:
-            of_keys = call.q.detach(), call.k.detach()
-            means = tile_means(of_keys, (call.grid, call.kv_grid), call.backend)
+            means = tile_means(_for_means(call), grids, call.backend)
         coarse: Tensor | None = None
-        if choose and gate_coarse is not None and fuses_gates:
+        if chooses and not means:
+            selection = choose(call, budget, runs)
+        elif chooses and runs > 1:
+            selection = select_by_sub_blocks(call, budget, runs)
+        elif chooses and gate_coarse is not None and fuses_gates:
             selection, coarse = select_and_attend(means, budget, call)
-        elif choose:
+        elif chooses:
             selection = select_tiles(means[0], means[1], budget, call)
         elif selection is None:
             selection = everything(call.q, call.grid, call.kv_grid)
@@ -212,10 +225,8 @@ def attention(
         out, lse = gated_attention(call, selection, means, coarse, gate_fine, gate_coarse, of_tail)
 
     if kind is not None and plan is None:
-        tokens, gives = (q, k, v, gate_fine, gate_coarse), (return_lse, return_selection)
-        choice = budget if choose else selection
-        everything_kept = given is None and not choose
-        eager.remember(kind, call, tokens, choice, gives, tail, everything=everything_kept)
+        choice, all_tiles = (budget, False) if chooses else (selection, given is None)
+        eager.remember(kind, call, tokens, choice, gives, tail, all_tiles, runs)
     return _asked_for(out, selection, lse, return_selection, return_lse)
 
 
@@ -228,6 +239,13 @@ def _asked_for(
 ) -> Any:
     extras: list[Any] = [selection] * with_selection + [lse] * with_lse
     return (out, *extras) if extras else out
+
+
+def _for_means(call: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v, without gradient where that of their means does not go through autograd."""
+    if named(call.backend).fuses_gates:
+        return call.q.detach(), call.k.detach(), call.v.detach()
+    return call.q, call.k, call.v
 
 
 @overload
@@ -290,7 +308,7 @@ def block_sparse_attention(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
-    rest = grid, kv_grid, tile, scale, backend, return_lse, False, tail
+    rest = grid, kv_grid, tile, scale, backend, "mean", return_lse, False, tail
     kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
     plan = None if kind is None else eager.plan_of(kind)
     if plan is not None and plan.prepared is not None:
@@ -333,9 +351,10 @@ def select(
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     must: Tensor | Literal["self"] | None = None,
+    score: Score = "mean",
     backend: str = "auto",
 ) -> Selection:
-    """Choose the key tiles with the largest scores of tile means for every query tile.
+    """Choose the key tiles with the largest scores for every query tile.
 
     Args:
         q: (B, T, H, W, heads, head_dim) or (B, S, heads, head_dim).
@@ -349,9 +368,10 @@ def select(
         kv_grid: the keys' grid where it differs.
         tile: tokens per tile along (t, h, w), or "auto".
         scale: factor of the scores, by default head_dim ** -0.5; only its sign matters here, but
-            for a ``vsa.TopP``.
+            for a ``vsa.TopP`` or a ``vsa.SubBlocks``.
         must: tiles that are always kept, (n_q, n_k) bool or "self" for each tile itself. They come
             first and count inside ``topk``; if more are forced than ``topk``, all of them stay.
+        score: "mean", the product of the means of two tiles, or a ``vsa.SubBlocks``.
         backend: "auto", "hopper", "emulated", "flex" or "torch": who computes means and choice.
 
     Raises:
@@ -362,7 +382,7 @@ def select(
         q, k, k, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend=backend
     )
     budget = resolve(topk, call.kv_grid.num_tiles, call.q.shape[2])
+    runs = runs_of(score)
     inputs.check_must(must, call.q, call.grid, call.kv_grid)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        q_means, k_means = tile_means((call.q, call.k), (call.grid, call.kv_grid), call.backend)
-        return select_tiles(q_means, k_means, budget, call, must)
+        return choose(call, budget, runs, must)

@@ -17,6 +17,7 @@ from vsa.stages.inputs import DEFAULT_TILE, Tile
 from vsa.values import checks
 from vsa.values.budget import TopK, check, varies
 from vsa.values.grid import Extent, Grid
+from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection
 
 MOST_FUSED_CHANNELS = 1024
@@ -42,6 +43,7 @@ class VideoSparseAttention(nn.Module):
         gates: None for the fine stage alone, "coarse" for the paper's fine-tuning form, "both" for
             its training form.
         tile: tokens per tile along (t, h, w), or "auto".
+        score: what tiles are chosen by, as in ``vsa.attention``.
         tail: as in ``vsa.attention``; an attribute, too.
         bias: whether the projections have biases.
         backend: as in ``vsa.attention``.
@@ -59,6 +61,7 @@ class VideoSparseAttention(nn.Module):
         kv_heads: int | None = None,
         gates: Literal["coarse", "both"] | None = "coarse",
         tile: Tile = DEFAULT_TILE,
+        score: Score = "mean",
         tail: bool = False,
         bias: bool = True,
         backend: str = "auto",
@@ -79,8 +82,9 @@ class VideoSparseAttention(nn.Module):
             raise ValueError(f'gates must be None, "coarse" or "both", but it is {gates!r}')
         check(topk, heads)
         Grid((1, 1, 1), tile)  # for its checks
+        runs_of(score)  # likewise
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
-        self.tile, self.backend = tile, backend
+        self.tile, self.score, self.backend = tile, score, backend
         self.tail = checks.flag("tail", tail)
         self.topk = topk
         self.to_qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
@@ -124,6 +128,7 @@ class VideoSparseAttention(nn.Module):
             gate_coarse=gate_coarse,
             gate_fine=gate_fine,
             selection=selection,
+            score=self.score,
             text_valid=text_valid,
             tail=self.tail,
             backend=self.backend,
@@ -172,11 +177,9 @@ class VideoSparseAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print(layer)`` says of the layer itself."""
-        of_tail = ", tail=True" * self.tail
-        return (
-            f"heads={self.heads}, kv_heads={self.kv_heads}, topk={self.topk}, tile={self.tile}"
-            f"{of_tail}"
-        )
+        score = "" if self.score == "mean" else f", score={self.score}"
+        known = f"heads={self.heads}, kv_heads={self.kv_heads}, topk={self.topk}"
+        return f"{known}, tile={self.tile}{score}" + ", tail=True" * self.tail
 
 
 def _gate(dim: int, start: float) -> nn.Linear:

@@ -17,6 +17,7 @@
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
 #include "launch/float_product.h"
+#include "launch/sub_blocks.h"
 #include "launch/tail.h"
 
 namespace vsa::bind {
@@ -96,6 +97,8 @@ template <>
 inline constexpr const char* kClass<launch::MeanTensor> = "MeanTensor";
 template <>
 inline constexpr const char* kClass<launch::Product> = "Product";
+template <>
+inline constexpr const char* kClass<launch::RunTensor> = "RunTensor";
 template <>
 inline constexpr const char* kClass<launch::TextTensor> = "TextTensor";
 

@@ -235,5 +235,6 @@ void bind_fine(py::module_& m);
 void bind_coarse_select(py::module_& m);
 void bind_float_product(py::module_& m);
 void bind_tail(py::module_& m);
+void bind_sub_blocks(py::module_& m);
 
 }  // namespace vsa::bind

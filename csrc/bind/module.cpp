@@ -58,4 +58,5 @@ PYBIND11_MODULE(_C, m) {
   bind_coarse_select(m);
   bind_float_product(m);
   bind_tail(m);
+  bind_sub_blocks(m);
 }

@@ -49,6 +49,7 @@ void link(T& value, const Slots& slots) {
     link(value.suffix, slots);
   } else if constexpr (std::is_same_v<T, std::vector<launch::MeanTensor>> ||
                        std::is_same_v<T, std::vector<launch::Product>> ||
+                       std::is_same_v<T, std::vector<launch::RunTensor>> ||
                        std::is_same_v<T, std::vector<launch::TextTensor>>) {
     for (auto& one : value) link(one, slots);
   } else if constexpr (kClass<T> != nullptr) {

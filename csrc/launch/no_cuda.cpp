@@ -6,6 +6,7 @@
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
 #include "launch/float_product.h"
+#include "launch/sub_blocks.h"
 #include "launch/tail.h"
 
 namespace vsa::launch {
@@ -39,5 +40,7 @@ std::string round_means(const RoundMeans&, int, void*) { return kMissing; }
 std::string tail_forward(const TailForward&, int, void*) { return kMissing; }
 std::string tail_means(const TailBackward&, int, void*) { return kMissing; }
 std::string tail_queries(const TailBackward&, int, void*) { return kMissing; }
+std::string run_means(const RunMeans&, int, void*) { return kMissing; }
+std::string sub_block_scores(const SubBlockScores&, int, void*) { return kMissing; }
 
 }  // namespace vsa::launch

@@ -192,11 +192,15 @@ inline void tma_store_panel(const TensorMap& map, BoxCoordinates at, const void*
                     write);
 }
 
-inline void bulk_load(void* to, const void* from, int bytes, Mbarrier& barrier) {
+inline void bulk_load(void* to,
+                      const void* from,
+                      int bytes,
+                      Mbarrier& barrier,
+                      Layout layout = Layout::Linear) {
   const uint32_t begin = smem_address(to);
   if ((begin | reinterpret_cast<uintptr_t>(from) | bytes) % 16 != 0)
     throw host::Hazard("BAD COPY: bulk_load moves aligned granules of 16 bytes");
-  host::start_load(barrier, begin, bytes, Layout::Linear, "bulk load into",
+  host::start_load(barrier, begin, bytes, layout, "bulk load into",
                    [=] { std::memcpy(to, from, bytes); });
 }
 

@@ -156,6 +156,15 @@ VSA_DEVICE void quad_reduce(RowValues& values, Op op) {
   }
 }
 
+template <int Rows, int N, class Op>
+VSA_DEVICE void neighbour_reduce(Fragment<N>& f, Op op) {
+  VSA_UNROLL
+  for (int apart = 1; apart < Rows; apart *= 2) {
+    VSA_UNROLL
+    for (float& x : f.x) x = op(x, __shfl_xor_sync(~0u, x, 4 * apart));
+  }
+}
+
 template <class Test, class Then>
 VSA_DEVICE void if_any_row(const RowValues& values, Test test, Then then) {
   if (__any_sync(~0u, test(values.x[0]) || test(values.x[1]))) then();
@@ -263,7 +272,11 @@ VSA_DEVICE void tma_store_panel(const TensorMap& map, BoxCoordinates at, const v
       : "memory");
 }
 
-VSA_DEVICE void bulk_load(void* to, const void* from, int bytes, Mbarrier& barrier) {
+VSA_DEVICE void bulk_load(void* to,
+                          const void* from,
+                          int bytes,
+                          Mbarrier& barrier,
+                          Layout = Layout::Linear) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
           "r"(smem_address(to)),

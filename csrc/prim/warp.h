@@ -8,7 +8,8 @@
 //   load_floats<Element, N>(p, i, wanted)
 //                                   elements i to i + N - 1 of an array as fp32, zeros if they are
 //                                   not wanted, though they are read. N elements are 16 aligned
-//                                   bytes, or N is 1. Element: Bf16, Fp16 or float
+//                                   bytes, or N is 1; of Bf16 and Fp16 also 8 or 4 aligned bytes.
+//                                   Element: Bf16, Fp16 or float
 //   no_hoist(pointer)               the pointer, which nvcc then does not compute again at each use
 //
 // Lanes

@@ -21,7 +21,9 @@ def start(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return forked.run(BENCH / script, *arguments, env=environment)
 
 
-@pytest.mark.parametrize("script", ["peers.py", "coarse_select.py", "parallel.py", "tail.py"])
+@pytest.mark.parametrize(
+    "script", ["peers.py", "coarse_select.py", "sub_blocks.py", "parallel.py", "tail.py"]
+)
 def test_without_a_gpu_a_sentence_says_so(script: str) -> None:
     done = start(script)
     said = done.stderr.splitlines()[-1]
@@ -42,6 +44,18 @@ def test_a_tiny_case_of_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
     stages = {row["stage"] for row in found["rows"]}
     assert {"means", "scores", "select", "fine", "coarse", "attention, backward"} <= stages
     assert all(row["ms"] > 0 and row["results"] >= 0 for row in found["rows"])
+
+
+def test_a_tiny_case_of_sub_blocks_runs_on_a_cpu(tmp_path: Path) -> None:
+    file = tmp_path / "sub_blocks.json"
+    done = start("sub_blocks.py", "--smoke", "--runs", 4, "--commit", "abc", "--out", file)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    (row,) = found["rows"]
+    assert found["complete"] and 0 < row["worst error of its bound"] <= 1
+    assert row["rows beyond it"] == 0
+    for part in ("means of q and k", "scores", "scores + select", "attention, coarse gate"):
+        assert all(ms > 0 for ms in row[f"{part}, eager, ms"])
 
 
 def test_parts_of_a_tiny_call_on_a_cpu(tmp_path: Path) -> None:

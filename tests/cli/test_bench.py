@@ -261,3 +261,19 @@ def test_lengths_double_and_sweeps_have_whole_tiles() -> None:
     assert [grid.tokens >> 10 for grid in shapes.LENGTHS] == [8, 16, 32, 64, 128]
     assert not any(grid.is_ragged for grid in shapes.LENGTHS)
     assert all(shape.head_dim in (64, 128) for shape in shapes.SHAPES.values())
+
+
+def test_bench_chooses_by_another_score(tmp_path: Path) -> None:
+    figures = tmp_path / "bench.json"
+    arguments = ["--topk", "2", "--score", "sub-blocks:4", "--json", str(figures)]
+    result = RUNNER.invoke(app, ["bench", *SMALL, *arguments, "--forward-only"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(figures.read_text())["score"] == "SubBlocks(n=4)"
+    assert "SubBlocks(n=4)" in result.output
+    for wrong, words in (
+        (["--score", "sub-blocks"], "a score must be mean or sub-blocks:N"),
+        (["--score", "sub-blocks:99"], "n must be from 1 to 16"),
+        (["--score", "sub-blocks:4", "--patterns", "random"], "leave --score out"),
+    ):
+        refused = RUNNER.invoke(app, ["bench", *SMALL, *wrong])
+        assert refused.exit_code == 2 and words in " ".join(refused.output.split()), refused.output

@@ -283,6 +283,29 @@ def test_layers_and_heads_have_budgets_of_their_own(family: Any) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_choose_by_the_score_that_was_asked_for(
+    family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = family()
+    scores: list[Any] = []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        scores.append(kwargs["score"])
+        return vsa.attention(*args, **kwargs)
+
+    monkeypatch.setattr(processors, "attention", spy)
+    apply_vsa(model, tile=(2, 3, 4), topk=2)
+    by_mean = run(model, inputs)
+    apply_vsa(model, tile=(2, 3, 4), topk=2, score=vsa.SubBlocks(4))
+    assert "score=SubBlocks(n=4)" in repr(model)
+    assert not torch.equal(run(model, inputs), by_mean)
+    assert set(scores) == {"mean", vsa.SubBlocks(4)}
+    with pytest.raises(TypeError, match='score must be "mean" or a vsa'):
+        apply_vsa(model, score=4)
+
+
+@torch.no_grad()
 def test_selections_are_taken_again_between_refreshes(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = wan()
     reused: list[bool] = []

@@ -38,6 +38,7 @@ class Call(NamedTuple):
     wants: str = ""  # which of q, k, v, f (fine gate) and c (coarse gate) want a gradient
     upstream: str = "out"
     autocast: Any = False  # or a type, True for that of the tensors
+    score: Any = "mean"
     text: tuple[int, int] = (0, 0)  # tokens before and after the video
     valid: str | None = None  # how the mask of text is made
     given: str | None = None  # how the bitmap of a given selection lies
@@ -107,7 +108,7 @@ class Call(NamedTuple):
         tensors = self.tensors()
         q, k, v, gate_fine, gate_coarse = tensors
         options = {"gate_fine": gate_fine, "gate_coarse": gate_coarse, "tile": self.tile}
-        options |= {"grid": self.extent, "scale": self.scale}
+        options |= {"grid": self.extent, "scale": self.scale, "score": self.score}
         options |= {"text_valid": self.mask(), "selection": self.selection(q, k)}
         options |= {"tail": self.tail}
         to = self.autocast if isinstance(self.autocast, torch.dtype) else self.dtype
@@ -216,6 +217,7 @@ OF_A_FRESH_PROCESS = (
     BASE,
     Call(gates=("contiguous", "fp32"), wants="qkvfc"),
     Call(FLAT, kv_heads=1, topk=vsa.TopP(0.5), wants="k", upstream="both"),
+    Call(gates=(None, "contiguous"), score=vsa.SubBlocks(4), wants="qkvc"),
 )
 
 

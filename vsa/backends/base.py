@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vsa.backends import torch_coarse, torch_tail
+from vsa.backends import torch_coarse, torch_sub_blocks, torch_tail
 from vsa.backends.torch_combine import combine
 from vsa.values.grid import Grid
 from vsa.values.problem import (
@@ -18,6 +18,7 @@ from vsa.values.problem import (
     Means,
     Problem,
     Saved,
+    SubBlockScores,
     TailMeans,
     Task,
     TileScores,
@@ -111,6 +112,28 @@ class Backend:
                 ``v_means``.
         """
         return torch_coarse.select(scores, v_means)
+
+    def select_by_sub_blocks(
+        self, asked: SubBlockScores, v: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """The choice of tiles by the means of their runs, see ``vsa.SubBlocks``.
+
+        Args:
+            asked: what is asked.
+            v: (B, S_k, kv_heads, head_dim), for the coarse branch.
+
+        Returns:
+            bitmap: (B, heads, n_q, words) int32.
+            means: of the tiles of q, k and v, as ``tile_means``; none without ``v``.
+            coarse: the coarse attention of these, as ``select``; None without ``v``.
+        """
+        chosen = torch_sub_blocks.select(asked)
+        if v is None:
+            return chosen, [], None
+        grid, kv_grid = asked.grids
+        q_means, k_means, v_means = self.tile_means((asked.q, asked.k, v), (grid, kv_grid, kv_grid))
+        coarse = self.coarse_attention(q_means, k_means, v_means, asked.scale, exact=True)
+        return chosen, [q_means, k_means, v_means], coarse
 
     def coarse_attention(
         self,

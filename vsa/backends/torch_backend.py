@@ -9,7 +9,14 @@ from vsa.backends import composed, torch_fine, torch_tail
 from vsa.backends.base import Backend, Request
 from vsa.backends.tiles import accumulation_dtype
 from vsa.values import transforms
-from vsa.values.problem import Problem, Saved, TailMeans, TileScores, Upstream
+from vsa.values.problem import (
+    Problem,
+    Saved,
+    SubBlockScores,
+    TailMeans,
+    TileScores,
+    Upstream,
+)
 
 
 class TorchBackend(Backend):
@@ -55,7 +62,9 @@ class TransformsBackend(TorchBackend):
     It has derivatives of any order, at more memory.
     """
 
-    composed = frozenset({"tile_means", "select", "coarse_attention", "forward"})
+    composed = frozenset(
+        {"tile_means", "select", "select_by_sub_blocks", "coarse_attention", "forward"}
+    )
 
     def select(
         self, scores: TileScores, v_means: Tensor | None = None
@@ -64,6 +73,14 @@ class TransformsBackend(TorchBackend):
         q_means, k_means = transforms.primal(scores.q_means), transforms.primal(scores.k_means)
         with transforms.outside():
             return super().select(scores._replace(q_means=q_means, k_means=k_means), v_means)
+
+    def select_by_sub_blocks(
+        self, asked: SubBlockScores, v: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """Likewise, from the numbers of queries and keys."""
+        q, k = transforms.primal(asked.q), transforms.primal(asked.k)
+        with transforms.outside():
+            return super().select_by_sub_blocks(asked._replace(q=q, k=k), v)
 
     def coarse_attention(
         self,

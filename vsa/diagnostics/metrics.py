@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from vsa.stages import inputs
-from vsa.stages.coarse import tile_means
 from vsa.stages.fine import video_lse
-from vsa.stages.select import everything, select_tiles
+from vsa.stages.select import choose, everything
 from vsa.values import bitmap, checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
+from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection, measured_by
 
 
@@ -197,6 +197,7 @@ def recall_curve(
     kv_grid: Extent | Grid | None = None,
     tile: inputs.Tile = inputs.DEFAULT_TILE,
     scale: float | None = None,
+    score: Score = "mean",
     text_valid: Tensor | None = None,
     backend: str = "auto",
 ) -> RecallCurve:
@@ -210,6 +211,9 @@ def recall_curve(
         kv_grid: the keys' grid where it differs.
         tile: tokens per tile along (t, h, w), or "auto".
         scale: factor of the scores, by default head_dim ** -0.5.
+        score: what tiles are chosen by, as in ``vsa.attention``. Curves of two scores at the same
+            numbers or shares of tiles compare them at equal cost; a ``vsa.TopP`` keeps another
+            number by either.
         text_valid: (B, prefix + suffix) bool, which text tokens are real.
         backend: as in ``vsa.attention``.
 
@@ -228,11 +232,11 @@ def recall_curve(
             text_valid=text_valid,
             backend=backend,
         )
+        runs = runs_of(score)
         checks.not_empty("topks", topks)
         budgets = [resolve(topk, call.kv_grid.num_tiles, call.q.shape[2]) for topk in topks]
         with torch.autocast(call.q.device.type, enabled=False):
-            q_means, k_means = tile_means((call.q, call.k), (call.grid, call.kv_grid), call.backend)
-            selections = [select_tiles(q_means, k_means, budget, call) for budget in budgets]
+            selections = [choose(call, budget, runs) for budget in budgets]
             dense = video_lse(call, everything(call.q, call.grid, call.kv_grid))
             recalls = [(video_lse(call, each) - dense).exp().mean(-1) for each in selections]
     return RecallCurve(

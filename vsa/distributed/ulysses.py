@@ -18,6 +18,7 @@ from vsa.values import checks
 from vsa.values.budget import LayerBudget, TopK
 from vsa.values.budget import resolve as resolve_budget
 from vsa.values.grid import Extent, Grid
+from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection
 
 
@@ -37,6 +38,7 @@ def ulysses_attention(
     gate_fine: Tensor | None = None,
     scale: float | None = None,
     selection: Selection | None = None,
+    score: Score = "mean",
     text: Literal["sharded", "replicated"] = "sharded",
     text_valid: Tensor | None = None,
     tail: bool = False,
@@ -76,6 +78,7 @@ def ulysses_attention(
         gate_fine: likewise.
         scale: as in ``vsa.attention``.
         selection: of this rank's heads and its row's queries, from an earlier call.
+        score: as in ``vsa.attention``.
         text: "sharded" where text tokens are part of the sequence that ranks share; "replicated"
             where every rank holds all of them around its part of the video, in q, k, v, gates and
             out, as models do that carry text beside the video; not on a 2-D mesh.
@@ -144,6 +147,7 @@ def ulysses_attention(
         selection=selection,
         backend=backend,
     )
+    runs_of(score)
     gates = {"gate_coarse": gate_coarse, "gate_fine": gate_fine}
     for name, gate in gates.items():
         checks.gate(name, gate, q)
@@ -196,6 +200,7 @@ def ulysses_attention(
         kv_grid=keys,
         scale=scale,
         selection=selection,
+        score=score,
         text_valid=text_valid,
         tail=tail,
         return_selection=True,

@@ -42,6 +42,10 @@ def _select(call: Named) -> float:
     return 2.0 * _pairs_of_tiles(call["q_means"], call["k_means"])
 
 
+def _select_by_sub_blocks(call: Named) -> float:
+    return _whole_scores(call, call["runs"] ** 2)
+
+
 def _coarse(call: Named) -> float:
     return 4.0 * _pairs_of_tiles(call["q_means"], call["k_means"])
 
@@ -73,7 +77,10 @@ def _whole_scores(call: Named, products: float) -> float:
 
 def _whole(call: Named) -> float:
     call = call | {"bitmap": call[RESULTS][2]}
-    return _whole_scores(call, 1 if call["gate_coarse"] is None else 2) + _fine(call)
+    products = 2 * (call["gate_coarse"] is not None)
+    if call["runs"] > 1:
+        products += call["runs"] ** 2
+    return _whole_scores(call, max(1, products)) + _fine(call)
 
 
 def _whole_backward(call: Named) -> float:
@@ -84,6 +91,7 @@ def _whole_backward(call: Named) -> float:
 FORMULAS: dict[str, Callable[[Named], float]] = {
     "select_tiles": _select,
     "select_and_attend": _coarse,
+    "select_by_sub_blocks": _select_by_sub_blocks,
     "coarse_attention": _coarse,
     "block_sparse_attention": _fine,
     "block_sparse_attention_backward": _fine_backward,

@@ -25,11 +25,12 @@ Range = Callable[[str], AbstractContextManager[Any]]
 
 # Where gates are fused, the backward includes those of coarse and means, and combine is the end of
 # the fine stage. Where tiles are chosen for a call with a coarse gate, the coarse attention is
-# part of the choice.
+# part of the choice; and so are means, where tiles are chosen by those of their runs.
 _METHODS = {
     "tile_means": COARSE,
     "coarse_attention": COARSE,
     "select": SELECT,
+    "select_by_sub_blocks": SELECT,
     "forward": FINE,
     "add_tail": FINE,
     "gated_inference": FINE,

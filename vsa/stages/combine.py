@@ -71,13 +71,18 @@ def gated_attention(
 
 
 def whole(
-    call: Inputs, budget: Budget, gate_fine: Tensor | None, gate_coarse: Tensor | None
+    call: Inputs,
+    budget: Budget,
+    runs: int,
+    gate_fine: Tensor | None,
+    gate_coarse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Selection]:
     """All stages, the choice included, as one operator of a backend that fuses gates.
 
     Args:
         call: checked inputs.
         budget: tiles of a row.
+        runs: of a tile, whose means are scored for the choice; 1 for its mean.
         gate_fine: broadcastable to q as the user gave it, or None for 1.
         gate_coarse: broadcastable to q, or None to leave the coarse branch out.
 
@@ -98,6 +103,7 @@ def whole(
         budget.numbers,
         call.grid.as_ints(),
         call.kv_grid.as_ints(),
+        runs,
         call.scale,
         call.backend,
     )

@@ -24,6 +24,7 @@ from vsa.values.budget import Budget, LayerBudget, TopP
 from vsa.values.grid import Grid
 from vsa.values.problem import Task
 from vsa.values.remembered import Remembered
+from vsa.values.score import SubBlocks
 from vsa.values.selection import Selection
 from vsa.values.transforms import must_be_copied
 
@@ -57,8 +58,8 @@ def kind_of(
         text_valid: see q.
         selection: see q.
         topk: as the user gave it.
-        rest: grid, kv_grid, tile, scale, backend, whether log-sum-exp and choice are results, and
-            whether there is a tail.
+        rest: grid, kv_grid, tile, scale, backend, score, whether log-sum-exp and choice are
+            results, and whether there is a tail.
     """
     if torch.compiler.is_compiling():
         return None
@@ -140,6 +141,7 @@ def _compares(
     tile: object,
     scale: object,
     backend: object,
+    score: object,
     gives_lse: object,
     gives_choice: object,
     tail: object,
@@ -151,6 +153,7 @@ def _compares(
         and (tile is DEFAULT_TILE or _is_exact(tile))
         and (scale is None or type(scale) in (int, float))
         and type(backend) is str
+        and type(score) in (str, SubBlocks)
         and type(gives_lse) is type(gives_choice) is type(tail) is bool
     )
 
@@ -175,6 +178,7 @@ def remember(
     gives: tuple[bool, bool],
     tail: bool = False,
     everything: bool = False,
+    runs: int = 1,
 ) -> None:
     """Prepare the next calls of a kind, if its backend can.
 
@@ -186,6 +190,7 @@ def remember(
         gives: whether log-sum-exp and choice are results; part of the key, and so is ``tail``.
         tail: whether tiles that are not chosen enter the softmax by their means.
         everything: whether that selection is all tiles, which no user gave.
+        runs: of a tile, whose means are scored for the choice; 1 for its mean.
     """
     gradients = wants_gradients(*(x for x in given if x is not None))
     hooked = gradients and _is_hooked()
@@ -213,6 +218,7 @@ def remember(
             call.kv_grid,
             counts,
             mass,
+            runs,
             call.scale,
             gradients,
             gives[0] or hooked,

@@ -17,7 +17,8 @@ from vsa.values import checks, hints
 class TopP:
     """Keep tiles, best first, until they hold a share of the softmax over all key tiles.
 
-    The softmax is that of the coarse stage, over the scaled scores of tile means. Each query tile
+    The softmax is that of the coarse stage, over the scaled scores of tile means, or that of the
+    scores of a ``vsa.SubBlocks`` where tiles are chosen by those. Each query tile
     gets the fewest tiles whose shares add up to ``mass``, and never fewer than ``floor``: many
     where attention is spread, few where it is sharp. Tiles forced by ``must`` come first and count.
 

@@ -150,6 +150,41 @@ class TileScores(NamedTuple):
     backend: str
 
 
+class SubBlockScores(NamedTuple):
+    """What the choice of tiles is made from where their runs are scored: see ``vsa.SubBlocks``.
+
+    Attributes:
+        q: (B, S_q, heads, head_dim), any strides but a contiguous last dimension.
+        k: (B, S_k, kv_heads, head_dim), the same type.
+        must: see ``TileScores``, and so are ``topk``, ``mass`` and ``numbers``.
+        topk: see must.
+        mass: see must.
+        numbers: see must.
+        grid: the queries' grid, eight ints, see ``Grid.as_ints``.
+        kv_grid: the keys' grid, eight ints.
+        runs: of a tile.
+        scale: factor of the products.
+        backend: name of the backend that computes it, never "auto".
+    """
+
+    q: Tensor
+    k: Tensor
+    must: Tensor | None
+    topk: Sequence[int]
+    mass: float
+    numbers: Tensor | None
+    grid: Sequence[int]
+    kv_grid: Sequence[int]
+    runs: int
+    scale: float
+    backend: str
+
+    @property
+    def grids(self) -> tuple[Grid, Grid]:
+        """Of the queries and of the keys."""
+        return Grid.from_ints(self.grid), Grid.from_ints(self.kv_grid)
+
+
 class CoarseValues(NamedTuple):
     """Values of the coarse attention.
 
@@ -175,6 +210,7 @@ class WholeCall(NamedTuple):
         numbers: see topk.
         grid: the queries' grid, eight ints, see ``Grid.as_ints``.
         kv_grid: the keys' grid, eight ints.
+        runs: of a tile, whose means are scored for the choice; 1 for its mean.
         scale: factor of the scores.
         backend: name of the backend that computes it, never "auto".
     """
@@ -190,6 +226,7 @@ class WholeCall(NamedTuple):
     numbers: Tensor | None
     grid: Sequence[int]
     kv_grid: Sequence[int]
+    runs: int
     scale: float
     backend: str
 
@@ -234,6 +271,7 @@ class Task(NamedTuple):
         kv_grid: the keys' grid.
         counts: least tiles of a row, one number or one per query head; none with a ``bitmap``.
         mass: least share of a row's softmax.
+        runs: of a tile, whose means are scored for the choice; 1 for its mean.
         scale: factor of the scores.
         gradients: whether gradients are wanted.
         gives_lse: whether the log-sum-exp is a result.
@@ -253,6 +291,7 @@ class Task(NamedTuple):
     kv_grid: Grid
     counts: Sequence[int]
     mass: float
+    runs: int
     scale: float
     gradients: bool
     gives_lse: bool

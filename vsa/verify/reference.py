@@ -30,6 +30,7 @@ def attention(
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
     scale: float | None = None,
+    runs: int = 1,
     mask: Tensor | None = None,
     text_valid: Tensor | None = None,
     tail: bool = False,
@@ -51,6 +52,7 @@ def attention(
         gate_coarse: broadcastable to q, or None to leave the coarse output out.
         gate_fine: broadcastable to q, or None for 1.
         scale: factor of the scores, by default head_dim ** -0.5.
+        runs: of a tile, whose means are scored for the choice; 1 for the mean of the tile.
         mask: (B, heads, n_q, n_k) bool, a choice of tiles instead of the top-k.
         text_valid: (B, prefix + suffix) bool.
         tail: whether each tile that a query tile did not pick is one key more for it, the tile's
@@ -89,6 +91,8 @@ def attention(
             v_means = torch.stack([values[tokens].mean(0) for tokens in key_tiles])
             scores = scale * q_means @ k_means.T
             coarse = scores.softmax(-1) @ v_means
+            if runs > 1:
+                scores = sub_block_scores(queries, keys, query_tiles, key_tiles, runs, scale)
             for i, tokens in enumerate(query_tiles):
                 # select
                 picked = (
@@ -152,6 +156,49 @@ def tiles_of(grid: Sequence[int], tile: Sequence[int], prefix: int) -> list[list
         for h0 in range(0, H, th)
         for w0 in range(0, W, tw)
     ]
+
+
+def runs_of(tokens: Sequence[int], count: int) -> list[list[int]]:
+    """The tokens of a tile in ``count`` runs as even as can be, longer ones first, none empty."""
+    short, longer = divmod(len(tokens), count)
+    runs, begin = [], 0
+    for run in range(count):
+        end = begin + short + (run < longer)
+        runs += [list(tokens[begin:end])] if end > begin else []
+        begin = end
+    return runs
+
+
+def sub_block_scores(
+    queries: Tensor,
+    keys: Tensor,
+    query_tiles: Sequence[Sequence[int]],
+    key_tiles: Sequence[Sequence[int]],
+    runs: int,
+    scale: float,
+) -> Tensor:
+    """Log sum_ab exp(scale * qc_a . kc_b) over the means of the runs a and b of two tiles.
+
+    Args:
+        queries: (S_q, head_dim) of one head.
+        keys: (S_k, head_dim).
+        query_tiles: positions of each tile's tokens.
+        key_tiles: likewise.
+        runs: of a tile.
+        scale: factor of the products.
+
+    Returns:
+        (n_q, n_k).
+    """
+    q_means, k_means = (
+        [torch.stack([x[run].mean(0) for run in runs_of(tokens, runs)]) for tokens in tiles]
+        for x, tiles in ((queries, query_tiles), (keys, key_tiles))
+    )
+    rows = [
+        torch.stack([(scale * q_runs @ k_runs.T).flatten().logsumexp(0) for k_runs in k_means])
+        for q_runs in q_means
+    ]
+    return torch.stack(rows)
 
 
 def text_of(grid: Sequence[int], prefix: int, suffix: int) -> list[int]:

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from vsa.backends.base import Backend, Prepared, Request
-from vsa.backends.kernels import backward, coarse_select, forward, tail_forward, whole
+from vsa.backends.kernels import (
+    backward,
+    coarse_select,
+    forward,
+    sub_blocks,
+    tail_forward,
+    whole,
+)
 from vsa.backends.kernels.machine import Emulator, Gpu, Machine
 from vsa.backends.kernels.prepared import PreparedAttention, can_prepare
 from vsa.values.grid import Grid
@@ -19,6 +26,7 @@ from vsa.values.problem import (
     Means,
     Problem,
     Saved,
+    SubBlockScores,
     TailMeans,
     Task,
     TileScores,
@@ -67,6 +75,14 @@ class KernelBackend(Backend):
         if exact and q_means.dtype == torch.float32:
             return coarse_select.attend(self.machine, q_means, k_means, v_means, scale)
         return super().coarse_attention(q_means, k_means, v_means, scale, exact)
+
+    def select_by_sub_blocks(
+        self, asked: SubBlockScores, v: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """See ``Backend.select_by_sub_blocks``; means of runs and tiles come in one pass."""
+        if sub_blocks.can_score(asked):
+            return sub_blocks.select(self.machine, asked, v)
+        return super().select_by_sub_blocks(asked, v)
 
     def forward(self, problem: Problem, most: int) -> tuple[Tensor, Tensor]:
         """See ``Backend.forward``."""

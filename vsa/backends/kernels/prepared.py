@@ -32,6 +32,7 @@ from vsa.backends.kernels.placeholder import (
 )
 from vsa.backends.kernels.prepared_backward import PreparedBackward
 from vsa.backends.kernels.prepared_coarse import CoarseForward, mean_shapes
+from vsa.backends.kernels.sub_blocks import is_scale
 from vsa.backends.kernels.tail_calls import round_call, tail_tensors
 from vsa.backends.kernels.tensors import contiguous_copy, is_addressable
 from vsa.backends.kernels.text import text_of
@@ -63,7 +64,11 @@ def can_prepare(task: Task) -> bool:
     """Whether the kernels compute it without more ado."""
     from vsa import _C
 
-    return task.scale > 0 and len(task.counts) <= _C.MOST_HEAD_BUDGETS
+    return (
+        task.scale > 0
+        and (task.runs == 1 or is_scale(task.scale))
+        and len(task.counts) <= _C.MOST_HEAD_BUDGETS
+    )
 
 
 class PreparedAttention:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vsa.backends.kernels import sub_blocks
 from vsa.backends.kernels.calls import means_call
 from vsa.backends.kernels.coarse_backward import PROBABILITY_BYTES
 from vsa.backends.kernels.coarse_calls import (
@@ -45,7 +46,7 @@ class CoarseForward:
 
     Attributes:
         means: of q, k and v, or without a coarse gate and a tail of q and k; none of a choice that
-            is given. For a tail alone those of q are not written.
+            is given or made by the means of runs. For a tail alone those of q are not written.
         out: (B, heads, n_q, head_dim) fp32, the coarse output, or None without a coarse gate.
     """
 
@@ -53,18 +54,29 @@ class CoarseForward:
         self, task: Task, out: Placeholder | None, of_means: Workspace, work: Workspace
     ) -> None:
         self._task, self.out = task, out
-        count = 0 if task.bitmap is not None else 2
+        self._by_runs = task.bitmap is None and task.runs > 1
+        count = 0 if task.bitmap is not None or self._by_runs else 2
         shapes = mean_shapes(task)[: 3 if out is not None or task.tail else count]
         self.means = [of_means.part(shape, torch.float32) for shape in shapes]
         self._of_tail_alone = task.bitmap is not None and out is None
-        if self.means and not self._of_tail_alone:
+        matrices, rows = _matrices(task)
+        if (self.means and not self._of_tail_alone) or self._by_runs:
             columns = task.kv_grid.num_tiles
-            numbers = score_numbers(*_matrices(task), columns, SCORE_BYTES)
+            numbers = score_numbers(matrices, rows, columns, SCORE_BYTES)
             self._scores = work.part((numbers,), torch.float32)
+        if self._by_runs:
+            self._rows = (
+                sub_blocks.rows_of_queries(
+                    task.q, matrices, task.grid.num_tiles, task.runs, work.part
+                ),
+                sub_blocks.rows_of_keys(task.k, task.kv_grid.num_tiles, task.runs, work.part),
+            )
 
     def calls(self, tokens: Sequence[Placeholder], bitmap: Placeholder) -> Iterator[Any]:
         """From q, k and v; a choice that is not given is written to ``bitmap``."""
-        if not self.means:
+        if self._by_runs:
+            yield from self._calls_by_runs(tokens, bitmap)
+        if not self.means or self._by_runs:
             return
         task, count = self._task, len(self.means)
         matrices, rows = _matrices(task)
@@ -95,6 +107,30 @@ class CoarseForward:
             )
         elif out is not None:
             means = (of_q, of_k, *of_v)
+            yield from attention_calls(means, task.scale, self._scores, out, SCORE_BYTES)
+
+    def _calls_by_runs(self, tokens: Sequence[Placeholder], bitmap: Placeholder) -> Iterator[Any]:
+        task, (queries, keys) = self._task, self._rows
+        grids, (matrices, rows) = (task.grid, task.kv_grid), _matrices(task)
+        xs = tokens[: 3 if self.means else 2]
+        yield sub_blocks.run_means_call(
+            xs, (*grids, task.kv_grid), self._rows, self.means, task.runs
+        )
+        words = beginning(bitmap, matrices * rows, num_words(task.kv_grid.num_tiles))
+        asked = sub_blocks.RunChoice(
+            queries=queries,
+            keys=keys,
+            columns=task.kv_grid.num_tiles,
+            has_empty=sub_blocks.has_empty(grids, task.runs),
+            scale=task.scale,
+            forced=None,
+            counts=task.counts,
+            mass=task.mass,
+            query_tiles=task.grid.num_tiles,
+        )
+        yield from sub_blocks.choice_calls(asked, self._scores, words, SCORE_BYTES)
+        if self.out is not None:
+            *means, out = (as_matrices(x, matrices) for x in (*self.means, self.out))
             yield from attention_calls(means, task.scale, self._scores, out, SCORE_BYTES)
 
 

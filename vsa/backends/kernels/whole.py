@@ -17,6 +17,7 @@ from vsa.values.problem import (
     Means,
     Problem,
     Saved,
+    SubBlockScores,
     Task,
     TileScores,
     Upstream,
@@ -116,11 +117,12 @@ def _find(backend: Backend, call: WholeCall, gradients: bool) -> Prepared | None
     counts, mass = counts_and_mass(call.topk, call.mass, call.numbers, grids[1].num_tiles)
     kinds = (None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors)
     key = (
-        *kinds, *counts, mass, *call.grid, *call.kv_grid, call.scale, backend.name, gradients,
+        *kinds, *counts, mass, *call.grid, *call.kv_grid, call.runs, call.scale, backend.name,
+        gradients,
     )  # fmt: skip
     known = _prepared.get(key)
     if known is None:
-        task = Task(*tensors, *grids, counts, mass, call.scale, gradients, True, True)
+        task = Task(*tensors, *grids, counts, mass, call.runs, call.scale, gradients, True, True)
         known = (backend.prepare(task),)
         _prepared.put(key, known)
     return known[0]
@@ -144,11 +146,35 @@ def _stages_before_fine(backend: Backend, call: WholeCall) -> tuple[Problem, Gat
     """Means and choice, and with a coarse gate the coarse attention."""
     grid, kv_grid = call.grids
     has_coarse = call.gate_coarse is not None
+    counts, mass = counts_and_mass(call.topk, call.mass, call.numbers, kv_grid.num_tiles)
+    if call.runs > 1:
+        return _stages_by_sub_blocks(backend, call, counts, mass)
     xs = [call.q, call.k, call.v][: 3 if has_coarse else 2]
     means = backend.tile_means(xs, [grid, kv_grid, kv_grid][: len(xs)])
-    counts, mass = counts_and_mass(call.topk, call.mass, call.numbers, kv_grid.num_tiles)
     scores = TileScores(means[0], means[1], None, counts, mass, None, call.scale, call.backend)
     chosen, coarse = backend.select(scores, means[2] if has_coarse else None)
+    return _problem(call, chosen), Gates(call.gate_fine, call.gate_coarse, coarse), means
+
+
+def _stages_by_sub_blocks(
+    backend: Backend, call: WholeCall, counts: Sequence[int], mass: float
+) -> tuple[Problem, Gates, list[Tensor]]:
+    """The same where tiles are chosen by the means of their runs."""
+    asked = SubBlockScores(
+        call.q,
+        call.k,
+        None,
+        counts,
+        mass,
+        None,
+        call.grid,
+        call.kv_grid,
+        call.runs,
+        call.scale,
+        call.backend,
+    )
+    v = None if call.gate_coarse is None else call.v
+    chosen, means, coarse = backend.select_by_sub_blocks(asked, v)
     return _problem(call, chosen), Gates(call.gate_fine, call.gate_coarse, coarse), means
 
 

@@ -24,6 +24,7 @@ from vsa.measure.shapes import Shape
 from vsa.measure.timing import peak_memory, seconds, sets_beyond_cache, settled, spread
 from vsa.measure.ways import QUEUED, host_seconds, in_a_graph
 from vsa.values import checks
+from vsa.values.score import Score
 from vsa.verify.sampled import Sample
 
 Inputs = tuple[Tensor, ...]  # q, k and v, (1, S, heads, head_dim)
@@ -53,6 +54,7 @@ class Case:
         selection: that pattern; None where attention chooses.
         backend: of the sparse runs.
         repeats: of every timing.
+        score: what attention chooses by.
         sets: inputs that calls go round, so that none finds its own in the L2 cache.
         with_stages: whether the stages of the sparse runs are timed too, in calls of their own.
         with_ways: whether they are timed in a CUDA graph and compiled too.
@@ -66,6 +68,7 @@ class Case:
     selection: vsa.Selection | None
     backend: str
     repeats: int
+    score: Score
     sets: Sequence[Inputs]
     with_stages: bool
     with_ways: bool = False
@@ -107,7 +110,13 @@ class Case:
         grid = self.layer.grid
         layer = self.layer
         cost = vsa.flops(
-            grid, layer.heads, layer.head_dim, self.topk, backward=backward, tail=self.tail
+            grid,
+            layer.heads,
+            layer.head_dim,
+            self.topk,
+            backward=backward,
+            score=self.score,
+            tail=self.tail,
         )
         dense_time, sparse_time = statistics.median(dense), statistics.median(sparse)
         return Measurement(
@@ -145,6 +154,7 @@ class Case:
             self.topk if self.selection is None else None,
             grid=self.layer.grid,
             selection=self.selection,
+            score=self.score,
             tail=self.tail,
             backend=self.backend,
             **cast("Any", returns),

@@ -28,6 +28,7 @@ from vsa.values import checks
 from vsa.values.budget import TopK, check
 from vsa.values.budgets import Budgets
 from vsa.values.grid import SLOTS
+from vsa.values.score import Score, runs_of
 
 Transformer = TypeVar("Transformer", bound=nn.Module)
 
@@ -38,6 +39,7 @@ def apply_vsa(
     topk: TopK | Budgets | Schedule = ...,
     *,
     tile: Tile = ...,
+    score: Score = ...,
     dense_layers: Sequence[int] = ...,
     dense_steps: int = ...,
     gates: Literal["coarse"] | None = ...,
@@ -53,6 +55,7 @@ def apply_vsa(
     topk: TopK | Budgets | Schedule = ...,
     *,
     tile: Tile = ...,
+    score: Score = ...,
     dense_layers: Sequence[int] = ...,
     dense_steps: int = ...,
     gates: Literal["coarse"] | None = ...,
@@ -67,6 +70,7 @@ def apply_vsa(
     topk: TopK | Budgets | Schedule = 0.1,
     *,
     tile: Tile = "auto",
+    score: Score = "mean",
     dense_layers: Sequence[int] = (),
     dense_steps: int = 0,
     gates: Literal["coarse"] | None = None,
@@ -98,6 +102,7 @@ def apply_vsa(
             returns one of these, or None for dense attention, such as a ``vsa.StepSchedule``.
         tile: tokens per tile along (t, h, w); "auto" wastes the fewest slots, and is (4, 4, 4) with
             gates, as they were trained with it.
+        score: what tiles are chosen by, as in ``vsa.attention``.
         dense_layers: layers that keep diffusers' own attention, negative ones from the end.
         dense_steps: denoising steps at the beginning that do so.
         gates: "coarse" adds a coarse branch behind gates: those that the transformer has, else
@@ -121,7 +126,9 @@ def apply_vsa(
     """
     several = isinstance(transformer, (list, tuple))
     prepared = [
-        _prepare(each, topk, tile, dense_layers, dense_steps, gates, refresh_every, tail, group)
+        _prepare(
+            each, topk, tile, score, dense_layers, dense_steps, gates, refresh_every, tail, group
+        )
         for each in (transformer if several else [transformer])
     ]
     if not prepared:
@@ -148,6 +155,7 @@ def _prepare(
     transformer: Any,
     topk: TopK | Budgets | Schedule,
     tile: Tile,
+    score: Score,
     dense_layers: Sequence[int],
     dense_steps: int,
     gates: str | None,
@@ -166,8 +174,10 @@ def _prepare(
         dense_steps=checks.integer("dense_steps", dense_steps, at_least=0),
         refresh_every=checks.integer("refresh_every", refresh_every, at_least=1),
         gates=gates,
+        score=score,
         tail=checks.flag("tail", tail),
     )
+    runs_of(score)
     if gates not in (None, "coarse"):
         raise ValueError(f'gates must be None or "coarse", but it is {gates!r}')
     heads: Any = next(iter(layers.values())).heads

@@ -28,6 +28,7 @@ from vsa.stages.inputs import Tile
 from vsa.values.budget import LayerBudget, TopK, check, resolve
 from vsa.values.budgets import Budgets
 from vsa.values.grid import Grid, best_tile
+from vsa.values.score import Score
 
 Schedule = Callable[[int, int], TopK | Budgets | None]
 """topk(layer, step) -> as in ``vsa.attention``, budgets of all layers, or None for dense."""
@@ -49,6 +50,7 @@ class Settings:
     dense_steps: int
     refresh_every: int
     gates: str | None = None
+    score: Score = "mean"
     tail: bool = False
 
     @property
@@ -65,6 +67,7 @@ class Settings:
         words = [f"topk={topk}"]
         words.append(f"tile={self.tile}")
         words.append(f"gates={self.gates}")
+        words += [f"score={self.score}"] if self.score != "mean" else []
         words += [f"dense_steps={self.dense_steps}"] if self.dense_steps else []
         words += [f"refresh_every={self.refresh_every}"] if self.refresh_every > 1 else []
         words += ["tail=True"] if self.tail else []
@@ -238,9 +241,10 @@ class Plan:
             group,
             self.sharding,
             note,
-            before=before,
-            after=after,
-            tail=settings.tail,
+            before,
+            after,
+            settings.score,
+            settings.tail,
         )
 
     def _topk(self, layer: int, step: int, grid: Grid) -> TopK | None:
@@ -249,6 +253,7 @@ class Plan:
         topk = self.settings.topk
         found = topk(layer, step) if callable(topk) else topk
         if isinstance(found, Budgets):
+            found.check_grid(grid)
             found = found.of(path)
         if isinstance(found, LayerBudget):
             resolve(found, grid.num_tiles, attn.heads)  # type: ignore[arg-type]
