@@ -31,6 +31,7 @@ PROBLEMS = [
     replace(MANY, name="fine gate", gate_coarse=False, kv_grid=(3, 9, 8)),
     replace(MANY, name="text", prefix=3, suffix=70, text_valid=True, batch=2, kv_grid=(3, 9, 9)),
     Problem("one chunk", grid=(1, 1, 9), kv_grid=(1, 1, 64 * 9), tile=(1, 1, 9), topk=1, tail=True),
+    Problem("sub-blocks", grid=(3, 9, 10), topk=4, runs=4, gate_coarse=True, tail=True),
     Problem("clipped", grid=(5, 5, 9), tile=(2, 3, 2), topk=2, tail=True, magnitude=30.0),
 ]
 
