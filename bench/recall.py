@@ -14,10 +14,10 @@ in every layer, at every budget:
 - held-out loss of the whole model when all of its layers keep so many tiles. A model that was
   trained dense is made sparse without training.
 
-Tiles are chosen by mean scores, by sub-blocks where this version has them, and by their true mass
-(oracle); with as many tiles for every head (uniform), and with budgets that ``vsa.calibrate`` finds
-on training clips at the same total, for the worst head (calibrated) and for the mean; without and
-with a tail where this version has it. On a GPU the time of attention in all layers stands beside.
+Tiles are chosen by mean scores, by those of sub-blocks, and by their true mass (oracle); with as
+many tiles for every head (uniform), and with budgets that ``vsa.calibrate`` finds on training clips
+at the same total, for the worst head (calibrated) and for the mean; without and with a tail where
+this version has it. On a GPU the time of attention in all layers stands beside.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ import vsa
 from recall_measures import (
     AIMS,
     ORACLE,
+    SCORES,
     UNIFORM,
     Budgets,
     Measured,
@@ -46,7 +47,6 @@ from recall_measures import (
     calibrated,
     losses,
     measured,
-    scores,
     timed,
 )
 from recall_sources import Source, open_source, record
@@ -203,7 +203,7 @@ def main() -> None:
     gpu = torch.cuda.is_available() and not options.cpu
     device, console = torch.device("cuda", 0) if gpu else torch.device("cpu"), Console(width=120)
     head = provenance(device, command=["bench/recall.py", *sys.argv[1:]])
-    head |= {"scores": list(scores()), "sources": []}
+    head |= {"scores": list(SCORES), "sources": []}
     rows: list[Row] = []
     for path in options.sources:
         try:
@@ -218,7 +218,7 @@ def main() -> None:
         head["sources"].append(about)
         write(options.out, head, rows, complete=path == options.sources[-1])
         console.print(table(source, own))
-        for score in (name for name in scores() if name not in ("mean", ORACLE)):
+        for score in (name for name in SCORES if name not in ("mean", ORACLE)):
             shares = [
                 f"{share:.0%} at {topk:.1%} of the tiles"
                 for topk in options.topk

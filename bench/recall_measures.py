@@ -12,7 +12,6 @@ in the model's own attention.
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch import Tensor
 import vsa
 from recall_sources import Clip, Layer, Source
 from vsa.diagnostics import Curves
-from vsa.diagnostics.curves import weight_slices
+from vsa.diagnostics.curves import Order, weight_slices
 from vsa.measure import timing
 from vsa.values import checks
 from vsa.values.grid import SLOTS
@@ -41,12 +40,8 @@ REPEATS = 5
 """Of what is timed."""
 
 
-def scores() -> dict[str, object]:
-    """What tiles are ordered by, as far as this version knows it; by the names in figures."""
-    found: dict[str, object] = {"mean": "mean"}
-    if "score" in inspect.signature(vsa.select).parameters:
-        found["sub-blocks 4"] = vsa.SubBlocks(4)
-    return found | {ORACLE: ORACLE}
+SCORES: dict[str, Order] = {"mean": "mean", "sub-blocks 4": vsa.SubBlocks(4), ORACLE: "oracle"}
+"""What tiles are ordered by, by the names in figures."""
 
 
 def tails() -> tuple[bool, ...]:
@@ -91,7 +86,7 @@ def calibrated(
     """Budgets per layer and head by score and mean budget, from the clips for calibration."""
     curves: dict[str, Curves] = {}
     for clip in source.calibration:
-        for name, score in scores().items():
+        for name, score in SCORES.items():
             if name not in curves:
                 curves[name] = Curves(list(clip), tiles=tiles, score=score)
             for layer, x in clip.items():
@@ -163,7 +158,7 @@ def selection(
 ) -> vsa.Selection:
     """The tiles of a budget by a score."""
     if score != ORACLE:
-        options: Any = {} if score == "mean" else {"score": scores()[score]}
+        options: Any = {} if score == "mean" else {"score": SCORES[score]}
         return vsa.select(layer.q, layer.k, budget, grid=grid, **options)
     order = mass.argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order)
@@ -240,7 +235,7 @@ def losses(
         for heads, tail in product((UNIFORM, *AIMS), tails()):
             for block in model.layers:
                 if score != "mean":
-                    block.attention.score = scores()[score]
+                    block.attention.score = SCORES[score]
                 if tail:
                     block.attention.tail = True
             if heads == UNIFORM:
@@ -263,7 +258,7 @@ def timed(
     device = next(iter(clip.values())).q.device
     if device.type != "cuda" or score == ORACLE:
         return None
-    options: Any = {} if score == "mean" else {"score": scores()[score]}
+    options: Any = {} if score == "mean" else {"score": SCORES[score]}
 
     @torch.no_grad()
     def layers() -> None:

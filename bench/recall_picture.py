@@ -30,7 +30,7 @@ PANELS = (
     ("recall_p5", "5th percentile of recall"),
     ("error", "output error, relative L2"),
     ("gated", "the same behind the gates"),
-    ("loss", "held-out loss of the model"),
+    ("loss", "held-out loss (line: every tile)"),
 )
 
 
@@ -47,10 +47,13 @@ def draw(head: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path)
     panels = [panel for panel in PANELS if there.get(panel[0], True)]
     with theme.new_figure(3.6 * len(panels), 3.0 * len(names) + 1.1, path) as figure:
         grid = figure.subplots(len(names), len(panels), squeeze=False)
-        for name, line in zip(names, grid, strict=True):
+        for source, line in zip(head["sources"], grid, strict=True):
+            name = source["name"]
             own = [row for row in rows if row["source"] == name]
             for (key, label), axes in zip(panels, line, strict=True):
                 _panel(axes, own, key)
+                if key == "loss" and "losses" in source:
+                    axes.axhline(source["losses"]["every tile"], color=theme.MUTED, linewidth=0.8)
                 axes.set_title(label, fontsize=10, fontweight="normal")
             line[0].set_ylabel(name)
         for axes in grid[-1]:
@@ -90,8 +93,8 @@ def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]], panel: str) -> None:
     axes.set_xticks(topks, [f"{topk:.3g}" for topk in (100 * topk for topk in topks)])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.3g}%")
-    share = key.startswith("recall")
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}" if share else f"{y:.3g}")
+    share, digits = key.startswith("recall"), 5 if key == "loss" else 3
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}" if share else f"{y:.{digits}g}")
     if key != "loss":
         axes.set_ylim(bottom=0)
     axes.grid(axis="y")

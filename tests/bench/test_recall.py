@@ -190,7 +190,7 @@ def test_the_command_measures_draws_and_records(weights: Path, tmp_path: Path) -
     assert list(found)[: len(HEAD)] == list(HEAD) and found["complete"]
     assert found["command"].startswith("bench/recall.py ")
     assert [source["name"] for source in found["sources"]] == ["vsa tiny", "full tiny"]
-    scores, tails = len(recall_measures.scores()), len(recall_measures.tails())
+    scores, tails = len(recall_measures.SCORES), len(recall_measures.tails())
     ways = scores * 2 * 3 * tails
     assert len(found["rows"]) == 2 * ways + ways  # vsa has gates, full has none
     for row in found["rows"]:

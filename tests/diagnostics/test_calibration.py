@@ -47,15 +47,16 @@ class Model(nn.Module):
         return self.second(x, grid=None)
 
 
+@pytest.mark.parametrize("score", ["mean", *map(vsa.SubBlocks, (1, 4, 7, 16))], ids=str)
 @pytest.mark.parametrize("grid", [GRID, TEXT], ids=["video", "text"])
-def test_curves_are_the_recall_of_selections(grid: vsa.Grid) -> None:
+def test_curves_are_the_recall_of_selections(grid: vsa.Grid, score: Any) -> None:
     q, k = random(grid)
     whole = (GRID.sizes == 24).nonzero()[:, 0]
     mass = tile_mass(q, k, grid)
     torch.testing.assert_close(mass.sum(-1), torch.ones(mass.shape[:3]))
-    curve = recall_by_count(q, k, grid, tiles=99)
+    curve = recall_by_count(q, k, grid, tiles=99, score=score)
     for count in (1, 3, 7, GRID.num_tiles):
-        selection = vsa.select(q, k, count, grid=grid)
+        selection = vsa.select(q, k, count, grid=grid, score=score)
         expected = vsa.diagnostics.sampled_recall(selection, q, k, tiles=99)
         torch.testing.assert_close(curve[..., count - 1], expected, rtol=1e-4, atol=1e-5)
         kept = (mass * selection.mask()).sum(-1)[:, :, whole].mean(-1)
@@ -76,6 +77,21 @@ def test_equal_scores_go_to_the_lowest_tile_as_in_select() -> None:
         assert (kept.mask()[..., :count]).all()
         expected = (tile_mass(q, k, grid) * kept.mask()).sum(-1).mean(-1)
         torch.testing.assert_close(curve[..., count - 1], expected)
+
+
+def test_no_score_keeps_more_than_the_oracle() -> None:
+    q, k = random(GRID)
+    best = recall_by_count(q, k, GRID, score="oracle")
+    for score in ("mean", vsa.SubBlocks(4)):
+        found = recall_by_count(q, k, GRID, score=score)  # type: ignore[arg-type]
+        assert (best - found).min() > -1e-6 and (best - found).max() > 0.01
+
+
+def test_budgets_say_the_score_that_they_were_found_by() -> None:
+    model, x = Model(), torch.randn(1, 5, 6, 7, 32)
+    found = vsa.calibrate(model, 4, run=lambda: model(x), score=vsa.SubBlocks(2))
+    assert isinstance(found, vsa.Budgets) and found.score == "SubBlocks(n=2)"
+    assert found.total == 24
 
 
 def test_all_query_tiles_and_slices_of_them(monkeypatch: pytest.MonkeyPatch) -> None:

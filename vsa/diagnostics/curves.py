@@ -11,22 +11,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from vsa.backends import torch_coarse
 from vsa.backends.tiles import accumulation_dtype
+from vsa.backends.torch_sub_blocks import run_means, run_sizes
 from vsa.diagnostics.metrics import whole_tiles
 from vsa.values import checks
 from vsa.values.grid import Grid
+from vsa.values.score import Score, runs_of
 
 SAMPLED_TILES = 16
 """Query tiles that are measured, unless asked otherwise."""
 SLICE_BYTES = 256 << 20
 """Scores between tokens that exist at a time."""
-Order = Literal["mean", "oracle"]
+Order = Score | Literal["oracle"]
 """What tiles can be ordered by: a score, or their own share of dense attention ("oracle"), which no
 score can know and none can be above."""
 
@@ -127,10 +129,10 @@ def check_score(score: object) -> None:
     """A score that tiles can be ordered by.
 
     Raises:
-        ValueError: another one.
+        ValueError, TypeError: another one.
     """
-    if score not in get_args(Order):
-        raise ValueError(f"score must be one of {', '.join(get_args(Order))}, but it is {score!r}")
+    if score != "oracle":
+        runs_of(score)
 
 
 def recall_by_count(
@@ -150,25 +152,32 @@ def recall_by_count(
     """
     chosen = None if tiles is None else whole_tiles(grid, tiles, q.device)[0]
     mass = tile_mass(q, k, grid, chosen)
-    key = mass if score == "oracle" else tile_scores(q, k, grid, chosen, score)
+    by_mass = isinstance(score, str) and score == "oracle"
+    key = mass if by_mass else tile_scores(q, k, grid, chosen, cast("Score", score))
     order = key.argsort(dim=-1, descending=True, stable=True)
     return mass.gather(-1, order).cumsum(-1).mean(2)
 
 
 def tile_scores(
-    q: Tensor, k: Tensor, grid: Grid, chosen: Tensor | None = None, score: Order = "mean"
+    q: Tensor, k: Tensor, grid: Grid, chosen: Tensor | None = None, score: Score = "mean"
 ) -> Tensor:
     """What ``vsa.select`` compares, (B, heads, query tiles, n); NaN is minus infinity."""
-    assert score == "mean"
-    q_means, k_means = (torch_coarse.tile_means(x, grid) for x in (q, k))
-    if chosen is not None:
-        q_means = q_means[:, :, chosen]
-    scale = q.shape[-1] ** -0.5
-    batch, heads, rows, _ = q_means.shape
-    (each,) = torch_coarse.for_query_heads(q_means, k_means)
-    found = torch_coarse.product(q_means.flatten(0, 1), each.flatten(0, 1), scale)
-    found = torch.where(found.isnan(), float("-inf"), found) + 0.0  # -0 ties with 0
-    return found.view(batch, heads, rows, -1)
+    runs = runs_of(score)
+    queries, keys = (run_means(x, grid, runs) for x in (q, k))
+    real = run_sizes(grid.tile_sizes(q.device), runs) > 0
+    rows = slice(None) if chosen is None else chosen
+    batch, heads, _, _, head_dim = queries.shape
+    there, group, found = real[rows][:, :, None, None] & real, heads // keys.shape[1], []
+    for b, head in product(range(batch), range(heads)):
+        left = queries[b, head, rows].reshape(1, -1, head_dim)
+        right = keys[b, head // group].reshape(1, -1, head_dim)
+        pairs = torch_coarse.product(left, right, head_dim**-0.5)[0]
+        pairs = pairs.view(-1, runs, grid.num_tiles, runs)
+        if runs > 1:
+            pairs = pairs.masked_fill_(~there, float("-inf")).logsumexp((1, 3))
+        found.append(pairs.view(-1, grid.num_tiles))
+    scores = torch.stack(found).view(batch, heads, -1, grid.num_tiles)
+    return torch.where(scores.isnan(), float("-inf"), scores) + 0.0  # -0 ties with 0
 
 
 def tile_mass(q: Tensor, k: Tensor, grid: Grid, chosen: Tensor | None = None) -> Tensor:
