@@ -16,8 +16,8 @@ in every layer, at every budget:
 
 Tiles are chosen by mean scores, by sub-blocks where this version has them, and by their true mass
 (oracle); with as many tiles for every head (uniform), and with budgets that ``vsa.calibrate`` finds
-on training clips at the same total (calibrated); without and with a tail where this version has it.
-On a GPU the time of attention in all layers stands beside, uniform and calibrated.
+on training clips at the same total, for the worst head (calibrated) and for the mean; without and
+with a tail where this version has it. On a GPU the time of attention in all layers stands beside.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ from torch import Tensor
 
 import vsa
 from recall_measures import (
+    AIMS,
     ORACLE,
+    UNIFORM,
+    Budgets,
     Measured,
     Way,
     calibrated,
@@ -54,7 +57,6 @@ from vsa.values import checks
 TOPKS = (0.05, 0.1, 0.125, 0.25)
 Row = dict[str, Any]
 Losses = tuple[Mapping[Way, Tensor], Mapping[str, Tensor]]
-Budgets = Mapping[tuple[str, float], vsa.Budgets]
 
 
 def rows_of(
@@ -65,7 +67,8 @@ def rows_of(
     clip = next(iter(source.held_out)) if torch.cuda.is_available() else {}
     rows = []
     for way, numbers in found.items():
-        of_way = budgets[way.score, way.topk]
+        calibrated_heads = budgets[way.score, way.topk]
+        of_way = calibrated_heads[way.heads if way.heads in AIMS else next(iter(AIMS))]
         n = of_way.num_tiles
         row = {
             "source": source.name,
@@ -86,7 +89,7 @@ def rows_of(
             row["loss_clips"] = lost[0][way].tolist()
         if not (way.tail or way.gates):
             each = dict(of_way.layers)
-            if way.heads == "uniform":
+            if way.heads == UNIFORM:
                 even = vsa.LayerBudget((of_way.uniform,) * heads_of_layers[1], n)
                 each = dict.fromkeys(each, even)
             row["tiles_by_head"] = [list(budget.counts) for budget in each.values()]
@@ -102,7 +105,7 @@ def one(rows: list[Row], **wanted: object) -> Row | None:
 
 def gap_closed(rows: list[Row], topk: float, score: str) -> float | None:
     """Share of the distance from mean scores' recall to the oracle's that a score closes."""
-    at: Row = {"topk": topk, "heads": "uniform", "tail": False, "gates": False}
+    at: Row = {"topk": topk, "heads": UNIFORM, "tail": False, "gates": False}
     low, high, here = (one(rows, score=name, **at) for name in ("mean", ORACLE, score))
     if low is None or high is None or here is None or high["recall"] <= low["recall"]:
         return None
@@ -143,7 +146,7 @@ def table(source: Source, rows: list[Row]) -> Table:
     found.caption = (
         "Recall: share of dense attention on the kept tiles; mean, 5th percentile and least of all "
         "heads. Error: relative L2 to dense attention in fp64, the mean. Calibrated: tiles shared "
-        "out over heads at the same total, on training clips."
+        "out over heads at the same total, for the worst head or the mean, on training clips."
     )
     if losses := source.about.get("losses"):
         found.caption += " Loss: held out, of the whole model; " + ", ".join(
@@ -225,8 +228,9 @@ def main() -> None:
         if options.budgets:
             options.budgets.mkdir(exist_ok=True)
             for (score, topk), each in budgets.items():
-                name = f"{source.name}-{score}-{topk:g}.json".replace(" ", "-")
-                each.save(options.budgets / name)
+                for heads, aim in AIMS.items():
+                    name = f"{source.name}-{score}-{topk:g}-{aim}.json".replace(" ", "-")
+                    each[heads].save(options.budgets / name)
     if options.plot:
         from recall_picture import draw
 

@@ -32,6 +32,11 @@ from vsa.values.grid import SLOTS
 
 ORACLE = "oracle"
 """Tiles by their true mass, which no score knows beforehand."""
+UNIFORM = "uniform"
+AIMS: dict[str, Any] = {"calibrated": "worst", "calibrated, mean": "mean"}
+"""Budgets per head by name, and what ``vsa.calibrate`` aims at for them."""
+Budgets = dict[tuple[str, float], dict[str, vsa.Budgets]]
+"""By score and mean budget, then by a name of ``AIMS``."""
 REPEATS = 5
 """Of what is timed."""
 
@@ -54,7 +59,7 @@ class Way(NamedTuple):
 
     Attributes:
         score: a name of ``scores``.
-        heads: "uniform" or "calibrated".
+        heads: "uniform", or what budgets of heads aim at: see ``AIMS``.
         topk: share of the tiles, the mean over heads.
         tail: whether the tiles left out enter the softmax by their means.
         gates: whether the output is the model's, behind its gates.
@@ -82,7 +87,7 @@ class Measured:
 
 def calibrated(
     source: Source, topks: list[float], tiles: int, heard: Callable[[], object]
-) -> dict[tuple[str, float], vsa.Budgets]:
+) -> Budgets:
     """Budgets per layer and head by score and mean budget, from the clips for calibration."""
     curves: dict[str, Curves] = {}
     for clip in source.calibration:
@@ -92,18 +97,20 @@ def calibrated(
             for layer, x in clip.items():
                 curves[name].note(layer, x.q, x.k, grid=source.grid)
         heard()
-    found = {}
+    found: Budgets = {}
     for name, of_score in curves.items():
         for topk in topks:
-            budgets = vsa.calibrate(of_score, topk)
-            assert isinstance(budgets, vsa.Budgets)
-            found[name, topk] = budgets
+            of_topk = found.setdefault((name, topk), {})
+            for heads, aim in AIMS.items():
+                budgets = vsa.calibrate(of_score, topk, aim=aim)
+                assert isinstance(budgets, vsa.Budgets)
+                of_topk[heads] = budgets
     return found
 
 
 def measured(
     source: Source,
-    budgets: Mapping[tuple[str, float], vsa.Budgets],
+    budgets: Budgets,
     heard: Callable[[], object],
 ) -> dict[Way, Measured]:
     """Every way on every held-out clip."""
@@ -111,7 +118,10 @@ def measured(
     clips = 0
     for clip in source.held_out:
         for place, (name, layer) in enumerate(clip.items()):
-            of_layer = {key: each.of(name) for key, each in budgets.items()}
+            of_layer = {
+                key: {heads: budget.of(name) for heads, budget in each.items()}
+                for key, each in budgets.items()
+            }
             for way, numbers in _ways(layer, source.grid, of_layer):
                 if place == 0 and clips == 0:
                     sums[way] = numbers.new_zeros(len(clip), *numbers.shape)
@@ -123,16 +133,16 @@ def measured(
 
 @torch.no_grad()
 def _ways(
-    layer: Layer, grid: vsa.Grid, budgets: Mapping[tuple[str, float], vsa.LayerBudget]
+    layer: Layer, grid: vsa.Grid, budgets: Mapping[tuple[str, float], dict[str, vsa.LayerBudget]]
 ) -> Iterator[tuple[Way, Tensor]]:
     """Ways and what they came to: recall and error of each head, (2, heads) fp64."""
     mass, dense = dense_attention(layer, grid)
     coarse = None if layer.gate_coarse is None else _coarse(layer, grid)
     gated = dense if coarse is None else with_gates(layer, dense, coarse)
-    for (score, topk), budget in budgets.items():
+    for (score, topk), calibrated in budgets.items():
         count = checks.top_k(topk, grid.num_tiles)
-        uniform = vsa.LayerBudget((count,) * len(budget.counts), grid.num_tiles)
-        for heads, each in (("uniform", uniform), ("calibrated", budget)):
+        uniform = vsa.LayerBudget((count,) * layer.q.shape[2], grid.num_tiles)
+        for heads, each in {UNIFORM: uniform, **calibrated}.items():
             chosen = selection(layer, grid, each, score, mass)
             recall = (mass * chosen.mask()).sum(-1).mean((0, 2))
             for tail in tails():
@@ -209,7 +219,7 @@ def _distance(out: Tensor, dense: Tensor) -> Tensor:
 
 
 def losses(
-    source: Source, budgets: Mapping[tuple[str, float], vsa.Budgets], heard: Callable[[], object]
+    source: Source, budgets: Budgets, heard: Callable[[], object]
 ) -> tuple[dict[Way, Tensor], dict[str, Tensor]]:
     """Held-out loss of the model by way, behind its gates if it has some.
 
@@ -227,16 +237,16 @@ def losses(
     for (score, topk), budget in budgets.items():
         if score == ORACLE:
             continue
-        for heads, tail in product(("uniform", "calibrated"), tails()):
+        for heads, tail in product((UNIFORM, *AIMS), tails()):
             for block in model.layers:
                 if score != "mean":
                     block.attention.score = scores()[score]
                 if tail:
                     block.attention.tail = True
-            if heads == "uniform":
+            if heads == UNIFORM:
                 model.set_topk(topk)
             else:
-                budget.apply_to(model)
+                budget[heads].apply_to(model)
             found[Way(score, heads, topk, tail, gates)] = trained.loss(model)
             for block in model.layers:
                 for name, plain in (("score", "mean"), ("tail", False)):

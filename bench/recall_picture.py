@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {"mean": theme.BLUE, "sub-blocks 4": theme.ORANGE, "oracle": theme.INK}
-DASHES = {"uniform": "-", "calibrated": "--"}
+DASHES = {"uniform": "-", "calibrated": "--", "calibrated, mean": ":"}
+LABELS = {
+    "uniform": "as many for every head",
+    "calibrated": "same total, for the worst head",
+    "calibrated, mean": "same total, for the mean",
+}
 MARKERS = {False: "o", True: "x"}
 """Without and with a tail."""
 PANELS = (
@@ -98,8 +103,7 @@ def _legend(rows: Sequence[Mapping[str, Any]]) -> list[Line2D]:
         for score in dict.fromkeys(row["score"] for row in rows)
     ]
     for heads, dash in DASHES.items():
-        label = "as many for every head" if heads == "uniform" else "calibrated, same total"
-        found.append(Line2D([], [], color=theme.MUTED, linestyle=dash, label=label))
+        found.append(Line2D([], [], color=theme.MUTED, linestyle=dash, label=LABELS[heads]))
     if any(row["tail"] for row in rows):
         for tail, marker in MARKERS.items():
             label = "with a tail" if tail else "without"

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``calibrate``: budgets per layer and head, at equal total cost, for the worst head's recall."""
+"""``calibrate``: budgets per layer and head, at equal total cost, for the recall of heads."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from vsa.diagnostics.curves import SAMPLED_TILES, Curves
+from vsa.diagnostics.curves import SAMPLED_TILES, Curves, Order
 from vsa.diagnostics.watch import watch
-from vsa.diagnostics.water_filling import water_fill
+from vsa.diagnostics.water_filling import fill_for_mean, water_fill
 from vsa.schedule import StepSchedule
 from vsa.values import checks
 from vsa.values.budget import LayerBudget
@@ -22,24 +22,29 @@ from vsa.values.grid import Extent
 if TYPE_CHECKING:
     from vsa.diagnostics.record import Record
 
+FILL = {"worst": water_fill, "mean": fill_for_mean}
+"""How tiles are shared out, by what is aimed at."""
+
 
 def calibrate(
     source: nn.Module | Record | Curves,
     topk: float | StepSchedule = 0.1,
     *,
     run: Callable[[], object] | None = None,
+    aim: Literal["worst", "mean"] = "worst",
     per_step: bool = False,
     least: float = 1,
     tiles: int = SAMPLED_TILES,
-    score: object = "mean",
+    score: Order = "mean",
 ) -> Budgets | StepSchedule:
-    """Budgets per layer and head that maximise the recall of the worst head.
+    """Budgets per layer and head that maximise the recall of the worst head, or the mean.
 
     For every head it is measured what share of dense attention its best tiles hold, at every number
     of tiles. Then as many tiles as ``topk`` would give to all heads together are shared out, so
     that the lowest recall is as high as it can be: sharp heads need few, diffuse heads get more.
     The cost of a step stays what ``topk`` costs. The mean recall may fall where one head needs
-    much; ``print`` the result and look.
+    much; ``print`` the result and look. ``aim="mean"`` raises the mean instead, and may leave the
+    worst head with less.
 
     Args:
         source: a model with ``vsa.nn.VideoSparseAttention`` layers, or a transformer under
@@ -50,6 +55,8 @@ def calibrate(
             dense.
         run: runs the model a few times, without arguments: a few denoising steps of a typical
             video. With ``apply_vsa(topk=1.0)`` beforehand attention is dense while it is measured.
+        aim: "worst" for the highest recall of the worst head, "mean" for the highest mean recall of
+            all heads.
         per_step: budgets of their own for every step that was noted, at the same total over these
             steps; each holds until the next.
         least: tiles that every head keeps, a number or a share of the tiles.
@@ -63,6 +70,8 @@ def calibrate(
     Raises:
         ValueError, TypeError: naming the argument.
     """
+    if aim not in FILL:
+        raise ValueError(f'aim must be "worst" or "mean", but it is {aim!r}')
     if per_step and isinstance(topk, StepSchedule):
         raise ValueError("per_step must be False where topk is a StepSchedule, which has the steps")
     if not isinstance(topk, StepSchedule):
@@ -77,19 +86,19 @@ def calibrate(
     layers, n = curves.noted(), curves.grid.num_tiles
     low = checks.top_k(least, n)
     if isinstance(topk, StepSchedule):
-        return _by_schedule(curves, topk, low)
+        return _by_schedule(curves, topk, low, aim)
     if not per_step:
         measured = {0: {layer: curves.of(layer) for layer in layers}}
-        return _shared_out(curves, measured, topk, low)[0]
+        return _shared_out(curves, measured, topk, low, aim)[0]
     measured = {
         step: {layer: curves.of(layer, [step]) for layer in layers} for step in curves.steps
     }
-    found = _shared_out(curves, measured, topk, low)
+    found = _shared_out(curves, measured, topk, low, aim)
     return StepSchedule({0 if step == min(found) else step: each for step, each in found.items()})
 
 
 def _curves_of(
-    source: object, run: Callable[[], object] | None, tiles: int, score: object
+    source: object, run: Callable[[], object] | None, tiles: int, score: Order
 ) -> Curves:
     """What was noted, or what is noted now."""
     from vsa.diagnostics.record import Record  # it loads the compiler, which import vsa does not
@@ -133,7 +142,7 @@ def _is_diffusers(model: nn.Module) -> bool:
     return hasattr(getattr(model, "_orig_mod", model), PLAN)
 
 
-def _by_schedule(curves: Curves, schedule: StepSchedule, least: int) -> StepSchedule:
+def _by_schedule(curves: Curves, schedule: StepSchedule, least: int, aim: str) -> StepSchedule:
     """Each part of a schedule by what was noted in its steps."""
     starts = list(schedule.steps)
     found: dict[int, Any] = {}
@@ -154,12 +163,16 @@ def _by_schedule(curves: Curves, schedule: StepSchedule, least: int) -> StepSche
                 f"it has noted the steps {curves.steps}"
             )
         measured = {0: {layer: curves.of(layer, steps) for layer in curves.noted()}}
-        found[start] = _shared_out(curves, measured, topk, least)[0]
+        found[start] = _shared_out(curves, measured, topk, least, aim)[0]
     return StepSchedule(found)
 
 
 def _shared_out(
-    curves: Curves, measured: Mapping[int, Mapping[str, Tensor]], topk: float, least: int
+    curves: Curves,
+    measured: Mapping[int, Mapping[str, Tensor]],
+    topk: float,
+    least: int,
+    aim: str,
 ) -> dict[int, Budgets]:
     """Budgets of some steps, which share one total.
 
@@ -168,6 +181,7 @@ def _shared_out(
         measured: recall (heads, n) by step and layer.
         topk: tiles of each head on average.
         least: of each head.
+        aim: a key of ``FILL``.
     """
     assert curves.grid is not None
     n = curves.grid.num_tiles
@@ -177,7 +191,7 @@ def _shared_out(
             f"least must not exceed topk, but it is {least} tiles and topk is {count} of {n}"
         )
     rows = torch.cat([each for layers in measured.values() for each in layers.values()])
-    shares = water_fill(rows, count * len(rows), least).split(
+    shares = FILL[aim](rows, count * len(rows), least).split(
         [len(each) for layers in measured.values() for each in layers.values()]
     )
     given = iter(shares)

@@ -71,7 +71,8 @@ def test_the_oracle_keeps_the_most_and_budgets_are_kept() -> None:
 @pytest.mark.parametrize("gates", [False, True])
 def test_errors_are_those_of_the_output(gates: bool) -> None:
     x = layer(gates)
-    budgets = {("mean", 0.3): vsa.LayerBudget((2,) * 4, GRID.num_tiles)}
+    two, all8 = ({"calibrated": vsa.LayerBudget((n,) * 4, 8)} for n in (2, 8))
+    budgets = {("mean", 0.3): two}
     found = dict(recall_measures._ways(x, GRID, budgets))
     tails = recall_measures.tails()
     assert len(found) == 2 * len(tails) * (1 + gates)
@@ -89,15 +90,12 @@ def test_errors_are_those_of_the_output(gates: bool) -> None:
     norms = [y.square().sum((1, 3)).sqrt() for y in (outs[0] - outs[1], outs[1])]
     _, error = found[Way("mean", "uniform", 0.3, False, gates)]
     assert GRID.num_tiles == 8 and error.min() > 0.05  # 30 % of 8 tiles, rounded up, are 3
-    wide = dict(
-        recall_measures._ways(x, GRID, {("mean", 0.25): vsa.LayerBudget((2,) * 4, GRID.num_tiles)})
-    )
+    wide = dict(recall_measures._ways(x, GRID, {("mean", 0.25): two}))
     _, error = wide[Way("mean", "uniform", 0.25, False, gates)]
     torch.testing.assert_close(error, (norms[0] / norms[1]).mean(0), rtol=1e-4, atol=1e-6)
-    everything = {
-        ("mean", 1.0): vsa.LayerBudget((8,) * 4, 8),
-        ("oracle", 1.0): vsa.LayerBudget((8,) * 4, 8),
-    }
+    again = wide[Way("mean", "calibrated", 0.25, False, gates)]
+    torch.testing.assert_close(error, again[1])  # two tiles as well
+    everything = {(score, 1.0): all8 for score in ("mean", "oracle")}
     for kept, off in dict(recall_measures._ways(x, GRID, everything)).values():
         torch.testing.assert_close(kept, torch.ones(4, dtype=torch.float64))
         assert off.max() < 1e-5
@@ -165,7 +163,7 @@ def test_losses_are_those_of_the_model(weights: Path) -> None:
         own = found[Way("mean", "calibrated", 0.5, False, gates)]
         model = trained.sparse()
         assert model is not None
-        budgets["mean", 0.5].apply_to(model)
+        budgets["mean", 0.5]["calibrated"].apply_to(model)
         torch.testing.assert_close(own, trained.loss(model))
     assert not any(way.score == "oracle" for way in found)
 
@@ -193,7 +191,7 @@ def test_the_command_measures_draws_and_records(weights: Path, tmp_path: Path) -
     assert found["command"].startswith("bench/recall.py ")
     assert [source["name"] for source in found["sources"]] == ["vsa tiny", "full tiny"]
     scores, tails = len(recall_measures.scores()), len(recall_measures.tails())
-    ways = scores * 2 * 2 * tails
+    ways = scores * 2 * 3 * tails
     assert len(found["rows"]) == 2 * ways + ways  # vsa has gates, full has none
     for row in found["rows"]:
         assert 0 < row["recall_least"] <= row["recall_p5"] <= row["recall"] <= 1
@@ -206,9 +204,9 @@ def test_the_command_measures_draws_and_records(weights: Path, tmp_path: Path) -
             assert sum(each) == row["tiles"] * len(each)
     assert plot.read_bytes().startswith(b"\x89PNG") and "vsa tiny: 2 held-out clips" in done.stdout
     budgets = sorted((tmp_path / "b").glob("*.json"))
-    assert len(budgets) == 2 * 2 * scores
+    assert len(budgets) == 2 * 2 * 2 * scores
     model, _ = checkpoints.load_model(both[0])
-    vsa.Budgets.load(tmp_path / "b" / "vsa-tiny-mean-0.25.json").apply_to(model)
+    vsa.Budgets.load(tmp_path / "b" / "vsa-tiny-mean-0.25-worst.json").apply_to(model)
     # and a recording gives the same figures
     done = forked.run(recall.__file__, both[0], "--out", out, "--keep", kept, *few)
     first = json.loads(out.read_text())["rows"]

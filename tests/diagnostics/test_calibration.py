@@ -126,6 +126,11 @@ def test_a_diffuse_head_gets_what_sharp_heads_can_spare() -> None:
     floor = vsa.calibrate(curves, 0.25, least=3)
     assert isinstance(floor, vsa.Budgets) and min(floor.of("layer").counts) == 3
     assert floor.total == budgets.total
+    mean = vsa.calibrate(curves, 0.25, aim="mean")
+    assert isinstance(mean, vsa.Budgets) and mean.total == budgets.total
+    assert mean.recall is not None and budgets.recall is not None
+    sums = [sum(x["layer"]) for x in (mean.recall, budgets.recall, budgets.recall_uniform or {})]
+    assert sums[0] == max(sums) and min(mean.recall["layer"]) <= min(budgets.recall["layer"])
     # and so it is where it is spent
     uniform, calibrated = (
         vsa.select(q, k, topk, grid=grid).recall(q, k)[0] for topk in (4, budgets.of("layer"))
@@ -272,6 +277,7 @@ def bad_calls() -> list[tuple[str, Any, dict[str, Any]]]:
         ("least as a float", curves, {"least": 1.5}),
         ("topk must be an int", curves, {"topk": "0.1"}),
         ("per_step must be False", curves, {"topk": vsa.StepSchedule({0: 1}), "per_step": True}),
+        ("aim must be", curves, {"aim": "median"}),
         ("tiles must be at least 1", model, {"run": print, "tiles": 0}),
         ("score must be", model, {"run": print, "score": "median"}),
     ]

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
-from vsa.diagnostics.water_filling import water_fill
+from vsa.diagnostics.water_filling import fill_for_mean, water_fill
 
 
 def curves(heads: int, n: int) -> Tensor:
@@ -65,7 +66,32 @@ def test_tiles_that_hold_nothing_are_the_last_to_be_given() -> None:
     assert water_fill(empty, 5).tolist() == [2, 3]
 
 
+@pytest.mark.parametrize("least", [1, 2])
+def test_no_other_shares_have_a_better_mean(least: int) -> None:
+    for _ in range(20):
+        shares = torch.randn(3, 5, dtype=torch.float64).softmax(-1)
+        rows = shares.sort(-1, descending=True).values.cumsum(-1)
+        for total in range(3 * least, 16):
+            counts = fill_for_mean(rows, total, least)
+            assert int(counts.sum()) == total and int(counts.min()) >= least
+            best = max(
+                float(rows.gather(1, torch.tensor(other)[:, None] - 1).sum())
+                for other in product(range(least, 6), repeat=3)
+                if sum(other) == total
+            )
+            found = float(rows.gather(1, counts[:, None] - 1).sum())
+            assert found == pytest.approx(best, abs=1e-12)
+
+
+def test_a_gain_that_comes_late_counts_for_the_tiles_before_it() -> None:
+    late = torch.tensor([[0.1, 0.1, 0.1, 1.0], [0.4, 0.6, 0.8, 1.0]], dtype=torch.float64)
+    assert fill_for_mean(late, 5).tolist() == [4, 1]  # 0.3 for each of three, against 0.2
+    assert fill_for_mean(late, 8).tolist() == [4, 4] and fill_for_mean(late, 2).tolist() == [1, 1]
+    assert fill_for_mean(late, 8, least=4).tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("fill", [water_fill, fill_for_mean])
 @pytest.mark.parametrize("total", [1, 7])
-def test_totals_that_cannot_be_shared_out(total: int) -> None:
+def test_totals_that_cannot_be_shared_out(fill: Callable[..., Tensor], total: int) -> None:
     with pytest.raises(ValueError, match="total must be from 2 to 6 for 2 heads of 1 to 3 tiles"):
-        water_fill(curves(2, 3), total)
+        fill(curves(2, 3), total)

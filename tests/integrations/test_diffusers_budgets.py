@@ -61,8 +61,17 @@ def test_dense_layers_need_no_budget_and_the_rest_do() -> None:
     with pytest.raises(ValueError, match=r"layers of this model, .*, but one is for 'x'"):
         apply_vsa(model, topk=vsa.Budgets({"x": budgets.of("blocks.1")}), tile=tile)
     assert torch.equal(run(model, inputs), before)  # nothing was changed
-    apply_vsa(model, topk=budgets, tile=(1, 6, 7), dense_layers=[0])
-    with pytest.raises(ValueError, match=r"topk was found for a grid of 12 key tiles, .* has 5"):
+    apply_vsa(model, topk=budgets, tile=(2, 2, 7), dense_layers=[0])  # 9 tiles
+    with pytest.raises(ValueError, match=r"calibrated on \(5, 6, 7\) tokens in tiles of \(2, 3, 4"):
+        run(model, inputs)
+    apply_vsa(model, topk=budgets, tile=(3, 2, 4), dense_layers=[0])  # 12 tiles, but others
+    with pytest.raises(ValueError, match=r"this video is \(5, 6, 7\) in tiles of \(3, 2, 4\)"):
+        run(model, inputs)
+    elsewhere = vsa.Budgets(budgets.layers)  # does not know its grid
+    apply_vsa(model, topk=elsewhere, tile=(3, 2, 4), dense_layers=[0])
+    run(model, inputs)
+    apply_vsa(model, topk=elsewhere, tile=(2, 2, 7), dense_layers=[0])
+    with pytest.raises(ValueError, match=r"topk was found for a grid of 12 key tiles, .* has 9"):
         run(model, inputs)
 
 

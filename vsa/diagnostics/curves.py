@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -26,10 +26,9 @@ SAMPLED_TILES = 16
 """Query tiles that are measured, unless asked otherwise."""
 SLICE_BYTES = 256 << 20
 """Scores between tokens that exist at a time."""
-ORACLE = "oracle"
-"""Tiles by their own share of dense attention: what no score can know, and none can be above."""
-SCORES = ("mean", ORACLE)
-"""What tiles can be ordered by."""
+Order = Literal["mean", "oracle"]
+"""What tiles can be ordered by: a score, or their own share of dense attention ("oracle"), which no
+score can know and none can be above."""
 
 
 class Curves:
@@ -51,7 +50,7 @@ class Curves:
     """
 
     def __init__(
-        self, layers: Sequence[str], *, tiles: int = SAMPLED_TILES, score: object = "mean"
+        self, layers: Sequence[str], *, tiles: int = SAMPLED_TILES, score: Order = "mean"
     ) -> None:
         checks.not_empty("layers", layers := list(layers))
         if len(set(layers)) < len(layers):
@@ -130,12 +129,12 @@ def check_score(score: object) -> None:
     Raises:
         ValueError: another one.
     """
-    if score not in SCORES:
-        raise ValueError(f"score must be one of {', '.join(SCORES)}, but it is {score!r}")
+    if score not in get_args(Order):
+        raise ValueError(f"score must be one of {', '.join(get_args(Order))}, but it is {score!r}")
 
 
 def recall_by_count(
-    q: Tensor, k: Tensor, grid: Grid, *, tiles: int | None = None, score: object = "mean"
+    q: Tensor, k: Tensor, grid: Grid, *, tiles: int | None = None, score: Order = "mean"
 ) -> Tensor:
     """Share of dense attention to the video with 1 to n tiles, chosen by a score.
 
@@ -151,13 +150,13 @@ def recall_by_count(
     """
     chosen = None if tiles is None else whole_tiles(grid, tiles, q.device)[0]
     mass = tile_mass(q, k, grid, chosen)
-    key = mass if score == ORACLE else tile_scores(q, k, grid, chosen, score)
+    key = mass if score == "oracle" else tile_scores(q, k, grid, chosen, score)
     order = key.argsort(dim=-1, descending=True, stable=True)
     return mass.gather(-1, order).cumsum(-1).mean(2)
 
 
 def tile_scores(
-    q: Tensor, k: Tensor, grid: Grid, chosen: Tensor | None = None, score: object = "mean"
+    q: Tensor, k: Tensor, grid: Grid, chosen: Tensor | None = None, score: Order = "mean"
 ) -> Tensor:
     """What ``vsa.select`` compares, (B, heads, query tiles, n); NaN is minus infinity."""
     assert score == "mean"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vsa.diagnostics.curves import SAMPLED_TILES, Curves
+from vsa.diagnostics.curves import SAMPLED_TILES, Curves, Order
 from vsa.nn import VideoSparseAttention
 from vsa.stages import inputs
 from vsa.values.budgets import attention_layers
@@ -20,7 +20,7 @@ from vsa.values.budgets import attention_layers
 
 @contextmanager
 def watch(
-    model: nn.Module, *, tiles: int = SAMPLED_TILES, score: object = "mean"
+    model: nn.Module, *, tiles: int = SAMPLED_TILES, score: Order = "mean"
 ) -> Iterator[Curves]:
     """Note what the heads of every ``vsa.nn.VideoSparseAttention`` keep while the model runs.
 

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiles for many heads at a given total, so that the worst head keeps as much as it can.
+"""Tiles for many heads at a given total: for the worst head, or for the mean of all.
 
     maximise  min_h recall_h(n_h)   subject to   sum_h n_h = total,   n_h >= least
+    maximise  sum_h recall_h(n_h)   likewise
 
 A level of recall costs each head the fewest tiles that reach it (water filling). Giving the worst
 head what raises it, over and over, reaches the highest level that can be paid for, since no head is
 ever given more than that level costs it. Bisection over the values that curves take finds most of
 the way at once. When the worst can be helped no more, the next worst is.
+
+The sum is greatest where tiles go wherever the next one brings most. That needs gains that fall,
+which recall by an imperfect score need not have, so gains that rise are averaged with those before
+them first (as pool-adjacent-violators does): exact but for the last such run, which may be cut.
 """
 
 from __future__ import annotations
@@ -32,11 +37,8 @@ def water_fill(curves: Tensor, total: int, least: int = 1) -> Tensor:
         ValueError: a total that cannot be shared out.
     """
     heads, most = curves.shape
-    if not heads * least <= total <= heads * most:
-        raise ValueError(
-            f"total must be from {heads * least} to {heads * most} for {heads} heads of {least} to "
-            f"{most} tiles, but it is {total}"
-        )
+    _check_total(heads, most, total, least)
+    curves = curves.contiguous()
     levels = curves.flatten().unique()
     low, high = 0, len(levels)  # every head reaches levels[0] with one tile
     while high - low > 1:
@@ -47,6 +49,30 @@ def water_fill(curves: Tensor, total: int, least: int = 1) -> Tensor:
             high = middle
     counts = _counts_at(curves, levels[low], least)
     return _share_out(curves, counts, total - int(counts.sum()))
+
+
+def fill_for_mean(curves: Tensor, total: int, least: int = 1) -> Tensor:
+    """Share out tiles for the greatest mean; arguments, result and errors as in ``water_fill``."""
+    heads, most = curves.shape
+    _check_total(heads, most, total, least)
+    gains = torch.zeros(heads, most - least, dtype=torch.float64)
+    for head, row in enumerate(curves[:, least - 1 :].diff(dim=1).tolist()):
+        gains[head] = torch.tensor(_falling(row), dtype=torch.float64)
+    order = gains.flatten().argsort(descending=True, stable=True)[: total - heads * least]
+    of_head = torch.div(order, max(1, most - least), rounding_mode="floor")
+    return least + of_head.bincount(minlength=heads)
+
+
+def _falling(gains: list[float]) -> list[float]:
+    """Averages of runs such that no later one is larger."""
+    runs: list[tuple[float, int]] = []
+    for gain in gains:
+        total, count = gain, 1
+        while runs and runs[-1][0] * count < total * runs[-1][1]:
+            before, of = runs.pop()
+            total, count = total + before, count + of
+        runs.append((total, count))
+    return [total / count for total, count in runs for _ in range(count)]
 
 
 def _counts_at(curves: Tensor, level: Tensor, least: int) -> Tensor:
@@ -77,3 +103,11 @@ def _share_out(curves: Tensor, counts: Tensor, left: int) -> Tensor:
         found[head] += given
         left -= given
     return torch.tensor(found)
+
+
+def _check_total(heads: int, most: int, total: int, least: int) -> None:
+    if not heads * least <= total <= heads * most:
+        raise ValueError(
+            f"total must be from {heads * least} to {heads * most} for {heads} heads of {least} to "
+            f"{most} tiles, but it is {total}"
+        )

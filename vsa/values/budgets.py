@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from vsa.values.budget import LayerBudget
-from vsa.values.grid import Extent
+from vsa.values.grid import Extent, Grid
 
 FORMAT = "vsa budgets"
 """What the JSON of budgets says of itself."""
@@ -122,6 +122,24 @@ class Budgets:
                     f"budgets must have one number per query head, but they have {own} for the "
                     f"{heads} heads of {name!r}"
                 )
+
+    def check_grid(self, grid: Grid) -> None:
+        """Whether they were found on this video and these tiles, or have as many where unknown.
+
+        Raises:
+            ValueError: another video, other tiles, or another number of them.
+        """
+        video = Grid(grid.shape, grid.tile)
+        if self.grid is not None and self.tile is not None and Grid(self.grid, self.tile) != video:
+            raise ValueError(
+                f"topk was calibrated on {self.grid} tokens in tiles of {self.tile}, but this "
+                f"video is {grid.shape} in tiles of {grid.tile}: calibrate for each video size"
+            )
+        if self.num_tiles != grid.num_tiles:
+            raise ValueError(
+                f"topk was found for a grid of {self.num_tiles} key tiles, but this one has "
+                f"{grid.num_tiles}: calibrate on this grid, or pass shares of the tiles"
+            )
 
     def apply_to(self, model: nn.Module) -> nn.Module:
         """Set ``topk`` of every ``vsa.nn.VideoSparseAttention`` in a model.

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from vsa.diagnostics.curves import SAMPLED_TILES, Curves
+from vsa.diagnostics.curves import SAMPLED_TILES, Curves, Order
 from vsa.diagnostics.record import Record
 from vsa.integrations.diffusers.plan import PLAN, Plan
 
@@ -22,7 +22,7 @@ def collect(
     tiles: int = SAMPLED_TILES,
     maps: Sequence[int] | None = None,
     curves: bool = False,
-    score: object = "mean",
+    score: Order = "mean",
 ) -> Iterator[Record]:
     """Note recall, density and tile maps of every sparse layer while the transformer runs.
 

@@ -250,6 +250,7 @@ class Plan:
         topk = self.settings.topk
         found = topk(layer, step) if callable(topk) else topk
         if isinstance(found, Budgets):
+            found.check_grid(grid)
             found = found.of(path)
         if isinstance(found, LayerBudget):
             resolve(found, grid.num_tiles, attn.heads)  # type: ignore[arg-type]
