@@ -291,7 +291,7 @@ def block_sparse_attention(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
-    rest = grid, kv_grid, tile, scale, backend, return_lse, False
+    rest = grid, kv_grid, tile, scale, backend, "mean", return_lse, False
     kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
     plan = None if kind is None else eager.plan_of(kind)
     if plan is not None and plan.prepared is not None:

@@ -47,15 +47,16 @@ class Model(nn.Module):
         return self.second(x, grid=None)
 
 
+@pytest.mark.parametrize("score", ["mean", vsa.SubBlocks(1), vsa.SubBlocks(5)], ids=str)
 @pytest.mark.parametrize("grid", [GRID, TEXT], ids=["video", "text"])
-def test_curves_are_the_recall_of_selections(grid: vsa.Grid) -> None:
+def test_curves_are_the_recall_of_selections(grid: vsa.Grid, score: Any) -> None:
     q, k = random(grid)
     whole = (GRID.sizes == 24).nonzero()[:, 0]
     mass = tile_mass(q, k, grid)
     torch.testing.assert_close(mass.sum(-1), torch.ones(mass.shape[:3]))
-    curve = recall_by_count(q, k, grid, tiles=99)
+    curve = recall_by_count(q, k, grid, tiles=99, score=score)
     for count in (1, 3, 7, GRID.num_tiles):
-        selection = vsa.select(q, k, count, grid=grid)
+        selection = vsa.select(q, k, count, grid=grid, score=score)
         expected = vsa.diagnostics.sampled_recall(selection, q, k, tiles=99)
         torch.testing.assert_close(curve[..., count - 1], expected, rtol=1e-4, atol=1e-5)
         kept = (mass * selection.mask()).sum(-1)[:, :, whole].mean(-1)

@@ -11,22 +11,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vsa.backends import torch_coarse
+from vsa.backends import torch_coarse, torch_sub_blocks
 from vsa.backends.tiles import accumulation_dtype
 from vsa.diagnostics.metrics import whole_tiles
 from vsa.values import checks
 from vsa.values.grid import Grid
+from vsa.values.score import Score, SubBlocks, runs_of
 
 SAMPLED_TILES = 16
 """Query tiles that are measured, unless asked otherwise."""
 SLICE_BYTES = 256 << 20
 """Scores between tokens that exist at a time."""
-Order = Literal["mean", "oracle"]
+Order = Score | Literal["oracle"]
 """What tiles can be ordered by: a score, or their own share of dense attention ("oracle"), which no
 score can know and none can be above."""
 
@@ -129,8 +130,10 @@ def check_score(score: object) -> None:
     Raises:
         ValueError: another one.
     """
-    if score not in get_args(Order):
-        raise ValueError(f"score must be one of {', '.join(get_args(Order))}, but it is {score!r}")
+    if score not in ("mean", "oracle") and not isinstance(score, SubBlocks):
+        raise ValueError(
+            f"score must be one of mean, oracle or a vsa.SubBlocks, but it is {score!r}"
+        )
 
 
 def recall_by_count(
@@ -159,7 +162,9 @@ def tile_scores(
     q: Tensor, k: Tensor, grid: Grid, chosen: Tensor | None = None, score: Order = "mean"
 ) -> Tensor:
     """What ``vsa.select`` compares, (B, heads, query tiles, n); NaN is minus infinity."""
-    assert score == "mean"
+    if runs_of(score) > 1:
+        found = torch_sub_blocks.scores_of_rows(q, k, grid, runs_of(score), chosen)
+        return torch.where(found.isnan(), float("-inf"), found) + 0.0
     q_means, k_means = (torch_coarse.tile_means(x, grid) for x in (q, k))
     if chosen is not None:
         q_means = q_means[:, :, chosen]
