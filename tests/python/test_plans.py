@@ -66,6 +66,7 @@ CALLS = st.builds(
     autocast=st.sampled_from([False, False, True, torch.float16, torch.bfloat16]),
     text=st.sampled_from([(0, 0)] * 3 + [(7, 0), (0, 70), (3, 66)]),
     valid=st.sampled_from([None, "none", "all", *MASKS]),
+    score=st.sampled_from(["mean", "mean", vsa.SubBlocks(1), vsa.SubBlocks(4), vsa.SubBlocks(9)]),
     given=st.sampled_from([None] * 4 + BITMAPS),
     tail=st.sampled_from([False, False, True]),
 )
@@ -111,6 +112,8 @@ def test_sequences_of_calls(ran: list[int]) -> None:
         ),
         *((Call(gates=(a, a)), Call(gates=(a, a), wants="qfc")) for a in dict.fromkeys(GATES)),
         (Call(gates=("expanded", None), wants="q"), Call(gates=("expanded", None), wants="qf")),
+        (BASE, Call(score=vsa.SubBlocks(4))),
+        (Call(score=vsa.SubBlocks(4), wants="q"), Call(score=vsa.SubBlocks(3), wants="q")),
         (BASE, Call(autocast=True)),
         (BASE, Call(autocast=torch.float16)),
         (Call(autocast=torch.float16), Call(dtype=torch.float16)),

@@ -47,14 +47,48 @@ def score_slices(asked: SubBlockScores, most_bytes: int) -> Iterator[ScoreSlice]
     """
     runs, (grid, kv_grid) = asked.runs, asked.grids
     queries, keys = run_means(asked.q, grid, runs), run_means(asked.k, kv_grid, runs)
-    batch, heads, tiles = queries.shape[:3]
+    empty, empty_keys = (empty_runs(each, runs, asked.q.device) for each in (grid, kv_grid))
+    yield from _slices(queries, keys, empty, empty_keys, asked.scale, most_bytes)
+
+
+def scores_of_rows(q: Tensor, k: Tensor, grid: Grid, runs: int, rows: Tensor | None) -> Tensor:
+    """Scores of some query tiles, by the default scale.
+
+    Args:
+        q: (B, length, heads, head_dim).
+        k: (B, length, kv_heads, head_dim).
+        grid: of both.
+        runs: of a tile.
+        rows: numbers of the query tiles, None for all.
+
+    Returns:
+        (B, heads, query tiles, n).
+    """
+    queries, keys = run_means(q, grid, runs), run_means(k, grid, runs)
+    empty = empty_keys = empty_runs(grid, runs, q.device)
+    if rows is not None:
+        queries = queries[:, :, rows]
+        empty = None if empty is None else empty[rows]
+    parts = _slices(queries, keys, empty, empty_keys, q.shape[-1] ** -0.5, SCORE_BYTES)
+    found = torch.cat([part.scores.flatten(0, 1) for part in parts])
+    return found.view(*queries.shape[:3], -1)
+
+
+def _slices(
+    queries: Tensor,
+    keys: Tensor,
+    empty: Tensor | None,
+    empty_keys: Tensor | None,
+    scale: float,
+    most_bytes: int,
+) -> Iterator[ScoreSlice]:
+    batch, heads, tiles, runs, _ = queries.shape
     columns, group = keys.shape[2], heads // keys.shape[1]
     queries = queries.reshape(batch * heads // group, group * tiles, runs, -1)
     keys = keys.flatten(0, 1).flatten(1, 2)
-    empty, empty_keys = (_empty(each, runs, asked.q.device) for each in (grid, kv_grid))
     row_bytes = runs * runs * columns * queries.element_size()
     for some, rows in row_slices(len(queries), group * tiles, row_bytes, most_bytes):
-        products = product(queries[some, rows].flatten(1, 2), keys[some], asked.scale)
+        products = product(queries[some, rows].flatten(1, 2), keys[some], scale)
         products = products.unflatten(2, (columns, runs)).unflatten(1, (-1, runs))
         if empty is not None:
             of_rows = torch.arange(rows.start, rows.stop, device=empty.device) % tiles
@@ -94,7 +128,7 @@ def run_sizes(sizes: Tensor, runs: int) -> Tensor:
     return sizes[..., None] // runs + (run < sizes[..., None] % runs)
 
 
-def _empty(grid: Grid, runs: int, device: torch.device) -> Tensor | None:
+def empty_runs(grid: Grid, runs: int, device: torch.device) -> Tensor | None:
     """Which runs have no tokens, (num_tiles, runs) bool; None where all have some."""
     if smallest_tile(grid) >= runs:
         return None

@@ -16,9 +16,8 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from vsa.backends import torch_coarse
+from vsa.backends import torch_coarse, torch_sub_blocks
 from vsa.backends.tiles import accumulation_dtype
-from vsa.backends.torch_sub_blocks import run_means, run_sizes
 from vsa.diagnostics.metrics import whole_tiles
 from vsa.values import checks
 from vsa.values.grid import Grid
@@ -162,22 +161,18 @@ def tile_scores(
     q: Tensor, k: Tensor, grid: Grid, chosen: Tensor | None = None, score: Score = "mean"
 ) -> Tensor:
     """What ``vsa.select`` compares, (B, heads, query tiles, n); NaN is minus infinity."""
-    runs = runs_of(score)
-    queries, keys = (run_means(x, grid, runs) for x in (q, k))
-    real = run_sizes(grid.tile_sizes(q.device), runs) > 0
-    rows = slice(None) if chosen is None else chosen
-    batch, heads, _, _, head_dim = queries.shape
-    there, group, found = real[rows][:, :, None, None] & real, heads // keys.shape[1], []
-    for b, head in product(range(batch), range(heads)):
-        left = queries[b, head, rows].reshape(1, -1, head_dim)
-        right = keys[b, head // group].reshape(1, -1, head_dim)
-        pairs = torch_coarse.product(left, right, head_dim**-0.5)[0]
-        pairs = pairs.view(-1, runs, grid.num_tiles, runs)
-        if runs > 1:
-            pairs = pairs.masked_fill_(~there, float("-inf")).logsumexp((1, 3))
-        found.append(pairs.view(-1, grid.num_tiles))
-    scores = torch.stack(found).view(batch, heads, -1, grid.num_tiles)
-    return torch.where(scores.isnan(), float("-inf"), scores) + 0.0  # -0 ties with 0
+    if runs_of(score) > 1:
+        found = torch_sub_blocks.scores_of_rows(q, k, grid, runs_of(score), chosen)
+        return torch.where(found.isnan(), float("-inf"), found) + 0.0
+    q_means, k_means = (torch_coarse.tile_means(x, grid) for x in (q, k))
+    if chosen is not None:
+        q_means = q_means[:, :, chosen]
+    scale = q.shape[-1] ** -0.5
+    batch, heads, rows, _ = q_means.shape
+    (each,) = torch_coarse.for_query_heads(q_means, k_means)
+    found = torch_coarse.product(q_means.flatten(0, 1), each.flatten(0, 1), scale)
+    found = torch.where(found.isnan(), float("-inf"), found) + 0.0  # -0 ties with 0
+    return found.view(batch, heads, rows, -1)
 
 
 def tile_mass(q: Tensor, k: Tensor, grid: Grid, chosen: Tensor | None = None) -> Tensor:
