@@ -81,7 +81,7 @@ def parts(
         return vsa.attention(q, k, v, SHARE, text_valid=valid, backend=backend, **gates, **layer)
 
     def key() -> Any:
-        rest = layer.get("grid"), None, DEFAULT_TILE, None, backend, "mean", False, False
+        rest = layer.get("grid"), None, DEFAULT_TILE, None, backend, "mean", False, False, False
         return eager.kind_of(q, k, v, *given, valid, None, SHARE, rest)
 
     def both() -> Any:
