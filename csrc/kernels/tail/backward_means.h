@@ -97,7 +97,7 @@ struct TailBackwardMeans {
   struct Work {
     int chunks, groups, heads, size;
 
-    VSA_DEVICE Work(const Params& p)
+    VSA_HD Work(const Params& p)
         : chunks(p.tail.chunks()),
           groups(ceil_div(chunks, kConsumers)),
           heads(p.batch * p.kv_heads),
@@ -113,7 +113,7 @@ struct TailBackwardMeans {
       }
     }
   };
-  VSA_DEVICE static Work work_of(const Params& p) { return Work(p); }
+  VSA_HD static Work work_of(const Params& p) { return Work(p); }
 
   // Query tiles of all heads that share a key head, one after the other: those of a split.
   struct Span {

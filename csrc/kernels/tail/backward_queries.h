@@ -68,7 +68,7 @@ struct TailBackwardQueries {
     fence_async_proxy();
   }
 
-  VSA_DEVICE static Work work_of(const Params& p) {
+  VSA_HD static Work work_of(const Params& p) {
     return Work(p.queries, p.batch, p.heads, false);
   }
 

@@ -86,7 +86,7 @@ struct TailWork {
   int first, groups, heads, size;  // first: place in the order of work
 
   // text: whether tiles of text are worked on
-  VSA_DEVICE TailWork(const TiledSequence& queries, int batch, int heads, bool text)
+  VSA_HD TailWork(const TiledSequence& queries, int batch, int heads, bool text)
       : first(text ? 0 : queries.text_tiles),
         groups(ceil_div(queries.num_tiles() - first, Consumers)),
         heads(heads),

@@ -70,7 +70,7 @@ struct TailForward {
     fence_async_proxy();
   }
 
-  VSA_DEVICE static Work work_of(const Params& p) {
+  VSA_HD static Work work_of(const Params& p) {
     return Work(p.queries, p.batch, p.heads, p.text);
   }
 

@@ -14,7 +14,7 @@ struct TailKeys {
   const float* bias;         // [chunks, 64] log2 of the tiles' sizes, -inf past the last tile
   int tiles;
 
-  VSA_DEVICE int chunks() const { return ceil_div(tiles, kTileRows); }
+  VSA_HD int chunks() const { return ceil_div(tiles, kTileRows); }
 };
 
 // FineParams: of the fine stage's kernel with this epilogue; its keys are not used
