@@ -67,6 +67,7 @@ CALLS = st.builds(
     text=st.sampled_from([(0, 0)] * 3 + [(7, 0), (0, 70), (3, 66)]),
     valid=st.sampled_from([None, "none", "all", *MASKS]),
     given=st.sampled_from([None] * 4 + BITMAPS),
+    score=st.sampled_from(["mean", "mean", vsa.SubBlocks(2)]),
     tail=st.sampled_from([False, False, True]),
 )
 
