@@ -81,7 +81,8 @@ def parts(
         return vsa.attention(q, k, v, SHARE, text_valid=valid, backend=backend, **gates, **layer)
 
     def key() -> Any:
-        rest = layer.get("grid"), None, DEFAULT_TILE, None, backend, "mean", False, False, False
+        options = layer.get("grid"), None, DEFAULT_TILE, None, backend, "mean"
+        rest = *options, False, False, False  # neither log-sum-exp nor choice, and no tail
         return eager.kind_of(q, k, v, *given, valid, None, SHARE, rest)
 
     def both() -> Any:
