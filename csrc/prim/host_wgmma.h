@@ -62,9 +62,17 @@ inline void read_operand(uint64_t bits, bool transposed, int outer, bool is_a) {
   }
 }
 
+// Where the emulator spends its time: optimised even where tests compile quickly, and for wide
+// vectors where the CPU has them. Not AVX-512, nor FMA: every sum rounds as it does without.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define VSA_FAST [[gnu::optimize(3), gnu::target_clones("avx2", "default")]]
+#else
+#define VSA_FAST
+#endif
+
 // An operand as floats, [16, outer].
 template <class Element>
-void widen_operand(uint64_t bits, bool transposed, int outer, float* out) {
+VSA_FAST void widen_operand(uint64_t bits, bool transposed, int outer, float* out) {
   const auto chunk = [&](int o, int k, float (&wide)[kChunkElements]) {
     uint16_t elements[kChunkElements];
     std::memcpy(elements, machine->smem + operand_address(bits, transposed, o, k), kChunkBytes);
@@ -88,17 +96,9 @@ void widen_operand(uint64_t bits, bool transposed, int outer, float* out) {
   }
 }
 
-// Half of the emulator's time is spent here: optimised even where tests compile quickly, and for
-// wide vectors where the CPU has them. Not AVX-512, nor FMA: every sum rounds as it does without.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define VSA_FAST_PRODUCTS [[gnu::optimize(3), gnu::target_clones("avx2", "default")]]
-#else
-#define VSA_FAST_PRODUCTS
-#endif
-
 // d [64, N] (+)= a [16, 64] transposed times b [16, N], in blocks of 4 x 8 that live in registers.
 template <int N>
-VSA_FAST_PRODUCTS void multiply(const float* a, const float* b, float* d, bool accumulate) {
+VSA_FAST void multiply(const float* a, const float* b, float* d, bool accumulate) {
   using Eight [[gnu::vector_size(32)]] = float;
   for (int row = 0; row < kTileRows; row += 4) {
     for (int column = 0; column < N; column += 8) {
@@ -135,13 +135,14 @@ void compute(const Product& product) {
     multiply<128>(left, b, d.values.data(), product.accumulate);
 }
 
-// fn(register, element of the row-major accumulator), for all registers of a fragment
+// fn(two registers, where their numbers stand side by side in the row-major accumulator), for all
+// registers of a fragment
 template <class Fn>
-void for_each_home(const Accumulator& d, Fn fn) {
+void for_each_home(Accumulator& d, Fn fn) {
   float* home = d.home;
   for (int t = 0; t < kWarpgroupThreads; ++t)
-    for (int i = 0; i < d.columns / 2; ++i)
-      fn(*home++, accumulator_row(t, i) * d.columns + accumulator_column(t, i));
+    for (int i = 0; i < d.columns / 2; i += 2, home += 2)
+      fn(home, &d.values[accumulator_row(t, i) * d.columns + accumulator_column(t, i)]);
 }
 
 inline void finish(const Product& product) {
@@ -149,7 +150,7 @@ inline void finish(const Product& product) {
   if (product.borrowed) --*product.borrowed;
   Accumulator& d = *product.d;
   if (--d.products == 0 && d.home != nullptr)
-    for_each_home(d, [&](float& x, int element) { x = d.values[element]; });
+    for_each_home(d, [](float* x, const float* value) { std::memcpy(x, value, 2 * sizeof *x); });
 }
 
 template <int N>
@@ -162,7 +163,7 @@ void start_product(Fragment<N>& d, Product product) {
     sums.columns = N;
     sums.home = &d.x[0][0];
     sums.values.resize(kTileRows * N);
-    for_each_home(sums, [&](float& x, int element) { sums.values[element] = x; });
+    for_each_home(sums, [](const float* x, float* value) { std::memcpy(value, x, 2 * sizeof *x); });
     std::memset(d.x, 0xff, sizeof d.x);
   }
   ++sums.products;
