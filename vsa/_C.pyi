@@ -29,6 +29,7 @@ MatrixView: TypeAlias = tuple[int, int, int, int]
 
 ALONG_T: Final[int]
 ALONG_W: Final[int]
+CHANNEL_RECORD_BYTES: Final[int]
 ELEMENTS: Final[tuple[str, ...]]
 HEAD_DIMS: Final[tuple[int, ...]]
 KEY_TILES_PER_GROUP: Final[int]
@@ -39,6 +40,7 @@ TYPES: Final[dict[str, tuple[str, str]]]
 
 def build_info() -> dict[str, Any]: ...
 def device_count() -> tuple[int, str]: ...
+def quantised_tile_bytes(head_dim: int) -> int: ...
 
 @final
 class AxisChoice:
@@ -224,6 +226,22 @@ class Gates:
     ) -> None: ...
 
 @final
+class LowPrecisionForward:
+    """The forward kernel of int8 over quantised tiles."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        forward: FineForward,
+        images: Address,
+        channels: Address,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
 class MeanTensor:
     """A tensor of tokens, and where the means of its tiles go."""
 
@@ -277,6 +295,31 @@ class Program:
     def __init__(self, steps: Sequence[Step]) -> None: ...
     def emulate(self, addresses: Sequence[int], blocks: int, seed: int) -> None: ...
     def launch(self, addresses: Sequence[int], device: int, stream: int) -> None: ...
+
+@final
+class QuantiseTiles:
+    """Keys and values of some heads in eight bits, images of tiles."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        k: TokenView,
+        v: TokenView,
+        grid: GridSizes,
+        text_rows: Address,
+        batch: int,
+        heads: int,
+        head_dim: int,
+        dtype: Dtype,
+        fp8: bool,
+        records: Address,
+        channels: Address,
+        images: Address,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
 
 @final
 class RoundMeans:

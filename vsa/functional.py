@@ -24,6 +24,7 @@ from vsa.stages.select import (
 from vsa.values import checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
+from vsa.values.precision import Precision, check_tail
 from vsa.values.problem import TailMeans
 from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection, check_is_selection
@@ -41,6 +42,7 @@ class FineOptions(TypedDict, total=False):
     scale: float | None
     text_valid: Tensor | None
     tail: bool
+    precision: Precision
     backend: str
 
 
@@ -116,6 +118,7 @@ def attention(
     tail: bool = False,
     return_selection: bool = False,
     return_lse: bool = False,
+    precision: Precision = "native",
     backend: str = "auto",
 ) -> Any:
     """Video Sparse Attention (Zhang et al., 2025, section 2.2).
@@ -150,6 +153,8 @@ def attention(
             (docs/method.md); the log-sum-exp includes them.
         return_selection: also return the selection.
         return_lse: also return the fine stage's log-sum-exp.
+        precision: "native"; or, for inference, the fine stage in eight bits: "int8", or "fp8",
+            which is faster and less exact (docs/backends.md). The choice of tiles is the same.
         backend: "auto", "hopper", "emulated", "flex" or "torch".
 
     Returns:
@@ -162,7 +167,9 @@ def attention(
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
     rest = grid, kv_grid, tile, scale, backend, score, return_lse, return_selection, tail
-    kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, topk, rest)
+    kind = None
+    if precision == "native":
+        kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, topk, rest)
     plan = None if kind is None else eager.plan_of(kind)
     tokens = q, k, v, gate_fine, gate_coarse
     if plan is not None and plan.prepared is not None:
@@ -180,10 +187,11 @@ def attention(
         selection=selection,
         gates={"gate_coarse": gate_coarse, "gate_fine": gate_fine},
         backend=backend,
+        precision=precision,
     )
     checks.gate("gate_coarse", gate_coarse, q)
     checks.gate("gate_fine", gate_fine, q)
-    checks.flag("tail", tail)
+    check_tail(call.precision, tail)
     given = selection
     budget = resolve(
         1.0 if given is not None and topk is None else topk, call.kv_grid.num_tiles, call.q.shape[2]
@@ -191,7 +199,7 @@ def attention(
     runs, gives = runs_of(score), (return_lse, return_selection)
     chooses = selection is None and not budget.is_everything
     tail = tail and (chooses or selection is not None)  # else nothing is left out
-    fuses_gates = named(call.backend).fuses_gates
+    fuses_gates = named(call.backend).fuses_gates and precision == "native"
     at_once = torch.compiler.is_compiling() or runs > 1  # means of tiles and runs are one pass
     if chooses and at_once and fuses_gates and not tail:
         with torch.autocast(call.q.device.type, enabled=False):
@@ -281,6 +289,7 @@ def block_sparse_attention(
     text_valid: Tensor | None = None,
     tail: bool = False,
     return_lse: bool = False,
+    precision: Precision = "native",
     backend: str = "auto",
 ) -> Any:
     """The fine stage alone: attention over given tiles, differentiable in q, k and v.
@@ -299,6 +308,7 @@ def block_sparse_attention(
         tail: whether tiles outside the selection enter the softmax by their means, as in
             ``vsa.attention``.
         return_lse: also return the log-sum-exp, itself differentiable.
+        precision: "native", "int8" or "fp8", as in ``vsa.attention``.
         backend: "auto", "hopper", "emulated", "flex" or "torch".
 
     Returns:
@@ -309,7 +319,9 @@ def block_sparse_attention(
         RuntimeError: an explicit backend that cannot run here.
     """
     rest = grid, kv_grid, tile, scale, backend, "mean", return_lse, False, tail
-    kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
+    kind = None
+    if precision == "native":
+        kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
     plan = None if kind is None else eager.plan_of(kind)
     if plan is not None and plan.prepared is not None:
         planned, of_rows, _ = eager.attend(plan, (q, k, v, None, None), text_valid, selection)
@@ -326,8 +338,9 @@ def block_sparse_attention(
         text_valid=text_valid,
         selection=selection,
         backend=backend,
+        precision=precision,
     )
-    checks.flag("tail", tail)
+    check_tail(call.precision, tail)
     selection = selection.savable()
     if tail:
         with torch.autocast(call.q.device.type, enabled=False):

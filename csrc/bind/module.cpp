@@ -59,4 +59,5 @@ PYBIND11_MODULE(_C, m) {
   bind_float_product(m);
   bind_tail(m);
   bind_sub_blocks(m);
+  bind_low_precision(m);
 }

@@ -2,31 +2,14 @@
 // The kernels of the fine stage on the emulator: the blocks of a persistent grid, one after the
 // other.
 #include <algorithm>
-#include <exception>
 #include <numeric>
 
+#include "launch/emulated_blocks.h"
 #include "launch/emulated_map.h"
 #include "launch/fine_params.h"
-#include "prim/host_block.h"
 
 namespace vsa::launch {
 namespace {
-
-template <class Kernel>
-void run_blocks(const typename Kernel::Params& params, int blocks, unsigned seed) {
-  for (int block = 0; block < blocks; ++block)
-    host::run_block<Kernel>(params, block, blocks, seed + block);
-}
-
-// fn(Element{}, head_dim), with the hazards that it throws as sentences
-template <class Call, class Fn>
-std::string with_hazards(const Call& call, Fn fn) {
-  try {
-    return with_config(call, fn) ? "" : kNoConfig;
-  } catch (const std::exception& hazard) {
-    return hazard.what();
-  }
-}
 
 template <class Epilogue>
 std::string emulate_forward(const FineForward& call, int blocks, unsigned seed) {

@@ -8,6 +8,7 @@
 #include "launch/float_product.h"
 #include "launch/sub_blocks.h"
 #include "launch/tail.h"
+#include "launch/low_precision.h"
 
 namespace vsa::launch {
 namespace {
@@ -35,6 +36,8 @@ std::string tile_means(const TileMeans&, int, void*) { return kMissing; }
 std::string select_tiles(const SelectTiles&, int, void*) { return kMissing; }
 std::string softmax_rows(const SoftmaxRows&, int, void*) { return kMissing; }
 std::string multiply(const Products&, int, void*) { return kMissing; }
+std::string quantise_tiles(const QuantiseTiles&, int, void*) { return kMissing; }
+std::string low_precision_forward(const LowPrecisionForward&, int, void*) { return kMissing; }
 std::string score_gradient(const ScoreGradient&, int, void*) { return kMissing; }
 std::string round_means(const RoundMeans&, int, void*) { return kMissing; }
 std::string tail_forward(const TailForward&, int, void*) { return kMissing; }

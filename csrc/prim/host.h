@@ -37,7 +37,7 @@
 #define VSA_DEVICE inline
 #define VSA_UNROLL
 
-#include "prim/host_wgmma.h"
+#include "prim/host_wgmma8.h"
 
 namespace vsa {
 

@@ -179,7 +179,9 @@ class Ledger {
   }
 
   static const char* name(Layout layout) {
-    return layout == Layout::Swizzled ? "swizzled" : "in plain order";
+    return layout == Layout::Swizzled     ? "swizzled"
+           : layout == Layout::Swizzled64 ? "swizzled, two to a line"
+                                          : "in plain order";
   }
 
   std::vector<Label> labels_;

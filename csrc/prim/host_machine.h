@@ -28,24 +28,8 @@ struct Wait {
   ~Wait() = default;
 };
 
-// An accumulator that products are still being added to: row-major, while its fragment holds NaN.
-struct Accumulator {
-  std::vector<float> values;  // [64, columns]
-  int columns = 0;
-  int products = 0;       // in flight
-  float* home = nullptr;  // the fragment's registers; null when it is gone
-};
-
-// One wgmma, computed when it is waited for.
-struct Product {
-  uint64_t b;  // descriptor
-  bool trans_b, fp16, accumulate;
-  uint64_t a = 0;  // descriptor, if A is in memory
-  bool trans_a = false;
-  std::vector<float> registers = {};   // A from registers, [16, 64]; else empty
-  std::shared_ptr<int> borrowed = {};  // products that read the Operand
-  std::shared_ptr<Accumulator> d = {};
-};
+// One wgmma: it computes when it is waited for.
+using Product = std::function<void()>;
 
 // Stores that were committed together. Shared memory is read first, global memory written later.
 struct StoreGroup {

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "prim/host_machine.h"
+#include "prim/host_numbers8.h"
 
 // Inside if_any_row only a warp's lanes are active.
 #define VSA_EACH_LANE(t)                                  \
@@ -58,12 +59,59 @@ class Residence {
   mutable int touched_after_ = 0;  // wgmma fences that the agent had executed
 };
 
+// What a thread keeps of an accumulator in one register: a float or an int, or a pair of halves.
+template <class T>
+struct AccumulatorRegister {
+  using Register = T;
+  using Number = T;  // what is summed
+  static constexpr int kNumbers = 1;
+
+  static T get(Register x, int) { return x; }
+  static void set(Register& x, int, T number) { x = number; }
+};
+template <>
+struct AccumulatorRegister<Fp16> {
+  using Register = uint32_t;
+  using Number = float;
+  static constexpr int kNumbers = 2;
+
+  static float get(Register x, int which) {
+    return widen(Fp16{}, static_cast<uint16_t>(x >> 16 * which));
+  }
+  static void set(Register& x, int which, float number) {
+    x = (x & ~(0xffffu << 16 * which)) | uint32_t{narrow(Fp16{}, number)} << 16 * which;
+  }
+};
+
+// An accumulator that products are still being added to: row-major, while its fragment holds NaN.
+template <class T>
+struct Accumulator {
+  using In = AccumulatorRegister<T>;
+
+  std::vector<typename In::Number> values;  // [64, columns]
+  int columns = 0;
+  int products = 0;                       // in flight
+  typename In::Register* home = nullptr;  // the fragment's registers; null when it is gone
+
+  // fn(register, number in it, element of the row-major accumulator), for all numbers
+  template <class Fn>
+  void for_each_home(Fn fn) const {
+    const int numbers = columns / 2;
+    for (int t = 0; t < kWarpgroupThreads; ++t)
+      for (int i = 0; i < numbers; ++i)
+        fn(home[(t * numbers + i) / In::kNumbers], i % In::kNumbers,
+           accumulator_row(t, i) * columns + accumulator_column(t, i));
+  }
+};
+
 }  // namespace host
 
-template <int N>
+template <int N, class T = float>
 struct Fragment {
-  float x[kWarpgroupThreads][N / 2];
-  std::shared_ptr<host::Accumulator> accumulator = std::make_shared<host::Accumulator>();
+  using In = host::AccumulatorRegister<T>;
+
+  typename In::Register x[kWarpgroupThreads][N / 2 / In::kNumbers];
+  std::shared_ptr<host::Accumulator<T>> accumulator = std::make_shared<host::Accumulator<T>>();
   host::Residence residence;
 
   Fragment() { std::memset(x, 0xff, sizeof x); }
@@ -87,6 +135,21 @@ struct Operand {
   Operand(const Operand&) = delete;
   Operand& operator=(const Operand&) = delete;
   ~Operand() { host::Residence::check_gone(in_flight(), "an operand"); }
+  bool in_flight() const { return *borrowed > 0; }
+  void touch() const { residence.touch(in_flight(), "an operand"); }
+};
+
+// Of bytes: a thread's register holds four.
+template <int K>
+struct Operand8 {
+  uint32_t x[kWarpgroupThreads][K / 8];
+  std::shared_ptr<int> borrowed = std::make_shared<int>(0);  // products that read it
+  host::Residence residence;
+
+  Operand8() { std::memset(x, 0xff, sizeof x); }
+  Operand8(const Operand8&) = delete;
+  Operand8& operator=(const Operand8&) = delete;
+  ~Operand8() { host::Residence::check_gone(in_flight(), "an operand"); }
   bool in_flight() const { return *borrowed > 0; }
   void touch() const { residence.touch(in_flight(), "an operand"); }
 };

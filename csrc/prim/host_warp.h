@@ -14,6 +14,13 @@ inline float float_of(int bits) { return std::bit_cast<float>(bits); }
 
 inline float reciprocal_approx(float x) { return 1 / x; }
 
+inline int64_t nearest_integer(float x) { return std::llrint(x); }
+inline void atomic_max(int* to, int x) { *to = std::max(*to, x); }
+template <class T>
+void atomic_add(T* to, T x) {
+  *to += x;
+}
+
 template <class T>
 T* no_hoist(T* pointer) {
   return pointer;

@@ -8,6 +8,25 @@
 namespace vsa {
 namespace host {
 
+// The read of an operand's bytes by the product that is being issued. own_rows: a warp reads the
+// rows of A that it computes, so its own stores to those may follow its own wait
+inline void touch_operand(uint32_t begin, uint32_t bytes, Layout layout, bool own_rows) {
+  Agent& agent = *machine->current;
+  const Event finished = agent.open_group(kProducts, agent.products.size());
+  const Event met = agent.event(kProductsMet, finished.time);
+  machine->ledger.touch({.begin = begin,
+                         .end = begin + bytes,
+                         .write = false,
+                         .async = true,
+                         .layout = layout,
+                         .author = agent.name.c_str(),
+                         .verb = "wgmma read of",
+                         .finished = finished,
+                         .own_met = own_rows ? Event{} : met,
+                         .others_met = met},
+                        agent.known);
+}
+
 // Bytes that an operand spans, panel by panel, after checking that the descriptor describes a part
 // of one tile: 16 channels of all rows, or 16 rows of all channels.
 inline void read_operand(uint64_t bits, bool transposed, int outer, bool is_a) {
@@ -25,7 +44,7 @@ inline void read_operand(uint64_t bits, bool transposed, int outer, bool is_a) {
   };
   if (tile == nullptr) wrong("no labelled tile lies there");
   if (tile->begin % kSwizzleBytes != 0) wrong("the tile is not aligned to the swizzle");
-  if (at.swizzle != 1) wrong("its swizzle is not the 128-byte one");
+  if (at.swizzle != kSwizzle128) wrong("its swizzle is not the 128-byte one");
   if (at.stride != kSwizzleBytes) apart("groups of eight rows", kSwizzleBytes, at.stride);
   const uint32_t offset = (at.start - tile->begin) % kPanelBytes;
   const uint32_t panel = at.start - offset;
@@ -41,25 +60,10 @@ inline void read_operand(uint64_t bits, bool transposed, int outer, bool is_a) {
             ", though its rows are the outer axis");
     if (offset % (kReduction * 2) != 0) wrong("it starts between two steps of 16 channels");
   }
-  const Event finished = agent.open_group(kProducts, agent.products.size());
-  const Event met = agent.event(kProductsMet, finished.time);
-  // A warp reads the rows of A that it computes: its own stores to those may follow its own wait.
-  const Event own_met = is_a && !transposed ? Event{} : met;
-  for (int p = 0; p < panels; ++p) {
-    const uint32_t begin = panel + p * kPanelBytes + (transposed ? offset : 0);
-    const uint32_t bytes = transposed ? kReduction * kRowBytes : kPanelBytes;
-    m.ledger.touch({.begin = begin,
-                    .end = begin + bytes,
-                    .write = false,
-                    .async = true,
-                    .layout = Layout::Swizzled,
-                    .author = agent.name.c_str(),
-                    .verb = "wgmma read of",
-                    .finished = finished,
-                    .own_met = own_met,
-                    .others_met = met},
-                   agent.known);
-  }
+  for (int p = 0; p < panels; ++p)
+    touch_operand(panel + p * kPanelBytes + (transposed ? offset : 0),
+                  transposed ? kReduction * kRowBytes : kPanelBytes, Layout::Swizzled,
+                  is_a && !transposed);
 }
 
 // Where the emulator spends its time: optimised even where tests compile quickly, and for wide
@@ -119,57 +123,55 @@ VSA_FAST void multiply(const float* a, const float* b, float* d, bool accumulate
   }
 }
 
+// d [64, columns] (+)= left [16, 64] transposed times the operand b
 template <class Element>
-void compute(const Product& product) {
-  float a[kReduction * kTileRows], b[kReduction * 2 * kTileRows];
-  Accumulator& d = *product.d;
-  const float* left = product.registers.data();
-  if (product.registers.empty()) {
-    widen_operand<Element>(product.a, product.trans_a, kTileRows, a);
-    left = a;
-  }
-  widen_operand<Element>(product.b, product.trans_b, d.columns, b);
+void add_product(Accumulator<float>& d,
+                 const float* left,
+                 uint64_t b,
+                 bool trans_b,
+                 bool accumulate) {
+  float right[kReduction * 2 * kTileRows];
+  widen_operand<Element>(b, trans_b, d.columns, right);
   if (d.columns == 64)
-    multiply<64>(left, b, d.values.data(), product.accumulate);
+    multiply<64>(left, right, d.values.data(), accumulate);
   else
-    multiply<128>(left, b, d.values.data(), product.accumulate);
+    multiply<128>(left, right, d.values.data(), accumulate);
 }
 
-// fn(two registers, where their numbers stand side by side in the row-major accumulator), for all
-// registers of a fragment
-template <class Fn>
-void for_each_home(Accumulator& d, Fn fn) {
-  float* home = d.home;
-  for (int t = 0; t < kWarpgroupThreads; ++t)
-    for (int i = 0; i < d.columns / 2; i += 2, home += 2)
-      fn(home, &d.values[accumulator_row(t, i) * d.columns + accumulator_column(t, i)]);
-}
-
-inline void finish(const Product& product) {
-  product.fp16 ? compute<Fp16>(product) : compute<Bf16>(product);
-  if (product.borrowed) --*product.borrowed;
-  Accumulator& d = *product.d;
-  if (--d.products == 0 && d.home != nullptr)
-    for_each_home(d, [](float* x, const float* value) { std::memcpy(x, value, 2 * sizeof *x); });
-}
-
-template <int N>
-void start_product(Fragment<N>& d, Product product) {
-  static_assert(N == 64 || N == 128, "products are 64 or 128 columns wide");
+// The fragment's numbers move into its accumulator, and come back with its last product.
+// add(accumulator): adds the product; borrowed: products that read its operand in registers
+template <int N, class T, class Add>
+void start_product(Fragment<N, T>& d, std::shared_ptr<int> borrowed, Add add) {
   Agent& agent = *machine->current;
-  Accumulator& sums = *d.accumulator;
+  Accumulator<T>& sums = *d.accumulator;
   if (sums.products == 0) {
     d.residence.enter_product("an accumulator");
     sums.columns = N;
     sums.home = &d.x[0][0];
     sums.values.resize(kTileRows * N);
-    for_each_home(sums, [](const float* x, float* value) { std::memcpy(value, x, 2 * sizeof *x); });
+    sums.for_each_home([&](auto& x, int which, int element) {
+      sums.values[element] = AccumulatorRegister<T>::get(x, which);
+    });
     std::memset(d.x, 0xff, sizeof d.x);
   }
   ++sums.products;
-  product.d = d.accumulator;
-  agent.open_products.push_back(std::move(product));
+  agent.open_products.push_back([d = d.accumulator, borrowed, add = std::move(add)] {
+    add(*d);
+    if (borrowed) --*borrowed;
+    if (--d->products == 0 && d->home != nullptr)
+      d->for_each_home([&](auto& x, int which, int element) {
+        AccumulatorRegister<T>::set(x, which, d->values[element]);
+      });
+  });
   machine->preempt();
+}
+
+// An operand in registers, from now until its product has been waited for.
+template <class Registers>
+std::shared_ptr<int> borrow(const Registers& a) {
+  a.residence.enter_product("an operand");
+  ++*a.borrowed;
+  return a.borrowed;
 }
 
 }  // namespace host
@@ -188,21 +190,21 @@ inline void wgmma_commit() {
 
 template <class Element, bool TransA, bool TransB, int N>
 void wgmma(Fragment<N>& d, uint64_t a, uint64_t b, bool accumulate) {
+  static_assert(N == 64 || N == 128, "products are 64 or 128 columns wide");
   host::read_operand(a, TransA, kTileRows, true);
   host::read_operand(b, TransB, N, false);
-  host::start_product(d, {.b = b,
-                          .trans_b = TransB,
-                          .fp16 = std::is_same_v<Element, Fp16>,
-                          .accumulate = accumulate,
-                          .a = a,
-                          .trans_a = TransA});
+  host::start_product(d, {}, [=](host::Accumulator<float>& sums) {
+    float left[kReduction * kTileRows];
+    host::widen_operand<Element>(a, TransA, kTileRows, left);
+    host::add_product<Element>(sums, left, b, TransB, accumulate);
+  });
 }
 
 template <class Element, bool TransB, int N, int K>
 void wgmma(Fragment<N>& d, const Operand<K>& a, int k16, uint64_t b, bool accumulate) {
+  static_assert(N == 64 || N == 128, "products are 64 or 128 columns wide");
   host::read_operand(b, TransB, N, false);
-  a.residence.enter_product("an operand");
-  ++*a.borrowed;
+  const std::shared_ptr<int> borrowed = host::borrow(a);
   std::vector<float> left(kReduction * kTileRows);
   for (int t = 0; t < kWarpgroupThreads; ++t) {
     for (int r = 0; r < 4; ++r) {
@@ -212,20 +214,17 @@ void wgmma(Fragment<N>& d, const Operand<K>& a, int k16, uint64_t b, bool accumu
       at[kTileRows] = host::widen(Element{}, static_cast<uint16_t>(pair >> 16));
     }
   }
-  host::start_product(d, {.b = b,
-                          .trans_b = TransB,
-                          .fp16 = std::is_same_v<Element, Fp16>,
-                          .accumulate = accumulate,
-                          .registers = std::move(left),
-                          .borrowed = a.borrowed});
+  host::start_product(d, borrowed, [=, left = std::move(left)](host::Accumulator<float>& sums) {
+    host::add_product<Element>(sums, left.data(), b, TransB, accumulate);
+  });
 }
 
-template <int Pending, int... Ns>
-void wgmma_wait(Fragment<Ns>&... finished) {
+template <int Pending, class... Fragments>
+void wgmma_wait(Fragments&... finished) {
   host::Agent& agent = host::whole_warpgroup("wgmma_wait");
   host::machine->preempt();
   while (agent.products.size() > Pending) {
-    for (const host::Product& product : agent.products.front()) host::finish(product);
+    for (const host::Product& product : agent.products.front()) product();
     agent.products.pop_front();
     agent.advance(host::kProducts);
   }

@@ -19,8 +19,9 @@ namespace vsa {
 struct Bf16 {};  // element tags: what the 16 bits of a channel mean
 struct Fp16 {};
 
-// How bytes lie in shared memory; Any where it makes no difference, as for zeros.
-enum class Layout { Any, Linear, Swizzled };
+// How bytes lie in shared memory; Any where it makes no difference, as for zeros, or where a copy
+// brings parts that lie differently.
+enum class Layout { Any, Linear, Swizzled, Swizzled64 };
 
 constexpr int kWarpThreads = 32;
 constexpr int kWarpgroupThreads = 128;
@@ -60,11 +61,17 @@ VSA_HD int accumulator_column(int thread, int i) { return (i >> 2) * 8 + thread 
 VSA_HD int pair_row(int thread, int r) { return accumulator_row(thread, 2 * r); }
 VSA_HD int pair_column(int thread, int r) { return accumulator_column(thread, 2 * r); }
 
-// Matrix descriptor of an operand with 128-byte swizzle; bytes. The low word holds the start, so
-// that stepping through a tile is one 32-bit addition of a constant.
-VSA_HD uint64_t descriptor(uint32_t address, uint32_t leading, uint32_t stride) {
+// How a descriptor calls the swizzle of rows of 128 bytes, and of rows of 64 (operand8.h).
+constexpr uint32_t kSwizzle128 = 1, kSwizzle64 = 2;
+
+// Matrix descriptor of an operand; bytes. The low word holds the start, so that stepping through a
+// tile is one 32-bit addition of a constant.
+VSA_HD uint64_t descriptor(uint32_t address,
+                           uint32_t leading,
+                           uint32_t stride,
+                           uint32_t swizzle = kSwizzle128) {
   const uint32_t low = (address & 0x3ffff) >> 4 | (leading & 0x3ffff) >> 4 << 16;
-  const uint32_t high = (stride & 0x3ffff) >> 4 | 1u << 30;
+  const uint32_t high = (stride & 0x3ffff) >> 4 | swizzle << 30;
   return uint64_t{high} << 32 | low;
 }
 VSA_HD uint64_t advance(uint64_t start, uint32_t bytes) {
@@ -86,7 +93,7 @@ VSA_HD uint64_t rows_descriptor(uint32_t tile_address, int k16) {
 
 struct DescriptorFields {
   uint32_t start, leading, stride;  // bytes
-  uint32_t swizzle;                 // 1: 128-byte
+  uint32_t swizzle;                 // kSwizzle128 or kSwizzle64
 };
 VSA_HD DescriptorFields decode(uint64_t bits) {
   return {static_cast<uint32_t>(bits & 0x3fff) << 4,

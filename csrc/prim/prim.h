@@ -1,14 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // The machine that kernels are written for, at the grain of a warpgroup: 128 threads that issue
 // matrix products together. Kernels and tiles name only what is listed here and the facts of
-// operand.h. Two machines have it: sm90 (PTX) and host, a functional emulator that runs every
-// agent as asynchronously as the hardware may, and names what goes wrong (see host.h).
+// operand.h and operand8.h. Two machines have it: sm90 (PTX) and host, a functional emulator that
+// runs every agent as asynchronously as the hardware may, and names what goes wrong (see host.h).
 //
 // Numbers
 //   pack<Element>(lo, hi)           two floats rounded to 16 bits each, lo in the low half
 //   widen_low, widen_high<Element>(pair)
 //                                   the two floats of a pair
+//   pack8<Element>(a, b, c, d)      four floats as S8 or E4m3, a in the lowest byte: the nearest
+//                                   integers, from -127 to 127; the nearest e4m3, 448 for all that
+//                                   is larger, infinity too, and NaN for NaN
+//   biased_float(x)                 the float x + kNearestInteger of an integer below 2^22
+//   line_codes(lo, hi)              two floats as non-negative integers below 1024, each the low
+//                                   byte of 16 bits where it fits, 0xff for NaN: e4m3 codes of
+//                                   powers of two whose mantissa is taken to be linear
+//   low_bytes(ab, cd)               the even bytes of both: four codes
+//   fma_halves(a, b, c)             a b + c of two pairs of halves each
 //   exp2_approx, log2_approx, max2, fma
+//   max3(a, b, c)                   of ints
 //   load_global(pointer)            a value that no one writes while the kernel runs
 //   load_global(pointer, wanted)    the same, or zeros, of a float or a pair of them
 //   take_tile(counter)              0, 1, 2, ... to all blocks of a launch, in any order
@@ -22,10 +32,13 @@
 //
 // Registers: a warpgroup holds these together, each lane its own part
 //   Fragment<N>                     fp32 accumulator, 64 x N
+//   Fragment<N, int>                of 32-bit integers; Fragment<N, Fp16> of halves, in pairs
 //   Operand<K>                      16-bit A operand, 64 x K, in pairs
+//   Operand8<K>                     8-bit A operand, 64 x K, in fours
 //   RowValues                       one fp32 per row; the four threads of a quad hold copies
 //   VSA_EACH_LANE(t) {..}           what every thread t = 0..127 of the warpgroup does
-//   lane(f, t)                      thread t's part of f: N / 2 floats, K / 4 pairs, or 2 floats
+//   lane(f, t)                      thread t's part of f: N / 2 numbers, N / 4 pairs of halves,
+//                                   K / 4 pairs, K / 8 fours, or 2 floats
 //   quad_reduce(values, op)         folds the four copies of each row into one value
 //   neighbour_reduce<Rows>(f, op)   folds each register of lanes whose rows follow each other, Rows
 //                                   of them: 1, 2 or 4
@@ -66,12 +79,17 @@
 //   bulk_wait_read<N>()             all groups but the last N have read shared memory
 //   bulk_wait<N>()                  all groups but the last N have written global memory
 //
-// Matrix products, by a warpgroup, asynchronous, each a sum over 16 elements
+// Matrix products, by a warpgroup, asynchronous, each a sum over 16 elements; sums of e4m3 are cut
+// off at 13 bits below their largest term (operand8.h)
 //   wgmma_fence()                   before the first, and after touching registers of one
 //   wgmma<Element, TransA, TransB>(d, a, b, accumulate)
 //                                   d (+)= a b, both by descriptor
 //   wgmma<Element, TransB>(d, a, k16, b, accumulate)
 //                                   a: columns [16 k16, 16 k16 + 16) of an Operand
+//   wgmma8<Element>(d, a, b, accumulate)
+//   wgmma8<Element>(d, a, k32, b, accumulate)
+//                                   the same of S8 or E4m3, each a sum over 32 elements; a: of an
+//                                   Operand8. Products that there are: sm90_wgmma8.h
 //   wgmma_commit()                  closes a group of products
 //   wgmma_wait<N>(finished...)      all groups but the last N are done, these fragments with them
 //

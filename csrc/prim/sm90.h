@@ -6,8 +6,10 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "prim/operand.h"
+#include "prim/operand8.h"
+#include "prim/sm90_numbers8.h"
 #include "prim/sm90_wgmma.h"
+#include "prim/sm90_wgmma8.h"
 
 #define VSA_DEVICE __device__ __forceinline__
 #define VSA_UNROLL _Pragma("unroll")
@@ -128,14 +130,23 @@ VSA_DEVICE void give_registers() {
 // Not a loop of one trip: nvcc does not fold that, and doubles the code.
 #define VSA_EACH_LANE(t) if (const int t = threadIdx.x % kWarpgroupThreads; true)
 
-template <int N>
+template <int N, class T = float>
 struct Fragment {
-  float x[N / 2];
+  T x[N / 2];
+};
+template <int N>
+struct Fragment<N, Fp16> {
+  uint32_t x[N / 4];
 };
 
 template <int K>
 struct Operand {
   uint32_t x[K / 4];
+};
+
+template <int K>
+struct Operand8 {
+  uint32_t x[K / 8];
 };
 
 struct RowValues {
@@ -317,15 +328,36 @@ VSA_DEVICE void wgmma(Fragment<N>& d, const Operand<K>& a, int k16, uint64_t b, 
   ptx::wgmma<Element, TransB>(d.x, a.x + 4 * k16, b, accumulate);
 }
 
+template <class Element, int N, class T>
+VSA_DEVICE void wgmma8(Fragment<N, T>& d, uint64_t a, uint64_t b, bool accumulate) {
+  ptx::wgmma8(Element{}, d.x, a, b, accumulate);
+}
+
+template <class Element, int N, class T, int K>
+VSA_DEVICE void wgmma8(Fragment<N, T>& d,
+                       const Operand8<K>& a,
+                       int k32,
+                       uint64_t b,
+                       bool accumulate) {
+  ptx::wgmma8(Element{}, d.x, a.x + 4 * k32, b, accumulate);
+}
+
+namespace ptx {
+
+VSA_DEVICE void pin(float& x) { asm volatile("" : "+f"(x)::"memory"); }
+VSA_DEVICE void pin(int& x) { asm volatile("" : "+r"(x)::"memory"); }
+VSA_DEVICE void pin(uint32_t& x) { asm volatile("" : "+r"(x)::"memory"); }
+
+}  // namespace ptx
+
 // The compiler does not know that products finish later: the empty statement keeps it from moving a
 // use of the finished registers above the wait.
-template <int Pending, int... Ns>
-VSA_DEVICE void wgmma_wait(Fragment<Ns>&... finished) {
+template <int Pending, class... Fragments>
+VSA_DEVICE void wgmma_wait(Fragments&... finished) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
-  const auto pin = [](float& x) { asm volatile("" : "+f"(x)::"memory"); };
   const auto pin_all = [&](auto& registers) {
     VSA_UNROLL
-    for (float& x : registers) pin(x);
+    for (auto& x : registers) ptx::pin(x);
   };
   (pin_all(finished.x), ...);
 }

@@ -14,6 +14,13 @@ VSA_DEVICE float reciprocal_approx(float x) {
   return y;
 }
 
+VSA_DEVICE int64_t nearest_integer(float x) { return __float2ll_rn(x); }
+VSA_DEVICE void atomic_max(int* to, int x) { atomicMax(to, x); }
+VSA_DEVICE void atomic_add(int* to, int x) { atomicAdd(to, x); }
+VSA_DEVICE void atomic_add(int64_t* to, int64_t x) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(x));
+}
+
 template <class T>
 VSA_DEVICE T* no_hoist(T* pointer) {
   asm("" : "+l"(pointer));

@@ -10,6 +10,9 @@
 //                                   not wanted, though they are read. N elements are 16 aligned
 //                                   bytes, or N is 1; of Bf16 and Fp16 also 8 or 4 aligned bytes.
 //                                   Element: Bf16, Fp16 or float
+//   nearest_integer(x)              as 64 bits; ties to even
+//   atomic_max(p, x)                of ints in global memory
+//   atomic_add(p, x)                of an int or int64_t in global memory
 //   no_hoist(pointer)               the pointer, which nvcc then does not compute again at each use
 //
 // Lanes

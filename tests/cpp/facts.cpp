@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// csrc/prim/facts.h and the weights of the softmax as a library of C functions, for the tests that
-// hold them against their definitions: tests/kernels/facts_library.py calls them.
+// csrc/prim/facts.h, the emulator's 8-bit numbers and the weights of the softmax as a library of C
+// functions, for the tests that hold them against their definitions: tests/kernels/facts_library.py
+// calls them.
 #include "prim/facts.h"
 
 #include "kernels/select/softmax_mass.h"
+#include "prim/host_numbers8.h"
 
 namespace {
 
@@ -45,6 +47,29 @@ int lowest_bit(uint32_t word) { return vsa::bitmap::lowest(word); }
 int highest_bit(uint32_t word) { return vsa::bitmap::highest(word); }
 void transpose_bits(const uint32_t* in, int rows, int columns, uint32_t* out) {
   vsa::bitmap::transpose(in, rows, columns, out);
+}
+
+// e4m3 codes of n floats, and the floats of n codes
+void to_e4m3(const float* x, int n, uint8_t* codes) {
+  for (int i = 0; i < n; ++i) codes[i] = vsa::host::narrow(vsa::E4m3{}, x[i]);
+}
+void from_e4m3(const uint8_t* codes, int n, float* x) {
+  for (int i = 0; i < n; ++i) x[i] = vsa::host::widen(vsa::E4m3{}, codes[i]);
+}
+// codes [n, 4] of floats [n, 4]; which: 0 E4m3, 1 S8
+void pack8(const float* x, int n, int which, uint32_t* fours) {
+  for (int i = 0; i < n; ++i, x += 4)
+    fours[i] = which == 0 ? vsa::pack8<vsa::E4m3>(x[0], x[1], x[2], x[3])
+                          : vsa::pack8<vsa::S8>(x[0], x[1], x[2], x[3]);
+}
+// fours [n] of floats [n, 4]
+void line_fours(const float* x, int n, uint32_t* fours) {
+  for (int i = 0; i < n; ++i, x += 4)
+    fours[i] = vsa::low_bytes(vsa::line_codes(x[0], x[1]), vsa::line_codes(x[2], x[3]));
+}
+// terms [n, 32], sums [n]: added to
+void sum_fp8(const float* terms, int n, float* sums) {
+  for (int i = 0; i < n; ++i) sums[i] = vsa::host::sum_fp8(terms + i * vsa::kReduction8, sums[i]);
 }
 
 uint32_t softmax_weight(float gap) { return vsa::softmax_weight(gap); }

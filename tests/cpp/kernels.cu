@@ -3,6 +3,7 @@
 #include "attention.h"
 #include "prim/sm90_block.h"
 #include "products.h"
+#include "products8.h"
 
 namespace vsa::test {
 
@@ -18,6 +19,11 @@ VSA_TEST_KERNEL(attention_fp16_64, Attention<Fp16, 64>)
 VSA_TEST_KERNEL(attention_fp16_128, Attention<Fp16, 128>)
 VSA_TEST_KERNEL(products_bf16_64, Products<Bf16, 64>)
 VSA_TEST_KERNEL(products_fp16_128, Products<Fp16, 128>)
+VSA_TEST_KERNEL(products_s8_64, Products8<S8, 64, int>)
+VSA_TEST_KERNEL(products_s8_128, Products8<S8, 128, int>)
+VSA_TEST_KERNEL(products_e4m3_64, Products8<E4m3, 64, float>)
+VSA_TEST_KERNEL(products_e4m3_128, Products8<E4m3, 128, float>)
+VSA_TEST_KERNEL(products_half_128, Products8<E4m3, 128, Fp16>)
 
 #undef VSA_TEST_KERNEL
 

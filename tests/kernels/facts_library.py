@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""csrc/prim/facts.h for Python: tests/cpp/facts.cpp, compiled here and loaded by ctypes.
+"""csrc/prim/facts.h and 8-bit numbers for Python: tests/cpp/facts.cpp, loaded by ctypes.
 
-A library of its own, since the product has no use for these functions.
+Compiled here, a library of its own, since the product has no use for these functions.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ import ctypes
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
 
 from vsa.values.grid import SLOTS
 
@@ -39,6 +43,11 @@ def words(row: Iterable[int]) -> ctypes.Array:
 def sizes(grid: GridSizes) -> ctypes.Array:
     """An array of eight ints."""
     return (ctypes.c_int * 8)(*grid)
+
+
+def address(x: Tensor) -> ctypes.c_void_p:
+    """Where a contiguous tensor's numbers are."""
+    return ctypes.c_void_p(x.data_ptr())
 
 
 class Facts:
@@ -93,6 +102,40 @@ class Facts:
         out = words([0] * columns * self._library.words(rows))
         self._library.transpose_bits(words(bitmap), rows, columns, out)
         return list(out)
+
+    def to_e4m3(self, x: Tensor) -> Tensor:
+        """Codes, uint8, of floats."""
+        x = x.float().contiguous()
+        codes = torch.empty(x.shape, dtype=torch.uint8)
+        self._library.to_e4m3(address(x), x.numel(), address(codes))
+        return codes
+
+    def from_e4m3(self, codes: Tensor) -> Tensor:
+        """Floats of codes."""
+        codes = codes.contiguous()
+        x = torch.empty(codes.shape)
+        self._library.from_e4m3(address(codes), codes.numel(), address(x))
+        return x
+
+    def pack8(self, x: Tensor, kind: Literal["e4m3", "s8"]) -> Tensor:
+        """Bytes (..., 4), uint8, of floats (..., 4)."""
+        x = x.float().contiguous()
+        fours = torch.empty(x.shape, dtype=torch.uint8)
+        self._library.pack8(address(x), x.numel() // 4, int(kind == "s8"), address(fours))
+        return fours
+
+    def line_fours(self, x: Tensor) -> Tensor:
+        """Codes that are linear in the exponent, (..., 4) uint8, of floats (..., 4)."""
+        x = x.float().contiguous()
+        fours = torch.empty(x.shape, dtype=torch.uint8)
+        self._library.line_fours(address(x), x.numel() // 4, address(fours))
+        return fours
+
+    def sum_fp8(self, terms: Tensor, start: Tensor) -> Tensor:
+        """What a step of fp8 products leaves in accumulators (n,): terms (n, 32), their start."""
+        sums, terms = start.float().clone(), terms.float().contiguous()
+        self._library.sum_fp8(address(terms), len(sums), address(sums))
+        return sums
 
     def softmax_weight(self, gap: float) -> int:
         """The weight of a score that lies so far below the largest of its row, 2^31 for 0."""

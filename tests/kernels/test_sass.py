@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -61,6 +62,65 @@ def test_kernels_of_means_selection_and_text_stay_in_registers(sass, tmp_path: P
     memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
     assert len(memory) == 2 * 9 + 6 + 1 + 1 and set(memory) == {("0", "0")}
     assert max(map(int, re.findall(r"Used (\d+) registers", said))) <= 168
+
+
+MOST_OF_INT8 = {128: 225, 64: 212}
+"""Instructions of a warp per tile of the forward of int8, by head_dim."""
+LOCAL_OF_INT8 = {128: 0, 64: 6}
+"""Accesses to local memory in its main loop, those of rare branches included."""
+
+
+@pytest.fixture(scope="module")
+def low_precision(sass, tmp_path_factory: pytest.TempPathFactory):
+    if (nvcc := shutil.which("nvcc")) is None:
+        pytest.skip("there is no nvcc on this machine")
+    return sass.compile_kernels(nvcc, tmp_path_factory.mktemp("cubin"), ("low_precision.cu",))
+
+
+def test_kernels_that_quantise_stay_in_registers(low_precision) -> None:
+    _, said = low_precision
+    found = re.findall(
+        r"properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores.*\n.*Used (\d+)",
+        said,
+    )
+    memory = [
+        (stack, spills, registers)
+        for name, stack, spills, registers in found
+        if "warps_kernel" in name
+    ]
+    assert len(memory) == 4 + 8  # both passes, of both types, sizes and precisions
+    assert all((stack, spills) == ("0", "0") for stack, spills, _ in memory)
+    assert max(int(registers) for *_, registers in memory) <= 96  # five warps each
+
+
+def test_softmax_of_int8_runs_while_products_are_in_flight(sass, low_precision) -> None:
+    cubins, said = low_precision
+    assert not re.search(r"C75\d\d", said), said
+    if (nvdisasm := sass.disassembler()) is None:
+        pytest.skip("there is no nvdisasm on this machine")
+    text = subprocess.run([nvdisasm, "-c", cubins[0]], capture_output=True, text=True, check=True)
+    parts = [part for part in re.split(r"\n\.text\.", text.stdout)[1:] if "IGMMA" in part]
+    assert len(parts) == 2 * 2 * 2  # types, sizes, with and without gates
+    for part in parts:
+        head_dim = 128 if "Li128E" in part.split(":")[0] else 64
+        code, labels = sass.parse(re.sub("[IQ]GMMA", "HGMMA", part))
+        wide = f"HGMMA.64x{head_dim + 8}"
+
+        def is_main(body: list[str], wide: str = wide) -> bool:
+            both = any(wide in x for x in body) and any("HGMMA.64x64" in x for x in body)
+            return both and sum("F2FP" in x for x in body) >= 16
+
+        found = (loop for loop in sass.loops(code, labels) if is_main(code[loop]))
+        loop = sass.smallest(found)
+        body = code[loop]
+        assert sass.shortest_round(code, labels, loop) <= MOST_OF_INT8[head_dim]
+        local = sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in body)
+        assert local <= LOCAL_OF_INT8[head_dim]
+        one, none = (
+            next(i for i, line in enumerate(body) if f"gsb0, 0x{left}" in line) for left in (1, 0)
+        )
+        codes = [i for i, line in enumerate(body) if re.search("F2FP.*RELU", line)]
+        assert len(codes) == 16 and all(one < i < none for i in codes)
 
 
 def test_fp32_products_stay_in_registers_and_run_while_the_next_numbers_are_split(

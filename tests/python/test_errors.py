@@ -122,6 +122,30 @@ TENSORS = [
     ),
 ]  # fmt: skip
 
+SIXTEEN = torch.randn(1, 4, 4, 8, 2, 64, dtype=torch.bfloat16)
+WANTING = SIXTEEN.clone().requires_grad_()
+eight = partial(attend, q=SIXTEEN, k=SIXTEEN, v=SIXTEEN, precision="int8")
+
+PRECISIONS = [
+    *(
+        case("precision", ValueError, call, precision=precision)
+        for call in (attend, fine)
+        for precision in ("int4", "INT8", "", None, True, torch.int8)
+    ),
+    case("q", TypeError, attend, precision="int8"),
+    case("q", TypeError, fine, precision="fp8"),
+    case("q", TypeError, attend, *(SIXTEEN.double(),) * 3, precision="fp8"),
+    case("q", ValueError, attend, *(SIXTEEN[..., :32],) * 3, precision="int8"),
+    case("q", ValueError, eight, q=WANTING),
+    case("k", ValueError, eight, k=WANTING),
+    case("v", ValueError, eight, v=WANTING),
+    case("gate_coarse", ValueError, eight, gate_coarse=WANTING),
+    case("gate_fine", ValueError, eight, gate_fine=WANTING),
+    case("gate_fine", TypeError, eight, gate_fine="none"),
+    case("backend", RuntimeError, eight, backend="flex"),
+    case("v", ValueError, fine, SIXTEEN, SIXTEEN, WANTING, precision="int8"),
+]
+
 BUDGETS = [
     *(
         case("topk", kind, attend, topk=topk)
@@ -297,7 +321,8 @@ SHARDS = [
 ]
 
 CASES = [
-    *TENSORS, *BUDGETS, *GRIDS, *OPTIONS, *SELECTIONS, *FINE_STAGE, *LAYERS, *DIAGNOSTICS,
+    *TENSORS, *PRECISIONS, *BUDGETS, *GRIDS, *OPTIONS, *SELECTIONS, *FINE_STAGE, *LAYERS,
+    *DIAGNOSTICS,
     case("group", RuntimeError, shard),
     case("ring_attention", NotImplementedError, ring_attention, Q, Q, Q, 1),
 ]  # fmt: skip

@@ -40,18 +40,26 @@ def named(name: str) -> Backend:
 
 
 def choose(
-    name: str, device: str, index: int | None, dtype: str, head_dim: int, gradients: bool
+    name: str,
+    device: str,
+    index: int | None,
+    dtype: str,
+    head_dim: int,
+    gradients: bool,
+    precision: str = "native",
 ) -> str:
     """The backend that runs on this device; the arguments after ``name`` as in ``Request``.
 
     "auto" takes the first of hopper, flex and torch on a CUDA device and torch elsewhere. The first
-    time that a CUDA device gets something slower than hopper, it says so once.
+    time that a CUDA device gets something slower than hopper, it says so once. In low precision it
+    takes nothing slower there: what is asked for is speed.
 
     Raises:
         ValueError: an unknown name.
-        RuntimeError: a backend asked for by name that cannot run here.
+        RuntimeError: a backend asked for by name that cannot run here, or "auto" in low precision
+            on a CUDA device without a kernel for it.
     """
-    request = Request(device, index, dtype, head_dim, gradients)
+    request = Request(device, index, dtype, head_dim, gradients, precision)
     if name == "auto":
         return _automatic(request)
     if not isinstance(name, str) or name not in BACKENDS:
@@ -72,6 +80,13 @@ _warned: set[tuple[int | None, str]] = set()
 def _automatic(request: Request) -> str:
     if request.device != "cuda":
         return "torch"
+    if request.precision != "native":
+        if (reason := BACKENDS["hopper"].why_not(request)) is None:
+            return "hopper"
+        raise RuntimeError(
+            f"precision {request.precision!r} cannot be computed on this GPU, hopper: {reason}; "
+            'backend="torch" simulates it, more slowly than precision="native" is computed'
+        )
     missing = []
     for chosen in ("hopper", "flex", "torch"):
         if (reason := BACKENDS[chosen].why_not(request)) is None:

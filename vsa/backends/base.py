@@ -38,6 +38,7 @@ class Request:
         dtype: type of q, k and v; None when only the machine is asked about.
         head_dim: channels of a head, or None when only the machine is asked about.
         gradients: whether gradients are wanted.
+        precision: "native", "int8" or "fp8".
     """
 
     device: str
@@ -45,6 +46,7 @@ class Request:
     dtype: str | None = None
     head_dim: int | None = None
     gradients: bool = False
+    precision: str = "native"
 
 
 class Backend:
@@ -182,6 +184,10 @@ class Backend:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of ``forward``: dq, dk and dv like q, k and v, contiguous."""
         raise self._without("no backward of its own")
+
+    def low_precision(self, problem: Problem, precision: str, most: int) -> tuple[Tensor, Tensor]:
+        """``forward`` in eight bits, "int8" or "fp8", without a backward."""
+        raise self._without(f"no forward in {precision}")
 
     def tail_forward(self, problem: Problem, means: TailMeans, most: int) -> tuple[Tensor, Tensor]:
         """``forward``, and in the same softmax the tail: the means of tiles that were not chosen.

@@ -38,6 +38,8 @@ class FlexBackend(Backend):
         """A type, head_dim or device that FlexAttention does not support."""
         if request.device not in ("cuda", "cpu"):
             return f"FlexAttention is not supported here on {request.device} devices"
+        if request.precision != "native":
+            return f"FlexAttention does not compute precision={request.precision!r}"
         if request.device == "cpu":
             return "FlexAttention has no gradients on a CPU" if request.gradients else None
         if find_spec("triton") is None:

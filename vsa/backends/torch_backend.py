@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vsa.backends import composed, torch_fine, torch_tail
+from vsa.backends import composed, torch_fine, torch_low_precision, torch_tail
 from vsa.backends.base import Backend, Request
 from vsa.backends.tiles import accumulation_dtype
 from vsa.values import transforms
@@ -35,6 +35,10 @@ class TorchBackend(Backend):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Backend.backward``."""
         return torch_fine.backward(upstream, saved, problem, most)
+
+    def low_precision(self, problem: Problem, precision: str, most: int) -> tuple[Tensor, Tensor]:
+        """See ``Backend.low_precision``: the kernels' scales and roundings, simulated."""
+        return torch_low_precision.forward(problem, precision, most)
 
     def tail_forward(self, problem: Problem, means: TailMeans, most: int) -> tuple[Tensor, Tensor]:
         """See ``Backend.tail_forward``; rounded once, as without a tail."""

@@ -38,8 +38,8 @@ def forward(problem: Problem, most: int) -> tuple[Tensor, Tensor]:
         q.shape[0], q.shape[2], q.shape[1], dtype=accumulation_dtype(q), device=q.device
     )
     real, key_real = (token_valid(text_valid, each, q.device) for each in (grid, kv_grid))
-    token, key_token = (slot_tokens(each, _volume(each), q.device) for each in (grid, kv_grid))
-    for batch, kv_head, heads in _heads(q, k):
+    token, key_token = (slot_tokens(each, volume(each), q.device) for each in (grid, kv_grid))
+    for batch, kv_head, heads in heads_of(q, k):
         keys = _KeyTiles.gather(
             k[batch, :, kv_head], v[batch, :, kv_head], key_token, key_real[batch % len(key_real)]
         )
@@ -52,10 +52,10 @@ def forward(problem: Problem, most: int) -> tuple[Tensor, Tensor]:
                 len(token), problem.bitmap[batch, head], kv_grid.num_tiles, most
             ):
                 tile_out[rows], tile_lse[rows] = _attend(queries[rows], *keys.of(tile))
-            out[batch, :, head] = _to_sequence(tile_out, token, len(unreal)).masked_fill_(
+            out[batch, :, head] = to_sequence(tile_out, token, len(unreal)).masked_fill_(
                 unreal[:, None], 0
             )
-            lse[batch, head] = _to_sequence(tile_lse, token, len(unreal)).masked_fill_(
+            lse[batch, head] = to_sequence(tile_lse, token, len(unreal)).masked_fill_(
                 unreal, float("-inf")
             )
     return out, lse
@@ -71,8 +71,8 @@ def backward(
     grad_out, grad_lse = upstream
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     key_real = token_valid(problem.text_valid, kv_grid, q.device)
-    token, key_token = (slot_tokens(each, _volume(each), q.device) for each in (grid, kv_grid))
-    for batch, kv_head, heads in _heads(q, k):
+    token, key_token = (slot_tokens(each, volume(each), q.device) for each in (grid, kv_grid))
+    for batch, kv_head, heads in heads_of(q, k):
         keys = _KeyTiles.gather(
             k[batch, :, kv_head], v[batch, :, kv_head], key_token, key_real[batch % len(key_real)]
         )
@@ -91,9 +91,9 @@ def backward(
                 q[batch, :, head].masked_fill(idle[:, None], 0), token, problem.scale
             )
             grads, deltas, lses = (
-                _to_tiles(x, token) for x in (head_grad, delta, head_lse.masked_fill(idle, 0))
+                to_tiles(x, token) for x in (head_grad, delta, head_lse.masked_fill(idle, 0))
             )
-            idle_rows = _to_tiles(idle, token).bool()
+            idle_rows = to_tiles(idle, token).bool()
             tile_dq = torch.empty_like(grads)
             for rows, tile in keys.blocks_of(
                 len(token), problem.bitmap[batch, head], kv_grid.num_tiles, most
@@ -108,9 +108,9 @@ def backward(
                     idle_rows[rows] if rows.start >= grid.num_tiles else None,
                 )
                 sums.add(tile, tile_dk, tile_dv)
-            dq[batch, :, head] = _to_sequence(tile_dq, token, len(idle)).mul_(problem.scale)
+            dq[batch, :, head] = to_sequence(tile_dq, token, len(idle)).mul_(problem.scale)
         dk[batch, :, kv_head], dv[batch, :, kv_head] = (
-            _to_sequence(x, sums.token, k.shape[1]) for x in (sums.k, sums.v)
+            to_sequence(x, sums.token, k.shape[1]) for x in (sums.k, sums.v)
         )
     return dq, dk, dv
 
@@ -192,7 +192,7 @@ class _KeyTiles:
         """From k and v (S, D), the positions (tiles, V) and which tokens are real (S,)."""
         token = functional.pad(token, (0, 0, 0, 1), value=-1)
         masked = ~functional.pad(real, (0, 1))[token].unsqueeze(-1)
-        k, v = (_to_tiles(x, token).masked_fill_(masked, 0) for x in (k, v))
+        k, v = (to_tiles(x, token).masked_fill_(masked, 0) for x in (k, v))
         mask = torch.zeros_like(k[..., :1]).masked_fill_(masked, float("-inf"))
         return _KeyTiles(token, torch.cat((k, mask), dim=-1), v)
 
@@ -288,7 +288,7 @@ def _rows_per_chunk(
     return torch.get_num_threads() * max(1, THREAD_CHUNK_BYTES // row_bytes)
 
 
-def _heads(q: Tensor, k: Tensor) -> Iterator[tuple[int, int, range]]:
+def heads_of(q: Tensor, k: Tensor) -> Iterator[tuple[int, int, range]]:
     """(batch, kv head, the query heads that share it)."""
     group = q.shape[2] // k.shape[2]
     for batch in range(q.shape[0]):
@@ -298,21 +298,21 @@ def _heads(q: Tensor, k: Tensor) -> Iterator[tuple[int, int, range]]:
 
 def _queries(q: Tensor, token: Tensor, scale: float) -> Tensor:
     """Queries (S, D) at positions (tiles, V) -> (tiles, V, D + 1), scaled, and ones."""
-    return functional.pad(_to_tiles(q, token).mul_(scale), (0, 1), value=1.0)
+    return functional.pad(to_tiles(q, token).mul_(scale), (0, 1), value=1.0)
 
 
-def _to_tiles(x: Tensor, token: Tensor) -> Tensor:
+def to_tiles(x: Tensor, token: Tensor) -> Tensor:
     """(S, ...) at positions (tiles, V) -> (tiles, V, ...) in the wide type, zeros at -1."""
     padded = x.new_empty(len(x) + 1, *x.shape[1:], dtype=accumulation_dtype(x))
     padded[:-1], padded[-1] = x, 0
     return padded.index_select(0, token.flatten() % len(padded)).view(*token.shape, *x.shape[1:])
 
 
-def _to_sequence(x: Tensor, token: Tensor, length: int) -> Tensor:
-    """The inverse of ``_to_tiles``: (tiles, V, ...) -> (length, ...)."""
+def to_sequence(x: Tensor, token: Tensor, length: int) -> Tensor:
+    """The inverse of ``to_tiles``: (tiles, V, ...) -> (length, ...)."""
     return x.new_empty(length + 1, *x.shape[2:]).index_put_((token,), x)[:-1]
 
 
-def _volume(grid: Grid) -> int:
+def volume(grid: Grid) -> int:
     """Slots that a tile of this grid needs."""
     return grid.box[0] * grid.box[1] * grid.box[2]

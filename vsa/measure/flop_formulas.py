@@ -94,6 +94,7 @@ FORMULAS: dict[str, Callable[[Named], float]] = {
     "select_by_sub_blocks": _select_by_sub_blocks,
     "coarse_attention": _coarse,
     "block_sparse_attention": _fine,
+    "low_precision_attention": _fine,
     "block_sparse_attention_backward": _fine_backward,
     "tail_attention": _fine,
     "tail_attention_backward": _fine_backward,

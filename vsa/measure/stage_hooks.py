@@ -33,6 +33,7 @@ _METHODS = {
     "select_by_sub_blocks": SELECT,
     "forward": FINE,
     "add_tail": FINE,
+    "low_precision": FINE,
     "gated_inference": FINE,
     "gated_forward": FINE,
     "combine": COMBINE,

@@ -49,7 +49,8 @@ def gated_attention(
         out: shape and type of q as the user gave it.
         lse: (B, heads, S) fp32, of the fine stage.
     """
-    if not named(call.backend).fuses_gates or (gate_fine is None and gate_coarse is None):
+    fuses_gates = named(call.backend).fuses_gates and call.precision == "native"
+    if not fuses_gates or (gate_fine is None and gate_coarse is None):
         return _stage_by_stage(call, selection, means, gate_fine, gate_coarse, tail)
     if means and coarse is None:
         q_means, k_means, v_means = means

@@ -7,10 +7,12 @@ besides their tiles.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from vsa.backends import named
 from vsa.operators import fine as operators
+from vsa.operators.low_precision import low_precision_attention
 from vsa.stages.coarse import tile_means
 from vsa.stages.inputs import Inputs
 from vsa.values.problem import Problem, TailMeans
@@ -33,6 +35,9 @@ def fine(
             attends nothing.
     """
     most = selection.num_key_tiles if selection.most is None else selection.most
+    if call.precision != "native":
+        with torch.autocast(call.q.device.type, enabled=False):
+            return low_precision_attention(*problem(call, selection), call.precision, most)
     who = named(call.backend)
     if tail is not None:
         asked = problem(call, selection)

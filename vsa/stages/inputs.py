@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vsa import backends
 from vsa.values import checks, hints, transforms
+from vsa.values import precision as precisions
 from vsa.values.grid import SLOTS, Extent, Grid
 from vsa.values.selection import Selection, check_fits, check_is_selection
 
@@ -35,6 +36,7 @@ class Inputs:
         backend: the backend's name, never "auto".
         shape: the shape that the user's q had, which outputs take.
         given: q, k and v in one type, as the user shaped them.
+        precision: "native", "int8" or "fp8", see ``vsa.attention``.
     """
 
     q: Tensor
@@ -47,6 +49,7 @@ class Inputs:
     backend: str
     shape: torch.Size
     given: tuple[Tensor, Tensor, Tensor]
+    precision: str = "native"
 
 
 def resolve(
@@ -62,6 +65,7 @@ def resolve(
     selection: Selection | None = None,
     gates: Mapping[str, Tensor | None] | None = None,
     backend: str = "auto",
+    precision: object = "native",
 ) -> Inputs:
     """Check everything that the parts of ``vsa`` have in common.
 
@@ -72,7 +76,9 @@ def resolve(
         ValueError, TypeError: naming the argument, what it was and what is allowed.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
-    for name, x in (("q", q), ("k", k), ("v", v)):
+    bits = precisions.named(precision)
+    tensors = {"q": q, "k": k, "v": v}
+    for name, x in tensors.items():
         checks.plain(name, checks.tensor(name, x))
         checks.layout(name, x)
     q, k, v = under_autocast(q, k, v)
@@ -90,11 +96,12 @@ def resolve(
     check_text_valid(text_valid, q, query_grid, key_grid)
     if selection is not None:
         check_fits(selection, q, query_grid, key_grid)
+    precisions.check(bits, q, {**tensors, **(gates or {})})
     hints.about_runs(q, grid, tile)
     return Inputs(
         scale=checks.scale(scale, q.shape[-1]),
         text_valid=None if text_valid is None else transforms.savable(text_valid),
-        backend=_chosen(backend, q, k, v, gates or {}),
+        backend=_chosen(backend, q, k, v, gates or {}, bits),
         # Last, since strides may make these copies, and what is above may refuse.
         q=_flat(q),
         k=_flat(k),
@@ -103,11 +110,17 @@ def resolve(
         kv_grid=key_grid,
         shape=q.shape,
         given=(q, k, v),
+        precision=bits,
     )
 
 
 def _chosen(
-    backend: str, q: Tensor, k: Tensor, v: Tensor, gates: Mapping[str, Tensor | None]
+    backend: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Mapping[str, Tensor | None],
+    precision: str,
 ) -> str:
     """Name of the backend; that of ``TRANSFORMS`` where a tensor needs more than a backward."""
     named = {"q": q, "k": k, "v": v, **gates}
@@ -128,6 +141,7 @@ def _chosen(
         str(q.dtype),
         operator.index(q.shape[-1]),
         wants_gradients(q, k, v),
+        precision,
     )
 
 

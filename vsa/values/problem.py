@@ -70,6 +70,16 @@ class TailMeans(NamedTuple):
     tail_values: Tensor
 
 
+class EightBits(NamedTuple):
+    """How the fine stage computes in eight bits.
+
+    Attributes:
+        precision: "int8" or "fp8".
+    """
+
+    precision: str
+
+
 class Means(NamedTuple):
     """Tile means, exactly where there is a coarse gate.
 

@@ -14,6 +14,7 @@ from vsa.backends.kernels import (
     backward,
     coarse_select,
     forward,
+    low_precision,
     sub_blocks,
     tail_forward,
     whole,
@@ -94,6 +95,10 @@ class KernelBackend(Backend):
         """See ``Backend.backward``."""
         means = Means(None, None, None)
         return backward.backward(self.machine, upstream, saved, problem, means, Gates())[:3]
+
+    def low_precision(self, problem: Problem, precision: str, most: int) -> tuple[Tensor, Tensor]:
+        """See ``Backend.low_precision``."""
+        return low_precision.forward(self.machine, problem, precision)
 
     def add_tail(
         self, problem: Problem, means: TailMeans, out: Tensor, lse: Tensor
@@ -212,6 +217,8 @@ def _unsupported(request: Request, cuda: bool) -> str | None:
     """What the kernels of both machines need."""
     if (missing := _built(cuda)) is not None:
         return missing
+    if request.precision not in ("native", "int8"):
+        return f"its kernels do not compute precision={request.precision!r} yet"
     from vsa import _C
 
     dtype = request.dtype and request.dtype.removeprefix("torch.")

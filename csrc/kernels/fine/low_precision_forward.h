@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fine stage, forward, for inference: the work of kernels/fine/forward.h in eight bits.
+//
+//   q = round(Q / q_scale)    a scale for each row, by the consumer, into registers
+//   scores = q k^T            integers; k and v are tiles of kernels/coarse/quantise_tiles.h
+//   out = weights v           weights and v e4m3; one column more is the sum of the weights
+//
+// Blocks, work tiles and steps are those of forward.h, with one producer for keys and values: one
+// copy brings both. Within a consumer:
+//
+//     scores(next)  out += weights V(held)     in flight together
+//     read the step after next
+//     wait for scores -> softmax
+//     wait for out -> release the held tile -> rescale out, add it to the total when due
+//     pack weights
+//
+// The tensor cores cut e4m3 sums off at 13 bits below their largest term, so that long sums come
+// out too small (prim/operand8.h). Every kPeriod tiles `out` is therefore added to a total, as
+// halves, in the place that Q has left, and begins anew. Each thread keeps its own part there.
+//
+//   barriers   guard                                            see
+//   resident   Q, until out has been stored from its place      kernels/schedule/resident_tiles.h
+//   ring       keys and values of the selected tiles            kernels/schedule/image_ring.h
+//   schedule   tile loads and the steps of each consumer        kernels/schedule/tile_schedule.h
+#pragma once
+#include "kernels/fine/epilogue.h"
+#include "kernels/fine/low_precision_queries.h"
+#include "kernels/fine/low_precision_softmax.h"
+#include "kernels/fine/low_precision_total.h"
+#include "kernels/schedule/image_ring.h"
+#include "kernels/schedule/resident_tiles.h"
+#include "kernels/schedule/tile_scheduler.h"
+
+namespace vsa {
+
+template <class Element_, int D_>
+struct LowPrecisionForwardConfig {
+  using Element = Element_;
+  static constexpr int D = D_;
+  static constexpr int kConsumers = D == 128 ? 3 : 4;
+  static constexpr int kStages = D == 128 ? 9 : 19;
+  static constexpr int kScheduleWords = 8, kChunkLoads = D == 128 ? 96 : 64;
+  static constexpr int kPeriod = 8;  // tiles whose sums the tensor cores keep
+  // What consumers leave of a launch is little: the scheduler warp, which has time, spills.
+  static constexpr int kProducerRegisters = 32;
+  static constexpr int kConsumerRegisters = D == 128 ? 160 : 112;
+};
+
+// Params of an epilogue, and where the tiles are; k and v of the former are not used.
+template <class Base>
+struct LowPrecisionParams : Base {
+  const unsigned char* images;  // [batch, kv_heads, tiles] of QuantisedTile<D>::kImageBytes
+  const float* channels;        // [batch, kv_heads, 2, D]: means of K, scales of V
+};
+
+template <class Config, class Epilogue = PlainOutput>
+struct LowPrecisionForward {
+  using Element = typename Config::Element;
+  using Params = LowPrecisionParams<typename Epilogue::Params>;
+  static constexpr int D = Config::D;
+  static constexpr int kConsumers = Config::kConsumers, kStages = Config::kStages;
+  static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
+  enum Producers { kQueryProducer, kTileProducer, kProducers };
+  static constexpr int kProducerRegisters = Config::kProducerRegisters;
+  static constexpr int kConsumerRegisters = Config::kConsumerRegisters;
+  using KeySchedule = TileSchedule<kConsumers, Config::kChunkLoads>;
+  using Ring = ImageRing<kStages, kConsumers>;
+
+  using Queries = LowPrecisionQueries<Element, D>;
+  using Total = LowPrecisionTotal<D>;
+
+  struct SharedMemory {
+    Tile<D> q[kConsumers];  // afterwards the total; also where the output leaves from
+    QuantisedTile<D> kv[kStages];
+    // What is needed too seldom for registers.
+    typename Total::Rows totals[kConsumers];
+    float of_mean[kConsumers][kTileRows];  // products of queries with the mean of K
+    Ring ring;
+    KeySchedule schedule;
+    ResidentTiles<kConsumers> resident;
+  };
+
+  VSA_DEVICE static void init_barriers(SharedMemory& s) {
+    s.ring.init();
+    s.schedule.init(kProducers);
+    s.resident.init();
+    for (int w = 0; w < kConsumers; ++w) label(s.q[w], "q", w);
+    for (int i = 0; i < kStages; ++i) {
+      label(s.kv[i].k, "k", i);
+      label(s.kv[i].v, "v", i);
+      label(s.kv[i].scale, "scale", i);
+    }
+  }
+
+  VSA_DEVICE static void prologue(const Params& p, SharedMemory& s, int thread, int threads) {
+    for (int w = 0; w < kConsumers; ++w)
+      zero_tail(s.q[w], p.queries.grid.tile.volume(), thread, threads);
+    fence_async_proxy();
+  }
+
+  VSA_DEVICE static void schedule(const Params& p, SharedMemory& s) {
+    // Images are found without the origins of tensors, for which any will do.
+    TileScheduler<kConsumers, Config::kScheduleWords, Config::kChunkLoads, kStages, kStages>
+        scheduler(s.schedule, p.queries, p.keys, p.q, p.q);
+    scheduler.add_query_tiles(p, p.tile_counter);
+    scheduler.finish();
+  }
+
+  class Producer {
+   public:
+    VSA_DEVICE Producer(const Params& p, SharedMemory& s) : p_(p), s_(s) {}
+
+    VSA_DEVICE void run_queries() {
+      prefetch_map(p_.q.video.map);
+      s_.resident.load_work_tiles(
+          s_.schedule, p_.queries,
+          [&](int w, const WorkTile& work, const TilePlace& at, Mbarrier& full) {
+            const TileBox q = box_of(p_.q, at, work.head, work.batch);
+            full.arrive_expect_tx(p_.queries.box_rows(at) * D * kElementBytes);
+            load_tile(s_.q[w], q.map, q.at, full, CacheHint::EvictFirst);
+          });
+    }
+    VSA_DEVICE void run_tiles() {
+      s_.schedule.for_each_load([&](int n, int i) { load_image(n, i); });
+    }
+
+   private:
+    VSA_DEVICE void load_image(int n, int i) {
+      constexpr int kBytes = QuantisedTile<D>::kImageBytes;
+      const TileLoad load = s_.schedule.tile_load(n, i);
+      const auto of = s_.schedule.chunk(n);
+      const int64_t head = int64_t{of.work.batch} * p_.kv_heads + of.head;
+      const int64_t image = head * p_.keys.num_tiles() + load.tile(p_.keys);
+      Mbarrier& full = s_.ring.acquire(number_, load.flags(), kBytes);
+      bulk_load(&s_.kv[Ring::stage(number_++)], p_.images + image * kBytes, kBytes, full,
+                Layout::Any);
+    }
+
+    const Params& p_;
+    SharedMemory& s_;
+    int number_ = 0;  // of the next tile load
+  };
+
+  class Consumer {
+   public:
+    VSA_DEVICE Consumer(const Params& p, SharedMemory& s, int w)
+        : p_(p), s_(s), w_(w), steps_(s.schedule, s.ring, w) {}
+
+    VSA_DEVICE void run() {
+      s_.resident.for_each_work_tile(w_, [&](const Assignment& work) {
+        if (work.tile >= 0) {
+          Queries::read(q_, q_scale_, s_.of_mean[w_], s_.q[w_], channels(work), p_.scale);
+          named_sync(consumer_barrier(w_), kWarpgroupThreads);  // its place is free
+        }
+        mainloop();
+        if (work.tile >= 0) store(work);
+      });
+      if (elect_one()) bulk_wait<0>();
+    }
+
+   private:
+    VSA_DEVICE const float* channels(const Assignment& work) const {
+      const int head = work.head / (p_.heads / p_.kv_heads);
+      return p_.channels + (int64_t{work.batch} * p_.kv_heads + head) * 2 * D;
+    }
+
+    VSA_DEVICE void mainloop() {
+      fill(out_, 0.f);
+      softmax_.reset();
+      tiles_ = 0;
+      const auto wait = [&](const ConsumerStep& step) { s_.ring.wait_both(step); };
+      ConsumerStep held = steps_.first();
+      while (held.is(ConsumerStep::kCompute)) {
+        start(held);
+        ConsumerStep next = steps_.next_compute(steps_.take(), wait);
+        while (next.is(ConsumerStep::kCompute)) {
+          issue_scores(next);
+          issue_output(held);
+          ConsumerStep after = steps_.take();
+          wgmma_wait<1>(scores_);
+          weigh(next);
+          // A real branch between the waits: without one, ptxas hoists the second above softmax.
+          after = steps_.past_chunk_end(after);
+          const bool there = after.is(ConsumerStep::kCompute) && s_.ring.has_both(after);
+          finish_output(held);
+          softmax_.rescale(out_);
+          add_when_due();
+          pack_weights();
+          held = next;
+          next = there ? after : steps_.next_compute(after, wait);
+        }
+        issue_output(held);
+        finish_output(held);
+        add_when_due();
+        held = steps_.resume(next);
+      }
+      steps_.end_work_tile();
+    }
+
+    // The first tile of a run: nothing else is in flight.
+    VSA_DEVICE void start(const ConsumerStep& step) {
+      s_.ring.wait_both(step);
+      issue_scores(step);
+      wgmma_wait<0>(scores_);
+      weigh(step);
+      softmax_.rescale(out_);
+      pack_weights();
+    }
+    VSA_DEVICE void issue_scores(const ConsumerStep& step) {
+      mma8_ABt<S8>(scores_, q_, s_.kv[step.first().stage].k);
+      wgmma_commit();
+    }
+    VSA_DEVICE void issue_output(const ConsumerStep& step) {
+      mma8_ABt<E4m3>(out_, weights_, s_.kv[step.first().stage].v, has_sums());
+      wgmma_commit();
+    }
+    VSA_DEVICE void finish_output(const ConsumerStep& held) {
+      wgmma_wait<0>(out_);
+      s_.ring.release_second(held);
+      ++tiles_;
+    }
+    VSA_DEVICE void weigh(const ConsumerStep& step) {
+      const float& scale = s_.kv[step.first().stage].scale;
+      note_read(&scale, sizeof scale, Layout::Any);
+      const float k_scale = scale;
+      RowValues both = q_scale_;
+      zip(both, q_scale_, [=](float, float q_scale) { return q_scale * k_scale; });
+      softmax_.weigh(codes_, scores_, both);
+    }
+    VSA_DEVICE void pack_weights() {
+      VSA_EACH_LANE(t) {
+        const auto& codes = lane(codes_, t);
+        auto& fours = lane(weights_, t);
+        VSA_UNROLL
+        for (int r = 0; r < kTileRows / 8; ++r) fours[r] = four_codes(codes, r);
+      }
+    }
+
+    VSA_DEVICE bool has_sums() const { return tiles_ % Config::kPeriod != 0; }
+    VSA_DEVICE void add_when_due() {
+      if (has_sums()) return;
+      Total::add(s_.q[w_], s_.totals[w_], out_, softmax_.max(), tiles_ > Config::kPeriod);
+    }
+
+    // out = (out + total) / sum of weights * scales of the values; lse beside it.
+    VSA_DEVICE void finish(Fragment<D>& out, RowValues& lse, const float* scales) {
+      RowValues sum, products;
+      Total::take(out, sum, s_.q[w_], s_.totals[w_], out_, softmax_.max(), has_sums(),
+                  tiles_ >= Config::kPeriod);
+      // One lane of four has a row's sum, the others zeros.
+      quad_reduce(sum, [](float a, float b) { return a + b; });
+      note_read(s_.of_mean[w_], sizeof s_.of_mean[w_]);
+      set_rows(products, [&](int row) { return s_.of_mean[w_][row]; });
+      lse = softmax_.max();
+      zip(lse, sum, [](float max, float all) { return max + log2_approx(all / kTopWeight); });
+      zip(lse, products, [&](float x, float mean) { return fma(mean, p_.scale, x) * kLn2; });
+      zip(lse, sum, [](float x, float all) { return all == 0 ? -INFINITY : x; });
+      zip(sum, sum, [](float all, float) { return all == 0 ? 0 : 1 / all; });
+      scale_rows(out, sum);
+      VSA_EACH_LANE(t) {
+        auto& x = lane(out, t);
+        VSA_UNROLL
+        for (int i = 0; i < D / 2; i += 4) {  // two rows, two neighbouring channels
+          const auto* at = reinterpret_cast<const FloatPair*>(scales + accumulator_column(t, i));
+          const FloatPair scale = load_global(at, true);
+          x[i] *= scale.x;
+          x[i + 1] *= scale.y;
+          x[i + 2] *= scale.x;
+          x[i + 3] *= scale.y;
+        }
+      }
+      named_sync(consumer_barrier(w_), kWarpgroupThreads);  // the total's place is free
+    }
+
+    VSA_DEVICE void store(const Assignment& work) {
+      RowValues lse;
+      Fragment<D> out;
+      finish(out, lse, channels(work) + D);
+      const TilePlace at = p_.queries.place(work.tile);
+      const uint64_t rows = p_.queries.rows(at, work.batch);
+      if (at.region != Region::Video)
+        for_each(out, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
+      Epilogue::template finish<Element>(out, p_, work, at, rows, [&](const TokenTensor& to) {
+        write(out, to, at, work);
+        named_sync(consumer_barrier(w_), kWarpgroupThreads);  // the tile is free again
+      });
+      write(out, p_.out, at, work);
+      const int64_t head = int64_t{work.batch} * p_.heads + work.head;
+      float* to = p_.lse + head * p_.queries.grid.num_tokens();
+      for_each_row(lse, [&](float x, int row) {
+        const int token = p_.queries.token(at, row);
+        if (token >= 0) to[token] = rows >> row & 1 ? x : -INFINITY;
+      });
+    }
+
+    // The tile of the output through the place of q.
+    VSA_DEVICE void write(const Fragment<D>& out,
+                          const TokenTensor& to,
+                          const TilePlace& at,
+                          const Assignment& work) {
+      Operand<D> rounded;
+      round_to<Element>(rounded, out);
+      write_tile(s_.q[w_], rounded);
+      fence_async_proxy();
+      named_sync(consumer_barrier(w_), kWarpgroupThreads);
+      if (elect_one()) {
+        const TileBox box = box_of(to, at, work.head, work.batch);
+        store_tile(box.map, box.at, s_.q[w_]);
+        bulk_commit();
+        bulk_wait_read<0>();
+      }
+    }
+
+    static constexpr float kLn2 = 0.69314718f;
+
+    const Params& p_;
+    SharedMemory& s_;
+    const int w_;
+    ConsumerSteps<KeySchedule, Ring> steps_;
+    LowPrecisionSoftmax softmax_;
+    Operand8<D> q_;
+    RowValues q_scale_;  // with the scale of all scores
+    Fragment<64, int> scores_;
+    LowPrecisionSoftmax::Codes codes_;
+    Operand8<64> weights_;
+    Fragment<D + kSumRows> out_;
+    int tiles_;  // of the work tile that have entered out_, which begins anew every kPeriod
+  };
+
+  VSA_DEVICE static void produce(const Params& p, SharedMemory& s, int which) {
+    if (!elect_lane()) return;
+    if (which == kQueryProducer)
+      Producer(p, s).run_queries();
+    else
+      Producer(p, s).run_tiles();
+  }
+  VSA_DEVICE static void consume(const Params& p, SharedMemory& s, int w) {
+    Consumer(p, s, w).run();
+  }
+};
+
+static_assert(kBytesLeft<LowPrecisionForward<LowPrecisionForwardConfig<Bf16, 128>>> <
+                      sizeof(QuantisedTile<128>) &&
+                  kBytesLeft<LowPrecisionForward<LowPrecisionForwardConfig<Bf16, 64>>> <
+                      sizeof(QuantisedTile<64>),
+              "no further stage would fit");
+
+}  // namespace vsa

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// Queries in eight bits, from a tile in shared memory into the registers of the A operand:
+//
+//   q = round(Q / scale),   scale: the row's largest magnitude becomes 127
+//
+// A row with infinity or NaN gets NaN for its scale.
+#pragma once
+#include "prim/warp.h"
+#include "tile/quantised_tile.h"
+
+namespace vsa {
+
+template <class Element, int D>
+class LowPrecisionQueries {
+ public:
+  // scale: of each row, times that of all scores. of_mean: [64] in shared memory, each row's
+  // product with the mean of K, by which all its scores are too small; for any thread after a
+  // barrier. means: [D], of K
+  VSA_DEVICE static void read(Operand8<D>& q,
+                              RowValues& scale,
+                              float* of_mean,
+                              const Tile<D>& tile,
+                              const float* means,
+                              float scale_of_scores) {
+    note_read(&tile, sizeof tile, Layout::Swizzled);
+    RowValues most, special, products;
+    VSA_EACH_LANE(t) {
+      auto& largest = lane(most, t);
+      auto& spoilt = lane(special, t);
+      auto& product = lane(products, t);
+      largest[0] = largest[1] = spoilt[0] = spoilt[1] = product[0] = product[1] = 0;
+      VSA_UNROLL
+      for (int r = 0; r < D / 8; ++r) {
+        float x[4];
+        read_four(x, tile, t, r);
+        const int half = r & 1;
+        const Chunk mean = load_global(reinterpret_cast<const Chunk*>(means + four_column(t, r)));
+        VSA_UNROLL
+        for (int c = 0; c < 4; ++c) {
+          largest[half] = max2(largest[half], x[c] < 0 ? -x[c] : x[c]);
+          spoilt[half] += x[c] * 0;  // NaN for infinity and NaN
+          product[half] = fma(x[c], float_of(static_cast<int>(mean.pairs[c])), product[half]);
+        }
+      }
+    }
+    const auto add = [](float a, float b) { return a + b; };
+    quad_reduce(most, max2);
+    quad_reduce(special, add);
+    quad_reduce(products, add);
+    note_write(of_mean, kTileRows * sizeof(float));
+    for_each_row(products, [&](float x, int row) { of_mean[row] = x; });
+    zip(most, most, [](float x, float) { return max2(x, kLeastMagnitude); });
+    scale = most;
+    zip(scale, special, [=](float x, float nan) { return x / kMostS8 * scale_of_scores + nan; });
+    VSA_EACH_LANE(t) {
+      const auto& largest = lane(most, t);
+      auto& fours = lane(q, t);
+      const float factor[2] = {kMostS8 / largest[0], kMostS8 / largest[1]};
+      VSA_UNROLL
+      for (int r = 0; r < D / 8; ++r) {
+        float x[4];
+        read_four(x, tile, t, r);
+        const float by = factor[r & 1];
+        fours[r] = pack8<S8>(x[0] * by, x[1] * by, x[2] * by, x[3] * by);
+      }
+    }
+  }
+
+ private:
+  VSA_DEVICE static void read_four(float (&x)[4], const Tile<D>& tile, int t, int r) {
+    const uint32_t* pairs = smem_words(pair_address(tile, four_row(t, r), four_column(t, r)));
+    VSA_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      x[2 * i] = widen_low<Element>(pairs[i]);
+      x[2 * i + 1] = widen_high<Element>(pairs[i]);
+    }
+  }
+};
+
+}  // namespace vsa

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// A ring of tiles that one copy brings as a whole, keys and values together: one wait and one
+// release for both (kernels/schedule/rings.h).
+#pragma once
+#include "kernels/schedule/rings.h"
+
+namespace vsa {
+
+template <int Stages, int Consumers>
+struct ImageRing {
+  static constexpr int kFirst = Stages, kSecond = Stages;
+  static constexpr bool kTogether = true;
+
+  SkippableRing<Stages, Consumers> images;
+
+  VSA_DEVICE static int stage(int n) { return Ring<Stages>::stage(n); }
+
+  VSA_DEVICE void init() { images.init("image_full", "image_empty"); }
+  // The producer: the barrier that the copy of tile load n counts on.
+  VSA_DEVICE Mbarrier& acquire(int n, uint32_t waiting, int bytes) {
+    Mbarrier& barrier = images.acquire(n, bytes);
+    images.skip(n, waiting);
+    return barrier;
+  }
+  VSA_DEVICE void wait_both(const ConsumerStep& step) { images.wait(step.first()); }
+  VSA_DEVICE bool has_both(const ConsumerStep& step) { return images.is_full(step.first()); }
+  VSA_DEVICE void release_second(const ConsumerStep& step) { images.release(step.first()); }
+};
+
+}  // namespace vsa

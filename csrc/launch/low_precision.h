@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// The fine stage in eight bits as plain functions: what Python passes, in; an error sentence, out.
+// Each has a form that launches its kernels on a GPU and one that runs the same source on a CPU.
+#pragma once
+#include <string>
+
+#include "launch/fine.h"
+
+namespace vsa::launch {
+
+// Keys and values of some heads in eight bits (kernels/coarse/quantise_tiles.h).
+struct QuantiseTiles {
+  TokenView k, v;             // text included; 16-byte aligned
+  Grid grid;                  // of the keys
+  const uint64_t* text_rows;  // [batch, text tiles], null without text
+  int batch, heads, head_dim;
+  Dtype dtype;
+  bool fp8;         // keys as e4m3, else as int8
+  void* records;    // [batch, heads, head_dim] of kRecordBytes, for the kernels alone
+  float* channels;  // [batch, heads, 2, head_dim]: means of K, scales of V
+  void* images;     // [batch, heads, tiles] of so many bytes as a tile's image has
+};
+
+constexpr int kRecordBytes = 16;
+
+// The forward over such tiles; k and v of the call it begins with are not read.
+struct LowPrecisionForward : FineForward {
+  const void* images;     // of QuantiseTiles, int8
+  const float* channels;  // likewise
+};
+
+std::string quantise_tiles(const QuantiseTiles& call, int device, void* stream);
+std::string quantise_tiles_emulated(const QuantiseTiles& call);
+std::string low_precision_forward(const LowPrecisionForward& call, int device, void* stream);
+std::string low_precision_forward_emulated(const LowPrecisionForward& call,
+                                           int blocks,
+                                           unsigned seed);
+
+}  // namespace vsa::launch

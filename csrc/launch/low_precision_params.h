@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// From calls to kernel parameters and the kernels that they need, the same for both machines.
+#pragma once
+#include "kernels/coarse/quantise_tiles.h"
+#include "kernels/fine/low_precision_forward.h"
+#include "launch/fine_params.h"
+#include "launch/low_precision.h"
+
+namespace vsa::launch {
+
+static_assert(sizeof(ChannelRecord) == kRecordBytes);
+
+inline std::string make_params(QuantiseTilesParams& p, const QuantiseTiles& call) {
+  const auto tokens = [](const TokenView& x) {
+    return TokensToQuantise{x.data, x.batch_stride, x.token_stride, x.head_stride};
+  };
+  for (const TokenView* x : {&call.k, &call.v}) {
+    const int64_t strides = x->token_stride | (call.batch > 1 ? x->batch_stride : 0) |
+                            (call.heads > 1 ? x->head_stride : 0);
+    if (strides % kChunkElements != 0 || reinterpret_cast<uintptr_t>(x->data) % kChunkBytes != 0)
+      return "keys and values that become eight bits must be aligned to 16 bytes, token by token";
+  }
+  p.k = tokens(call.k);
+  p.v = tokens(call.v);
+  p.keys = tiled(call.grid, call.text_rows);
+  p.batch = call.batch;
+  p.heads = call.heads;
+  p.records = static_cast<ChannelRecord*>(call.records);
+  p.channels = call.channels;
+  p.images = static_cast<unsigned char*>(call.images);
+  return "";
+}
+
+inline size_t record_bytes(const QuantiseTiles& call) {
+  return size_t{kRecordBytes} * call.batch * call.heads * call.head_dim;
+}
+
+// fn(first pass, second pass) for the configuration of a call; false if there are no kernels.
+template <class Fn>
+bool with_quantisation(const QuantiseTiles& call, Fn fn) {
+  return with_config(call, [&](auto element, auto head_dim) {
+    using Element = decltype(element);
+    constexpr int D = head_dim();
+    if (call.fp8)
+      fn(ChannelStatistics<Element, D>{}, vsa::QuantiseTiles<Element, D, E4m3>{});
+    else
+      fn(ChannelStatistics<Element, D>{}, vsa::QuantiseTiles<Element, D, S8>{});
+  });
+}
+
+template <class Base, class Encode>
+std::string make_params(LowPrecisionParams<Base>& p,
+                        const LowPrecisionForward& call,
+                        Encode encode) {
+  p.images = static_cast<const unsigned char*>(call.images);
+  p.channels = call.channels;
+  return make_params(static_cast<Base&>(p), static_cast<const FineForward&>(call), encode);
+}
+
+}  // namespace vsa::launch

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward of int8: right in all schedules, and each mutant reported by its name."""
+
+from __future__ import annotations
+
+import pytest
+from mutants.mutant_programs import ROOT, build, unnoticed
+from mutants.mutants_of_low_precision import (
+    IN_FORWARD,
+    IN_LONG,
+    IN_QUERIES,
+    IN_SOFTMAX,
+    IN_TOTAL,
+)
+
+PROGRAM = ROOT / "tests" / "cpp" / "low_precision_forward.cpp"
+FORWARD = "kernels/fine/low_precision_forward.h"
+PARTS = {
+    "kernels/fine/low_precision_queries.h": IN_QUERIES,
+    "kernels/fine/low_precision_softmax.h": IN_SOFTMAX,
+    "kernels/fine/low_precision_total.h": IN_TOTAL,
+}
+INCLUDES = "launch/low_precision_params.h"
+PROBLEMS = ("forward", "uneven", "gated", "long")
+SEEDS = 18
+
+
+def test_mutants_of_the_kernel_are_reported_by_name(compiler, tmp_path):
+    tables = {("forward",): IN_FORWARD, ("long",): IN_LONG}
+    assert not unnoticed(
+        compiler, PROGRAM, tmp_path, (FORWARD,), FORWARD, tables, PROBLEMS, SEEDS, INCLUDES
+    )
+
+
+@pytest.mark.parametrize("header", PARTS)
+def test_mutants_of_its_parts_are_reported_by_name(compiler, tmp_path, header):
+    headers, tables = (header, FORWARD), {("forward",): PARTS[header]}
+    assert not unnoticed(
+        compiler, PROGRAM, tmp_path, headers, header, tables, PROBLEMS, SEEDS, INCLUDES
+    )
+
+
+def test_an_unchanged_kernel_is_not_reported(compiler, tmp_path):
+    flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
+    program = build(compiler, PROGRAM, tmp_path / "kernel", *flags)
+    for lists in PROBLEMS[:3]:
+        assert program("vsa", lists, 3 * SEEDS) == "nothing"
+    assert program("vsa", "long", 3) == "nothing"
