@@ -6,9 +6,9 @@
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
 #include "launch/float_product.h"
+#include "launch/low_precision.h"
 #include "launch/sub_blocks.h"
 #include "launch/tail.h"
-#include "launch/low_precision.h"
 
 namespace vsa::launch {
 namespace {

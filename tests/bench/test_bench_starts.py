@@ -67,7 +67,7 @@ def test_parts_of_a_tiny_call_on_a_cpu(tmp_path: Path) -> None:
     assert found["complete"] and whats == ["plain", "gates"] * 2  # the second two with text
     for row in found["rows"]:
         times = {name: x for name, x in row.items() if name.endswith("host us")}
-        assert len(times) == 7 and min(times.values()) > 0
+        assert len(times) == 11 and min(times.values()) > 0
         assert times["key, host us"] < times["forward, host us"] < times["both, host us"]
 
 

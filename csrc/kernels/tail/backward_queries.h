@@ -68,9 +68,7 @@ struct TailBackwardQueries {
     fence_async_proxy();
   }
 
-  VSA_HD static Work work_of(const Params& p) {
-    return Work(p.queries, p.batch, p.heads, false);
-  }
+  VSA_HD static Work work_of(const Params& p) { return Work(p.queries, p.batch, p.heads, false); }
 
   VSA_DEVICE static void load_queries(const Params& p, SharedMemory& s) {
     prefetch_map(p.q.video.map);

@@ -70,9 +70,7 @@ struct TailForward {
     fence_async_proxy();
   }
 
-  VSA_HD static Work work_of(const Params& p) {
-    return Work(p.queries, p.batch, p.heads, p.text);
-  }
+  VSA_HD static Work work_of(const Params& p) { return Work(p.queries, p.batch, p.heads, p.text); }
 
   VSA_DEVICE static void load_queries(const Params& p, SharedMemory& s) {
     prefetch_map(p.q.video.map);
