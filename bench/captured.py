@@ -45,10 +45,11 @@ NOISE = 0.5
 """Share of noise in what the model is shown: halfway through denoising."""
 EXAMPLE = (8, 12, 12)
 SAMPLED_TILES = 16
+RECORDED_DRAWS = 4
+"""Draws of noise for each clip in a recording."""
 MOST_HEADS = video_transformer.LAYERS * video_transformer.HEADS
 
 
-@torch.no_grad()
 def queries_and_keys(
     model: VideoTransformer, latent: Tensor, seed: int, heard: Callable[[], None]
 ) -> tuple[Tensor, Tensor]:
@@ -63,15 +64,27 @@ def queries_and_keys(
     Returns:
         q, k: (1, S, layers * heads, head_dim), the last layer first.
     """
+    found = [layer[:2] for layer in of_layers(model, latent, seed, heard)]
+    pattern = "layers b n s d -> b s (layers n) d"
+    q, k = (rearrange(list(x), pattern) for x in zip(*found, strict=True))
+    return q, k
+
+
+@torch.no_grad()
+def of_layers(
+    model: VideoTransformer, latent: Tensor, seed: int, heard: Callable[[], None]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """q, k and v of every layer, the last one first, (1, heads, S, head_dim) each."""
     device = latent.device
     generator = torch.Generator(device).manual_seed(seed)
     share = torch.full((1,), NOISE, device=device)
     mixed, _ = video_transformer.noisy(latent.flatten(0, 2)[None], share, generator)
-    found: list[tuple[Tensor, Tensor]] = []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    dtype = input_dtype(device)
 
     def keep(attention: video_transformer.Attention, given: tuple[Tensor, ...]) -> None:
-        q, k, _ = attention.queries_keys_values(*given)
-        found.insert(0, (q, k))
+        q, k, v = (x.to(dtype) for x in attention.queries_keys_values(*given))
+        found.insert(0, (q, k, v))
         heard()
 
     layers = [x for x in model.modules() if isinstance(x, video_transformer.Attention)]
@@ -80,9 +93,28 @@ def queries_and_keys(
     model(mixed, share, video_transformer.places((time, height, width), device))
     for hook in hooks:
         hook.remove()
-    pattern, dtype = "layers b n s d -> b s (layers n) d", input_dtype(device)
-    q, k = (rearrange(list(x), pattern).to(dtype) for x in zip(*found, strict=True))
-    return q, k
+    return found
+
+
+def save_recording(
+    path: Path, about: dict[str, object], model: VideoTransformer, grid: Extent, clips: list[Tensor]
+) -> None:
+    """q, k and v of the first clips' layers for bench/recall.py, with several draws of noise."""
+    recorded = []
+    for draw in range(RECORDED_DRAWS):
+        for latent in clips:
+            layers = reversed(of_layers(model, latent, draw, lambda: None))
+            recorded.append(
+                {
+                    f"layers.{number}": {
+                        name: x.transpose(1, 2).contiguous().cpu()
+                        for name, x in zip("qkv", layer, strict=True)
+                    }
+                    for number, layer in enumerate(layers)
+                }
+            )
+    tile = list(vsa.Grid(grid).tile)
+    torch.save({"about": about, "grid": list(grid), "tile": tile, "clips": recorded}, path)
 
 
 def read_clips(grids: list[Extent], device: torch.device) -> dict[Extent, list[Tensor]]:
@@ -174,6 +206,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--steps", type=int, default=600, help="of training")
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--cpu", action="store_true", help="even where there is a GPU")
+    found.add_argument(
+        "--recording",
+        type=Path,
+        metavar="FILE",
+        help="write q, k and v on the first grid there, a .pt file for bench/recall.py",
+    )
     found.add_argument("--pictures", type=Path, metavar="DIR", help="draw tile maps there")
     return found
 
@@ -184,6 +222,8 @@ def main() -> None:
     options = found_options.parse_args()
     if not options.out.absolute().parent.is_dir():
         found_options.error(f"--out must be in a folder that exists, but it is {options.out}")
+    if options.recording and not options.recording.absolute().parent.is_dir():
+        found_options.error(f"--recording must be in a folder that exists: {options.recording}")
     if any(heads > MOST_HEADS for _, heads in options.layers):
         found_options.error(f"--layers can have {MOST_HEADS} heads at most: the model has no more")
     if options.pictures:
@@ -231,6 +271,8 @@ def main() -> None:
         "loss": last,
     }
     patterns.save(options.out, about, found)
+    if options.recording:
+        save_recording(options.recording, about, model, grids[0], clips[grids[0]])
     console.print(f"written to {options.out}")
 
 

@@ -2,18 +2,23 @@
 """What a call of attention costs the host, and what that leaves of the kernels' speed-up.
 
 usage: python bench/host.py [--baseline FOLDER] [--out results.json] [--parts LIST] [--compiled]
+                            [--layers WORD]
        python bench/host.py --tiny
+       python bench/host.py --no-kernels --parts layers [--baseline FOLDER]
 
 For each layer it times the forward, and the forward with the backward: as eager calls, as a CUDA
-graph of the same calls, and dense (``scaled_dot_product_attention``); beside them the microseconds
-that the host is busy with one call while the GPU has nothing to do, for both directions with the
-backward in autograd's thread and in the caller's. ``training`` times steps of a small transformer
-with sparse and with dense attention, eager and as one CUDA graph. ``--compiled`` times calls that
-follow each other as layers do, eager and in one compiled region, and training steps whose blocks
-are compiled; ``--apart`` training steps of layers whose projections are not computed as one
-product. ``--baseline`` is a folder with another installed build of vsa, which runs the same cases
-in a process of its own, so that one run compares both. ``--tiny`` runs small cases on a CPU, to see
-that the script works; their times mean nothing.
+graph of the same calls, and dense (``scaled_dot_product_attention``), also with text, masked and
+not, and one layer with a given selection, with strides that are copied, and checkpointed; beside
+them the microseconds that the host is busy with one call while the GPU has nothing to do, for both
+directions with the backward in autograd's thread and in the caller's. ``training`` times steps of
+a small transformer with sparse and with dense attention, eager and as one CUDA graph.
+``--compiled`` times calls that follow each other as layers do, eager and in one compiled region,
+and training steps whose blocks are compiled; ``--apart`` training steps of layers whose projections
+are not computed as one product. ``--baseline`` is a folder with another installed build of vsa,
+which runs the same cases in a process of its own, so that one run compares both. ``--tiny`` runs
+small cases on a CPU, to see that the script works; their times mean nothing. ``--no-kernels`` runs
+the small cases on a CPU and leaves out the kernels: what is left is the host's own part, without
+allocations and launches of a GPU; results are whatever lies in memory.
 """
 
 from __future__ import annotations
@@ -26,13 +31,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import vsa
 
@@ -45,13 +52,20 @@ LAYERS = {
     "16,384 tokens (the paper)": ((16, 32, 32), 16, 64),
     "23,296 tokens (FastVideo)": ((16, 28, 52), 12, 128),
 }
+TEXT_LAYERS = {
+    "CogVideoX-2B, 226 of text": (vsa.Grid((13, 30, 45), prefix=226), 30, 64),
+    "9x34x60, 256 of text": (vsa.Grid((9, 34, 60), suffix=256), 24, 128),
+}
 MODELS = {
     "8 x 512, 16x32x32": ((16, 32, 32), 8, 512, 8),
     "8 x 512, 16x16x16": ((16, 16, 16), 8, 512, 8),
     "12 x 768, 16x32x32": ((16, 32, 32), 12, 768, 12),
     "12 x 768, 16x16x16": ((16, 16, 16), 12, 768, 12),
 }
+WAYS_LAYER = "8,192 tokens, d 64"
+"""That is also called with a given selection, with strides that are copied, and checkpointed."""
 TINY_LAYERS = {"tiny": ((4, 8, 8), 2, 64)}
+TINY_TEXT_LAYERS = {"tiny, text": (vsa.Grid((4, 4, 8), prefix=3, suffix=70), 2, 64)}
 TINY_MODELS = {"tiny": ((4, 8, 8), 2, 64, 1)}
 QUEUED = 20
 """Calls whose launches fit the queue of a stream, so that the host never waits for the GPU."""
@@ -129,31 +143,72 @@ class Timer:
         return self.call(graph.replay) / calls
 
 
+def leave_out_kernels() -> None:
+    """Let the emulator do nothing: then a call takes what it costs outside of C++."""
+    from vsa.backends import BACKENDS
+
+    machine = type(BACKENDS["emulated"].machine)  # type: ignore[attr-defined]
+    for name in ("run", "run_rows", "run_program"):
+        setattr(machine, name, lambda *_: None)
+
+
 def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k, v = (x.flatten(1, 3).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.flatten(1, -3).transpose(1, 2) for x in (q, k, v))
     return functional.scaled_dot_product_attention(q, k, v)
+
+
+class Case(NamedTuple):
+    """A call of a layer, and the tensors whose gradients it has."""
+
+    what: str
+    call: Callable[[], Tensor]
+    used: list[Tensor]
+
+
+def layer_of(
+    extent: Any, heads: int, head_dim: int, device: str
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """Leaves q, k, v, gate_coarse and gate_fine, flat where there is text, and options."""
+    has_text = isinstance(extent, vsa.Grid)
+    tokens = (extent.length,) if has_text else extent
+    shape = 1, *tokens, heads, head_dim
+    leaves = [torch.randn(shape, device=device).bfloat16().requires_grad_() for _ in range(5)]
+    return leaves, {"grid": extent} if has_text else {}
+
+
+def cases(name: str, leaves: list[Tensor], layer: dict[str, Any], backend: str) -> Iterator[Case]:
+    """All calls of a layer."""
+    q, k, _, gate_coarse, gate_fine = leaves
+    of_q = leaves[:3]
+    gates = {"gate_coarse": gate_coarse, "gate_fine": gate_fine}
+    attend = partial(vsa.attention, backend=backend, **layer)
+    yield Case("plain", lambda: attend(*of_q, SHARE), of_q)
+    yield Case("gates", lambda: attend(*of_q, SHARE, **gates), leaves)
+    if layer:
+        valid = torch.rand(1, layer["grid"].text, device=q.device) < 0.7
+        yield Case("masked text", lambda: attend(*of_q, SHARE, text_valid=valid), of_q)
+    if name in (WAYS_LAYER, *TINY_LAYERS):
+        with torch.no_grad():
+            chosen = vsa.select(q, k, SHARE, backend=backend)
+        wide = [torch.cat((x.detach(), x.detach()[..., :4]), -1) for x in of_q]
+        copied = [x[..., : q.shape[-1]].requires_grad_() for x in wide]
+        yield Case("selection", lambda: attend(*of_q, None, selection=chosen), of_q)
+        yield Case("copied strides", lambda: attend(*copied, SHARE), copied)
+        again = partial(checkpoint, lambda *x: attend(*x, SHARE), use_reentrant=False)
+        yield Case("checkpointed", lambda: again(*of_q), of_q)
+    yield Case("dense", lambda: dense(*of_q), of_q)
 
 
 def layer_rows(options: argparse.Namespace, timer: Timer) -> Iterator[dict[str, Any]]:
     """Times of single layers."""
-    for name, (grid, heads, head_dim) in (TINY_LAYERS if options.tiny else LAYERS).items():
-        shape = 1, *grid, heads, head_dim
-        leaves = [
-            torch.randn(shape, device=options.device).bfloat16().requires_grad_() for _ in range(5)
-        ]
-        upstream = torch.randn(shape, device=options.device).bfloat16()
-        calls: dict[str, Callable[[], Tensor]] = {
-            "plain": lambda x=leaves: vsa.attention(*x[:3], SHARE, backend=options.backend),
-            "gates": lambda x=leaves: vsa.attention(
-                *x[:3], SHARE, gate_coarse=x[3], gate_fine=x[4], backend=options.backend
-            ),
-            "dense": lambda x=leaves: dense(*x[:3]),
-        }
-        for kind, call in calls.items():
-            used = leaves if kind == "gates" else leaves[:3]
-            to = dense(*leaves[:3]).shape if kind == "dense" else shape
-            given = upstream.new_ones(()).expand(to) if kind == "dense" else upstream
-            given = given.contiguous()
+    layers = {**TINY_LAYERS, **TINY_TEXT_LAYERS} if options.tiny else {**LAYERS, **TEXT_LAYERS}
+    for name, layer in layers.items():
+        if options.layers not in name:
+            continue
+        leaves, more = layer_of(*layer, options.device)
+        upstream = torch.randn_like(leaves[0])
+        for kind, call, used in cases(name, leaves, more, options.backend):
+            given = dense(*leaves[:3]).detach().clone() if kind == "dense" else upstream
 
             def forward(call=call) -> Tensor:
                 with torch.no_grad():
@@ -166,11 +221,12 @@ def layer_rows(options: argparse.Namespace, timer: Timer) -> Iterator[dict[str, 
             for direction, function in (("forward", forward), ("both", both)):
                 row[f"{direction} ms"] = timer.call(function)
                 row[f"{direction} host us"] = timer.host(function)
-                row[f"{direction} graph ms"] = timer.graph(function)
+                if kind != "checkpointed":  # which keeps the state of random numbers
+                    row[f"{direction} graph ms"] = timer.graph(function)
             # Autograd runs a backward in a thread of its own, which a short one waits for.
             with torch.autograd.set_multithreading_enabled(False):
                 row["both one thread host us"] = timer.host(both)
-            if options.compiled and kind != "dense":
+            if options.compiled and kind in ("plain", "gates") and not more:
                 row |= compiled_row(timer, leaves, used, upstream, options.backend)
             yield row
 
@@ -302,15 +358,21 @@ def main() -> None:
     parser.add_argument("--baseline", type=Path, help="folder with another build of vsa")
     parser.add_argument("--out", type=Path, help="JSON of all rows")
     parser.add_argument("--parts", default="layers,training", help="what to time")
+    parser.add_argument("--layers", default="", help="only those whose names have this in them")
     parser.add_argument("--seconds", type=float, default=0.2, help="for each figure")
     parser.add_argument("--compiled", action="store_true", help="time compiled calls too")
     parser.add_argument("--apart", action="store_true", help="train with projections apart too")
     parser.add_argument("--tiny", action="store_true", help="small cases on a CPU")
+    parser.add_argument("--no-kernels", action="store_true", help="what Python costs, on a CPU")
     parser.add_argument("--commit", help="of the sources, where they are no clone")
     parser.add_argument("--build", default="this", help="name of the rows")
     options = parser.parse_args()
+    options.tiny |= options.no_kernels
     options.device = "cpu" if options.tiny else "cuda"
     options.backend = "auto"
+    if options.no_kernels:
+        options.backend = "emulated"
+        leave_out_kernels()
     rows: list[dict[str, Any]] = []
     if options.baseline is not None:
         passed = [argument for argument in sys.argv[1:] if argument not in ("--tiny", "--apart")]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import vsa
-from host import LAYERS, SHARE, TINY_LAYERS, Timer, dense
+from host import LAYERS, SHARE, TEXT_LAYERS, TINY_LAYERS, TINY_TEXT_LAYERS, Timer, dense, layer_of
 from vsa.measure.provenance import provenance, write
 from vsa.stages import eager
 from vsa.stages.inputs import DEFAULT_TILE
@@ -64,20 +64,26 @@ class Launches:
         self.seconds.append(time.perf_counter() - begin)
 
 
-def parts(timer: Timer, leaves: list[Tensor], gated: bool, backend: str) -> dict[str, Any]:
+def parts(
+    timer: Timer, leaves: list[Tensor], layer: dict[str, Any], gated: bool, backend: str
+) -> dict[str, Any]:
     """Microseconds of the host by part, and of the GPU by kernel."""
     q, k, v = leaves[:3]
     gates = {"gate_fine": leaves[3], "gate_coarse": leaves[4]} if gated else {}
+    valid = None
+    if layer:
+        valid = torch.rand(1, layer["grid"].text, device=q.device) < 0.7
     used = leaves if gated else leaves[:3]
     upstream = torch.randn_like(q)
     given = *gates.values(), *([None, None] if not gated else [])
 
     def call() -> Tensor:
-        return vsa.attention(q, k, v, SHARE, backend=backend, **gates)
+        return vsa.attention(q, k, v, SHARE, text_valid=valid, backend=backend, **gates, **layer)
 
     def key() -> Any:
-        rest = None, None, DEFAULT_TILE, None, backend, False, False
-        return eager.kind_of(q, k, v, *given, SHARE, rest)
+        options = layer.get("grid"), None, DEFAULT_TILE, None, backend, "mean"
+        rest = *options, False, False, False  # neither log-sum-exp nor choice, and no tail
+        return eager.kind_of(q, k, v, *given, valid, None, SHARE, rest)
 
     def both() -> Any:
         return torch.autograd.grad(call(), used, upstream)
@@ -87,7 +93,7 @@ def parts(timer: Timer, leaves: list[Tensor], gated: bool, backend: str) -> dict
     assert plan is not None and plan.prepared is not None
     prepared: Any = plan.prepared
     launches = Launches(prepared.machine)
-    upstreams, tensors = Upstream(upstream, None), (q, k, v, *given)
+    upstreams, tensors = Upstream(upstream, None), (q, k, v, *given, valid, None)
 
     def prepared_both() -> None:
         with torch.no_grad():
@@ -149,12 +155,12 @@ def main() -> None:
     command = ["bench/host_parts.py", *sys.argv[1:]]
     head = provenance(torch.device(device), command=command, commit=options.commit)
     rows: list[dict[str, Any]] = []
-    for name, (grid, heads, head_dim) in (TINY_LAYERS if options.tiny else LAYERS).items():
-        shape = 1, *grid, heads, head_dim
-        leaves = [torch.randn(shape, device=device).bfloat16().requires_grad_() for _ in range(5)]
+    layers = {**TINY_LAYERS, **TINY_TEXT_LAYERS} if options.tiny else {**LAYERS, **TEXT_LAYERS}
+    for name, of_layer in layers.items():
+        leaves, layer = layer_of(*of_layer, device)
         for what in ("plain", "gates"):
             rows.append({"layer": name, "what": what})
-            rows[-1] |= parts(timer, leaves, what == "gates", backend)
+            rows[-1] |= parts(timer, leaves, layer, what == "gates", backend)
             write(options.out, head, rows, complete=False)
             print(rows[-1], flush=True)
     write(options.out, head, rows)

@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Sequence[Any]], Iterator[str]]]] = {
     "bench/coarse_select.py": ("Coarse stage, select and the whole", tables.coarse_select),
     "bench/ceilings.py": ("Ceilings", tables.ceilings),
     "bench/host.py": ("Host time, and what it leaves of the speed-up", tables.host),
+    "bench/host_parts.py": ("Where the time of a call goes", tables.host_parts),
     "bench/parallel.py": ("Ulysses on several GPUs", tables.parallel),
 }
 """Titles and tables by the beginning of the command."""

@@ -257,16 +257,56 @@ def host(rows: Sequence[Row]) -> Iterator[str]:
             ),
         )
     if steps := [row for row in rows if "model" in row]:
+        has_graph = any("step graph ms" in row for row in steps)
         yield markdown(
-            ["model", "attention", "build", "training step, ms"],
+            ["model", "attention", "build", "training step, ms", *["in a graph"] * has_graph],
             (
-                [row["model"], row["what"], row["build"], _number(row, "step ms", 1)]
+                [
+                    row["model"],
+                    row["what"],
+                    row["build"],
+                    _number(row, "step ms", 1),
+                    *[_number(row, "step graph ms", 1)] * has_graph,
+                ]
                 for row in steps
             ),
         )
 
 
 WAYS = ("eager", "compiled")
+
+
+def host_parts(rows: Sequence[Row]) -> Iterator[str]:
+    """Microseconds of the host by part, and below it of the GPU by kernel."""
+    layers = [[row["layer"], row["what"]] for row in rows]
+    parts = [key for key in rows[0] if key.endswith("host us")]
+    yield markdown(
+        ["layer", "attention", *parts],
+        (
+            [*layer, *(f"{row[part]:.0f}" for part in parts)]
+            for layer, row in zip(layers, rows, strict=True)
+        ),
+    )
+    of_kernels = [
+        {_kernel(name): time for name, time in row.get("kernels", {}).items()} for row in rows
+    ]
+    if names := list(dict.fromkeys(name for kernels in of_kernels for name in kernels)):
+        yield markdown(
+            ["layer", "attention", *(f"{name}, us" for name in names)],
+            (
+                [*layer, *(_number(kernels, name, 1) for name in names)]
+                for layer, kernels in zip(layers, of_kernels, strict=True)
+            ),
+        )
+
+
+def _kernel(symbol: str) -> str:
+    """A kernel's name in words: of ``persistent_kernel<vsa::FineForward<...>>``, fine forward."""
+    of_class = re.search(r"persistent_kernel<vsa::(\w+)", symbol)
+    if of_class:
+        return re.sub(r"(?<!^)([A-Z])", r" \1", of_class[1]).lower()
+    of_function = re.search(r"(\w+)_kernel\b", symbol)
+    return symbol[:40] if of_function is None else of_function[1].replace("_", " ")
 
 
 def train(rows: Sequence[Row]) -> Iterator[str]:

@@ -24,12 +24,13 @@ if not any((ROOT / "vsa").glob("_C*.so")):
 
 torch.set_num_threads(1)
 
-ONE_PROGRAM = (
+ONE_WORKER = (
     "emulator/test_emulator.py",
     "kernels/test_sass.py",
     "mutants/test_tile_scheduler.py",
+    "python/test_attention.py",
 )
-"""Files whose tests share what takes long to compile: one worker runs all of a file."""
+"""Files whose tests share what takes long to compile or compute: one worker runs all of a file."""
 
 
 @functools.cache
@@ -48,14 +49,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByProgram(LoadScopeScheduling):
+    class ByWhatIsShared(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
             if _forks(file):
                 return "forked"
-            return file if file.endswith(ONE_PROGRAM) else nodeid
+            return file if file.endswith(ONE_WORKER) else nodeid
 
-    return ByProgram(config, log)
+    return ByWhatIsShared(config, log)
 
 
 def _hopper() -> bool:
@@ -80,6 +81,9 @@ def _forget_compiled() -> Iterator[None]:
     yield
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
+        # Times the guards of each graph for the log, after it has emptied all caches of the CPU:
+        # 50 ms, a fifth of what a small graph takes.
+        torch._dynamo.guards.profile_guard_manager = lambda *_: 0.0
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scripts and ranks that tests start, forked from one process that has imported what takes long.
+"""Scripts and ranks that tests start, forked from one process that has warmed up (warm.py).
 
-A new interpreter takes seconds of CPU time to import PyTorch, which is most of what a small run of
-a benchmark takes. What a test says of a new interpreter itself needs one: child_process.py.
+A new interpreter takes seconds of CPU time to import PyTorch and to trace a first function, which
+is most of what a small run of a benchmark takes. What a test says of a new interpreter itself needs
+one: child_process.py.
 """
 
 from __future__ import annotations
@@ -15,25 +16,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+import pytest
 from child_process import Limits
-
-# Not vsa: the process that imports these may start in a clone, whose sources are not compiled.
-PRELOADED = [
-    "torch._dynamo",
-    "torch.distributed.fsdp",
-    "diffusers.models.transformers",
-    "matplotlib.pyplot",
-    "typer",
-    "einops",
-]
 
 
 def context() -> ForkServerContext:
-    """Of multiprocessing; its server starts with the first process and imports all of that once."""
-    multiprocessing.set_forkserver_preload(PRELOADED)
+    """Of multiprocessing; its server starts with the first process, and warms up once."""
+    forkserver.set_forkserver_preload(["warm"])
+    # Where the server finds that module: it is not told before Python 3.14.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")
 
 

@@ -35,6 +35,7 @@ HEAD_DIMS: Final[tuple[int, ...]]
 KEY_TILES_PER_GROUP: Final[int]
 MEAN_ELEMENTS: Final[tuple[str, ...]]
 MOST_HEAD_BUDGETS: Final[int]
+RUN_SLOTS: Final[tuple[int, ...]]
 TYPES: Final[dict[str, tuple[str, str]]]
 
 def build_info() -> dict[str, Any]: ...
@@ -77,6 +78,28 @@ class BitmapTranspose:
         bitmaps: int,
         rows: int,
         columns: int,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class CleanText:
+    """Which rows of the text's tiles are real tokens, and copies of text with zeros elsewhere."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        valid: Address,
+        valid_batch_stride: int,
+        valid_token_stride: int,
+        batch: int,
+        prefix: int,
+        suffix: int,
+        head_dim: int,
+        rows: Address,
+        tensors: Sequence[TextTensor],
     ) -> None: ...
     def emulate(self, blocks: int, seed: int) -> None: ...
     def launch(self, device: int, stream: int) -> None: ...
@@ -300,6 +323,63 @@ class QuantiseTiles:
     def step(self) -> Step: ...
 
 @final
+class RoundMeans:
+    """Makes TailKeys of the means of keys and values."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        k_means: Address,
+        v_means: Address,
+        to: TailKeys,
+        kv_grid: GridSizes,
+        batch: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: Dtype,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class RunMeans:
+    """Means of the tiles of up to three tensors, and of their runs."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        tensors: Sequence[RunTensor],
+        batch: int,
+        head_dim: int,
+        runs: int,
+        slots: int,
+        dtype: Dtype,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class RunTensor:
+    """A tensor of tokens, and where the means of its tiles and their runs go."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        tokens: TokenView,
+        grid: GridSizes,
+        heads: int,
+        means: Address,
+        rows: Address,
+        factors: Address,
+        are_keys: bool,
+    ) -> None: ...
+
+@final
 class ScoreGradient:
     """out = weights * (grad_outputs @ values.mT - (grad_outputs * outputs).sum(-1, True))."""
 
@@ -365,6 +445,97 @@ class Step:
     """A prepared call, to be run in a Program."""
 
     ...
+
+@final
+class SubBlockScores:
+    """Scores of tiles by the means of their runs."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        queries: Address,
+        query_factors: Address,
+        keys: Address,
+        key_factors: Address,
+        scores: Address,
+        matrices: int,
+        rows: int,
+        columns: int,
+        head_dim: int,
+        slots: int,
+        has_empty: bool,
+        scale: float,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class TailBackward:
+    """Gradients of the means; after the fine stage's, the rest of dq."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        fine: FineBackward,
+        tail: TailKeys,
+        parts: Address,
+        splits: int,
+        sum_k: Address,
+        sum_v: Address,
+        accumulate: bool,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def emulate_means(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def launch_means(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+    def step_means(self) -> Step: ...
+
+@final
+class TailForward:
+    """Output and log-sum-exp of the fine stage become those of the whole."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        fine: FineForward,
+        tail: TailKeys,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class TailKeys:
+    """Means of the keys' tiles as the tail's kernels read them."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        k: Address,
+        k_low: Address,
+        v: Address,
+        bias: Address,
+    ) -> None: ...
+
+@final
+class TextTensor:
+    """One of a launch: a tensor whose text is copied."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        tokens: TokenView,
+        length: int,
+        heads: int,
+        clean: Address,
+    ) -> None: ...
 
 @final
 class TileMeans:

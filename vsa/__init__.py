@@ -9,25 +9,33 @@ if take_built(Path(__file__).resolve().parent):  # else the installed package is
     __version__ = installed_version()
 
     from vsa import diagnostics, distributed, nn
+    from vsa.calibration import calibrate
     from vsa.cost import flops
     from vsa.diagnostics import plots
     from vsa.functional import attention, block_sparse_attention, select
     from vsa.measure.flop_formulas import register_when_imported
-    from vsa.schedule import SparsityRamp
-    from vsa.values.budget import TopP
+    from vsa.schedule import SparsityRamp, StepSchedule
+    from vsa.values.budget import LayerBudget, TopP
+    from vsa.values.budgets import Budgets
     from vsa.values.grid import Grid, best_tile
+    from vsa.values.score import SubBlocks
     from vsa.values.selection import Selection
 
     register_when_imported()
 
 __all__ = [
+    "Budgets",
     "Grid",
+    "LayerBudget",
     "Selection",
     "SparsityRamp",
+    "StepSchedule",
+    "SubBlocks",
     "TopP",
     "attention",
     "best_tile",
     "block_sparse_attention",
+    "calibrate",
     "diagnostics",
     "distributed",
     "flops",

@@ -9,6 +9,7 @@ from statistics import fmean
 from vsa.values import checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
+from vsa.values.score import Score, runs_of
 
 BACKWARD = 2.5
 """Cost of a backward over its forward: five products of the same size against two."""
@@ -21,9 +22,11 @@ class Flops:
     Attributes:
         full: dense attention.
         coarse: tile means and attention between them.
-        select: scores between tile means for the top-k (the coarse stage's, counted once more).
+        select: the scores for the top-k (those of tile means are the coarse stage's, counted once
+            more).
         fine: attention inside the selected tiles, text included.
         combine: gates and sum.
+        tail: attention to the means of tiles that were not selected; 0 without a tail.
     """
 
     full: float
@@ -31,6 +34,7 @@ class Flops:
     select: float
     fine: float
     combine: float
+    tail: float = 0.0
 
     @property
     def stages(self) -> dict[str, float]:
@@ -39,6 +43,7 @@ class Flops:
             "coarse": self.coarse,
             "select": self.select,
             "fine": self.fine,
+            "tail": self.tail,
             "combine": self.combine,
         }
 
@@ -62,6 +67,8 @@ def flops(
     *,
     batch: int = 1,
     kv_grid: Extent | Grid | None = None,
+    score: Score = "mean",
+    tail: bool = False,
 ) -> Flops:
     """Count the operations of one call of ``vsa.attention`` with a coarse gate.
 
@@ -77,6 +84,8 @@ def flops(
             backward.
         batch: batch size.
         kv_grid: the keys' grid where it differs.
+        score: what tiles are chosen by; a ``vsa.SubBlocks(n)`` takes n * n products for one.
+        tail: count the tail as well, as in ``vsa.attention``.
 
     Raises:
         ValueError, TypeError: naming the argument.
@@ -94,13 +103,16 @@ def flops(
             "topk must say how many tiles are kept for their operations to be counted, "
             f"but it is {topk}: pass the density of a selection"
         )
-    kept = fmean(budget.counts) / keys.num_tiles * keys.tokens
+    kept_tiles = fmean(budget.counts)
+    kept = kept_tiles / keys.num_tiles * keys.tokens
+    left_out = (keys.num_tiles - kept_tiles) * checks.flag("tail", tail)
     factor = 1 + BACKWARD * bool(backward)
     tile_pairs, linear = queries.num_tiles * keys.num_tiles, 1 + bool(backward)
     return Flops(
         full=factor * 4 * each * queries.length * keys.length,
         coarse=factor * 4 * each * tile_pairs + linear * each * (queries.tokens + 2 * keys.tokens),
-        select=2.0 * each * tile_pairs,
+        select=2.0 * each * tile_pairs * runs_of(score) ** 2,
         fine=factor * 4 * each * (queries.tokens * (kept + keys.text) + queries.text * keys.length),
         combine=linear * 3.0 * each * queries.length,
+        tail=factor * 4 * each * queries.tokens * left_out,
     )

@@ -12,13 +12,21 @@ from vsa.backends import named
 from vsa.stages import eager, inputs
 from vsa.stages.coarse import tile_means
 from vsa.stages.combine import gated_attention, whole
-from vsa.stages.fine import fine
+from vsa.stages.fine import fine, tail_means
 from vsa.stages.inputs import DEFAULT_TILE, Inputs, Tile
-from vsa.stages.select import everything, select_and_attend, select_tiles
+from vsa.stages.select import (
+    choose,
+    everything,
+    select_and_attend,
+    select_by_sub_blocks,
+    select_tiles,
+)
 from vsa.values import checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
-from vsa.values.precision import Precision
+from vsa.values.precision import Precision, check_tail
+from vsa.values.problem import TailMeans
+from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection, check_is_selection
 
 if TYPE_CHECKING:
@@ -33,6 +41,7 @@ class FineOptions(TypedDict, total=False):
     tile: Tile
     scale: float | None
     text_valid: Tensor | None
+    tail: bool
     precision: Precision
     backend: str
 
@@ -43,6 +52,7 @@ class Options(FineOptions, total=False):
     gate_coarse: Tensor | None
     gate_fine: Tensor | None
     selection: Selection | None
+    score: Score
 
 
 # What comes back depends on two flags; each pair of them is a type of its own.
@@ -103,7 +113,9 @@ def attention(
     gate_fine: Tensor | None = None,
     scale: float | None = None,
     selection: Selection | None = None,
+    score: Score = "mean",
     text_valid: Tensor | None = None,
+    tail: bool = False,
     return_selection: bool = False,
     return_lse: bool = False,
     precision: Precision = "native",
@@ -132,8 +144,13 @@ def attention(
         gate_fine: broadcastable to q; None is 1.
         scale: factor of the scores, by default head_dim ** -0.5.
         selection: a selection to reuse, from an earlier step; the top-k is skipped.
+        score: what tiles are chosen by: "mean", the product of their means, or a
+            ``vsa.SubBlocks``. The coarse branch is the same by either.
         text_valid: (B, prefix + suffix) bool, which text tokens are real; the others are never
             attended.
+        tail: whether key tiles that were not chosen enter the softmax of the fine stage as one key
+            each, their mean, with their mean value, that counts as often as the tile has tokens
+            (docs/method.md); the log-sum-exp includes them.
         return_selection: also return the selection.
         return_lse: also return the fine stage's log-sum-exp.
         precision: "native"; or, for inference, the fine stage in eight bits: "int8", or "fp8",
@@ -149,14 +166,15 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
+    rest = grid, kv_grid, tile, scale, backend, score, return_lse, return_selection, tail
     kind = None
-    if selection is None and text_valid is None and precision == "native":
-        rest = grid, kv_grid, tile, scale, backend, return_lse, return_selection
-        kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, topk, rest)
-        plan = None if kind is None else eager.plan_of(kind)
-        if plan is not None and plan.prepared is not None:
-            out, lse, choice = eager.attend(plan, q, k, v, gate_fine, gate_coarse)
-            return _asked_for(out, choice, lse, return_selection, return_lse)
+    if precision == "native":
+        kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, topk, rest)
+    plan = None if kind is None else eager.plan_of(kind)
+    tokens = q, k, v, gate_fine, gate_coarse
+    if plan is not None and plan.prepared is not None:
+        out, lse, chosen = eager.attend(plan, tokens, text_valid, selection)
+        return _asked_for(out, chosen, lse, return_selection, return_lse)
     call = inputs.resolve(
         q,
         k,
@@ -173,38 +191,50 @@ def attention(
     )
     checks.gate("gate_coarse", gate_coarse, q)
     checks.gate("gate_fine", gate_fine, q)
-    given = selection is not None and topk is None
-    budget = resolve(1.0 if given else topk, call.kv_grid.num_tiles, call.q.shape[2])
-    choose = selection is None and not budget.is_everything
-    fuses_gates = named(call.backend).fuses_gates and call.precision == "native"
-    if choose and torch.compiler.is_compiling() and fuses_gates:
+    check_tail(call.precision, tail)
+    given = selection
+    budget = resolve(
+        1.0 if given is not None and topk is None else topk, call.kv_grid.num_tiles, call.q.shape[2]
+    )
+    runs, gives = runs_of(score), (return_lse, return_selection)
+    chooses = selection is None and not budget.is_everything
+    tail = tail and (chooses or selection is not None)  # else nothing is left out
+    fuses_gates = named(call.backend).fuses_gates and precision == "native"
+    at_once = torch.compiler.is_compiling() or runs > 1  # means of tiles and runs are one pass
+    if chooses and at_once and fuses_gates and not tail:
         with torch.autocast(call.q.device.type, enabled=False):
-            out, lse, selection = whole(call, budget, gate_fine, gate_coarse)
+            out, lse, selection = whole(call, budget, runs, gate_fine, gate_coarse)
+        if kind is not None and plan is None:
+            eager.remember(kind, call, tokens, budget, gives, runs=runs)
         return _asked_for(out, selection, lse, return_selection, return_lse)
 
     selection = None if selection is None else selection.savable()
     with torch.autocast(call.q.device.type, enabled=False):
         means: list[Tensor] = []
-        if gate_coarse is not None:
+        if gate_coarse is not None or (tail and chooses):
             grids = (call.grid, call.kv_grid, call.kv_grid)
             means = tile_means(_for_means(call), grids, call.backend)
-        elif choose:
-            of_keys = call.q.detach(), call.k.detach()
-            means = tile_means(of_keys, (call.grid, call.kv_grid), call.backend)
         coarse: Tensor | None = None
-        if choose and gate_coarse is not None and fuses_gates:
+        if chooses and not means:
+            selection = choose(call, budget, runs)
+        elif chooses and runs > 1:
+            selection = select_by_sub_blocks(call, budget, runs)
+        elif chooses and gate_coarse is not None and fuses_gates:
             selection, coarse = select_and_attend(means, budget, call)
-        elif choose:
+        elif chooses:
             selection = select_tiles(means[0], means[1], budget, call)
         elif selection is None:
-            selection = everything(call)
+            selection = everything(call.q, call.grid, call.kv_grid)
+        of_tail = None
+        if tail:
+            of_tail = TailMeans(*means[1:]) if means else tail_means(call)
         if gate_coarse is None:
             means = []  # their memory is free for the fine stage
-        out, lse = gated_attention(call, selection, means, coarse, gate_fine, gate_coarse)
+        out, lse = gated_attention(call, selection, means, coarse, gate_fine, gate_coarse, of_tail)
 
-    if kind is not None and plan is None and choose:
-        gives = return_lse, return_selection
-        eager.remember(kind, call, budget, gate_fine, gate_coarse, gives)
+    if kind is not None and plan is None:
+        choice, all_tiles = (budget, False) if chooses else (selection, given is None)
+        eager.remember(kind, call, tokens, choice, gives, tail, all_tiles, runs)
     return _asked_for(out, selection, lse, return_selection, return_lse)
 
 
@@ -257,6 +287,7 @@ def block_sparse_attention(
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     text_valid: Tensor | None = None,
+    tail: bool = False,
     return_lse: bool = False,
     precision: Precision = "native",
     backend: str = "auto",
@@ -274,6 +305,8 @@ def block_sparse_attention(
         tile: tokens per tile along (t, h, w) where ``grid`` is not a ``vsa.Grid``.
         scale: factor of the scores, by default head_dim ** -0.5.
         text_valid: (B, prefix + suffix) bool, which text tokens are real.
+        tail: whether tiles outside the selection enter the softmax by their means, as in
+            ``vsa.attention``.
         return_lse: also return the log-sum-exp, itself differentiable.
         precision: "native", "int8" or "fp8", as in ``vsa.attention``.
         backend: "auto", "hopper", "emulated", "flex" or "torch".
@@ -285,6 +318,14 @@ def block_sparse_attention(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
+    rest = grid, kv_grid, tile, scale, backend, "mean", return_lse, False, tail
+    kind = None
+    if precision == "native":
+        kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
+    plan = None if kind is None else eager.plan_of(kind)
+    if plan is not None and plan.prepared is not None:
+        planned, of_rows, _ = eager.attend(plan, (q, k, v, None, None), text_valid, selection)
+        return (planned, of_rows) if return_lse else planned
     check_is_selection(selection)
     call = inputs.resolve(
         q,
@@ -299,8 +340,17 @@ def block_sparse_attention(
         backend=backend,
         precision=precision,
     )
-    out, lse = fine(call, selection.savable())
+    check_tail(call.precision, tail)
+    selection = selection.savable()
+    if tail:
+        with torch.autocast(call.q.device.type, enabled=False):
+            out, lse = fine(call, selection, tail_means(call))
+    else:
+        out, lse = fine(call, selection)
     out = out.view(call.shape)
+    if kind is not None and plan is None:
+        tokens = q, k, v, None, None
+        eager.remember(kind, call, tokens, selection, (return_lse, False), tail)
     return (out, lse) if return_lse else out
 
 
@@ -314,9 +364,10 @@ def select(
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     must: Tensor | Literal["self"] | None = None,
+    score: Score = "mean",
     backend: str = "auto",
 ) -> Selection:
-    """Choose the key tiles with the largest scores of tile means for every query tile.
+    """Choose the key tiles with the largest scores for every query tile.
 
     Args:
         q: (B, T, H, W, heads, head_dim) or (B, S, heads, head_dim).
@@ -330,9 +381,10 @@ def select(
         kv_grid: the keys' grid where it differs.
         tile: tokens per tile along (t, h, w), or "auto".
         scale: factor of the scores, by default head_dim ** -0.5; only its sign matters here, but
-            for a ``vsa.TopP``.
+            for a ``vsa.TopP`` or a ``vsa.SubBlocks``.
         must: tiles that are always kept, (n_q, n_k) bool or "self" for each tile itself. They come
             first and count inside ``topk``; if more are forced than ``topk``, all of them stay.
+        score: "mean", the product of the means of two tiles, or a ``vsa.SubBlocks``.
         backend: "auto", "hopper", "emulated", "flex" or "torch": who computes means and choice.
 
     Raises:
@@ -343,7 +395,7 @@ def select(
         q, k, k, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend=backend
     )
     budget = resolve(topk, call.kv_grid.num_tiles, call.q.shape[2])
+    runs = runs_of(score)
     inputs.check_must(must, call.q, call.grid, call.kv_grid)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        q_means, k_means = tile_means((call.q, call.k), (call.grid, call.kv_grid), call.backend)
-        return select_tiles(q_means, k_means, budget, call, must)
+        return choose(call, budget, runs, must)

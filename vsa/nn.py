@@ -15,8 +15,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from vsa.functional import attention
 from vsa.stages.inputs import DEFAULT_TILE, Tile
 from vsa.values import checks
-from vsa.values.budget import TopK, resolve, varies
+from vsa.values.budget import TopK, check, varies
 from vsa.values.grid import Extent, Grid
+from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection
 
 MOST_FUSED_CHANNELS = 1024
@@ -42,6 +43,8 @@ class VideoSparseAttention(nn.Module):
         gates: None for the fine stage alone, "coarse" for the paper's fine-tuning form, "both" for
             its training form.
         tile: tokens per tile along (t, h, w), or "auto".
+        score: what tiles are chosen by, as in ``vsa.attention``.
+        tail: as in ``vsa.attention``; an attribute, too.
         bias: whether the projections have biases.
         backend: as in ``vsa.attention``.
 
@@ -58,6 +61,8 @@ class VideoSparseAttention(nn.Module):
         kv_heads: int | None = None,
         gates: Literal["coarse", "both"] | None = "coarse",
         tile: Tile = DEFAULT_TILE,
+        score: Score = "mean",
+        tail: bool = False,
         bias: bool = True,
         backend: str = "auto",
     ) -> None:
@@ -75,10 +80,12 @@ class VideoSparseAttention(nn.Module):
             )
         if gates not in (None, "coarse", "both"):
             raise ValueError(f'gates must be None, "coarse" or "both", but it is {gates!r}')
-        resolve(topk, num_tiles=1, heads=heads)
+        check(topk, heads)
         Grid((1, 1, 1), tile)  # for its checks
+        runs_of(score)  # likewise
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
-        self.tile, self.backend = tile, backend
+        self.tile, self.score, self.backend = tile, score, backend
+        self.tail = checks.flag("tail", tail)
         self.topk = topk
         self.to_qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
         self.to_gate_compress = _gate(dim, start=0.0) if gates else None
@@ -108,7 +115,7 @@ class VideoSparseAttention(nn.Module):
             The shape of x.
         """
         checks.tokens("x", x, self.to_qkv.in_features)
-        q, k, v, gate_coarse, gate_fine = self._projections(x)
+        q, k, v, gate_coarse, gate_fine = self.projections(x)
         if rotary is not None:
             q, k = rotary(q, k)
         out = attention(
@@ -121,14 +128,14 @@ class VideoSparseAttention(nn.Module):
             gate_coarse=gate_coarse,
             gate_fine=gate_fine,
             selection=selection,
+            score=self.score,
             text_valid=text_valid,
+            tail=self.tail,
             backend=self.backend,
         )
         return self.to_out(rearrange(out, "... heads d -> ... (heads d)"))
 
-    def _projections(
-        self, x: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """q, k, v and both gates, None for those that are not there."""
         gates = [x for x in (self.to_gate_compress, self.to_gate_fine) if x is not None]
         heads = [self.heads, self.kv_heads, self.kv_heads]
@@ -170,7 +177,9 @@ class VideoSparseAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print(layer)`` says of the layer itself."""
-        return f"heads={self.heads}, kv_heads={self.kv_heads}, topk={self.topk}, tile={self.tile}"
+        score = "" if self.score == "mean" else f", score={self.score}"
+        known = f"heads={self.heads}, kv_heads={self.kv_heads}, topk={self.topk}"
+        return f"{known}, tile={self.tile}{score}" + ", tail=True" * self.tail
 
 
 def _gate(dim: int, start: float) -> nn.Linear:

@@ -13,9 +13,12 @@
 #include <type_traits>
 #include <vector>
 
+#include "launch/clean_text.h"
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
 #include "launch/float_product.h"
+#include "launch/sub_blocks.h"
+#include "launch/tail.h"
 
 namespace vsa::bind {
 
@@ -87,9 +90,17 @@ inline constexpr const char* kClass<launch::FineProblem> = "FineProblem";
 template <>
 inline constexpr const char* kClass<launch::FineForward> = "FineForward";
 template <>
+inline constexpr const char* kClass<launch::FineBackward> = "FineBackward";
+template <>
+inline constexpr const char* kClass<launch::TailKeys> = "TailKeys";
+template <>
 inline constexpr const char* kClass<launch::MeanTensor> = "MeanTensor";
 template <>
 inline constexpr const char* kClass<launch::Product> = "Product";
+template <>
+inline constexpr const char* kClass<launch::RunTensor> = "RunTensor";
+template <>
+inline constexpr const char* kClass<launch::TextTensor> = "TextTensor";
 
 // The items of a sequence of that length, of a list or tuple without a copy: a call has sixty.
 template <size_t N>

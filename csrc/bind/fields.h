@@ -234,6 +234,8 @@ void bind_run(py::class_<Call>& bound,
 void bind_fine(py::module_& m);
 void bind_coarse_select(py::module_& m);
 void bind_float_product(py::module_& m);
+void bind_tail(py::module_& m);
+void bind_sub_blocks(py::module_& m);
 void bind_low_precision(py::module_& m);
 
 }  // namespace vsa::bind

@@ -3,6 +3,7 @@
 #include "launch/fine.h"
 
 #include "bind/fields.h"
+#include "launch/clean_text.h"
 
 namespace vsa::bind {
 namespace {
@@ -30,7 +31,7 @@ void bind_gates(py::module_& m) {
 void bind_forward(py::module_& m) {
   using Call = launch::FineForward;
   auto bound = bind_struct<Call>(
-      m, "FineForward", "One call of the forward kernel.",
+      m, kClass<Call>, "One call of the forward kernel.",
       {inherited<Call, launch::FineProblem>("problem"), VSA_FIELD(Call, q, NotNull),
        VSA_FIELD(Call, k, NotNull), VSA_FIELD(Call, v, NotNull), VSA_FIELD(Call, out, NotNull),
        VSA_FIELD(Call, fine), VSA_FIELD(Call, gates), VSA_FIELD(Call, lse, NotNull),
@@ -41,7 +42,7 @@ void bind_forward(py::module_& m) {
 void bind_backward(py::module_& m) {
   using Call = launch::FineBackward;
   auto bound =
-      bind_struct<Call>(m, "FineBackward", "One call of the backward kernels; its rows come first.",
+      bind_struct<Call>(m, kClass<Call>, "One call of the backward kernels; its rows come first.",
                         {inherited<Call, launch::FineProblem>("problem"),
                          VSA_FIELD(Call, q, NotNull),
                          VSA_FIELD(Call, k, NotNull),
@@ -107,6 +108,23 @@ void bind_order(py::module_& m) {
   bind_run<launch::order_columns, launch::order_columns_emulated>(bound);
 }
 
+void bind_text(py::module_& m) {
+  using Tensor = launch::TextTensor;
+  bind_struct<Tensor>(m, kClass<Tensor>, "One of a launch: a tensor whose text is copied.",
+                      {VSA_FIELD(Tensor, tokens, NotNull), VSA_FIELD(Tensor, length, Positive),
+                       VSA_FIELD(Tensor, heads, Positive), VSA_FIELD(Tensor, clean, NotNull)});
+  using Call = launch::CleanText;
+  auto bound = bind_struct<Call>(
+      m, "CleanText",
+      "Which rows of the text's tiles are real tokens, and copies of text with zeros elsewhere.",
+      {VSA_FIELD(Call, valid), VSA_FIELD(Call, valid_batch_stride),
+       VSA_FIELD(Call, valid_token_stride), VSA_FIELD(Call, batch, Positive),
+       VSA_FIELD(Call, prefix, NotNegative), VSA_FIELD(Call, suffix, NotNegative),
+       VSA_FIELD(Call, head_dim, FineHeadDim), VSA_FIELD(Call, rows, NotNull),
+       VSA_FIELD(Call, tensors)});
+  bind_run<launch::clean_text, launch::clean_text_emulated>(bound);
+}
+
 }  // namespace
 
 void bind_fine(py::module_& m) {
@@ -117,6 +135,7 @@ void bind_fine(py::module_& m) {
   bind_transpose(m);
   bind_axes(m);
   bind_order(m);
+  bind_text(m);
   m.attr("HEAD_DIMS") = FineHeadDim::all();
   m.attr("ELEMENTS") = FineDtype::all();
   m.attr("KEY_TILES_PER_GROUP") = launch::kKeyTilesPerGroup;

@@ -57,5 +57,7 @@ PYBIND11_MODULE(_C, m) {
   bind_fine(m);
   bind_coarse_select(m);
   bind_float_product(m);
+  bind_tail(m);
+  bind_sub_blocks(m);
   bind_low_precision(m);
 }

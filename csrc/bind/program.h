@@ -48,7 +48,9 @@ void link(T& value, const Slots& slots) {
     link(value.prefix, slots);
     link(value.suffix, slots);
   } else if constexpr (std::is_same_v<T, std::vector<launch::MeanTensor>> ||
-                       std::is_same_v<T, std::vector<launch::Product>>) {
+                       std::is_same_v<T, std::vector<launch::Product>> ||
+                       std::is_same_v<T, std::vector<launch::RunTensor>> ||
+                       std::is_same_v<T, std::vector<launch::TextTensor>>) {
     for (auto& one : value) link(one, slots);
   } else if constexpr (kClass<T> != nullptr) {
     for (const auto set : links<T>()) set(value, slots);

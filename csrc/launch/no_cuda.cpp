@@ -2,10 +2,13 @@
 // Stands in for the .cu files in a build without nvcc: the same functions, each saying what is
 // missing.
 #include "launch/build_info.h"
+#include "launch/clean_text.h"
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
 #include "launch/float_product.h"
 #include "launch/low_precision.h"
+#include "launch/sub_blocks.h"
+#include "launch/tail.h"
 
 namespace vsa::launch {
 namespace {
@@ -28,6 +31,7 @@ std::string fine_backward(const FineBackward&, int, void*) { return kMissing; }
 std::string transpose_bitmaps(const BitmapTranspose&, int, void*) { return kMissing; }
 std::string choose_axes(const AxisChoice&, int, void*) { return kMissing; }
 std::string order_columns(const ColumnOrder&, int, void*) { return kMissing; }
+std::string clean_text(const CleanText&, int, void*) { return kMissing; }
 std::string tile_means(const TileMeans&, int, void*) { return kMissing; }
 std::string select_tiles(const SelectTiles&, int, void*) { return kMissing; }
 std::string softmax_rows(const SoftmaxRows&, int, void*) { return kMissing; }
@@ -35,5 +39,11 @@ std::string multiply(const Products&, int, void*) { return kMissing; }
 std::string quantise_tiles(const QuantiseTiles&, int, void*) { return kMissing; }
 std::string low_precision_forward(const LowPrecisionForward&, int, void*) { return kMissing; }
 std::string score_gradient(const ScoreGradient&, int, void*) { return kMissing; }
+std::string round_means(const RoundMeans&, int, void*) { return kMissing; }
+std::string tail_forward(const TailForward&, int, void*) { return kMissing; }
+std::string tail_means(const TailBackward&, int, void*) { return kMissing; }
+std::string tail_queries(const TailBackward&, int, void*) { return kMissing; }
+std::string run_means(const RunMeans&, int, void*) { return kMissing; }
+std::string sub_block_scores(const SubBlockScores&, int, void*) { return kMissing; }
 
 }  // namespace vsa::launch

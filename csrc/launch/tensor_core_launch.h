@@ -42,6 +42,22 @@ __global__ void __launch_bounds__(Kernel::kThreads, 1)
   run_kernel<Kernel>(params);
 }
 
+// How many multiprocessors a device has, and leave for a kernel to use that much shared memory.
+template <class Kernel>
+cudaError_t prepare(int device, int bytes, int& multiprocessors) {
+  // What a device has and what the kernel may use are asked and said once, 0 for not yet.
+  static std::atomic<int> known[kMostDevices];
+  multiprocessors = device < kMostDevices ? known[device].load() : 0;
+  if (multiprocessors != 0) return cudaSuccess;
+  cudaError_t error =
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  error = cudaFuncSetAttribute(persistent_kernel<Kernel>,
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaSuccess && device < kMostDevices) known[device].store(multiprocessors);
+  return error;
+}
+
 // One block per multiprocessor, or per work tile where those are fewer: groups of
 // Kernel::kConsumers tiles of `sequence`, for each of `heads` of all batch elements.
 template <class Kernel>
@@ -51,18 +67,9 @@ cudaError_t launch_persistent(const typename Kernel::Params& params,
                               int device,
                               cudaStream_t stream) {
   constexpr int kBytes = sizeof(typename Kernel::SharedMemory);
-  // What a device has and what the kernel may use are asked and said once, 0 for not yet.
-  static std::atomic<int> known[kMostDevices];
-  int multiprocessors = device < kMostDevices ? known[device].load() : 0;
-  if (multiprocessors == 0) {
-    cudaError_t error =
-        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    if (error != cudaSuccess) return error;
-    error = cudaFuncSetAttribute(persistent_kernel<Kernel>,
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-    if (error != cudaSuccess) return error;
-    if (device < kMostDevices) known[device].store(multiprocessors);
-  }
+  int multiprocessors = 0;
+  const cudaError_t error = prepare<Kernel>(device, kBytes, multiprocessors);
+  if (error != cudaSuccess) return error;
   const int work_tiles =
       params.batch * heads *
       ceil_div(sequence.grid.num_tiles() + sequence.text_tiles, Kernel::kConsumers);

@@ -179,6 +179,19 @@ void quad_reduce(RowValues& values, Op op) {
   }
 }
 
+template <int Rows, int N, class Op>
+void neighbour_reduce(Fragment<N>& f, Op op) {
+  host::whole_warpgroup("neighbour_reduce");
+  f.touch();
+  for (int apart = 1; apart < Rows; apart *= 2) {
+    for (int t = 0; t < kWarpgroupThreads; ++t) {
+      const int other = t ^ 4 * apart;
+      if (other < t) continue;
+      for (int i = 0; i < N / 2; ++i) f.x[t][i] = f.x[other][i] = op(f.x[t][i], f.x[other][i]);
+    }
+  }
+}
+
 template <class Test, class Then>
 void if_any_row(const RowValues& values, Test test, Then then) {
   host::Agent& agent = host::whole_warpgroup("if_any_row");

@@ -42,6 +42,8 @@
 //   lane(f, t)                      thread t's part of f: N / 2 numbers, N / 4 pairs of halves,
 //                                   K / 4 pairs, K / 8 fours, or 2 floats
 //   quad_reduce(values, op)         folds the four copies of each row into one value
+//   neighbour_reduce<Rows>(f, op)   folds each register of lanes whose rows follow each other, Rows
+//                                   of them: 1, 2 or 4
 //   no_hoist(x)                     x; what is made of it is made anew in each round of a loop,
 //                                   where keeping it would take registers that there are not
 //   if_any_row(values, test, then)  then() is run by each WARP that has a row with test(value).
@@ -72,7 +74,7 @@
 //                                   box -> panel; counts the whole box, zeros out of bounds too
 //   tma_store_panel(map, at, panel) panel -> box, clipped
 //   bulk_load(to, from, bytes, barrier, layout)
-//                                   contiguous, in granules of 16 bytes; how rows lie in them
+//                                   contiguous, in granules of 16 bytes; layout: of the rows there
 //   bulk_reduce_add(to, from, bytes)
 //                                   adds floats to global memory
 //   bulk_commit()                   closes a group of stores and reductions

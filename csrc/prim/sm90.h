@@ -167,6 +167,15 @@ VSA_DEVICE void quad_reduce(RowValues& values, Op op) {
   }
 }
 
+template <int Rows, int N, class Op>
+VSA_DEVICE void neighbour_reduce(Fragment<N>& f, Op op) {
+  VSA_UNROLL
+  for (int apart = 1; apart < Rows; apart *= 2) {
+    VSA_UNROLL
+    for (float& x : f.x) x = op(x, __shfl_xor_sync(~0u, x, 4 * apart));
+  }
+}
+
 template <class Test, class Then>
 VSA_DEVICE void if_any_row(const RowValues& values, Test test, Then then) {
   if (__any_sync(~0u, test(values.x[0]) || test(values.x[1]))) then();

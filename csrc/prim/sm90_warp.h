@@ -62,6 +62,11 @@ VSA_DEVICE Floats<N> load_floats(const void* array, int64_t index, bool wanted) 
     uint32_t pairs[(N + 1) / 2];
     if constexpr (N == 1) {
       pairs[0] = __ldg(from);
+    } else if constexpr (N == 2) {
+      pairs[0] = __ldg(reinterpret_cast<const uint32_t*>(from));
+    } else if constexpr (N == 4) {
+      const uint2 loaded = __ldg(reinterpret_cast<const uint2*>(from));
+      pairs[0] = loaded.x, pairs[1] = loaded.y;
     } else {
       const uint4 loaded = __ldg(reinterpret_cast<const uint4*>(from));
       pairs[0] = loaded.x, pairs[1] = loaded.y, pairs[2] = loaded.z, pairs[3] = loaded.w;

@@ -8,7 +8,8 @@
 //   load_floats<Element, N>(p, i, wanted)
 //                                   elements i to i + N - 1 of an array as fp32, zeros if they are
 //                                   not wanted, though they are read. N elements are 16 aligned
-//                                   bytes, or N is 1. Element: Bf16, Fp16 or float
+//                                   bytes, or N is 1; of Bf16 and Fp16 also 8 or 4 aligned bytes.
+//                                   Element: Bf16, Fp16 or float
 //   nearest_integer(x)              as 64 bits; ties to even
 //   atomic_max(p, x)                of ints in global memory
 //   atomic_add(p, x)                of an int or int64_t in global memory

@@ -118,17 +118,19 @@ VSA_DEVICE void zero_tail(Tile<D>& tile, int rows, int thread, int threads) {
 
 // ---- products, by the whole warpgroup; wgmma_commit closes the group ----------------------------
 
-// d = a b^T, summed over the channels
+// d = (d +) a b^T, summed over the channels
 template <class Element, int D>
-VSA_DEVICE void mma_ABt(Fragment<64>& d, const Tile<D>& a, const Tile<D>& b) {
+VSA_DEVICE void mma_ABt(Fragment<64>& d,
+                        const Tile<D>& a,
+                        const Tile<D>& b,
+                        bool accumulate = false) {
   wgmma_fence();
   VSA_UNROLL
   for (int k = 0; k < D / kReduction; ++k)
     wgmma<Element, false, false>(d, channels_descriptor(a.address(), k),
-                                 channels_descriptor(b.address(), k), k > 0);
+                                 channels_descriptor(b.address(), k), accumulate || k > 0);
 }
 
-// d = (d +) a b^T
 template <class Element, int D>
 VSA_DEVICE void mma_ABt(Fragment<64>& d,
                         const Operand<D>& a,

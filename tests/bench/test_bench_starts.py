@@ -21,7 +21,9 @@ def start(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return forked.run(BENCH / script, *arguments, env=environment)
 
 
-@pytest.mark.parametrize("script", ["peers.py", "coarse_select.py", "parallel.py"])
+@pytest.mark.parametrize(
+    "script", ["peers.py", "coarse_select.py", "sub_blocks.py", "parallel.py", "tail.py"]
+)
 def test_without_a_gpu_a_sentence_says_so(script: str) -> None:
     done = start(script)
     said = done.stderr.splitlines()[-1]
@@ -44,16 +46,42 @@ def test_a_tiny_case_of_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
     assert all(row["ms"] > 0 and row["results"] >= 0 for row in found["rows"])
 
 
+def test_a_tiny_case_of_sub_blocks_runs_on_a_cpu(tmp_path: Path) -> None:
+    file = tmp_path / "sub_blocks.json"
+    done = start("sub_blocks.py", "--smoke", "--runs", 4, "--commit", "abc", "--out", file)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    (row,) = found["rows"]
+    assert found["complete"] and 0 < row["worst error of its bound"] <= 1
+    assert row["rows beyond it"] == 0
+    for part in ("means of q and k", "scores", "scores + select", "attention, coarse gate"):
+        assert all(ms > 0 for ms in row[f"{part}, eager, ms"])
+
+
 def test_parts_of_a_tiny_call_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "parts.json"
     done = start("host_parts.py", "--tiny", "--commit", "abc", "--out", file)
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())
-    assert found["complete"] and [row["what"] for row in found["rows"]] == ["plain", "gates"]
+    whats = [row["what"] for row in found["rows"]]
+    assert found["complete"] and whats == ["plain", "gates"] * 2  # the second two with text
     for row in found["rows"]:
         times = {name: x for name, x in row.items() if name.endswith("host us")}
-        assert len(times) == 7 and min(times.values()) > 0
+        assert len(times) == 11 and min(times.values()) > 0
         assert times["key, host us"] < times["forward, host us"] < times["both, host us"]
+
+
+def test_a_tiny_call_with_a_tail_and_without(tmp_path: Path) -> None:
+    file = tmp_path / "tail.json"
+    done = start("tail.py", "--tiny", "--device", "cpu", "--commit", "abc", "--out", file)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    kinds = [(row["gates"], row["direction"]) for row in found["rows"]]
+    directions = "forward", "forward+backward"
+    assert kinds == [(gates, each) for gates in ("none", "coarse") for each in directions]
+    assert found["complete"] and found["command"].startswith("bench/tail.py --tiny")
+    assert all(row["tail ms"] > 0 and row["without ms"] > 0 for row in found["rows"])
+    assert set(found["rows"][1]["errors"]) == {"out", "lse", "dq", "dk", "dv"}
 
 
 def test_benchmarks_import_nothing_from_the_command_line() -> None:

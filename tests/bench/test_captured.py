@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import captured
+import recall_sources
 import video_transformer
 import vsa
 from video_transformer import places, rotate, subgrids, turns_of
@@ -88,8 +89,14 @@ def test_the_command_trains_draws_and_writes_patterns(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file, pictures = tmp_path / "captured.pt", tmp_path / "pictures"
     options = ["--out", file, "--steps", 2, "--cpu", "--layers", "4x8x8:2", "--topk", 0.5]
-    done = forked.run(captured.__file__, *options, "--pictures", pictures)
+    recording = tmp_path / "recording.pt"
+    done = forked.run(captured.__file__, *options, "--pictures", pictures, "--recording", recording)
     assert done.returncode == 0, done.stderr
+    source = recall_sources.open_source(recording, CPU, 2, 0, None)
+    assert source.grid == vsa.Grid((4, 8, 8)) and source.about["calibration_clips"] == 6
+    clip = next(iter(source.held_out))
+    assert list(clip) == [f"layers.{n}" for n in range(4)]
+    assert {x.q.shape for x in clip.values()} == {(1, 256, 4, 64)}
     found = patterns.captured(file, vsa.Grid((4, 8, 8)), 2, 2)
     assert found.density == 0.5 and len(list(pictures.glob("*.png"))) == 3
     assert "4x8x8, 2 heads" in done.stdout and "2 steps; loss" in done.stdout

@@ -261,3 +261,19 @@ def test_pictures_are_written(tmp_path: Path) -> None:
     other = written(tmp_path / "other.json", CEILINGS | {"device": "another GPU"})
     done = run(draw, "roofline", "--ceilings", other, "--peers", peers, "--out", roofline)
     assert done.returncode == 2 and "a made-up GPU and another GPU" in " ".join(done.stderr.split())
+
+
+def test_host_parts_have_tables(tmp_path: Path) -> None:
+    fine = "void vsa::launch::persistent_kernel<vsa::FineForward<vsa::Config<vsa::Bf16, 64> > >()"
+    row = {"layer": "LTX", "what": "gates", "both, host us": 757.6, "node, host us": 200.4}
+    kernels = {fine: 131.42, "vsa::launch::(anonymous namespace)::axis_kernel(vsa::X)": 5.6}
+    text = section_of(tmp_path, "bench/host_parts.py", [row | {"kernels": kernels}])
+    assert "| LTX | gates | 758 | 200 |" in text
+    assert "| layer | attention | fine forward, us | axis, us |" in text
+    assert "| LTX | gates | 131.4 | 5.6 |" in text
+
+
+def test_training_steps_have_a_column_for_graphs(tmp_path: Path) -> None:
+    row = {"build": "this", "model": "8 x 512", "what": "sparse", "step ms": 28.107}
+    text = section_of(tmp_path, "bench/host.py", [row | {"step graph ms": 21.069}])
+    assert "| 8 x 512 | sparse | this | 28.1 | 21.1 |" in text

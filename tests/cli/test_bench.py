@@ -45,6 +45,34 @@ def test_bench_measures_draws_and_writes(tmp_path: Path) -> None:
     assert set(rows[1]["errors"]) == {"out", "lse", "dq", "dk", "dv"}
 
 
+def test_bench_with_a_tail_holds_it_to_fp64(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figures, tails = tmp_path / "bench.json", set()
+    right = vsa.attention
+
+    def noting(*args: Any, **options: Any) -> Any:
+        tails.add(options["tail"])
+        return right(*args, **options)
+
+    monkeypatch.setattr(vsa, "attention", noting)
+    small = [*SMALL[2:], "--grid", "5,6,7", "--topk", "2", "--json", str(figures)]
+    result = RUNNER.invoke(app, ["bench", *small, "--tail"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(figures.read_text())["rows"]
+    assert tails == {True} and all(row["tail"] for row in rows)
+    assert set(rows[1]["errors"]) == {"out", "lse", "dq", "dk", "dv"}
+    assert "with a tail" in result.output
+    assert Measurement.of_row({k: v for k, v in rows[0].items() if k != "tail"}).tail is False
+
+    def without(*args: Any, **options: Any) -> Any:
+        return right(*args, **options | {"tail": False})
+
+    monkeypatch.setattr(vsa, "attention", without)
+    result = RUNNER.invoke(app, ["bench", *small, "--tail"])
+    assert result.exit_code == 1 and "wrong results" in result.output
+
+
 def test_an_interrupted_bench_keeps_its_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -233,3 +261,19 @@ def test_lengths_double_and_sweeps_have_whole_tiles() -> None:
     assert [grid.tokens >> 10 for grid in shapes.LENGTHS] == [8, 16, 32, 64, 128]
     assert not any(grid.is_ragged for grid in shapes.LENGTHS)
     assert all(shape.head_dim in (64, 128) for shape in shapes.SHAPES.values())
+
+
+def test_bench_chooses_by_another_score(tmp_path: Path) -> None:
+    figures = tmp_path / "bench.json"
+    arguments = ["--topk", "2", "--score", "sub-blocks:4", "--json", str(figures)]
+    result = RUNNER.invoke(app, ["bench", *SMALL, *arguments, "--forward-only"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(figures.read_text())["score"] == "SubBlocks(n=4)"
+    assert "SubBlocks(n=4)" in result.output
+    for wrong, words in (
+        (["--score", "sub-blocks"], "a score must be mean or sub-blocks:N"),
+        (["--score", "sub-blocks:99"], "n must be from 1 to 16"),
+        (["--score", "sub-blocks:4", "--patterns", "random"], "leave --score out"),
+    ):
+        refused = RUNNER.invoke(app, ["bench", *SMALL, *wrong])
+        assert refused.exit_code == 2 and words in " ".join(refused.output.split()), refused.output

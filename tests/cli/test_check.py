@@ -12,8 +12,11 @@ from typer.testing import CliRunner
 
 from vsa.backends import BACKENDS, torch_fine
 from vsa.backends.kernels import forward
+from vsa.backends.kernels.text import text_of
 from vsa.cli import app
 from vsa.cli.check import command as check
+from vsa.stages import eager
+from vsa.values.remembered import Remembered
 from vsa.verify import parity
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
@@ -79,8 +82,8 @@ def _nan(found: Any, *_: Any) -> Any:
     return found
 
 
-def _all_real(rows: Any, *_: Any) -> Any:
-    return None if rows is None else rows | 1
+def _all_real(_: Any, valid: Any, *rest: Any) -> Any:
+    return text_of(None, *rest)
 
 
 EMULATED, TORCH = BACKENDS["emulated"], BACKENDS["torch"]
@@ -90,7 +93,7 @@ FAULTS = {
     "gradient of gate_fine": ("emulated", EMULATED, "gated_backward", _wrong(3)),
     "gradient of gate_coarse": ("emulated", EMULATED, "gated_backward", _wrong(4)),
     "gradient of k": ("emulated", EMULATED, "gated_backward", _wrong(1)),
-    "invalid text": ("emulated", forward, "text_rows", _all_real),
+    "invalid text": ("emulated", forward, "text_of", _all_real),
     "NaN": ("emulated", EMULATED, "gated_forward", _nan),
     "gates of torch": ("torch", TORCH, "combine", lambda out, *_: 1.02 * out),
     "text of torch": ("torch", torch_fine, "token_valid", lambda real, *_: real | True),
@@ -103,6 +106,7 @@ FAULTS = {
 def test_check_finds(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backend, owner, name, spoil = FAULTS[fault]
     monkeypatch.setattr(owner, name, _spoiled(getattr(owner, name), spoil))
+    monkeypatch.setattr(eager, "_plans", Remembered(256))  # those of other tests are not spoiled
     problems = [p for p in parity.PROBLEMS if p.name in ("gates", "text")]
     monkeypatch.setattr(parity, "PROBLEMS", problems)
     rows = [row for row in check._rows() if row.backend == backend]  # the others are right

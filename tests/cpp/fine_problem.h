@@ -102,7 +102,7 @@ enum class Selection { Random, UnevenQueries, UnevenKeys };
 
 // Nobody selects key tile `none`, every query tile of the first head selects `all`. The last query
 // tiles of the second head may select nothing. selected: [heads, tiles], a word each
-void select(std::vector<uint32_t>& selected, int tiles, unsigned seed, std::mt19937& rng) {
+inline void select(std::vector<uint32_t>& selected, int tiles, unsigned seed, std::mt19937& rng) {
   const int none = static_cast<int>(seed + 4) % tiles, all = static_cast<int>(seed) % tiles;
   for (int head = 0; head < kHeads; ++head) {
     const int rows = head > 0 && seed % 3 == 0 ? tiles - 2 : tiles;
@@ -114,7 +114,10 @@ void select(std::vector<uint32_t>& selected, int tiles, unsigned seed, std::mt19
 }
 
 // The first few rows want nearly all tiles and about every 20th by turns.
-void select_unevenly(std::vector<uint32_t>& selected, int tiles, bool of_keys, std::mt19937& rng) {
+inline void select_unevenly(std::vector<uint32_t>& selected,
+                            int tiles,
+                            bool of_keys,
+                            std::mt19937& rng) {
   for (int head = 0; head < kHeads; ++head)
     for (int row = 0; row < 7; ++row)
       for (int tile = 0; tile < tiles; ++tile)

@@ -26,7 +26,10 @@ PROBLEMS = {
     "gates of other kinds": (GRID, None, 2, PER_TOKEN, (1, 1, 4, 8), {"return_lse": True}),
     "text": (TEXT, None, 1, FULL, FULL, {"scale": 0.3, "return_lse": True}),
     "keys": (GRID, vsa.Grid((3, 6, 7), tile=(2, 3, 4)), 2, FULL, None, {}),
+    "runs": (GRID, None, 2, FULL, None, {"score": vsa.SubBlocks(4)}),
     "heads": (GRID, None, 4, PER_HEAD, None, {"topk": (1, 3, 0.5, 1.0)}),
+    "tail": (TEXT, None, 2, FULL, None, {"tail": True, "return_lse": True}),
+    "budget of a layer": (GRID, None, 4, None, None, {"topk": vsa.LayerBudget((1, 3, 6, 12), 12)}),
 }
 
 

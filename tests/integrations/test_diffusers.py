@@ -283,6 +283,29 @@ def test_layers_and_heads_have_budgets_of_their_own(family: Any) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_choose_by_the_score_that_was_asked_for(
+    family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = family()
+    scores: list[Any] = []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        scores.append(kwargs["score"])
+        return vsa.attention(*args, **kwargs)
+
+    monkeypatch.setattr(processors, "attention", spy)
+    apply_vsa(model, tile=(2, 3, 4), topk=2)
+    by_mean = run(model, inputs)
+    apply_vsa(model, tile=(2, 3, 4), topk=2, score=vsa.SubBlocks(4))
+    assert "score=SubBlocks(n=4)" in repr(model)
+    assert not torch.equal(run(model, inputs), by_mean)
+    assert set(scores) == {"mean", vsa.SubBlocks(4)}
+    with pytest.raises(TypeError, match='score must be "mean" or a vsa'):
+        apply_vsa(model, score=4)
+
+
+@torch.no_grad()
 def test_selections_are_taken_again_between_refreshes(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = wan()
     reused: list[bool] = []
@@ -303,6 +326,22 @@ def test_selections_are_taken_again_between_refreshes(monkeypatch: pytest.Monkey
     chosen = run(model, inputs)
     model._vsa_plan.steps.timestep += 1
     assert torch.equal(run(model, inputs), chosen) and reused[-1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", JOINT_OR_NOT)
+def test_a_tail_reaches_every_layer(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = family()
+    tails: list[bool] = []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        tails.append(kwargs["tail"])
+        return vsa.attention(*args, **kwargs)
+
+    monkeypatch.setattr(processors, "attention", spy)
+    without, found = (run(apply_vsa(model, topk=1, tail=tail), inputs) for tail in (False, True))
+    assert tails == [False] * 2 + [True] * 2 and (found - without).abs().max() > 1e-4
+    assert "tail=True" in repr(model)
 
 
 def test_twice_and_never_are_well_defined() -> None:
@@ -365,6 +404,7 @@ def test_what_is_not_supported_is_refused_in_one_sentence() -> None:
         ({"dense_steps": -1}, ValueError, "dense_steps"),
         ({"refresh_every": 0}, ValueError, "refresh_every"),
         ({"gates": "both"}, ValueError, "gates must be None or"),
+        ({"tail": "mean"}, TypeError, "tail must be True or False, but it is 'mean'"),
     ):
         with pytest.raises(kind, match=sentence):
             apply_vsa(model, **arguments)

@@ -24,9 +24,8 @@ def wan(grid: tuple[int, int, int] = GRID, **config: Any) -> Problem:
         text_dim=16,
         freq_dim=16,
         ffn_dim=32,
-        num_layers=2,
         rope_max_seq_len=32,
-        **config,
+        **{"num_layers": 2} | config,
     )
     return model, {
         "hidden_states": torch.randn(BATCH, 4, T, 2 * H, 2 * W),

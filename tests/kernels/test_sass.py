@@ -25,6 +25,8 @@ LEAST_OVERLAPPED = {("dK dV", 128): 29}
 """Exponentials with products in flight, where they are not all 32 of a lane's tile."""
 PRODUCTS = {"forward": (8, 12), "dK dV": (16, 24), "dQ": (12, 20)}
 """HGMMA instructions per tile, at a head_dim of 64 and 128."""
+TAIL_PRODUCTS = {"TailForward": (12, 20), "BackwardMeans": (20, 32), "BackwardQueries": (16, 28)}
+"""The same of the tail's kernels, per chunk of means or query tile."""
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +55,12 @@ def test_no_loop_spills_and_no_product_is_serialised(compiled) -> None:
     assert not re.search(r"C75\d\d", said), said
 
 
-def test_kernels_of_means_and_selection_stay_in_registers(sass, tmp_path: Path) -> None:
+def test_kernels_of_means_selection_and_text_stay_in_registers(sass, tmp_path: Path) -> None:
     if (nvcc := shutil.which("nvcc")) is None:
         pytest.skip("there is no nvcc on this machine")
-    _, said = sass.compile_kernels(nvcc, tmp_path, ("coarse_select.cu",))
+    _, said = sass.compile_kernels(nvcc, tmp_path, ("coarse_select.cu", "clean_text.cu"))
     memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
-    assert len(memory) == 2 * 9 + 6 + 1 and set(memory) == {("0", "0")}
+    assert len(memory) == 2 * 9 + 6 + 1 + 1 and set(memory) == {("0", "0")}
     assert max(map(int, re.findall(r"Used (\d+) registers", said))) <= 168
 
 
@@ -142,6 +144,50 @@ def test_fp32_products_stay_in_registers_and_run_while_the_next_numbers_are_spli
         between = code[products[-1] : wait]
         assert sum("STS" in line for line in between) == 3 * 16
         assert sum("LDG" in line for line in between) >= 2 * 16
+
+
+def test_kernels_of_the_tail_stay_in_registers_and_overlap_as_those_of_the_fine_stage(
+    sass, tmp_path: Path
+) -> None:
+    if (nvcc := shutil.which("nvcc")) is None:
+        pytest.skip("there is no nvcc on this machine")
+    cubins, said = sass.compile_kernels(nvcc, tmp_path, ("tail.cu",))
+    memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
+    # Per element and head_dim: forward with and without gates, two passes; rounding, and sums.
+    assert memory == [("0", "0")] * (2 * 2 * 4 + 2 + 1) and not re.search(r"C75\d\d", said), said
+    if (nvdisasm := sass.disassembler()) is None:
+        pytest.skip("there is no nvdisasm on this machine")
+    found = list(sass.disassembled(cubins[0], nvdisasm))
+    assert len(found) == 16
+    for part in found:
+        body = (code := sass.parse(part))[0][sass.main_loop(*code)]
+        kind = next(kind for kind in TAIL_PRODUCTS if kind in part.split(":")[0])
+        products = TAIL_PRODUCTS[kind]["Li128E" in part.split(":")[0]]
+        assert sum("HGMMA" in line for line in body) == products, kind
+        assert sass.overlapped(body) >= 32, kind
+
+
+def test_scores_of_runs_stay_in_registers_and_run_while_products_are_in_flight(
+    sass, tmp_path: Path
+) -> None:
+    if (nvcc := shutil.which("nvcc")) is None:
+        pytest.skip("there is no nvcc on this machine")
+    cubins, said = sass.compile_kernels(nvcc, tmp_path, ("sub_blocks.cu",))
+    memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
+    assert memory == [("0", "0")] * (8 + 8) and not re.search(r"C75\d\d", said), said
+    # Scores are launched with what three warpgroups may have; means have eight blocks at a time.
+    registers = sorted(map(int, re.findall(r"Used (\d+) registers", said)))
+    assert registers[8:] == [168] * 8 and registers[7] <= 64
+    if (nvdisasm := sass.disassembler()) is None:
+        pytest.skip("there is no nvdisasm on this machine")
+    for part in sass.disassembled(cubins[0], nvdisasm):
+        code, _ = sass.parse(part)
+        waits = [i for i, line in enumerate(code) if "WARPGROUP.DEPBAR" in line]
+        assert len(waits) == 3 and "0x1" in code[waits[0]]
+        # All 64 exponentials of a lane lie between the waits of the main loop's two steps.
+        assert sum("MUFU.EX2" in line for line in code[waits[0] : waits[1]]) == 64
+        # One multiplication, maximum, fused one, exponential and sum each, and what is around.
+        assert waits[1] - waits[0] <= (420 if "Lb0E" in part.split(":")[0] else 580)
 
 
 def test_softmax_runs_while_products_are_in_flight(compiled) -> None:

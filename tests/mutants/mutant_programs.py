@@ -134,7 +134,7 @@ def unnoticed(
         tables: mutants by the problems that each of them is found in.
         problems: all that the program knows, in the order of ``VSA_EACH_MUTANT``'s arguments.
         seeds: schedules to try.
-        includes: what the copies need.
+        includes: a header that includes all that the copies are built upon.
     """
     mutants = {name: mutant for table in tables.values() for name, mutant in table.items()}
     found = in_copies(headers, header, mutants)

@@ -19,6 +19,7 @@ LAYERS = (
     ("functional", "nn", "schedule", "cost"),
     ("diagnostics", "distributed", "verify", "measure"),
     ("integrations", "training"),
+    ("calibration",),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from functools import partial
@@ -36,16 +37,68 @@ class Call(NamedTuple):
     grid: Any = None
     wants: str = ""  # which of q, k, v, f (fine gate) and c (coarse gate) want a gradient
     upstream: str = "out"
-    autocast: bool = False
+    autocast: Any = False  # or a type, True for that of the tensors
+    score: Any = "mean"
+    text: tuple[int, int] = (0, 0)  # tokens before and after the video
+    valid: str | None = None  # how the mask of text is made
+    given: str | None = None  # how the bitmap of a given selection lies
+    tail: Any = False
+
+    @property
+    def extent(self) -> Any:
+        """The grid that is passed."""
+        video = self.shape[1:4] if len(self.shape) == 6 else (4, 5, 6)
+        if self.text != (0, 0):
+            return vsa.Grid(video, self.tile, *self.text)
+        return self.grid or GRIDS.get(self.shape)
+
+    @property
+    def of_queries(self) -> tuple[int, ...]:
+        """The shape of q: with text it is flat."""
+        if self.text == (0, 0):
+            return self.shape
+        return (self.shape[0], self.extent.length, *self.shape[-2:])
+
+    def mask(self) -> Tensor | None:
+        """Which text is valid."""
+        shape = self.shape[0], sum(self.text)
+        mask = torch.arange(shape[0] * shape[1]).view(shape) % 3 > 0
+        if self.valid == "expanded":
+            return mask[:1].expand(shape)
+        if self.valid == "expanded in inference":
+            with torch.inference_mode():
+                return mask[:1].clone().expand(shape)
+        if self.valid == "a column of more":
+            return torch.stack((mask, ~mask), -1)[..., 0]
+        return {"some": mask, "none": mask & False, "all": mask | True}.get(str(self.valid))
+
+    def selection(self, q: Tensor, k: Tensor) -> vsa.Selection | None:
+        """One that is given."""
+        if self.given is None:
+            return None
+        with torch.no_grad():
+            x = q.detach().contiguous(), k.detach().contiguous()
+            found = vsa.select(*x, 2, grid=self.extent, tile=self.tile, backend="torch")
+        bitmap = found.bitmap
+        if self.given == "heads outside":
+            bitmap = bitmap.transpose(1, 2).contiguous().transpose(1, 2)
+        if self.given == "odd address":
+            bitmap = strided(bitmap, "odd address")
+        if self.given == "expanded":
+            bitmap = bitmap[:, :1].expand(bitmap.shape)
+        if self.given == "expanded in inference":
+            with torch.inference_mode():
+                bitmap = bitmap[:, :1].clone().expand(bitmap.shape)
+        return dataclasses.replace(found, bitmap=bitmap)
 
     def tensors(self) -> list[Tensor | None]:
         generator = torch.Generator().manual_seed(len(self.shape) + self.kv_heads)
-        of_keys = (*self.shape[:-2], self.kv_heads, self.shape[-1])
-        shapes = self.shape, of_keys, of_keys
+        of_keys = (*self.of_queries[:-2], self.kv_heads, self.shape[-1])
+        shapes = self.of_queries, of_keys, of_keys
         numbers = [torch.randn(shape, generator=generator) for shape in shapes]
         found = [strided(x.to(self.dtype), self.strides) for x in numbers]
         for kind in self.gates:
-            gate = torch.randn(self.shape, generator=generator)
+            gate = torch.randn(self.of_queries, generator=generator)
             found.append(None if kind is None else shaped_gate(gate, kind, self.dtype))
         names = zip("qkvfc", found, strict=True)
         return [x if x is None else x.requires_grad_(name in self.wants) for name, x in names]
@@ -55,13 +108,16 @@ class Call(NamedTuple):
         tensors = self.tensors()
         q, k, v, gate_fine, gate_coarse = tensors
         options = {"gate_fine": gate_fine, "gate_coarse": gate_coarse, "tile": self.tile}
-        options |= {"grid": self.grid or GRIDS.get(self.shape), "scale": self.scale}
-        with torch.autocast("cpu", self.dtype, enabled=self.autocast):
+        options |= {"grid": self.extent, "scale": self.scale, "score": self.score}
+        options |= {"text_valid": self.mask(), "selection": self.selection(q, k)}
+        options |= {"tail": self.tail}
+        to = self.autocast if isinstance(self.autocast, torch.dtype) else self.dtype
+        with torch.autocast("cpu", to, enabled=self.autocast is not False):
             out, selection, lse = vsa.attention(
                 q,
                 k,
                 v,
-                self.topk,
+                None if self.given else self.topk,
                 **options,
                 return_lse=True,
                 return_selection=True,
@@ -81,6 +137,10 @@ def strided(x: Tensor, kind: str) -> Tensor:
         return x.transpose(-3, -2).contiguous().transpose(-3, -2)
     if kind == "odd address":
         return torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape)
+    if kind == "axes exchanged" and x.ndim == 6:  # which do not fold into one
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    if kind == "tokens of 136 bytes":  # which no tensor map describes
+        return torch.cat((x, x[..., :4]), -1)[..., :-4]
     if kind == "part":  # as of a fused projection to q, k and v
         return torch.cat((x, x), -2)[..., : x.shape[-2], :]
     return x
@@ -157,6 +217,7 @@ OF_A_FRESH_PROCESS = (
     BASE,
     Call(gates=("contiguous", "fp32"), wants="qkvfc"),
     Call(FLAT, kv_heads=1, topk=vsa.TopP(0.5), wants="k", upstream="both"),
+    Call(gates=(None, "contiguous"), score=vsa.SubBlocks(4), wants="qkvc"),
 )
 
 

@@ -107,6 +107,11 @@ TENSORS = [
     case("gate_fine", TypeError, attend, gate_fine="none"),
     case("gate_fine", TypeError, attend, gate_fine=torch.ones(1, dtype=torch.complex64)),
     case("gate_fine", ValueError, attend, gate_coarse=Q, gate_fine=META),
+    *(
+        case("tail", TypeError, call, tail=tail)
+        for call in (attend, fine)
+        for tail in (None, 1, "mean", torch.tensor(True))
+    ),
     case("text_valid", TypeError, text, text_valid=torch.ones(1, 2)),
     case("text_valid", TypeError, text, text_valid=[[True, True]]),
     case("text_valid", ValueError, attend, text_valid=torch.ones(1, 3).bool()),
@@ -154,6 +159,7 @@ BUDGETS = [
     case("topk[0]", TypeError, vsa.select, Q, Q, ("few", 1)),
     case("topk", ValueError, vsa.flops, (4, 4, 4), 2, 64, vsa.TopP(0.9)),
     case("heads", ValueError, vsa.flops, (4, 4, 4), 0, 64, 1),
+    case("tail", TypeError, vsa.flops, (4, 4, 4), 2, 64, 1, tail="yes"),
     case("mass", ValueError, vsa.TopP, 0.0),
     case("mass", ValueError, vsa.TopP, 90),
     case("mass", TypeError, vsa.TopP, "most"),
@@ -254,6 +260,7 @@ LAYERS = [
     case("heads", ValueError, vsa.nn.VideoSparseAttention, 32, 0),
     case("kv_heads", ValueError, LAYER, kv_heads=3),
     case("kv_heads", TypeError, LAYER, kv_heads="2"),
+    case("tail", TypeError, LAYER, tail=1),
     case("gates", ValueError, LAYER, gates="fine"),
     case("topk", ValueError, LAYER, topk=0),
     case("topk", ValueError, LAYER, topk=(1, 2)),
@@ -303,6 +310,7 @@ SHARDS = [
     case("lengths", ValueError, shard, lengths=[64, 65]),
     case("lengths[1]", ValueError, shard, lengths=[128, 0]),
     case("kv_lengths", ValueError, shard, kv_lengths=[64]),
+    case("tail", TypeError, shard, tail=None),
     case("gate_coarse", ValueError, shard, gate_coarse=torch.ones(3)),
     case("gate_fine", ValueError, shard, gate_fine=SHORT.to("meta")),
     case("scale", TypeError, shard, scale="auto"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ from torch import Tensor
 
 import vsa
 from vsa import TopP
-from vsa.backends.kernels import coarse_backward, coarse_select, prepared, prepared_backward
+from vsa.backends.kernels import coarse_backward, coarse_select, prepared_coarse
 from vsa.stages import eager
 
 
@@ -42,14 +43,19 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return without_plans(monkeypatch)
 
 
+TEXT = Call(text=(5, 2))
+MASKED = Call(text=(5, 2), valid="some")
+MASKS = ["some", "expanded", "expanded in inference", "a column of more"]
+BITMAPS = ["contiguous", "heads outside", "odd address", "expanded", "expanded in inference"]
 GATES = [None, "contiguous"] * 3
 GATES += ["fp32", "broadcast", "expanded", "channels outside", "odd address"]
+STRIDES = ["part", "heads outside", "odd address", "axes exchanged", "tokens of 136 bytes"]
 CALLS = st.builds(
     Call,
     shape=st.sampled_from([VIDEO, FLAT, (2, 4, 5, 1, 2, 64), (1, 3, 4, 5, 2, 128)]),
     kv_heads=st.sampled_from([1, 2]),
     dtype=st.sampled_from([torch.bfloat16, torch.float16]),
-    strides=st.sampled_from(["contiguous"] * 6 + ["part", "heads outside", "odd address"]),
+    strides=st.sampled_from(["contiguous"] * 6 + STRIDES),
     gates=st.tuples(st.sampled_from(GATES), st.sampled_from(GATES)),
     topk=st.sampled_from([1, 1.0, 0.5, 2, (1, 2), (1.0, 2), TopP(0.5), TopP(0.5, 1.0)]),
     scale=st.sampled_from([None] * 4 + [1, 1.0, 0.25, 0, -0.25]),
@@ -57,7 +63,12 @@ CALLS = st.builds(
     grid=st.none(),
     wants=st.sampled_from(["", "", "q", "v", "qkvfc", "f", "kc"]),
     upstream=st.sampled_from(["out", "lse", "both", "expanded", "transposed", "odd address"]),
-    autocast=st.booleans(),
+    autocast=st.sampled_from([False, False, True, torch.float16, torch.bfloat16]),
+    text=st.sampled_from([(0, 0)] * 3 + [(7, 0), (0, 70), (3, 66)]),
+    valid=st.sampled_from([None, "none", "all", *MASKS]),
+    score=st.sampled_from(["mean", "mean", vsa.SubBlocks(1), vsa.SubBlocks(4), vsa.SubBlocks(9)]),
+    given=st.sampled_from([None] * 4 + BITMAPS),
+    tail=st.sampled_from([False, False, True]),
 )
 
 
@@ -95,6 +106,18 @@ def test_sequences_of_calls(ran: list[int]) -> None:
         (GATED, Call(gates=("contiguous", "channels outside"))),
         (GATED, Call(gates=("contiguous", "odd address"))),
         (GATED, Call(gates=("contiguous", "broadcast"))),
+        *(
+            (Call(gates=(a, b)), Call(gates=(b, a)))
+            for a, b in permutations(dict.fromkeys(GATES), 2)
+        ),
+        *((Call(gates=(a, a)), Call(gates=(a, a), wants="qfc")) for a in dict.fromkeys(GATES)),
+        (Call(gates=("expanded", None), wants="q"), Call(gates=("expanded", None), wants="qf")),
+        (BASE, Call(score=vsa.SubBlocks(4))),
+        (Call(score=vsa.SubBlocks(4), wants="q"), Call(score=vsa.SubBlocks(3), wants="q")),
+        (BASE, Call(autocast=True)),
+        (BASE, Call(autocast=torch.float16)),
+        (Call(autocast=torch.float16), Call(dtype=torch.float16)),
+        (Call(autocast=torch.float16, wants="qk"), Call(autocast=True, wants="qk")),
         (BASE, Call(topk=1)),
         (Call(topk=1), Call(topk=1.0)),
         (Call(topk=1), Call(topk=True)),
@@ -105,6 +128,9 @@ def test_sequences_of_calls(ran: list[int]) -> None:
         (BASE, Call(scale=0.25)),
         (Call(scale=1), Call(scale=True)),
         (Call(scale=1), Call(scale=1 + 0j)),
+        (BASE, Call(tail=True)),
+        (Call(tail=True), Call(tail=1)),
+        (Call(tail=True, wants="qkv"), Call(tail=None, wants="qkv")),
         (BASE, Call(tile=(2, 4, 4))),
         (BASE, Call(tile=(4.0, 4, 4))),
         (Call(FLAT), Call(FLAT, grid=(5, 4, 6))),
@@ -112,6 +138,20 @@ def test_sequences_of_calls(ran: list[int]) -> None:
         (Call(FLAT, grid=vsa.Grid((4, 5, 6))), Call(FLAT, grid=vsa.Grid((4, 5, 6), (2, 4, 4)))),
         (BASE, TRAINED),
         (TRAINED, BASE),
+        (TEXT, Call(text=(5, 3))),
+        (TEXT, Call(text=(4, 4))),
+        (TEXT, MASKED),
+        (MASKED, TEXT),
+        (MASKED, MASKED._replace(valid="none")),
+        *((MASKED._replace(valid=a), MASKED._replace(valid=b)) for a, b in permutations(MASKS, 2)),
+        (MASKED, MASKED._replace(wants="qkv")),
+        (BASE, Call(given="contiguous")),
+        (Call(given="contiguous"), BASE),
+        *((Call(given=a), Call(given=b)) for a, b in permutations(BITMAPS, 2)),
+        (Call(wants="qkv", given=BITMAPS[4]), Call(wants="qkv", given=BITMAPS[3])),
+        (Call(given="contiguous"), Call(given="contiguous", gates=(None, "contiguous"))),
+        *((BASE, Call(strides=strides)) for strides in STRIDES),
+        *((Call(strides=strides, wants="qkv"), TRAINED) for strides in STRIDES),
     ],
 )
 def test_calls_that_differ_in_one_thing(first: Call, second: Call, ran: list[int]) -> None:
@@ -175,7 +215,23 @@ def freed(x: Tensor) -> Tensor:
         changed(return_selection=lambda _: True),
         changed(return_lse=lambda _: True),
         changed(backend=lambda _: "nobody"),
+        changed(score=lambda _: vsa.SubBlocks(1)),
+        changed(score=lambda _: vsa.SubBlocks(4)),
+        changed(score=lambda _: 4),
+        changed(score=lambda _: []),
+        changed(score=lambda _: "max"),
         changed(grid=lambda _: vsa.Grid((4, 5, 6), prefix=1)),
+        changed(text_valid=lambda _: torch.ones(1, 0, dtype=torch.bool)),
+        changed(text_valid=lambda _: torch.ones(1, 3, dtype=torch.bool)),
+        changed(text_valid=lambda _: torch.ones(1, 0)),
+        changed(text_valid=lambda _: True),
+        changed(selection=lambda _: 2),
+        changed(selection=lambda _: vsa.Selection(None, 4)),
+        changed(selection=lambda _: vsa.Selection.from_mask(torch.ones(1, 2, 4, 4) > 0)),
+        changed(selection=lambda _: vsa.Selection.from_mask(torch.ones(1, 2, 5, 4) > 0)),
+        changed(selection=lambda _: vsa.Selection(torch.ones(1, 2, 4, 1).int(), 4.0)),
+        changed(selection=lambda _: vsa.Selection(torch.ones(1, 2, 4, 1).int(), 4, grid=[4, 5, 6])),
+        changed(selection=lambda _: vsa.Selection(torch.ones(1, 2, 4, 1).long(), 4)),
     ],
 )
 def test_arguments_that_only_look_like_those_of_a_plan(
@@ -212,18 +268,23 @@ print(*(digest(call) for call in OF_A_FRESH_PROCESS))
 def test_scores_in_several_slices(
     size: int, monkeypatch: pytest.MonkeyPatch, ran: list[int]
 ) -> None:
-    for module in (coarse_select, prepared):
+    for module in (coarse_select, prepared_coarse):
         monkeypatch.setattr(module, "SCORE_BYTES", size)
-    for module in (coarse_backward, prepared_backward):
+    for module in (coarse_backward, prepared_coarse):
         monkeypatch.setattr(module, "PROBABILITY_BYTES", size)
-    for call in (BASE, ALL, ALL._replace(kv_heads=1), GATED._replace(topk=TopP(0.5))):
+    calls = [BASE, ALL, ALL._replace(kv_heads=1), GATED._replace(topk=TopP(0.5))]
+    for call in (*calls, ALL._replace(kv_heads=1, given="contiguous")):
         same_by_a_plan(call.run, ran)
 
 
 def test_a_direction_crosses_once(monkeypatch: pytest.MonkeyPatch, ran: list[int]) -> None:
     machine, crossings = machine_of("cpu"), []
     run = machine.run_program
-    for call, directions in ((BASE, 1), (GATED, 1), (TRAINED, 2), (ALL, 2)):
+    kinds = [BASE, GATED, TRAINED, ALL, MASKED, ALL._replace(text=(5, 70), valid="some")]
+    kinds += [ALL._replace(given="contiguous")]
+    kinds += [ALL._replace(strides=strides) for strides in STRIDES]
+    for call in kinds:
+        directions = 2 if call.wants else 1
         call.run()
         crossings.clear()
         with monkeypatch.context() as counting:
@@ -255,3 +316,29 @@ def test_the_oldest_kind_is_forgotten(ran: list[int]) -> None:
     assert [outcome(call.run) for call in calls[1:]] == first[1:] and len(ran) == 3
     assert outcome(calls[0].run) == first[0] and len(ran) == 3
     assert len(eager._plans.values) == 3
+
+
+@pytest.mark.parametrize("wants", ["", "qkvfc"])
+@pytest.mark.parametrize("texts", [((3, 0), (0, 70)), ((0, 0), (66, 1)), ((5, 5), (0, 0))])
+def test_keys_with_a_grid_and_a_text_of_their_own(
+    texts: tuple[tuple[int, int], tuple[int, int]], wants: str, ran: list[int]
+) -> None:
+    grid, kv_grid = (
+        vsa.Grid((4, 5, 6), (4, 4, 4), *texts[0]),
+        vsa.Grid((3, 6, 9), "auto", *texts[1]),
+    )
+
+    def run() -> list[Any]:
+        generator = torch.Generator().manual_seed(5)
+        lengths = zip("qkvfc", (grid, kv_grid, kv_grid, grid, grid), strict=True)
+        x = {
+            name: torch.randn(2, each.length, 2, 64, generator=generator).bfloat16()
+            for name, each in lengths
+        }
+        leaves = [each.requires_grad_(name in wants) for name, each in x.items()]
+        q, k, v, gate_fine, gate_coarse = leaves
+        gates = {"gate_fine": gate_fine, "gate_coarse": gate_coarse}
+        out = attend(q, k, v, grid=grid, kv_grid=kv_grid, **gates)
+        return [out, *torch.autograd.grad(out.sum(), leaves)] if wants else [out]
+
+    same_by_a_plan(run, ran)

@@ -85,10 +85,10 @@ def test_hooks_of_saved_tensors(
         return slopes(out, tensors)
 
     attention(**given(call), grid=(4, 5, 6))
-    assert outcome(run) == unplanned(run)
-    assert not ran
-    assert outcome(run_with_late_hooks) == unplanned(run)
+    assert outcome(run) == outcome(run) == unplanned(run)
     assert len(ran) == 1
+    assert outcome(run_with_late_hooks) == unplanned(run)
+    assert len(ran) == 2
 
 
 def test_hooks_that_change_the_keys_alone(ran: list[int]) -> None:
@@ -133,10 +133,12 @@ def test_checkpoints_of_which_one_forward_has_a_plan(
 
     expected = outcome(lambda: run((False, False)))
     assert isinstance(expected, list)
-    attention(**given(call), grid=(4, 5, 6))
+    assert outcome(lambda: run((True, True))) == expected
+    assert len(ran) == 1  # the first forward has left a plan to the second
     for with_plan in ((True, True), (True, False), (False, True)):
+        ran.clear()
         assert outcome(lambda each=with_plan: run(each)) == expected
-    assert len(eager._plans.values) == 1
+        assert len(ran) == sum(with_plan)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +203,82 @@ def under_autocast(out: Tensor, tensors: dict[str, Any]) -> list[Any]:
         return slopes(out, tensors)
 
 
+def test_changes_in_place_of_what_is_no_token(ran: list[int]) -> None:
+    call = Call(text=(5, 66), valid="some", given="contiguous", wants="qkv")
+
+    def run(change: str) -> list[Any]:
+        tensors, mask = given(call), call.mask()
+        selection = call.selection(tensors["q"], tensors["k"])
+        options = {"grid": call.extent, "text_valid": mask, "selection": selection}
+        out = attention(**tensors, **options | {"topk": None})
+        if change == "mask":
+            mask.fill_(True)
+        elif change == "bitmap":
+            selection.bitmap.zero_()
+        return slopes(out, tensors)
+
+    for change in ("nothing", "mask", "bitmap"):
+        same_by_a_plan(partial(run, change), ran)
+        assert isinstance(outcome(partial(run, change)), list) == (change == "nothing")
+
+
+@pytest.mark.parametrize("change", ["nothing", "q", "v"])
+@pytest.mark.parametrize("strides", ["odd address", "axes exchanged", "tokens of 136 bytes"])
+def test_changes_in_place_of_what_was_copied(change: str, strides: str, ran: list[int]) -> None:
+    call = Call(strides=strides, wants="qkv")
+
+    def run() -> list[Any]:
+        tensors = given(call)
+        out = attention(**tensors)
+        if change != "nothing":
+            with torch.no_grad():
+                tensors[change].mul_(2)
+        return slopes(out, tensors)
+
+    same_by_a_plan(run, ran)
+
+
+def reentrant(*tensors: Tensor | None, **options: Any) -> Tensor:
+    names = "q", "k", "v", "gate_fine", "gate_coarse"
+    return attention(**dict(zip(names, tensors, strict=True)), **options)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize(
+    "call",
+    [
+        ALL,
+        Call(wants="qkv", text=(5, 66)),
+        ALL._replace(text=(5, 66), valid="some"),
+        ALL._replace(given="contiguous"),
+        ALL._replace(given="contiguous", text=(0, 3)),
+        *(
+            ALL._replace(strides=strides)
+            for strides in ("odd address", "axes exchanged", "tokens of 136 bytes")
+        ),
+    ],
+)
+def test_checkpointed_layers_run_by_plans(use_reentrant: bool, call: Call, ran: list[int]) -> None:
+    def run() -> list[Any]:
+        tensors = given(call)
+        options = {"grid": call.extent, "text_valid": call.mask()}
+        options["selection"] = call.selection(tensors["q"], tensors["k"])
+        if call.given:
+            options["topk"] = None
+        attend = partial(reentrant, **options)
+        out = checkpoint(attend, *tensors.values(), use_reentrant=use_reentrant)
+        wanting = [x for x in tensors.values() if x is not None]
+        out.float().square().sum().backward()
+        return [out, *(x.grad for x in wanting)]
+
+    expected = unplanned(run)
+    assert isinstance(expected, list)
+    assert outcome(run) == outcome(run) == expected
+    ran.clear()
+    assert outcome(run) == expected
+    assert len(ran) == 2
+
+
 def changed_in_place(out: Tensor, tensors: dict[str, Any], name: str) -> list[Any]:
     with torch.no_grad():
         (out if name == "out" else tensors[name]).mul_(2)
@@ -241,7 +319,7 @@ def test_tensors_of_inference_mode_in_training(made_in_inference: str, ran: list
             tensors[made_in_inference] = tensors[made_in_inference].clone()
         return slopes(attention(**tensors), tensors)
 
-    attention(**given())
+    attention(**given() | {made_in_inference: given()[made_in_inference].detach()})
     same_by_a_plan(run, ran)
 
 

@@ -40,7 +40,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return without_plans(monkeypatch)
 
 
-def test_autocast_to_another_type_takes_the_operators(ran: list[int]) -> None:
+def test_autocast_to_another_type_and_back(ran: list[int]) -> None:
     def run() -> list[Any]:
         tensors = given()
         found = []
@@ -52,7 +52,7 @@ def test_autocast_to_another_type_takes_the_operators(ran: list[int]) -> None:
         return found
 
     same_by_a_plan(run, ran)
-    assert len(ran) == 5  # all but the one in fp16
+    assert len(ran) == 6
 
 
 def test_a_subclass_sees_the_operators(ran: list[int]) -> None:
@@ -192,6 +192,20 @@ def test_plans_hold_no_tensors(ran: list[int]) -> None:
             gc.collect()
             assert [each() for each in seen] == [None] * len(seen)
     assert len(ran) == 2
+
+
+@pytest.mark.parametrize("call", [ALL, Call(wants="qkv", text=(3, 66), valid="some")])
+@pytest.mark.parametrize("pack", [lambda x: x, torch.Tensor.detach], ids=["same", "detached"])
+def test_plans_under_hooks_hold_no_output(call: Call, pack: Any, ran: list[int]) -> None:
+    for _ in range(2):
+        tensors = given(call)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            out = attention(**tensors, grid=call.extent, text_valid=call.mask())
+        seen = weakref.ref(out)
+        del tensors, out
+        gc.collect()
+        assert seen() is None
+    assert len(ran) == 1
 
 
 def test_an_error_in_the_middle_leaves_the_plan(

@@ -38,6 +38,13 @@ CALLS = {
     "gradient of lse": Call(upstream="both", wants="qkv", dtype=torch.float16),
     "transposed gradient": Call(upstream="transposed", wants="qkv"),
     "autocast": Call(autocast=True, wants="qkv"),
+    "runs": Call(score=vsa.SubBlocks(4), kv_heads=1),
+    "runs trained": Call(score=vsa.SubBlocks(7), gates=("fp32", "contiguous"), wants="qkvfc"),
+    "runs by mass": Call(score=vsa.SubBlocks(4), topk=vsa.TopP(0.5), scale=-0.25, wants="qkv"),
+    "runs at an odd address": Call(score=vsa.SubBlocks(4), strides="odd address"),
+    "text": Call(text=(7, 66), gates=("contiguous", "contiguous"), wants="qkvfc"),
+    "masked text": Call(text=(0, 70), valid="some", gates=("contiguous", None), wants="qkvf"),
+    "masked text alone": Call(text=(70, 3), valid="some", wants="qkv"),
 }
 
 
@@ -126,7 +133,7 @@ def test_opcheck(name: str) -> None:
     call = CALLS[name]
     q, k, v, fine, coarse = (x if x is None else x.flatten(1, -3) for x in call.tensors())
     grid = vsa.Grid((4, 5, 6)).as_ints()
-    arguments = (q, k, v, fine, coarse, None, [2], 0.0, None, grid, grid, 0.125, "emulated")
+    arguments = (q, k, v, fine, coarse, None, [2], 0.0, None, grid, grid, 1, 0.125, "emulated")
     torch.library.opcheck(torch.ops.vsa.attention, arguments)
     arguments = [x.detach() if isinstance(x, Tensor) else x for x in arguments]
     torch.library.opcheck(torch.ops.vsa.attention_inference, arguments)
@@ -140,7 +147,7 @@ def test_opcheck(name: str) -> None:
 def test_other_backends_have_no_such_operator() -> None:
     q, k, v = torch.randn(3, 1, 64, 2, 64)
     grid = vsa.Grid((4, 4, 4)).as_ints()
-    arguments = (q, k, v, None, None, None, [1], 0.0, None, grid, grid, 0.125, "torch")
+    arguments = (q, k, v, None, None, None, [1], 0.0, None, grid, grid, 1, 0.125, "torch")
     with pytest.raises(NotImplementedError, match=r"^backend 'torch' has no operator for whole"):
         torch.ops.vsa.attention_inference(*arguments)
 
@@ -176,7 +183,7 @@ def test_flops_are_those_of_eager_calls(name: str) -> None:
     grid = vsa.Grid((4, 5, 6)).as_ints()
     with FlopCounterMode(display=False) as counter:
         out = torch.ops.vsa.attention(
-            q, k, v, fine, coarse, None, [2], 0.0, None, grid, grid, 0.125, "emulated"
+            q, k, v, fine, coarse, None, [2], 0.0, None, grid, grid, 1, 0.125, "emulated"
         )[0]
         out.sum().backward()
     assert counter.get_total_flops() == eager.get_total_flops() > 0
@@ -212,7 +219,7 @@ def test_dynamo_leaves_operators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     q, k, v, fine, coarse = (x if x is None else x.flatten(1, -3) for x in GATED.tensors())
     grid = vsa.Grid((4, 5, 6)).as_ints()
-    arguments = (q, k, v, fine, coarse, None, [2], 0.0, None, grid, grid, 0.125, "emulated")
+    arguments = (q, k, v, fine, coarse, None, [2], 0.0, None, grid, grid, 1, 0.125, "emulated")
 
     def broken_off() -> list[Tensor]:
         try:
@@ -230,6 +237,6 @@ def test_dynamo_leaves_operators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tensors_of_another_device_are_refused() -> None:
     q, k, v = torch.randn(3, 1, 64, 2, 64).bfloat16()
     grid = vsa.Grid((4, 4, 4)).as_ints()
-    arguments = (q, k, v, None, None, None, [1], 0.0, None, grid, grid, 0.125, "hopper")
+    arguments = (q, k, v, None, None, None, [1], 0.0, None, grid, grid, 1, 0.125, "hopper")
     with pytest.raises(ValueError, match=r"^backend 'hopper' takes tensors on cuda devices"):
         torch.ops.vsa.attention_inference(*arguments)

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vsa.backends import torch_coarse
+from vsa.backends import torch_coarse, torch_sub_blocks, torch_tail
 from vsa.backends.torch_combine import combine
 from vsa.values.grid import Grid
 from vsa.values.problem import (
@@ -18,6 +18,8 @@ from vsa.values.problem import (
     Means,
     Problem,
     Saved,
+    SubBlockScores,
+    TailMeans,
     Task,
     TileScores,
     Upstream,
@@ -113,6 +115,28 @@ class Backend:
         """
         return torch_coarse.select(scores, v_means)
 
+    def select_by_sub_blocks(
+        self, asked: SubBlockScores, v: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """The choice of tiles by the means of their runs, see ``vsa.SubBlocks``.
+
+        Args:
+            asked: what is asked.
+            v: (B, S_k, kv_heads, head_dim), for the coarse branch.
+
+        Returns:
+            bitmap: (B, heads, n_q, words) int32.
+            means: of the tiles of q, k and v, as ``tile_means``; none without ``v``.
+            coarse: the coarse attention of these, as ``select``; None without ``v``.
+        """
+        chosen = torch_sub_blocks.select(asked)
+        if v is None:
+            return chosen, [], None
+        grid, kv_grid = asked.grids
+        q_means, k_means, v_means = self.tile_means((asked.q, asked.k, v), (grid, kv_grid, kv_grid))
+        coarse = self.coarse_attention(q_means, k_means, v_means, asked.scale, exact=True)
+        return chosen, [q_means, k_means, v_means], coarse
+
     def coarse_attention(
         self,
         q_means: Tensor,
@@ -165,16 +189,68 @@ class Backend:
         """``forward`` in eight bits, "int8" or "fp8", without a backward."""
         raise self._without(f"no forward in {precision}")
 
-    def gated_forward(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:
-        """Where gates are fused: out and lse, and the fine stage's output before its gate."""
+    def tail_forward(self, problem: Problem, means: TailMeans, most: int) -> tuple[Tensor, Tensor]:
+        """``forward``, and in the same softmax the tail: the means of tiles that were not chosen.
+
+        Both results are those of the whole softmax.
+        """
+        out, lse = self.forward(problem, most)
+        return self.add_tail(problem, means, out, lse)
+
+    def add_tail(
+        self, problem: Problem, means: TailMeans, out: Tensor, lse: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The results of ``forward`` become those of the whole softmax, in their place."""
+        return torch_tail.add(problem, means, out, lse)
+
+    def tail_backward(
+        self, upstream: Upstream, saved: Saved, problem: Problem, means: TailMeans, most: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of ``tail_forward``: dq, dk and dv, what comes through the means included."""
+        grads = self.backward(upstream, saved, problem, most)
+        return self.add_tail_gradients(upstream, saved, problem, means, grads)
+
+    def add_tail_gradients(
+        self,
+        upstream: Upstream,
+        saved: Saved,
+        problem: Problem,
+        means: TailMeans,
+        grads: tuple[Tensor, Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """To gradients dq, dk and dv of the fine stage those that the tail brings, in their place.
+
+        Those of the means become the tokens' own by ``spread_means``.
+        """
+        dq, dk, dv = grads
+        of_means = torch_tail.add_gradients(upstream, saved, problem, means, dq)
+        for grad, mean in zip((dk, dv), of_means, strict=True):
+            grad += self.spread_means(mean, problem.grids[1], grad.dtype)
+        return dq, dk, dv
+
+    def gated_forward(
+        self, problem: Problem, gates: Gates, tail: TailMeans | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Where gates are fused: out and lse, and the fine stage's output before its gate.
+
+        With a tail, lse and the fine stage's output are those of the whole softmax.
+        """
         raise self._without("no fused gates")
 
-    def gated_inference(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor]:
+    def gated_inference(
+        self, problem: Problem, gates: Gates, tail: TailMeans | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Where gates are fused and no gradient is wanted: out and lse."""
         raise self._without("no fused gates")
 
     def gated_backward(
-        self, upstream: Upstream, saved: Saved, problem: Problem, means: Means, gates: Gates
+        self,
+        upstream: Upstream,
+        saved: Saved,
+        problem: Problem,
+        means: Means,
+        gates: Gates,
+        tail: TailMeans | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """Where gates are fused: dq, dk, dv, and the gradients of both gates where they exist."""
         raise self._without("no fused gates")
@@ -208,10 +284,12 @@ class Forward(NamedTuple):
         kept: bytes of what a backward needs: lse and bitmap, where they are not tensors of their
             own.
         lse: (B, heads, S_q) fp32, where the task asks for it.
-        bitmap: (B, heads, n_q, words) int32, the choice, where the task asks for it.
+        bitmap: (B, heads, n_q, words) int32, the choice, where the task asks for it; None where it
+            is given.
         coarse: (B, heads, n_q, head_dim) fp32, or None without a coarse gate or where no gradient
             is wanted.
-        means: numbers of the tile means of q, k and v, fp32, or None where ``coarse`` is.
+        means: numbers of the tile means of q, k and v, fp32, or None where ``coarse`` is; with a
+            tail and without a coarse gate those of q are not written.
     """
 
     out: Tensor
@@ -224,11 +302,17 @@ class Forward(NamedTuple):
 
 
 class Prepared(Protocol):
-    """A task whose tensors come later. It holds no memory of a device."""
+    """A task whose tensors come later. It holds no memory of a device.
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, gate_fine: Tensor | None, gate_coarse: Tensor | None
-    ) -> Forward:
+    Tensors come in the order of the task: q, k, v, gate_fine, gate_coarse, text_valid and bitmap.
+
+    Attributes:
+        copied: which of them are copied before they are read; these may lie anywhere.
+    """
+
+    copied: frozenset[int]
+
+    def forward(self, *tensors: Tensor | None) -> Forward:
         """Run it. Tensors are those of the task or their (B, T, H, W, heads, head_dim) views."""
 
     def backward(
@@ -239,5 +323,5 @@ class Prepared(Protocol):
         ``grad_out`` is contiguous, ``grad_lse`` contiguous fp32 or None.
         """
 
-    def unpacked(self, found: Forward) -> tuple[Tensor, Tensor, Means]:
-        """lse, bitmap and means as tensors, for the operators."""
+    def unpacked(self, found: Forward) -> tuple[Tensor, Tensor | None, Means]:
+        """lse, bitmap and means as tensors, for the operators; no bitmap where it is given."""

@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+from vsa.backends import torch_tail
 from vsa.backends.base import Backend, Request
 from vsa.backends.tiles import slot_tokens, token_valid
 from vsa.values import bitmap
 from vsa.values.grid import SLOTS
-from vsa.values.problem import Problem
+from vsa.values.problem import Problem, TailMeans
 
 KERNEL_BLOCKS = dict.fromkeys(
     ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2"), SLOTS
@@ -54,6 +55,10 @@ class FlexBackend(Backend):
     def forward(self, problem: Problem, most: int) -> tuple[Tensor, Tensor]:
         """See ``Backend.forward``."""
         return attend(problem)
+
+    def tail_forward(self, problem: Problem, means: TailMeans, most: int) -> tuple[Tensor, Tensor]:
+        """See ``Backend.tail_forward``: the tail by PyTorch's operators, added by log-sum-exps."""
+        return torch_tail.composed(problem, means, *self.forward(problem, most))
 
 
 def attend(problem: Problem) -> tuple[Tensor, Tensor]:

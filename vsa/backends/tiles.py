@@ -41,6 +41,12 @@ def token_valid(text_valid: Tensor | None, grid: Grid, device: torch.device) -> 
     return valid
 
 
+def smallest_tile(grid: Grid) -> int:
+    """Tokens of the tile that is clipped most."""
+    t, h, w = (extent % size or size for extent, size in zip(grid.shape, grid.box, strict=True))
+    return t * h * w
+
+
 def accumulation_dtype(x: Tensor) -> torch.dtype:
     """The type that means, scores and softmax are computed in: fp32, or fp64 for fp64 inputs."""
     return torch.promote_types(x.dtype, torch.float32)

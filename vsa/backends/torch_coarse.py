@@ -196,29 +196,56 @@ def for_query_heads(q_means: Tensor, *of_keys: Tensor) -> Sequence[Tensor]:
 
 def select(scores: TileScores, v_means: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Arguments and results as in ``vsa.backends.base.Backend.select``."""
-    q_means, k_means, must, counts = scores.q_means, scores.k_means, scores.must, scores.topk
-    mass = scores.mass
-    batch, heads, tiles, _ = q_means.shape
-    words = torch.empty(
-        batch * heads * tiles,
-        bitmap.num_words(k_means.shape[2]),
-        dtype=torch.int32,
-        device=q_means.device,
+    q_means, k_means = scores.q_means, scores.k_means
+    rows = RowChoice(
+        q_means.shape[:3],
+        k_means.shape[2],
+        scores.must,
+        scores.topk,
+        scores.mass,
+        q_means.device,
     )
-    count_of_head = _small_tensor(counts, q_means.device)
-    most_bytes = SORT_BYTES if mass else SCORE_BYTES
+    most_bytes = SORT_BYTES if scores.mass else SCORE_BYTES
     coarse = CoarseOutput(q_means, v_means)
     for part in score_slices(q_means, k_means, scores.scale, most_bytes):
-        some = part.scores.flatten(0, 1)
-        row = torch.arange(part.first, part.first + len(some), device=some.device)
-        forced = None if must is None else must[row % tiles]
-        least = count_of_head[row // tiles % len(counts)][:, None]
-        kept = kept_tiles(some, forced, least, max(counts), mass)
-        words[part.first : part.first + len(some)] = bitmap.pack(kept)
+        rows.choose(part)
         if v_means is not None:
             coarse.add(part, part.scores.softmax(-1))
-        del part, some, kept
-    return words.view(batch, heads, tiles, -1), coarse.rows
+        del part
+    return rows.bitmap, coarse.rows
+
+
+class RowChoice:
+    """The choice of tiles, filled in slice by slice of scores.
+
+    Attributes:
+        bitmap: (B, heads, n_q, words) int32.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        columns: int,
+        must: Tensor | None,
+        counts: Sequence[int],
+        mass: float,
+        device: torch.device,
+    ) -> None:
+        """For rows (B, heads, n_q) of so many columns; the rest as in ``TileScores``."""
+        words = bitmap.num_words(columns)
+        self.bitmap = torch.empty(*shape, words, dtype=torch.int32, device=device)
+        self._words = self.bitmap.view(-1, words)
+        self._must, self._counts, self._mass, self._tiles = must, counts, mass, shape[2]
+        self._count_of_head = _small_tensor(counts, device)
+
+    def choose(self, part: ScoreSlice) -> None:
+        """The rows of a slice."""
+        scores = part.scores.flatten(0, 1)
+        row = torch.arange(part.first, part.first + len(scores), device=scores.device)
+        forced = None if self._must is None else self._must[row % self._tiles]
+        least = self._count_of_head[row // self._tiles % len(self._counts)][:, None]
+        kept = kept_tiles(scores, forced, least, max(self._counts), self._mass)
+        self._words[part.first : part.first + len(scores)] = bitmap.pack(kept)
 
 
 class CoarseOutput:

@@ -11,6 +11,7 @@ import typer
 from vsa import backends
 from vsa.values import checks
 from vsa.values.grid import SLOTS, Extent
+from vsa.values.score import Score, SubBlocks
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_HELP = "fp32, bf16 or fp16 (float32 and so on, as tables print them, are the same)."
@@ -36,6 +37,21 @@ def parse_extent(text: str) -> Extent:
         raise typer.BadParameter(
             f"three whole numbers of at least 1 such as 21,30,52 are needed, but it is {text!r}"
         ) from None
+
+
+def parse_score(text: str) -> Score:
+    """mean, or sub-blocks:N."""
+    if text == "mean":
+        return "mean"
+    name, _, number = text.partition(":")
+    if name != "sub-blocks" or not number.isdecimal():
+        raise typer.BadParameter(
+            f"a score must be mean or sub-blocks:N, such as sub-blocks:4, but it is {text!r}"
+        )
+    try:
+        return SubBlocks(int(number))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def parse_tile(text: str) -> Extent | Literal["auto"]:

@@ -6,6 +6,7 @@ both keep over the tiles that each keeps, added up over query tiles. It is 1 for
 for disjoint ones, about the density for unrelated ones, and NaN where nothing is kept.
 """
 
+from vsa.diagnostics.curves import Curves
 from vsa.diagnostics.metrics import (
     NeighbourOverlap,
     RecallCurve,
@@ -16,8 +17,10 @@ from vsa.diagnostics.metrics import (
     recall_curve,
     sampled_recall,
 )
+from vsa.diagnostics.watch import watch
 
 __all__ = [
+    "Curves",
     "NeighbourOverlap",
     "RecallCurve",
     "density",
@@ -26,4 +29,5 @@ __all__ = [
     "overlap",
     "recall_curve",
     "sampled_recall",
+    "watch",
 ]

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from vsa.stages import inputs
-from vsa.stages.coarse import tile_means
 from vsa.stages.fine import video_lse
-from vsa.stages.select import everything, select_tiles
+from vsa.stages.select import choose, everything
 from vsa.values import bitmap, checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
+from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection, measured_by
 
 
@@ -137,7 +137,14 @@ def recall(
         backend=backend,
     )
     with torch.no_grad():
-        return (video_lse(call, selection) - video_lse(call, everything(call))).exp().mean(-1)
+        return (
+            (
+                video_lse(call, selection)
+                - video_lse(call, everything(call.q, call.grid, call.kv_grid))
+            )
+            .exp()
+            .mean(-1)
+        )
 
 
 def sampled_recall(selection: Selection, q: Tensor, k: Tensor, *, tiles: int) -> Tensor:
@@ -163,7 +170,7 @@ def sampled_recall(selection: Selection, q: Tensor, k: Tensor, *, tiles: int) ->
     grid = replace(selection.grid, prefix=0, suffix=0)
     for name, x in (("q", q), ("k", k)):
         selection.grid.check_length(name, x.shape[1])
-    chosen, tokens = _whole_tiles(grid, checks.integer("tiles", tiles, at_least=1), q.device)
+    chosen, tokens = whole_tiles(grid, checks.integer("tiles", tiles, at_least=1), q.device)
     count, size = tokens.shape
     rows = selection.bitmap[:, :, chosen].contiguous()
     queries = Grid((count, 1, size), tile=(1, 1, size))
@@ -173,7 +180,7 @@ def sampled_recall(selection: Selection, q: Tensor, k: Tensor, *, tiles: int) ->
 
 
 @lru_cache(maxsize=16)
-def _whole_tiles(grid: Grid, most: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def whole_tiles(grid: Grid, most: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Numbers of tiles that are not clipped, (n,), and their tokens, (n, volume of ``box``)."""
     tokens = grid.tokens_of_tiles()
     whole = (tokens >= 0).all(1).nonzero()[:, 0]
@@ -190,6 +197,7 @@ def recall_curve(
     kv_grid: Extent | Grid | None = None,
     tile: inputs.Tile = inputs.DEFAULT_TILE,
     scale: float | None = None,
+    score: Score = "mean",
     text_valid: Tensor | None = None,
     backend: str = "auto",
 ) -> RecallCurve:
@@ -203,6 +211,9 @@ def recall_curve(
         kv_grid: the keys' grid where it differs.
         tile: tokens per tile along (t, h, w), or "auto".
         scale: factor of the scores, by default head_dim ** -0.5.
+        score: what tiles are chosen by, as in ``vsa.attention``. Curves of two scores at the same
+            numbers or shares of tiles compare them at equal cost; a ``vsa.TopP`` keeps another
+            number by either.
         text_valid: (B, prefix + suffix) bool, which text tokens are real.
         backend: as in ``vsa.attention``.
 
@@ -221,12 +232,12 @@ def recall_curve(
             text_valid=text_valid,
             backend=backend,
         )
+        runs = runs_of(score)
         checks.not_empty("topks", topks)
         budgets = [resolve(topk, call.kv_grid.num_tiles, call.q.shape[2]) for topk in topks]
         with torch.autocast(call.q.device.type, enabled=False):
-            q_means, k_means = tile_means((call.q, call.k), (call.grid, call.kv_grid), call.backend)
-            selections = [select_tiles(q_means, k_means, budget, call) for budget in budgets]
-            dense = video_lse(call, everything(call))
+            selections = [choose(call, budget, runs) for budget in budgets]
+            dense = video_lse(call, everything(call.q, call.grid, call.kv_grid))
             recalls = [(video_lse(call, each) - dense).exp().mean(-1) for each in selections]
     return RecallCurve(
         tuple(topks), torch.stack([density(each) for each in selections]), torch.stack(recalls)

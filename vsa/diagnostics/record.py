@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from vsa.diagnostics import metrics
+from vsa.diagnostics.curves import SAMPLED_TILES, Curves
 from vsa.values import bitmap, checks
 from vsa.values.grid import Grid
 from vsa.values.selection import Selection
-
-SAMPLED_TILES = 16
-"""Query tiles that recall is measured for, unless asked otherwise."""
 
 
 @dataclass(eq=False)
@@ -33,6 +31,7 @@ class Record:
         every: steps between two that are noted.
         tiles: query tiles, spread over the video, that recall is measured for.
         maps: layers whose tile maps are kept.
+        curves: recall at every budget, for ``vsa.calibrate``; None where nobody asked for it.
         grid: the video's tokens and tiles, known from the first note on.
     """
 
@@ -40,6 +39,7 @@ class Record:
     every: int = 1
     tiles: int = SAMPLED_TILES
     maps: Sequence[int] = ()
+    curves: Curves | None = None
     grid: Grid | None = field(default=None, init=False)
     _steps: set[int] = field(default_factory=set, init=False)
     _numbers: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
@@ -93,6 +93,9 @@ class Record:
         recall = metrics.sampled_recall(selection, q, k, tiles=self.tiles).mean(0)
         self._steps.add(step)
         self._numbers[layer, step] = density, recall
+        if self.curves is not None:
+            name = self.curves.layers[layer]
+            self.curves.note(name, q, k, grid=selection.grid, step=step)
         if layer in self.maps:
             kept = bitmap.unpack(selection.bitmap[0, :, self.query], selection.num_key_tiles)
             self._maps[layer, step] = kept.float().mean(0)

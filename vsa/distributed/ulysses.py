@@ -15,9 +15,10 @@ from vsa.distributed.text import around, for_every_rank, parted
 from vsa.functional import attention
 from vsa.stages import inputs
 from vsa.values import checks
-from vsa.values.budget import TopK
+from vsa.values.budget import LayerBudget, TopK
 from vsa.values.budget import resolve as resolve_budget
 from vsa.values.grid import Extent, Grid
+from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection
 
 
@@ -37,8 +38,10 @@ def ulysses_attention(
     gate_fine: Tensor | None = None,
     scale: float | None = None,
     selection: Selection | None = None,
+    score: Score = "mean",
     text: Literal["sharded", "replicated"] = "sharded",
     text_valid: Tensor | None = None,
+    tail: bool = False,
     return_selection: bool = False,
     return_lse: bool = False,
     backend: str = "auto",
@@ -75,10 +78,12 @@ def ulysses_attention(
         gate_fine: likewise.
         scale: as in ``vsa.attention``.
         selection: of this rank's heads and its row's queries, from an earlier call.
+        score: as in ``vsa.attention``.
         text: "sharded" where text tokens are part of the sequence that ranks share; "replicated"
             where every rank holds all of them around its part of the video, in q, k, v, gates and
             out, as models do that carry text beside the video; not on a 2-D mesh.
         text_valid: (B, prefix + suffix) bool, the same on all ranks; not on a 2-D mesh.
+        tail: as in ``vsa.attention``.
         return_selection: also return the selection of heads / P heads that this rank computed.
         return_lse: also return the log-sum-exp of this rank's tokens.
         backend: as in ``vsa.attention``.
@@ -98,6 +103,7 @@ def ulysses_attention(
     whole = _grid("grid", grid, tile)
     keys = whole if kv_grid is None else _grid("kv_grid", kv_grid, tile)
     replicated = _is_replicated(text, ranks)
+    checks.flag("tail", tail)
     if lengths is None and ranks.rows > 1:
         if whole.tiles[0] < ranks.rows:
             raise ValueError(
@@ -141,6 +147,7 @@ def ulysses_attention(
         selection=selection,
         backend=backend,
     )
+    runs_of(score)
     gates = {"gate_coarse": gate_coarse, "gate_fine": gate_fine}
     for name, gate in gates.items():
         checks.gate(name, gate, q)
@@ -151,7 +158,9 @@ def ulysses_attention(
             )
     if selection is None or topk is not None:
         resolve_budget(topk, keys.num_tiles, q.shape[2])
-    if isinstance(topk, (tuple, list)):
+    if isinstance(topk, LayerBudget):
+        topk = topk.of_heads(slice(first, first + heads))
+    elif isinstance(topk, (tuple, list)):
         topk = tuple(topk[first : first + heads])
 
     k, v = (x.repeat_interleave(repeats, dim=2) if repeats > 1 else x for x in (k, v))
@@ -191,7 +200,9 @@ def ulysses_attention(
         kv_grid=keys,
         scale=scale,
         selection=selection,
+        score=score,
         text_valid=text_valid,
+        tail=tail,
         return_selection=True,
         return_lse=True,
         backend=backend,

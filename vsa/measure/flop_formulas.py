@@ -42,6 +42,10 @@ def _select(call: Named) -> float:
     return 2.0 * _pairs_of_tiles(call["q_means"], call["k_means"])
 
 
+def _select_by_sub_blocks(call: Named) -> float:
+    return _whole_scores(call, call["runs"] ** 2)
+
+
 def _coarse(call: Named) -> float:
     return 4.0 * _pairs_of_tiles(call["q_means"], call["k_means"])
 
@@ -49,12 +53,10 @@ def _coarse(call: Named) -> float:
 def _fine(call: Named) -> float:
     grid, kv_grid = (Grid.from_ints([int(x) for x in call[x]]) for x in ("grid", "kv_grid"))
     batch, _, heads, head_dim = call["q"].shape
-    kept = (
-        _kept(call["bitmap"], call.get("most", kv_grid.num_tiles))
-        / kv_grid.num_tiles
-        * kv_grid.tokens
-    )
-    pairs = grid.tokens * (kept + kv_grid.text) + grid.text * kv_grid.length
+    tiles = _kept(call["bitmap"], call.get("most", kv_grid.num_tiles))
+    kept = tiles / kv_grid.num_tiles * kv_grid.tokens
+    left_out = 0 if call.get("tail_keys") is None else kv_grid.num_tiles - tiles
+    pairs = grid.tokens * (kept + left_out + kv_grid.text) + grid.text * kv_grid.length
     return 4.0 * batch * heads * head_dim * pairs
 
 
@@ -75,7 +77,10 @@ def _whole_scores(call: Named, products: float) -> float:
 
 def _whole(call: Named) -> float:
     call = call | {"bitmap": call[RESULTS][2]}
-    return _whole_scores(call, 1 if call["gate_coarse"] is None else 2) + _fine(call)
+    products = 2 * (call["gate_coarse"] is not None)
+    if call["runs"] > 1:
+        products += call["runs"] ** 2
+    return _whole_scores(call, max(1, products)) + _fine(call)
 
 
 def _whole_backward(call: Named) -> float:
@@ -86,13 +91,19 @@ def _whole_backward(call: Named) -> float:
 FORMULAS: dict[str, Callable[[Named], float]] = {
     "select_tiles": _select,
     "select_and_attend": _coarse,
+    "select_by_sub_blocks": _select_by_sub_blocks,
     "coarse_attention": _coarse,
     "block_sparse_attention": _fine,
     "low_precision_attention": _fine,
     "block_sparse_attention_backward": _fine_backward,
+    "tail_attention": _fine,
+    "tail_attention_backward": _fine_backward,
     "gated_attention": _fine,
     "gated_attention_inference": _fine,
     "gated_attention_backward": _gated_backward,
+    "gated_tail_attention": _fine,
+    "gated_tail_attention_inference": _fine,
+    "gated_tail_attention_backward": _gated_backward,
     "attention": _whole,
     "attention_inference": _whole,
     "attention_backward": _whole_backward,

@@ -25,17 +25,20 @@ Range = Callable[[str], AbstractContextManager[Any]]
 
 # Where gates are fused, the backward includes those of coarse and means, and combine is the end of
 # the fine stage. Where tiles are chosen for a call with a coarse gate, the coarse attention is
-# part of the choice.
+# part of the choice; and so are means, where tiles are chosen by those of their runs.
 _METHODS = {
     "tile_means": COARSE,
     "coarse_attention": COARSE,
     "select": SELECT,
+    "select_by_sub_blocks": SELECT,
     "forward": FINE,
+    "add_tail": FINE,
     "low_precision": FINE,
     "gated_inference": FINE,
     "gated_forward": FINE,
     "combine": COMBINE,
     "backward": FINE_BACKWARD,
+    "add_tail_gradients": FINE_BACKWARD,
     "gated_backward": FINE_BACKWARD,
     "spread_means": MEANS_BACKWARD,
 }

@@ -14,7 +14,7 @@ from vsa.operators.schema import operator
 from vsa.values import bitmap
 from vsa.values.budget import counts_and_mass
 from vsa.values.grid import Grid
-from vsa.values.problem import CoarseValues, TileScores
+from vsa.values.problem import CoarseValues, SubBlockScores, TileScores
 
 
 @torch.library.custom_op("vsa::tile_means", mutates_args=())
@@ -95,6 +95,29 @@ select_and_attend = operator(
         _empty_bitmap(scores),
         scores.q_means.new_empty(scores.q_means.shape),
     ),
+)
+
+
+def _select_by_sub_blocks(asked: SubBlockScores) -> Tensor:
+    counts, mass = counts_and_mass(asked.topk, asked.mass, asked.numbers, asked.grids[1].num_tiles)
+    for name, x, grid in zip("qk", (asked.q, asked.k), asked.grids, strict=True):
+        grid.check_length(name, x.shape[1])
+    return named(asked.backend).select_by_sub_blocks(asked._replace(topk=counts, mass=mass))[0]
+
+
+def _empty_choice(asked: SubBlockScores) -> Tensor:
+    grid, kv_grid = asked.grids
+    rows = asked.q.shape[0], asked.q.shape[2], grid.num_tiles
+    return asked.q.new_empty(*rows, bitmap.num_words(kv_grid.num_tiles), dtype=torch.int32)
+
+
+# The choice of select_tiles, by the scores of vsa.SubBlocks(runs).
+select_by_sub_blocks = operator(
+    "select_by_sub_blocks",
+    (SubBlockScores,),
+    "Tensor",
+    compute=_select_by_sub_blocks,
+    fake=_empty_choice,
 )
 
 

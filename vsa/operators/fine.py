@@ -14,7 +14,7 @@ from torch import Tensor
 from vsa.backends import named
 from vsa.backends.tiles import accumulation_dtype
 from vsa.operators.schema import cast_under_autocast, differentiable, operator
-from vsa.values.problem import Gates, Means, Problem, RowBound, Saved, Upstream
+from vsa.values.problem import Gates, Means, Problem, RowBound, Saved, TailMeans, Upstream
 
 
 def _outputs(problem: Problem, *_: object) -> tuple[Tensor, Tensor]:
@@ -64,6 +64,39 @@ differentiable(
 cast_under_autocast(block_sparse_attention, "block_sparse_attention", count=3)
 
 
+TAILED = (Problem, TailMeans, RowBound)
+
+# The same with a tail: tiles that a query tile does not choose enter its softmax as one key each,
+# their mean, that counts as often as the tile has tokens. Out and lse are those of the whole.
+tail_attention = operator(
+    "tail_attention",
+    TAILED,
+    "(Tensor, Tensor)",
+    compute=lambda problem, means, bound: named(problem.backend).tail_forward(
+        problem, means, bound.most
+    ),
+    fake=_outputs,
+)
+
+# dq, dk, dv: like q, k and v, contiguous; what reaches k and v through the means is in them.
+tail_attention_backward = operator(
+    "tail_attention_backward",
+    (Upstream, Saved, *TAILED),
+    "(Tensor, Tensor, Tensor)",
+    compute=lambda upstream, saved, problem, means, bound: named(problem.backend).tail_backward(
+        upstream, saved, problem, means, bound.most
+    ),
+    fake=lambda upstream, saved, problem, *_: _like(problem.q, problem.k, problem.v),
+)
+differentiable(
+    tail_attention,
+    TAILED,
+    tail_attention_backward,
+    of=("q", "k", "v"),
+    saved=lambda results: results[:2],
+)
+
+
 GATED = (Problem, Means, Gates)
 
 # gate_fine * fine + gate_coarse * coarse[tile of the token]: out and lse as above, and the fine
@@ -105,5 +138,50 @@ differentiable(
     gated_attention_backward,
     of=("q", "k", "v", "gate_fine", "gate_coarse"),
     saved=lambda results: (results[2], results[1]),  # the fine stage's part, then lse
+    hidden=slice(2, 3),
+)
+
+
+GATED_TAILED = (Problem, TailMeans, Means, Gates)
+
+# The three of them with a tail: lse and the fine stage's part are those of the whole softmax.
+gated_tail_attention = operator(
+    "gated_tail_attention",
+    GATED_TAILED,
+    "(Tensor, Tensor, Tensor)",
+    compute=lambda problem, tail, means, gates: named(problem.backend).gated_forward(
+        problem, gates, tail
+    ),
+    fake=lambda problem, *_: (*_outputs(problem), problem.q.new_empty(problem.q.shape)),
+)
+gated_tail_attention_inference = operator(
+    "gated_tail_attention_inference",
+    (Problem, TailMeans, Gates),
+    "(Tensor, Tensor)",
+    compute=lambda problem, tail, gates: named(problem.backend).gated_inference(
+        problem, gates, tail
+    ),
+    fake=_outputs,
+)
+gated_tail_attention_backward = operator(
+    "gated_tail_attention_backward",
+    (Upstream, Saved, *GATED_TAILED),
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+    compute=lambda upstream, saved, problem, tail, means, gates: tuple(
+        problem.q.new_empty(0) if grad is None else grad
+        for grad in named(problem.backend).gated_backward(
+            upstream, saved, problem, means, gates, tail
+        )
+    ),
+    fake=lambda upstream, saved, problem, tail, means, gates: _like(
+        problem.q, problem.k, problem.v, gates.gate_fine, gates.gate_coarse
+    ),
+)
+differentiable(
+    gated_tail_attention,
+    GATED_TAILED,
+    gated_tail_attention_backward,
+    of=("q", "k", "v", "gate_fine", "gate_coarse"),
+    saved=lambda results: (results[2], results[1]),
     hidden=slice(2, 3),
 )

@@ -14,9 +14,10 @@ from vsa.operators import fine as operators
 from vsa.stages import inputs
 from vsa.stages.coarse import coarse_attention
 from vsa.stages.fine import fine, problem
+from vsa.stages.forms import gate_like_q
 from vsa.stages.inputs import Inputs
 from vsa.values.budget import Budget
-from vsa.values.problem import Gates, Means, WholeCall
+from vsa.values.problem import Gates, Means, TailMeans, WholeCall
 from vsa.values.selection import Selection
 
 
@@ -27,6 +28,7 @@ def gated_attention(
     coarse: Tensor | None,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
+    tail: TailMeans | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Coarse attention, the fine stage, and combine on top.
 
@@ -41,6 +43,7 @@ def gated_attention(
         coarse: where gates are fused, the coarse attention's output if it is there already.
         gate_fine: broadcastable to q as the user gave it, or None for 1.
         gate_coarse: broadcastable to q, or None to leave the coarse branch out.
+        tail: tile means of the keys, if tiles that were not chosen enter the softmax by them.
 
     Returns:
         out: shape and type of q as the user gave it.
@@ -48,29 +51,39 @@ def gated_attention(
     """
     fuses_gates = named(call.backend).fuses_gates and call.precision == "native"
     if not fuses_gates or (gate_fine is None and gate_coarse is None):
-        return _stage_by_stage(call, selection, means, gate_fine, gate_coarse)
+        return _stage_by_stage(call, selection, means, gate_fine, gate_coarse, tail)
     if means and coarse is None:
         q_means, k_means, v_means = means
         coarse = coarse_select.coarse_attention(q_means, k_means, v_means, call.scale, call.backend)
     gates = Gates(_as_q(gate_fine, call), _as_q(gate_coarse, call), coarse)
     asked = problem(call, selection)
     needed = (call.q, call.k, call.v, *(x for x in gates[:2] if x is not None))
+    of_tiles = Means(*means) if means else Means(None, None, None)
     if inputs.wants_gradients(*needed):
-        of_tiles = Means(*means) if means else Means(None, None, None)
-        out, lse, _ = operators.gated_attention(*asked, *of_tiles, *gates)
-    else:
+        if tail is None:
+            out, lse, _ = operators.gated_attention(*asked, *of_tiles, *gates)
+        else:
+            out, lse, _ = operators.gated_tail_attention(*asked, *tail, *of_tiles, *gates)
+    elif tail is None:
         out, lse = operators.gated_attention_inference(*asked, *gates)
+    else:
+        out, lse = operators.gated_tail_attention_inference(*asked, *tail, *gates)
     return out.view(call.shape), lse
 
 
 def whole(
-    call: Inputs, budget: Budget, gate_fine: Tensor | None, gate_coarse: Tensor | None
+    call: Inputs,
+    budget: Budget,
+    runs: int,
+    gate_fine: Tensor | None,
+    gate_coarse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Selection]:
     """All stages, the choice included, as one operator of a backend that fuses gates.
 
     Args:
         call: checked inputs.
         budget: tiles of a row.
+        runs: of a tile, whose means are scored for the choice; 1 for its mean.
         gate_fine: broadcastable to q as the user gave it, or None for 1.
         gate_coarse: broadcastable to q, or None to leave the coarse branch out.
 
@@ -91,6 +104,7 @@ def whole(
         budget.numbers,
         call.grid.as_ints(),
         call.kv_grid.as_ints(),
+        runs,
         call.scale,
         call.backend,
     )
@@ -108,13 +122,14 @@ def _stage_by_stage(
     means: Sequence[Tensor],
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
+    tail: TailMeans | None,
 ) -> tuple[Tensor, Tensor]:
     """Each stage by itself; autograd puts their gradients together."""
     coarse = None
     if means:
         q_means, k_means, v_means = means
         coarse = coarse_attention(q_means, k_means, v_means, call.scale, call.backend)
-    out, lse = fine(call, selection)
+    out, lse = fine(call, selection, tail)
     whole = named(call.backend).combine(
         out.view(call.shape), coarse, gate_fine, gate_coarse, call.grid
     )
@@ -126,17 +141,4 @@ def _stage_by_stage(
 
 
 def _as_q(gate: Tensor | None, call: Inputs) -> Tensor | None:
-    """A gate in the flat shape of q: a view, whose gradient PyTorch sums over what was broadcast.
-
-    One that is broadcast and wants a gradient goes in fp32, so that the terms of that sum are not
-    rounded.
-    """
-    if gate is None:
-        return None
-    sums = inputs.wants_gradients(gate) and (gate.shape != call.shape or 0 in gate.stride())
-    gate = gate.float() if sums or gate.dtype != call.q.dtype else gate
-    if call.text_valid is not None and gate.ndim > 2 and gate.shape[-3] > 1:
-        # The kernels multiply by it what is zero there, which a gate of NaN would undo.
-        real = token_valid(call.text_valid, call.grid, gate.device)
-        gate = gate.masked_fill(~real[..., None, None], 0)
-    return gate.expand(call.shape).reshape(call.q.shape)
+    return None if gate is None else gate_like_q(gate, call.shape, call.q.dtype)

@@ -16,18 +16,23 @@ from torch import Tensor
 from torch._C._autograd import _top_saved_tensors_default_hooks
 
 from vsa.backends import named
-from vsa.stages.inputs import DEFAULT_TILE, Inputs
+from vsa.stages.forms import Tokens, brought_into, forms_of
+from vsa.stages.inputs import DEFAULT_TILE, Inputs, wants_gradients
 from vsa.stages.planned import Plan, attend, flattened, layout
 from vsa.stages.watchers import ALIGNMENT, PLAIN, is_watched, paused
-from vsa.values.budget import Budget, TopP
+from vsa.values.budget import Budget, LayerBudget, TopP
 from vsa.values.grid import Grid
 from vsa.values.problem import Task
 from vsa.values.remembered import Remembered
+from vsa.values.score import SubBlocks
+from vsa.values.selection import Selection
+from vsa.values.transforms import must_be_copied
 
 __all__ = ["attend", "kind_of", "paused", "plan_of", "remember"]
 
-NUMBERS = (int, float, TopP, tuple)
+NUMBERS = (int, float, TopP, LayerBudget, tuple)
 """Budgets whose equality says that they mean the same, together with their types."""
+ALIGNED = False, False, False
 _plans: Remembered[Plan] = Remembered(256)
 
 
@@ -37,6 +42,8 @@ def kind_of(
     v: Tensor,
     gate_fine: Tensor | None,
     gate_coarse: Tensor | None,
+    text_valid: Tensor | None,
+    selection: Selection | None,
     topk: object,
     rest: Sequence[object],
 ) -> Hashable | None:
@@ -48,14 +55,26 @@ def kind_of(
         v: see q.
         gate_fine: see q.
         gate_coarse: see q.
+        text_valid: see q.
+        selection: see q.
         topk: as the user gave it.
-        rest: grid, kv_grid, tile, scale, backend, and whether log-sum-exp and choice are results.
+        rest: grid, kv_grid, tile, scale, backend, score, whether log-sum-exp and choice are
+            results, and whether there is a tail.
     """
     if torch.compiler.is_compiling():
         return None
-    tensors = (q, k, v) if gate_fine is gate_coarse is None else (q, k, v, gate_fine, gate_coarse)
+    tensors: tuple[Tensor | None, ...] = (q, k, v)
+    if not gate_fine is gate_coarse is text_valid is None:
+        tensors = q, k, v, gate_fine, gate_coarse, text_valid
     budget = type(topk)
-    if budget not in NUMBERS or not _compares(*rest) or is_watched():
+    if not _compares(*rest) or is_watched():
+        return None
+    if selection is not None:
+        known = _known_of(selection)
+        if known is None:
+            return None
+        tensors, rest = (*tensors, selection.bitmap), (*rest, *known)
+    if budget not in NUMBERS and (selection is None or topk is not None):
         return None
     wants, addresses = False, 0
     shapes: list[object] = []
@@ -72,13 +91,17 @@ def kind_of(
             shapes += (x.shape, x.stride(), x.dtype, x.device)
     except RuntimeError:
         return None
-    if addresses % ALIGNMENT or q is None or k is None or v is None:
+    if q is None or k is None or v is None:
         return None
-    device = q.device.type
-    if torch.is_autocast_enabled(device):  # what it leaves alone is as without it
+    misaligned = _misaligned(q, k, v) if addresses % ALIGNMENT else ALIGNED
+    if len(tensors) > 4:
+        rest = *rest, *(x is not None and x.requires_grad for x in (gate_fine, gate_coarse))
+        rest = *rest, text_valid is not None and must_be_copied(text_valid)
+    device, cast = q.device.type, None
+    if torch.is_autocast_enabled(device):
         cast = torch.get_autocast_dtype(device)
-        if not q.dtype is k.dtype is v.dtype is cast:
-            return None
+        if q.dtype is k.dtype is v.dtype is cast:  # what it leaves alone is as without it
+            cast = None
     kinds: object = budget  # since 1 == 1.0, which mean one tile and all of them
     if isinstance(topk, tuple):
         kinds = tuple(map(type, topk))
@@ -87,10 +110,29 @@ def kind_of(
     elif isinstance(topk, TopP):
         kinds = type(topk.floor)
     wants = wants and torch.is_grad_enabled()
-    # Checkpointing gets by number what a forward saves, and its second one must save the same.
-    if wants and _top_saved_tensors_default_hooks(True) is not None:
+    hooked = wants and _is_hooked()
+    return (*shapes, topk, kinds, *rest, cast, misaligned, wants, hooked)
+
+
+def _known_of(selection: Selection) -> tuple[object, ...] | None:
+    """What a call depends on of a selection besides its bitmap's layout; None if it has no plan."""
+    if type(selection) is not Selection or type(selection.bitmap) not in PLAIN:
         return None
-    return (*shapes, topk, kinds, *rest, wants)
+    known = selection.num_key_tiles, selection.grid, selection.kv_grid
+    if type(known[0]) is not int or not {*map(type, known[1:])} <= {Grid, type(None)}:
+        return None
+    return *known, must_be_copied(selection.bitmap)
+
+
+def _is_hooked() -> bool:
+    """Whether hooks see what autograd saves."""
+    return _top_saved_tensors_default_hooks(True) is not None
+
+
+def _misaligned(q: Tensor, k: Tensor, v: Tensor) -> tuple[bool, bool, bool]:
+    """Which of these kernels cannot read where they are."""
+    first, second, third = (x.data_ptr() % ALIGNMENT != 0 for x in (q, k, v))
+    return first, second, third
 
 
 def _compares(
@@ -99,8 +141,10 @@ def _compares(
     tile: object,
     scale: object,
     backend: object,
+    score: object,
     gives_lse: object,
     gives_choice: object,
+    tail: object,
 ) -> bool:
     """Whether arguments that are equal to these mean the same: 4.0 == 4, but is an error."""
     return (
@@ -109,7 +153,8 @@ def _compares(
         and (tile is DEFAULT_TILE or _is_exact(tile))
         and (scale is None or type(scale) in (int, float))
         and type(backend) is str
-        and type(gives_lse) is type(gives_choice) is bool
+        and type(score) in (str, SubBlocks)
+        and type(gives_lse) is type(gives_choice) is type(tail) is bool
     )
 
 
@@ -128,90 +173,76 @@ def plan_of(key: Hashable) -> Plan | None:
 def remember(
     key: Hashable,
     call: Inputs,
-    budget: Budget,
-    gate_fine: Tensor | None,
-    gate_coarse: Tensor | None,
+    given: Tokens,
+    choice: Budget | Selection,
     gives: tuple[bool, bool],
+    tail: bool = False,
+    everything: bool = False,
+    runs: int = 1,
 ) -> None:
     """Prepare the next calls of a kind, if its backend can.
 
     Args:
         key: of ``kind_of``.
         call: the checked inputs of the first call.
-        budget: its budget.
-        gate_fine: as the user gave it, and so is ``gate_coarse``.
-        gate_coarse: see gate_fine.
-        gives: whether log-sum-exp and choice are results; part of the key.
+        given: q, k, v, gate_fine and gate_coarse as the user gave them.
+        choice: the budget, or the selection that the first call went by.
+        gives: whether log-sum-exp and choice are results; part of the key, and so is ``tail``.
+        tail: whether tiles that are not chosen enter the softmax by their means.
+        everything: whether that selection is all tiles, which no user gave.
+        runs: of a tile, whose means are scored for the choice; 1 for its mean.
     """
-    gates = [_flat_gate(gate, call) for gate in (gate_fine, gate_coarse)]
+    gradients = wants_gradients(*(x for x in given if x is not None))
+    hooked = gradients and _is_hooked()
+    forms = forms_of(call, given)
+    q, k, v, *gates = tokens = brought_into(forms, given)
+    counts: Sequence[int] = ()
+    mass, most, bitmap, is_constant = 0.0, None, None, True
+    if isinstance(choice, Selection):
+        bitmap = choice.bitmap
+    else:
+        counts, mass, most = tuple(choice.counts), choice.mass, choice.most
+        is_constant = choice.numbers is None
     prepared = None
-    wanted = [x for x in (call.q, call.k, call.v, *gates) if x is not None]
-    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in wanted)
-    if _in_place(call, gate_fine, gate_coarse, gates) and budget.numbers is None:
-        prepared = named(call.backend).prepare(
-            Task(
-                call.q,
-                call.k,
-                call.v,
-                gates[0],
-                gates[1],
-                call.grid,
-                call.kv_grid,
-                tuple(budget.counts),
-                budget.mass,
-                call.scale,
-                gradients,
-                *gives,
-            )
+    saves_as_operators = not (tail and hooked)
+    if is_constant and saves_as_operators and all(x.dtype == call.q.dtype for x in call.given):
+        task = Task(
+            flattened(q),
+            flattened(k),
+            flattened(v),
+            None if gates[0] is None else flattened(gates[0]),
+            None if gates[1] is None else flattened(gates[1]),
+            call.text_valid,
+            bitmap,
+            call.grid,
+            call.kv_grid,
+            counts,
+            mass,
+            runs,
+            call.scale,
+            gradients,
+            gives[0] or hooked,
+            gives[1] or hooked,
+            _misaligned(q, k, v),
+            tail,
         )
+        prepared = named(call.backend).prepare(task)
     layouts = tuple(
         None if x is None else (layout(x), layout(flattened(x)))
-        for x in (*call.given, gate_fine, gate_coarse)
+        for x in (*tokens, call.text_valid, bitmap)
     )
     plan = Plan(
         prepared,
         call.grid,
         call.kv_grid,
-        budget.most,
+        most,
         call.scale,
         call.backend,
         gradients,
         layouts,
+        forms,
+        everything,
+        hooked,
+        tail,
     )
     _plans.put(key, plan)
-
-
-def _flat_gate(gate: Tensor | None, call: Inputs) -> Tensor | None:
-    """A gate as the kernels read it where it is, or the gate itself where they do not."""
-    if gate is None or gate.shape != call.shape or not _folds(gate):
-        return gate
-    return gate.flatten(1, 3) if gate.ndim == 6 else gate
-
-
-def _folds(x: Tensor) -> bool:
-    """Whether (B, T, H, W, heads, head_dim) is (B, S, heads, head_dim) without a copy."""
-    if x.ndim != 6:
-        return True
-    _, t, h, w = x.stride()[:4]
-    _, _, height, width = x.shape[:4]
-    return h == width * w and t == height * h
-
-
-def _in_place(
-    call: Inputs,
-    gate_fine: Tensor | None,
-    gate_coarse: Tensor | None,
-    flat: Sequence[Tensor | None],
-) -> bool:
-    """Whether kernels read all tensors where the user has them."""
-    if call.text_valid is not None or not all(map(_folds, call.given)):
-        return False
-    for gate, view in zip((gate_fine, gate_coarse), flat, strict=True):
-        if gate is None:
-            continue
-        dtypes = (call.q.dtype, torch.float32)
-        if view is None or view.ndim != 4 or gate.shape != call.shape or 0 in gate.stride():
-            return False
-        if gate.dtype not in dtypes:
-            return False
-    return all(x.dtype == call.q.dtype for x in call.given)

@@ -13,13 +13,21 @@ from torch import Tensor
 from vsa.backends import named
 from vsa.operators import fine as operators
 from vsa.operators.low_precision import low_precision_attention
+from vsa.stages.coarse import tile_means
 from vsa.stages.inputs import Inputs
-from vsa.values.problem import Problem
+from vsa.values.problem import Problem, TailMeans
 from vsa.values.selection import Selection
 
 
-def fine(call: Inputs, selection: Selection) -> tuple[Tensor, Tensor]:
+def fine(
+    call: Inputs, selection: Selection, tail: TailMeans | None = None
+) -> tuple[Tensor, Tensor]:
     """The fine stage on checked inputs.
+
+    Args:
+        call: checked inputs.
+        selection: the key tiles of every query tile.
+        tail: tile means of the keys, if tiles that were not chosen enter the softmax by them.
 
     Returns:
         out: (B, S, heads, head_dim), the type of q; zeros where a token attends nothing.
@@ -31,6 +39,11 @@ def fine(call: Inputs, selection: Selection) -> tuple[Tensor, Tensor]:
         with torch.autocast(call.q.device.type, enabled=False):
             return low_precision_attention(*problem(call, selection), call.precision, most)
     who = named(call.backend)
+    if tail is not None:
+        asked = problem(call, selection)
+        if "forward" in who.composed:
+            return who.tail_forward(asked, tail, most)
+        return operators.tail_attention(*asked, *tail, most)
     if "forward" in who.composed:
         return who.forward(problem(call, selection), most)
     return operators.block_sparse_attention(*problem(call, selection), most)
@@ -49,6 +62,15 @@ def problem(call: Inputs, selection: Selection) -> Problem:
         call.scale,
         call.backend,
     )
+
+
+def tail_means(call: Inputs) -> TailMeans:
+    """Tile means of the keys, for a tail.
+
+    Their gradient comes through autograd where the fine stage is composed of PyTorch's operators.
+    Elsewhere it is in that of k and v, and none comes here.
+    """
+    return TailMeans(*tile_means((call.k, call.v), (call.kv_grid, call.kv_grid), call.backend))
 
 
 def video_lse(call: Inputs, selection: Selection) -> Tensor:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -12,11 +11,16 @@ from torch import Tensor
 
 from vsa.backends.base import Forward, Prepared
 from vsa.operators import fine as operators
+from vsa.stages.forms import AS_GIVEN, Forms, Tensors, Tokens, brought_into
+from vsa.stages.select import everything
 from vsa.stages.watchers import ALIGNMENT, address_of, is_watched
 from vsa.values.grid import Grid
-from vsa.values.problem import Gates, Problem, Saved, Upstream
+from vsa.values.problem import Gates, Means, Problem, Saved, Upstream
 from vsa.values.selection import Selection
+from vsa.values.transforms import savable
 
+TENSORS, GRADIENTS = 7, 5
+"""Tensors that a plan takes, and how many of them, the first ones, have gradients."""
 Layout = tuple[object, ...]
 """Shape, strides, dtype and device of a tensor."""
 
@@ -32,7 +36,12 @@ class Plan(NamedTuple):
         scale: factor of the scores.
         backend: name of the backend.
         gradients: whether they are wanted.
-        layouts: of q, k, v, gate_fine and gate_coarse, as they were given and flat.
+        layouts: of all tensors in their forms, as they were shaped and flat.
+        forms: that tensors are brought into.
+        everything: whether all tiles are kept, whatever the scores.
+        hooked: whether hooks see what autograd saves: then it is what the operators save, since
+            checkpointing compares it with that of another forward, which may have had no plan.
+        tail: whether tiles that are not chosen enter the softmax by their means.
     """
 
     prepared: Prepared | None
@@ -43,30 +52,50 @@ class Plan(NamedTuple):
     backend: str
     gradients: bool
     layouts: tuple[tuple[Layout, Layout] | None, ...]
+    forms: Forms
+    everything: bool
+    hooked: bool
+    tail: bool
 
 
 def attend(
     plan: Plan,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate_fine: Tensor | None,
-    gate_coarse: Tensor | None,
+    tokens: Tokens,
+    text_valid: Tensor | None,
+    selection: Selection | None,
 ) -> tuple[Tensor, Tensor | None, Selection | None]:
-    """Run a plan that is prepared: out like q, and as asked for lse (B, heads, S_q), the choice."""
+    """Run a plan that is prepared: out like q, and as asked for lse (B, heads, S_q), the choice.
+
+    Args:
+        plan: of calls like this one.
+        tokens: of the call, as the user gave them.
+        text_valid: the same.
+        selection: as given, or None for a choice that is made.
+    """
     assert plan.prepared is not None
-    device = q.device.type
+    device = tokens[0].device.type
+    bitmap = None
+    if plan.everything:
+        selection = everything(tokens[0], plan.grid, plan.kv_grid)
+    if selection is not None:
+        selection = selection.savable()
+        bitmap = selection.bitmap
+    if text_valid is not None:
+        text_valid = savable(text_valid)
     casts = torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if casts else nullcontext():
+        if plan.forms != AS_GIVEN:
+            tokens = brought_into(plan.forms, tokens)
+        tensors = *tokens, text_valid, bitmap
         if plan.gradients:
-            out, lse, bitmap = _Attention.apply(plan, q, k, v, gate_fine, gate_coarse)
+            out, lse, chosen = _Attention.apply(plan, *tensors)
         else:
-            found = plan.prepared.forward(q, k, v, gate_fine, gate_coarse)
-            out, lse, bitmap = found.out, found.lse, found.bitmap
-    if bitmap is None:
-        return out, lse, None
-    choice = Selection(bitmap, plan.kv_grid.num_tiles, plan.grid, plan.kv_grid, plan.most)
-    return out, lse, choice
+            found = plan.prepared.forward(*tensors)
+            out, lse, chosen = found.out, found.lse, found.bitmap
+    if selection is None and chosen is not None:
+        grids = plan.grid, plan.kv_grid
+        selection = Selection(chosen, plan.kv_grid.num_tiles, *grids, plan.most)
+    return out, lse, selection
 
 
 class _Attention(torch.autograd.Function):
@@ -75,27 +104,71 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, *tensors: Tensor | None) -> Any:
         assert plan.prepared is not None
-        found = plan.prepared.forward(*tensors)  # type: ignore[arg-type]
+        found = plan.prepared.forward(*tensors)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         if found.bitmap is not None:
             ctx.mark_non_differentiable(found.bitmap)
-        ctx.save_for_backward(*tensors, *found[1:])
+        if plan.hooked:
+            ctx.shapes = [None if x is None else x.shape for x in tensors[:GRADIENTS]]
+            ctx.save_for_backward(*_as_operators_save(plan, tensors, found))
+        else:
+            ctx.save_for_backward(*tensors, *found[1:])
         return found.out, found.lse, found.bitmap
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: Any) -> Any:
         plan: Plan = ctx.plan
-        saved = ctx.saved_tensors
-        tensors, found = saved[:5], Forward(saved[5], *saved[5:])
+        saved = ctx.saved_tensors  # checkpointing lets them be asked for once
+        if plan.hooked:
+            tensors, found = _from_operators(plan, saved)
+        else:
+            tensors, found = saved[:TENSORS], Forward(saved[TENSORS], *saved[TENSORS:])
         grad_out = torch.zeros_like(found.fine) if grad_out is None else grad_out.contiguous()
         if grad_lse is not None:
             grad_lse = grad_lse.float().contiguous()
         upstream = Upstream(grad_out, grad_lse)
         if _needs_operators() or not _as_planned(plan, tensors, found, upstream):
-            return None, *_by_operators(plan, upstream, found, tensors)
-        assert plan.prepared is not None
-        return None, *plan.prepared.backward(upstream, found, tensors)
+            grads = _by_operators(plan, upstream, found, tensors)
+        else:
+            assert plan.prepared is not None
+            grads = plan.prepared.backward(upstream, found, tensors)
+        if plan.hooked:  # tensors were saved flat
+            grads = [
+                None if grad is None else grad.view(shape)
+                for grad, shape in zip(grads, ctx.shapes, strict=True)
+            ]
+        return None, *grads, None, None
+
+
+def _as_operators_save(plan: Plan, tensors: Tensors, found: Forward) -> Tensors:
+    """What ``vsa.operators`` save of the same call, in their order."""
+    assert plan.prepared is not None
+    *flat, text_valid, given = (x if x is None or x.ndim != 6 else flattened(x) for x in tensors)
+    q, k, v, gate_fine, gate_coarse = flat
+    lse, chosen, means = plan.prepared.unpacked(found)
+    # Detached, since a view of what the node returns would hold the node that holds it.
+    out, bitmap = flattened(found.fine.detach()), given if chosen is None else chosen
+    problem = out, lse, q, k, v, bitmap, text_valid
+    return *problem, *means, gate_fine, gate_coarse, found.coarse
+
+
+def _from_operators(plan: Plan, saved: Tensors) -> tuple[Tensors, Forward]:
+    """Flat tensors and what their forward has found, from what ``_as_operators_save`` returned."""
+    out, lse, q, k, v, bitmap, text_valid, *means, gate_fine, gate_coarse, coarse = saved
+    assert out is not None and bitmap is not None
+    given, chosen = (bitmap, None) if plan.layouts[-1] else (None, bitmap)
+    numbers = [mean.flatten() for mean in means if mean is not None]
+    found = Forward(
+        out=out,
+        fine=out,
+        kept=out.new_empty(0, dtype=torch.uint8),  # lse and bitmap are tensors of their own
+        lse=lse,
+        bitmap=chosen,
+        coarse=coarse,
+        means=torch.cat(numbers) if numbers else None,
+    )
+    return (q, k, v, gate_fine, gate_coarse, text_valid, given), found
 
 
 def _needs_operators() -> bool:
@@ -103,9 +176,7 @@ def _needs_operators() -> bool:
     return torch.compiler.is_compiling() or torch.is_grad_enabled() or is_watched()
 
 
-def _as_planned(
-    plan: Plan, tensors: Sequence[Tensor | None], found: Forward, upstream: Upstream
-) -> bool:
+def _as_planned(plan: Plan, tensors: Tensors, found: Forward, upstream: Upstream) -> bool:
     """Whether kernels can read all of these where they are.
 
     Tensors come back from autograd as they were saved, but for hooks, which may have copied them.
@@ -115,14 +186,18 @@ def _as_planned(
         if x is not None and (layouts is None or layout(x) not in layouts):
             return False
     q = tensors[0]
-    assert q is not None
+    assert q is not None and plan.prepared is not None
     dtypes = (
         *((x, q.dtype) for x in (found.fine, upstream.grad_out)),
         (found.kept, torch.uint8),
         (found.bitmap, torch.int32),
         *((x, torch.float32) for x in (found.lse, found.coarse, found.means, upstream.grad_lse)),
     )
-    addresses = [address_of(x) for x in (*tensors, *(x for x, _ in dtypes)) if x is not None]
+    if not all(address_of(x) for x in tensors if x is not None):
+        return False
+    copied = plan.prepared.copied
+    aligned = [x for at, x in enumerate(tensors[:3]) if at not in copied]
+    addresses = [address_of(x) for x in (*aligned, *(x for x, _ in dtypes)) if x is not None]
     return all(each and each % ALIGNMENT == 0 for each in addresses) and all(
         x is None or (x.dtype is dtype and x.device == q.device and x.is_contiguous())
         for x, dtype in dtypes
@@ -135,24 +210,36 @@ def layout(x: Tensor) -> Layout:
 
 
 def _by_operators(
-    plan: Plan, upstream: Upstream, found: Forward, tensors: Sequence[Tensor | None]
+    plan: Plan, upstream: Upstream, found: Forward, tensors: Tensors
 ) -> list[Tensor | None]:
     """The gradients by the operators, which take any strides and can be differentiated no more."""
-    q, k, v, gate_fine, gate_coarse = (None if x is None else flattened(x) for x in tensors)
+    *of_tokens, text_valid, given = tensors
+    q, k, v, gate_fine, gate_coarse = (None if x is None else flattened(x) for x in of_tokens)
     assert q is not None and k is not None and v is not None
     ints = plan.grid.as_ints(), plan.kv_grid.as_ints()
     assert plan.prepared is not None
-    lse, bitmap, means = plan.prepared.unpacked(found)
-    problem = Problem(q, k, v, bitmap, None, *ints, plan.scale, plan.backend)
+    lse, chosen, means = plan.prepared.unpacked(found)
+    bitmap = given if chosen is None else chosen
+    assert bitmap is not None
+    problem = Problem(q, k, v, bitmap, text_valid, *ints, plan.scale, plan.backend)
     flat = Upstream(flattened(upstream.grad_out), upstream.grad_lse)
     saved = Saved(flattened(found.fine), lse)
+    tail: tuple[Tensor | None, ...] = means[1:] if plan.tail else ()
+    if plan.tail and gate_coarse is None:
+        means = Means(None, None, None)  # which are those of a coarse branch
     if gate_fine is None and gate_coarse is None:
         most = plan.kv_grid.num_tiles if plan.most is None else plan.most
-        grads = operators.block_sparse_attention_backward(*flat, *saved, *problem, most)
+        of_fine = operators.block_sparse_attention_backward
+        if plan.tail:
+            of_fine = operators.tail_attention_backward
+        grads = of_fine(*flat, *saved, *problem, *tail, most)
     else:
         gates = Gates(gate_fine, gate_coarse, found.coarse)
-        grads = operators.gated_attention_backward(*flat, *saved, *problem, *means, *gates)
-    each = zip(tensors, (*grads, None, None), strict=False)
+        of_gated = operators.gated_attention_backward
+        if plan.tail:
+            of_gated = operators.gated_tail_attention_backward
+        grads = of_gated(*flat, *saved, *problem, *tail, *means, *gates)
+    each = zip(of_tokens, (*grads, None, None), strict=False)
     return [None if x is None or grad is None else grad.view(x.shape) for x, grad in each]
 
 

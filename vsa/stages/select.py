@@ -15,11 +15,59 @@ from torch import Tensor
 
 from vsa.backends import named
 from vsa.operators import coarse_select
+from vsa.stages.coarse import tile_means
 from vsa.stages.inputs import Inputs
 from vsa.values import bitmap
 from vsa.values.budget import Budget
-from vsa.values.problem import CoarseValues, TileScores
+from vsa.values.grid import Grid
+from vsa.values.problem import CoarseValues, SubBlockScores, TileScores
 from vsa.values.selection import Selection
+
+
+def choose(
+    call: Inputs, budget: Budget, runs: int, must: Tensor | Literal["self"] | None = None
+) -> Selection:
+    """The choice from queries and keys, without a coarse branch.
+
+    Args:
+        call: checked inputs.
+        budget: tiles of a row.
+        runs: of a tile, whose means are scored; 1 for its mean.
+        must: tiles that are always kept, (n_q, n_k) bool, or "self" for each tile itself.
+    """
+    if runs > 1:
+        return select_by_sub_blocks(call, budget, runs, must)
+    of_keys = call.q.detach(), call.k.detach()
+    means = tile_means(of_keys, (call.grid, call.kv_grid), call.backend)
+    return select_tiles(means[0], means[1], budget, call, must)
+
+
+def select_by_sub_blocks(
+    call: Inputs, budget: Budget, runs: int, must: Tensor | Literal["self"] | None = None
+) -> Selection:
+    """The choice by the means of each tile's runs; arguments as in ``choose``."""
+    most, must = _forced(must, budget, call)
+    asked = SubBlockScores(
+        call.q.detach(),
+        call.k.detach(),
+        must,
+        budget.counts,
+        budget.mass,
+        budget.numbers,
+        call.grid.as_ints(),
+        call.kv_grid.as_ints(),
+        runs,
+        call.scale,
+        call.backend,
+    )
+    who = named(call.backend)
+    composed = "select_by_sub_blocks" in who.composed
+    chosen = (
+        who.select_by_sub_blocks(asked)[0]
+        if composed
+        else coarse_select.select_by_sub_blocks(*asked)
+    )
+    return Selection(chosen, call.kv_grid.num_tiles, call.grid, call.kv_grid, most)
 
 
 def select_tiles(
@@ -38,9 +86,7 @@ def select_tiles(
         call: checked inputs.
         must: tiles that are always kept, (n_q, n_k) bool, or "self" for each tile itself.
     """
-    most = budget.most if must is None or isinstance(must, str) else None
-    if isinstance(must, str):
-        must = torch.eye(call.grid.num_tiles, dtype=torch.bool, device=q_means.device)
+    most, must = _forced(must, budget, call)
     scores = _scores(q_means.detach(), k_means.detach(), must, budget, call)
     who = named(call.backend)
     chosen = (
@@ -68,6 +114,16 @@ def select_and_attend(
     return Selection(chosen, call.kv_grid.num_tiles, call.grid, call.kv_grid, budget.most), coarse
 
 
+def _forced(
+    must: Tensor | Literal["self"] | None, budget: Budget, call: Inputs
+) -> tuple[int | None, Tensor | None]:
+    """The most tiles of a row, None where it is not known beforehand, and the forced ones."""
+    if isinstance(must, str):
+        must = torch.eye(call.grid.num_tiles, dtype=torch.bool, device=call.q.device)
+        return budget.most, must
+    return budget.most if must is None else None, must
+
+
 def _scores(
     q_means: Tensor, k_means: Tensor, must: Tensor | None, budget: Budget, call: Inputs
 ) -> TileScores:
@@ -83,9 +139,9 @@ def _scores(
     )
 
 
-def everything(call: Inputs) -> Selection:
-    """All key tiles for all query tiles: dense attention."""
-    columns = call.kv_grid.num_tiles
-    row = bitmap.full(columns, call.q.device)
-    rows = row.expand(call.q.shape[0], call.q.shape[2], call.grid.num_tiles, -1).contiguous()
-    return Selection(rows, columns, call.grid, call.kv_grid, columns)
+def everything(q: Tensor, grid: Grid, kv_grid: Grid) -> Selection:
+    """All key tiles for all query tiles of q (B, ..., heads, head_dim): dense attention."""
+    columns = kv_grid.num_tiles
+    row = bitmap.full(columns, q.device)
+    rows = row.expand(q.shape[0], q.shape[-2], grid.num_tiles, -1).contiguous()
+    return Selection(rows, columns, grid, kv_grid, columns)

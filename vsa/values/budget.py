@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from vsa.values import checks, hints
 class TopP:
     """Keep tiles, best first, until they hold a share of the softmax over all key tiles.
 
-    The softmax is that of the coarse stage, over the scaled scores of tile means. Each query tile
+    The softmax is that of the coarse stage, over the scaled scores of tile means, or that of the
+    scores of a ``vsa.SubBlocks`` where tiles are chosen by those. Each query tile
     gets the fewest tiles whose shares add up to ``mass``, and never fewer than ``floor``: many
     where attention is spread, few where it is sharp. Tiles forced by ``must`` come first and count.
 
@@ -40,9 +42,66 @@ class TopP:
         checks.top_k(self.floor, num_tiles=1, name="floor")
 
 
-TopK = float | TopP | Sequence[float] | Tensor
-"""What ``topk`` may be: an int, a float in (0, 1], a ``TopP``, an int or float per head, or a
-tensor () on the CPU that holds an int or float."""
+@dataclass(frozen=True)
+class LayerBudget:
+    """A number of tiles for each query head of a layer, found for one number of key tiles.
+
+    Where a tuple of numbers is clamped to the tiles of any grid, this is refused on another one:
+    what was found for a grid says nothing about the next. Compiled code takes it as data, so that
+    layers with budgets of their own share their code; a tuple is a constant of it.
+
+    Args:
+        counts: key tiles per query tile, one number for each query head, from 1 to ``num_tiles``.
+        num_tiles: key tiles of the grid that they were found for.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+
+    counts: tuple[int, ...]
+    num_tiles: int
+    _numbers: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        most = checks.integer("num_tiles", self.num_tiles, at_least=1)
+        checks.not_empty("counts", self.counts)
+        for head, count in enumerate(self.counts):
+            if checks.integer(f"counts[{head}]", count, at_least=1) > most:
+                raise ValueError(
+                    f"counts[{head}] must be at most num_tiles, but it is {count} of {most} tiles"
+                )
+        object.__setattr__(self, "counts", tuple(map(int, self.counts)))
+        shares = [_share_of(count, most) for count in self.counts]
+        with torch.inference_mode(False):  # autograd may have to keep them
+            numbers = torch.tensor([0.0, *shares], dtype=torch.float64, device="cpu")
+        object.__setattr__(self, "_numbers", numbers)
+
+    def resolve(self, num_tiles: int, heads: int) -> Budget:
+        """What it means for a call, whose grid and heads it must fit."""
+        if self.num_tiles != num_tiles:
+            raise ValueError(
+                f"topk was found for a grid of {self.num_tiles} key tiles, but this one has "
+                f"{num_tiles}: calibrate on this grid, or pass shares of the tiles"
+            )
+        if torch.compiler.is_compiling():
+            checks.one_per_head("topk", range(len(self._numbers) - 1), heads)
+            return Budget((1,), numbers=self._numbers)
+        checks.one_per_head("topk", self.counts, heads)
+        return Budget(self.counts, 0.0, min(self.counts) >= num_tiles)
+
+    def of_heads(self, heads: slice) -> LayerBudget:
+        """That of some of the heads."""
+        return LayerBudget(self.counts[heads], self.num_tiles)
+
+    def __str__(self) -> str:
+        low, high = min(self.counts), max(self.counts)
+        each = low if low == high else f"{low} to {high}"
+        return f"{each} of {self.num_tiles} tiles by head"
+
+
+TopK = float | TopP | LayerBudget | Sequence[float] | Tensor
+"""What ``topk`` may be: an int, a float in (0, 1], a ``TopP``, a ``LayerBudget``, an int or float
+per head, or a tensor () on the CPU that holds an int or float."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +138,18 @@ def resolve(topk: object, num_tiles: int, heads: int) -> Budget:
     return budget
 
 
+def check(topk: object, heads: int) -> None:
+    """Refuse what ``resolve`` refuses on any grid.
+
+    Raises:
+        ValueError, TypeError: in one sentence that names ``topk``.
+    """
+    resolve(topk, topk.num_tiles if isinstance(topk, LayerBudget) else 1, heads)
+
+
 def _resolved(topk: object, num_tiles: int, heads: int) -> Budget:
+    if isinstance(topk, LayerBudget):
+        return topk.resolve(num_tiles, heads)
     mass, values, names = 0.0, (topk,), ["topk"]
     if isinstance(topk, TopP):
         mass, values, names = topk.mass, (topk.floor,), ["floor"]
@@ -147,8 +217,11 @@ def _as_data(mass: float, values: Sequence[object], num_tiles: int, names: Seque
             checks.top_k(value, 1, name)
             share, whole = one * value, not isinstance(value, float)  # type: ignore[operator]
         if whole:
-            # A half less, so that what is rounded up again is the number that it was; more tiles
-            # than there are, all of them.
-            share = ((share - 0.5) / num_tiles).clamp(max=1)
+            share = _share_of(share, num_tiles).clamp(max=1)  # more than there are: all of them
         shares.append(share)
     return torch.stack([one * mass, *shares])
+
+
+def _share_of(count: Any, num_tiles: int) -> Any:
+    """A share that is rounded up to this number: a half less than it is."""
+    return (count - 0.5) / num_tiles

@@ -34,6 +34,15 @@ def integer(name: str, value: object, at_least: int) -> int:
     return value  # type: ignore[return-value]
 
 
+def flag(name: str, value: object) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"{name} must be True or False, but it is {value!r:.60} of type {type(value).__name__}"
+        )
+    return value
+
+
 def count(name: str, value: object) -> int:
     """A number of things, zero allowed."""
     return integer(name, value, at_least=0)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vsa.values import transforms
+from vsa.values import checks, transforms
 
 Precision = Literal["native", "int8", "fp8"]
 PRECISIONS = ("native", "int8", "fp8")
@@ -69,3 +69,14 @@ def check(precision: str, q: Tensor, tensors: Mapping[str, Tensor | None]) -> No
                 f"{name} wants a gradient, but precision={precision!r} is for inference: call it "
                 'under torch.no_grad(), or leave it "native"'
             )
+
+
+def check_tail(precision: str, tail: bool) -> None:
+    """Whether a tail is a flag, and one that this precision has.
+
+    Raises:
+        TypeError: no flag.
+        ValueError: a tail in low precision.
+    """
+    if checks.flag("tail", tail) and precision != "native":
+        raise ValueError(f"tail must be False for precision={precision!r}, but it is True")

@@ -56,6 +56,20 @@ class RowBound(NamedTuple):
     most: int
 
 
+class TailMeans(NamedTuple):
+    """Tile means of the keys, one more key each of every query tile that does not choose the tile.
+
+    Their gradient is part of the gradients of k and v.
+
+    Attributes:
+        tail_keys: (B, kv_heads, n_k, head_dim) fp32 (fp64 for fp64 inputs), contiguous.
+        tail_values: like tail_keys.
+    """
+
+    tail_keys: Tensor
+    tail_values: Tensor
+
+
 class EightBits(NamedTuple):
     """How the fine stage computes in eight bits.
 
@@ -146,6 +160,41 @@ class TileScores(NamedTuple):
     backend: str
 
 
+class SubBlockScores(NamedTuple):
+    """What the choice of tiles is made from where their runs are scored: see ``vsa.SubBlocks``.
+
+    Attributes:
+        q: (B, S_q, heads, head_dim), any strides but a contiguous last dimension.
+        k: (B, S_k, kv_heads, head_dim), the same type.
+        must: see ``TileScores``, and so are ``topk``, ``mass`` and ``numbers``.
+        topk: see must.
+        mass: see must.
+        numbers: see must.
+        grid: the queries' grid, eight ints, see ``Grid.as_ints``.
+        kv_grid: the keys' grid, eight ints.
+        runs: of a tile.
+        scale: factor of the products.
+        backend: name of the backend that computes it, never "auto".
+    """
+
+    q: Tensor
+    k: Tensor
+    must: Tensor | None
+    topk: Sequence[int]
+    mass: float
+    numbers: Tensor | None
+    grid: Sequence[int]
+    kv_grid: Sequence[int]
+    runs: int
+    scale: float
+    backend: str
+
+    @property
+    def grids(self) -> tuple[Grid, Grid]:
+        """Of the queries and of the keys."""
+        return Grid.from_ints(self.grid), Grid.from_ints(self.kv_grid)
+
+
 class CoarseValues(NamedTuple):
     """Values of the coarse attention.
 
@@ -171,6 +220,7 @@ class WholeCall(NamedTuple):
         numbers: see topk.
         grid: the queries' grid, eight ints, see ``Grid.as_ints``.
         kv_grid: the keys' grid, eight ints.
+        runs: of a tile, whose means are scored for the choice; 1 for its mean.
         scale: factor of the scores.
         backend: name of the backend that computes it, never "auto".
     """
@@ -186,6 +236,7 @@ class WholeCall(NamedTuple):
     numbers: Tensor | None
     grid: Sequence[int]
     kv_grid: Sequence[int]
+    runs: int
     scale: float
     backend: str
 
@@ -223,14 +274,20 @@ class Task(NamedTuple):
         v: like k.
         gate_fine: (B, S_q, heads, head_dim), the type of q or fp32, or None.
         gate_coarse: the same.
+        text_valid: (B, prefix + suffix) bool, or None where all text is valid.
+        bitmap: (B, heads, n_q, words) int32, a choice of tiles that is given, or None for one that
+            is to be made.
         grid: the queries' grid.
         kv_grid: the keys' grid.
-        counts: least tiles of a row, one number or one per query head.
+        counts: least tiles of a row, one number or one per query head; none with a ``bitmap``.
         mass: least share of a row's softmax.
+        runs: of a tile, whose means are scored for the choice; 1 for its mean.
         scale: factor of the scores.
         gradients: whether gradients are wanted.
         gives_lse: whether the log-sum-exp is a result.
         gives_bitmap: whether the choice is a result.
+        misaligned: whether q, k and v lie where the kernels cannot read them.
+        tail: whether tiles that are not chosen enter the softmax by their means.
     """
 
     q: Tensor
@@ -238,11 +295,16 @@ class Task(NamedTuple):
     v: Tensor
     gate_fine: Tensor | None
     gate_coarse: Tensor | None
+    text_valid: Tensor | None
+    bitmap: Tensor | None
     grid: Grid
     kv_grid: Grid
     counts: Sequence[int]
     mass: float
+    runs: int
     scale: float
     gradients: bool
     gives_lse: bool
     gives_bitmap: bool
+    misaligned: tuple[bool, bool, bool] = (False, False, False)
+    tail: bool = False

@@ -58,6 +58,11 @@ def _has_tangent(x: Tensor) -> bool:
 
 def savable(x: Tensor) -> Tensor:
     """A tensor that autograd may keep, which it refuses of those made in inference mode."""
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not x.is_inference():
-        return x
-    return x.clone()
+    return x.clone() if must_be_copied(x) else x
+
+
+def must_be_copied(x: Tensor) -> bool:
+    """Whether ``savable`` makes a copy, which may have other strides."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return False
+    return x.is_inference()

@@ -30,8 +30,10 @@ def attention(
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
     scale: float | None = None,
+    runs: int = 1,
     mask: Tensor | None = None,
     text_valid: Tensor | None = None,
+    tail: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Video Sparse Attention.
 
@@ -50,8 +52,11 @@ def attention(
         gate_coarse: broadcastable to q, or None to leave the coarse output out.
         gate_fine: broadcastable to q, or None for 1.
         scale: factor of the scores, by default head_dim ** -0.5.
+        runs: of a tile, whose means are scored for the choice; 1 for the mean of the tile.
         mask: (B, heads, n_q, n_k) bool, a choice of tiles instead of the top-k.
         text_valid: (B, prefix + suffix) bool.
+        tail: whether each tile that a query tile did not pick is one key more for it, the tile's
+            mean, that counts as often as the tile has tokens.
 
     Returns:
         out (B, S_q, heads, head_dim), mask (B, heads, n_q, n_k) bool, lse (B, heads, S_q), all in
@@ -86,6 +91,8 @@ def attention(
             v_means = torch.stack([values[tokens].mean(0) for tokens in key_tiles])
             scores = scale * q_means @ k_means.T
             coarse = scores.softmax(-1) @ v_means
+            if runs > 1:
+                scores = sub_block_scores(queries, keys, query_tiles, key_tiles, runs, scale)
             for i, tokens in enumerate(query_tiles):
                 # select
                 picked = (
@@ -96,9 +103,13 @@ def attention(
                 chosen[b, h, i, picked] = True
                 # fine
                 attended = [token for j in picked for token in key_tiles[j]] + text_k
+                left_out = [j for j in range(len(key_tiles)) if j not in picked] if tail else []
+                attended_keys = torch.cat((keys[attended], k_means[left_out]))
+                attended_values = torch.cat((values[attended], v_means[left_out]))
+                counts = [1] * len(attended) + [len(key_tiles[j]) for j in left_out]
                 for token in tokens:
                     fine, lse_rows[b, h, token] = softmax_attention(
-                        queries[token], keys, values, attended, scale
+                        queries[token], attended_keys, attended_values, counts, scale
                     )
                     out_rows[b, h, token] = combine(
                         fine, coarse[i], gate_fine, gate_coarse, q.shape, b, token, h
@@ -106,7 +117,11 @@ def attention(
             everything = [token for tokens in key_tiles for token in tokens] + text_k
             for token in text_q:
                 fine, lse_rows[b, h, token] = softmax_attention(
-                    queries[token], keys, values, everything, scale
+                    queries[token],
+                    keys[everything],
+                    values[everything],
+                    [1] * len(everything),
+                    scale,
                 )
                 out_rows[b, h, token] = combine(
                     fine, None, gate_fine, gate_coarse, q.shape, b, token, h
@@ -143,6 +158,49 @@ def tiles_of(grid: Sequence[int], tile: Sequence[int], prefix: int) -> list[list
     ]
 
 
+def runs_of(tokens: Sequence[int], count: int) -> list[list[int]]:
+    """The tokens of a tile in ``count`` runs as even as can be, longer ones first, none empty."""
+    short, longer = divmod(len(tokens), count)
+    runs, begin = [], 0
+    for run in range(count):
+        end = begin + short + (run < longer)
+        runs += [list(tokens[begin:end])] if end > begin else []
+        begin = end
+    return runs
+
+
+def sub_block_scores(
+    queries: Tensor,
+    keys: Tensor,
+    query_tiles: Sequence[Sequence[int]],
+    key_tiles: Sequence[Sequence[int]],
+    runs: int,
+    scale: float,
+) -> Tensor:
+    """Log sum_ab exp(scale * qc_a . kc_b) over the means of the runs a and b of two tiles.
+
+    Args:
+        queries: (S_q, head_dim) of one head.
+        keys: (S_k, head_dim).
+        query_tiles: positions of each tile's tokens.
+        key_tiles: likewise.
+        runs: of a tile.
+        scale: factor of the products.
+
+    Returns:
+        (n_q, n_k).
+    """
+    q_means, k_means = (
+        [torch.stack([x[run].mean(0) for run in runs_of(tokens, runs)]) for tokens in tiles]
+        for x, tiles in ((queries, query_tiles), (keys, key_tiles))
+    )
+    rows = [
+        torch.stack([(scale * q_runs @ k_runs.T).flatten().logsumexp(0) for k_runs in k_means])
+        for q_runs in q_means
+    ]
+    return torch.stack(rows)
+
+
 def text_of(grid: Sequence[int], prefix: int, suffix: int) -> list[int]:
     """Sequence positions of the text tokens."""
     video = math.prod(grid)
@@ -165,13 +223,16 @@ def best(scores: Sequence[float], topk: float, mass: float = 0.0) -> list[int]:
 
 
 def softmax_attention(
-    query: Tensor, keys: Tensor, values: Tensor, attended: list[int], scale: float
+    query: Tensor, keys: Tensor, values: Tensor, counts: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
-    """One query (head_dim,) over rows of keys and values (S, head_dim): output, log-sum-exp."""
-    if not attended:
+    """One query (head_dim,) over keys and values (n, head_dim): output, log-sum-exp.
+
+    Each of them counts as often as ``counts`` says: as if it stood there so many times.
+    """
+    if not counts:
         return query * 0, query.new_tensor(-math.inf)
-    scores = scale * keys[attended] @ query
-    return scores.softmax(0) @ values[attended], scores.logsumexp(0)
+    scores = scale * keys @ query + torch.tensor(counts, dtype=query.dtype).log()
+    return scores.softmax(0) @ values, scores.logsumexp(0)
 
 
 def combine(

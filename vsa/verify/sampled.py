@@ -25,10 +25,11 @@ class Sample:
         grid: of the sequence.
         chosen: (heads, num_tiles, num_tiles), which query tile attends which key tile.
         inputs: q, k, v and the gradient of the output, (1, S, heads, head_dim) each.
+        tail: whether tiles that are not chosen enter the softmax by their means.
     """
 
-    def __init__(self, grid: Grid, chosen: Tensor, *inputs: Tensor):
-        self.exact = Exact(grid, chosen, None, *inputs)
+    def __init__(self, grid: Grid, chosen: Tensor, *inputs: Tensor, tail: bool = False):
+        self.exact = Exact(grid, chosen, None, *inputs, tail=tail)
         share = 0.01 if inputs[0].dtype in (torch.float32, torch.float64) else 1.0
         self.limits = {name: share * limit for name, limit in LIMITS.items()}
         draw, last, heads = random.Random(0), grid.num_tiles - 1, inputs[0].shape[2]

@@ -145,7 +145,7 @@ struct BackwardRows {
     VSA_UNROLL
     for (int c = 0; c < kChunkElements; ++c) {
       of_gate.x[c] = g.x[c] * o.x[c];
-      of_fine.x[c] = g.x[c] * gate.x[c];
+      of_fine.x[c] = at.real ? g.x[c] * gate.x[c] : 0;
     }
     const Chunk rounded = narrow<Element>(of_fine);
     if (at.there) {

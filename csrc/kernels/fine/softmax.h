@@ -19,9 +19,24 @@ VSA_DEVICE void mask_columns(Fragment<64>& scores, uint64_t rows) {
 
 class Softmax {
  public:
+  static constexpr float kLog2e = 1.44269504f;
+
   VSA_DEVICE void reset() {
     fill(max_, -INFINITY);
     fill(sum_, 0.f);
+  }
+  // Goes on after what an output and its log-sum-exp, in base 2, stand for: one key of that score.
+  VSA_DEVICE void resume(const RowValues& lse) {
+    VSA_EACH_LANE(t) {
+      const auto& x = lane(lse, t);
+      auto& top = lane(max_, t);
+      auto& sum = lane(sum_, t);
+      VSA_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        top[half] = x[half];
+        sum[half] = t % 4 == 0 && x[half] != -INFINITY ? 1.f : 0.f;  // once for each row
+      }
+    }
   }
 
   // Scores become weights; the output so far must be given to `rescale` before weights enter it.

@@ -38,7 +38,7 @@ struct TiledSequence {
   int text_tiles;             // of prefix and suffix together
   const uint64_t* text_rows;  // [batch, text_tiles] rows that are real tokens; null without text
 
-  VSA_DEVICE int num_tiles() const { return grid.num_tiles() + text_tiles; }
+  VSA_HD int num_tiles() const { return grid.num_tiles() + text_tiles; }
   VSA_DEVICE int prefix_tiles() const { return ceil_div(grid.prefix, kTileRows); }
   VSA_DEVICE bool is_text(int tile) const { return tile >= grid.num_tiles(); }
 

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from vsa.backends.base import Backend, Prepared, Request
-from vsa.backends.kernels import backward, coarse_select, forward, low_precision, whole
+from vsa.backends.kernels import (
+    backward,
+    coarse_select,
+    forward,
+    low_precision,
+    sub_blocks,
+    tail_forward,
+    whole,
+)
 from vsa.backends.kernels.machine import Emulator, Gpu, Machine
 from vsa.backends.kernels.prepared import PreparedAttention, can_prepare
 from vsa.values.grid import Grid
@@ -19,6 +27,8 @@ from vsa.values.problem import (
     Means,
     Problem,
     Saved,
+    SubBlockScores,
+    TailMeans,
     Task,
     TileScores,
     Upstream,
@@ -54,6 +64,27 @@ class KernelBackend(Backend):
             return coarse_select.select(self.machine, scores, v_means)
         return super().select(scores, v_means)
 
+    def coarse_attention(
+        self,
+        q_means: Tensor,
+        k_means: Tensor,
+        v_means: Tensor,
+        scale: float,
+        exact: bool = False,
+    ) -> Tensor:
+        """See ``Backend.coarse_attention``; as an operator by the kernels."""
+        if exact and q_means.dtype == torch.float32:
+            return coarse_select.attend(self.machine, q_means, k_means, v_means, scale)
+        return super().coarse_attention(q_means, k_means, v_means, scale, exact)
+
+    def select_by_sub_blocks(
+        self, asked: SubBlockScores, v: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """See ``Backend.select_by_sub_blocks``; means of runs and tiles come in one pass."""
+        if sub_blocks.can_score(asked):
+            return sub_blocks.select(self.machine, asked, v)
+        return super().select_by_sub_blocks(asked, v)
+
     def forward(self, problem: Problem, most: int) -> tuple[Tensor, Tensor]:
         """See ``Backend.forward``."""
         return forward.forward(self.machine, problem, Gates())
@@ -69,8 +100,29 @@ class KernelBackend(Backend):
         """See ``Backend.low_precision``."""
         return low_precision.forward(self.machine, problem, precision)
 
-    def gated_forward(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor, Tensor]:
+    def add_tail(
+        self, problem: Problem, means: TailMeans, out: Tensor, lse: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Backend.add_tail``."""
+        tail_forward.add(self.machine, problem, means, Gates(), out, lse)
+        return out, lse
+
+    def tail_backward(
+        self, upstream: Upstream, saved: Saved, problem: Problem, means: TailMeans, most: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``Backend.tail_backward``: the tail's passes lie between those of the fine stage."""
+        none = Means(None, None, None)
+        return self.gated_backward(upstream, saved, problem, none, Gates(), means)[:3]
+
+    def gated_forward(
+        self, problem: Problem, gates: Gates, tail: TailMeans | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Backend.gated_forward``."""
+        if tail is not None:
+            out, lse = forward.forward(self.machine, problem, Gates())
+            fine = torch.empty_like(out)
+            tail_forward.add(self.machine, problem, tail, gates, out, lse, fine)
+            return out, lse, fine
         if gates.gate_fine is None and gates.gate_coarse is None:
             out, lse = forward.forward(self.machine, problem, gates)
             return out, lse, out.clone()
@@ -78,15 +130,27 @@ class KernelBackend(Backend):
         out, lse = forward.forward(self.machine, problem, gates, fine)
         return out, lse, fine
 
-    def gated_inference(self, problem: Problem, gates: Gates) -> tuple[Tensor, Tensor]:
-        """See ``Backend.gated_inference``: combine is the end of the forward kernel."""
+    def gated_inference(
+        self, problem: Problem, gates: Gates, tail: TailMeans | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Backend.gated_inference``: combine is the end of the last kernel."""
+        if tail is not None:
+            out, lse = forward.forward(self.machine, problem, Gates())
+            tail_forward.add(self.machine, problem, tail, gates, out, lse)
+            return out, lse
         return forward.forward(self.machine, problem, gates)
 
     def gated_backward(
-        self, upstream: Upstream, saved: Saved, problem: Problem, means: Means, gates: Gates
+        self,
+        upstream: Upstream,
+        saved: Saved,
+        problem: Problem,
+        means: Means,
+        gates: Gates,
+        tail: TailMeans | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """See ``Backend.gated_backward``."""
-        return backward.backward(self.machine, upstream, saved, problem, means, gates)
+        return backward.backward(self.machine, upstream, saved, problem, means, gates, tail)
 
     def whole_forward(self, call: WholeCall) -> tuple[Tensor, ...]:
         """See ``Backend.whole_forward``."""

@@ -23,12 +23,15 @@ from vsa.backends.kernels.calls import (
     transpose_call,
 )
 from vsa.backends.kernels.coarse_backward import coarse_attention_backward
-from vsa.backends.kernels.forward import neighbour_axes, positive_scale, rows_of_text
+from vsa.backends.kernels.forward import neighbour_axes, new_on, positive_scale
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.tensors import addressable, text_tiles, without_invalid_text
+from vsa.backends.kernels.tail_calls import sums_call
+from vsa.backends.kernels.tail_forward import rounded
+from vsa.backends.kernels.tensors import addressable, text_tiles
+from vsa.backends.kernels.text import text_of
 from vsa.values.bitmap import num_words
 from vsa.values.grid import SLOTS
-from vsa.values.problem import Gates, Means, Problem, Saved, Upstream
+from vsa.values.problem import Gates, Means, Problem, Saved, TailMeans, Upstream
 
 
 def backward(
@@ -38,6 +41,7 @@ def backward(
     problem: Problem,
     means: Means,
     gates: Gates,
+    tail: TailMeans | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of the whole operation. The same bits every time: atomics add up nothing.
 
@@ -48,6 +52,8 @@ def backward(
         problem: as the forward was given.
         means: as the forward was given.
         gates: as the forward was given.
+        tail: as the forward was given; ``saved`` and the gradients upstream are then those of the
+            whole softmax.
 
     Returns:
         dq, dk and dv, what comes through the means included; the gradients of both gates, of
@@ -70,46 +76,48 @@ def backward(
     order = longest_first(machine, counts, key_axes, text_tiles(kv_grid), kv_grid.tiles[0])
     grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
     # What a fine gate makes of the gradient lies where dq will: the pass over query tiles, the last
-    # that reads it, loads a tile of it before it stores that tile of dq.
-    of_fine = gradient if gates.gate_fine is None else grads[0]
+    # that reads it, loads a tile of it before it stores that tile of dq. That of a tail is later.
+    of_fine = gradient
+    if gates.gate_fine is not None:
+        of_fine = grads[0] if tail is None else torch.empty_like(grads[0])
     of_gates = [
         None if gate is None else torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
         for gate in (gates.gate_fine, gates.gate_coarse)
     ]
     of_coarse = None if gates.coarse is None else torch.empty_like(gates.coarse)
-    of_means = [torch.empty_like(mean) for mean in means if mean is not None]
+    of_means = [None if mean is None else torch.empty_like(mean) for mean in means]
+    if tail is not None and of_coarse is None:
+        of_means[1:] = (torch.empty_like(mean) for mean in tail)
     query_tiles = grid.num_tiles + text_tiles(grid)
     row_stats = torch.empty(
         *q.shape[::2], query_tiles, 2, SLOTS, dtype=torch.float32, device=q.device
     )
-    rows = rows_of_text(problem.text_valid, q, grids)
-    clean = [
-        without_invalid_text(x, problem.text_valid, each)
-        for x, each in ((q, grid), (k, kv_grid), (v, kv_grid))
-    ]
+    multiplied = [(q, grid), (k, kv_grid), (v, kv_grid)]
+    if gates.gate_fine is None:
+        multiplied.append((of_fine, grid))
+    valid = problem.text_valid
+    text = text_of(valid, q.shape[0], q.shape[3], grids, multiplied, new_on(q.device))
+    for each in text.calls:
+        machine.run(each, q.device)
     # With a fine gate the kernels write this gradient themselves, zeros included.
-    clean.append(
-        without_invalid_text(of_fine, problem.text_valid, grid)
-        if gates.gate_fine is None
-        else of_fine
-    )
+    clean = [*text.clean, Located3(of_fine, of_fine)]
     call = backward_call(
-        Located3(q, clean[0]),
-        Located3(k, clean[1]),
-        Located3(v, clean[2]),
-        Shared(grids, scale, bitmap, query_axes, *rows),
+        clean[0],
+        clean[1],
+        clean[2],
+        Shared(grids, scale, bitmap, query_axes, text.query_rows, text.key_rows),
         LocatedGates(*gates),
         Gradients(
             fine_out=out,
             grad_out=gradient,
-            grad_fine=Located3(of_fine, clean[3]),
+            grad_fine=clean[3],
             grad_q=grads[0],
             grad_k=grads[1],
             grad_v=grads[2],
             grad_gate_fine=of_gates[0],
             grad_gate_coarse=of_gates[1],
             grad_coarse=of_coarse,
-            grad_means=of_means or (None, None, None),
+            grad_means=of_means,
             transposed=transposed,
             key_axes=key_axes,
             order=order,
@@ -122,12 +130,20 @@ def backward(
     machine.run_rows(call, q.device)
     of_forward = [mean for mean in means if mean is not None]
     if of_coarse is not None and gates.coarse is not None:
+        of_all = [grad for grad in of_means if grad is not None]
         coarse_attention_backward(
-            machine, of_coarse, gates.coarse, of_forward, problem.scale, of_means
+            machine, of_coarse, gates.coarse, of_forward, problem.scale, of_all
         )
         if sign != 1:
-            of_means[0] *= sign
+            of_all[0] *= sign
+    of_tail = None
+    if tail is not None:
+        kept = rounded(machine, tail, kv_grid, q.dtype)
+        of_tail = sums_call(call, q, k, (grid, kv_grid), kept, of_means[1:], of_coarse is not None)
+        machine.run_means(of_tail.call, q.device)
     machine.run(call, q.device)
+    if of_tail is not None:
+        machine.run(of_tail.call, q.device)
     if sign != 1:
         grads[0] *= sign
     return grads[0], grads[1], grads[2], of_gates[0], of_gates[1]

@@ -51,7 +51,7 @@ class Shared(NamedTuple):
         scale: positive factor of the scores.
         bitmap: (B, heads, n_q, words) int32.
         query_axes: (B, heads) int32 of ``axis_call``.
-        query_text_rows: of ``tensors.text_rows``, None without text.
+        query_text_rows: of ``vsa.backends.kernels.text``, None without text.
         key_text_rows: the same of the keys.
     """
 
@@ -63,7 +63,7 @@ class Shared(NamedTuple):
     key_text_rows: Located | None
 
 
-def _check_length(name: str, x: Located, grid: Grid) -> None:
+def check_length(name: str, x: Located, grid: Grid) -> None:
     """Kernels go by the grid, so a shorter tensor would be read past its end.
 
     Raises:
@@ -80,7 +80,7 @@ def _problem(q: Located, k: Located, v: Located, shared: Shared) -> _C.FineProbl
 
     grid, kv_grid = shared.grids
     for name, x, of in (("q", q, grid), ("k", k, kv_grid), ("v", v, kv_grid)):
-        _check_length(name, x, of)
+        check_length(name, x, of)
     return _C.FineProblem(
         grid=shared.grids[0].as_ints(),
         kv_grid=shared.grids[1].as_ints(),
@@ -290,7 +290,7 @@ def means_call(
     from vsa import _C
 
     for x, grid in zip(xs, grids, strict=False):
-        _check_length("a tensor of tile means", x, grid)
+        check_length("a tensor of tile means", x, grid)
     return _C.TileMeans(
         tensors=[
             _C.MeanTensor(

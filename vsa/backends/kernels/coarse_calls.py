@@ -161,6 +161,28 @@ def choice_calls(
             yield products_call(product(here, of.v[some].mT, coarse[some, part]))
 
 
+def attention_calls(
+    means: Sequence[Located], scale: float, scores: Located, coarse: Located, most_bytes: int
+) -> Iterator[Any]:
+    """The coarse output alone, where the choice is given, some rows at a time.
+
+    Args:
+        means: of q (matrices, rows, head_dim), and of k and v, (matrices, n_k, head_dim).
+        scale: factor of the scores.
+        scores: fp32 of scratch, ``score_numbers`` of them.
+        coarse: like the means of q; the coarse output is written here.
+        most_bytes: of scores that exist at a time.
+    """
+    q, k, v = means
+    matrices, rows, _ = q.shape
+    columns = k.shape[1]
+    for some, part in row_slices(matrices, rows, columns * FLOAT_BYTES, most_bytes):
+        here = beginning(scores, some.stop - some.start, part.stop - part.start, columns)
+        yield products_call(product(q[some, part], k[some], here, scale))
+        yield softmax_call(here)
+        yield products_call(product(here, v[some].mT, coarse[some, part]))
+
+
 def gradient_calls(
     grad: Located,
     coarse: Located,

@@ -14,6 +14,7 @@ from torch import Tensor
 from vsa.backends.kernels.calls import means_call, select_call
 from vsa.backends.kernels.coarse_calls import (
     Choice,
+    attention_calls,
     choice_calls,
     product,
     products_call,
@@ -96,6 +97,20 @@ def select(
     for call in choice_calls(asked, memory, words, out, SCORE_BYTES):
         machine.run(call, q_means.device)
     return words.view(batch, heads, tiles, -1), coarse
+
+
+def attend(
+    machine: Machine, q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float
+) -> Tensor:
+    """The coarse attention as in ``Backend.coarse_attention``, of fp32 means."""
+    matrices, columns = k_means.shape[0] * k_means.shape[1], k_means.shape[2]
+    coarse = torch.empty_like(q_means, memory_format=torch.contiguous_format)
+    *means, out = (as_matrices(x, matrices) for x in (q_means, k_means, v_means, coarse))
+    numbers = score_numbers(matrices, means[0].shape[1], columns, SCORE_BYTES)
+    memory = q_means.new_empty(numbers)
+    for call in attention_calls(means, scale, memory, out, SCORE_BYTES):
+        machine.run(call, q_means.device)
+    return coarse
 
 
 def multiply(machine: Machine, left: Tensor, right: Tensor, scale: float) -> Tensor:

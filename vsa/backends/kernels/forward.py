@@ -14,8 +14,9 @@ from vsa.backends.kernels.calls import (
     forward_call,
 )
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.tensors import addressable, text_rows, without_invalid_text
-from vsa.values.grid import Extent, Grid
+from vsa.backends.kernels.tensors import addressable
+from vsa.backends.kernels.text import Make, text_of
+from vsa.values.grid import Extent
 from vsa.values.problem import Gates, Problem
 
 
@@ -27,29 +28,31 @@ def forward(
     With gates the output is the combined one, rounded once. The fine stage's part of it is written
     to ``fine``, like q and contiguous, where a backward wants it.
     """
-    grid, kv_grid = problem.grids
+    grids = problem.grids
     sign, scale = positive_scale(problem.scale)
     q = addressable(problem.q * sign if sign != 1 else problem.q)
     k, v = addressable(problem.k), addressable(problem.v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=q.device)
     bitmap, text_valid = problem.bitmap.contiguous(), problem.text_valid
-    rows = rows_of_text(text_valid, q, (grid, kv_grid))
-    clean = [without_invalid_text(x, text_valid, kv_grid) for x in (k, v)]
+    # Scores of invalid keys are masked, whatever they are.
+    text = text_of(text_valid, q.shape[0], q.shape[3], grids, [(v, grids[1])], new_on(q.device))
+    for call in text.calls:
+        machine.run(call, q.device)
     tile_counter = torch.empty(1, dtype=torch.int32, device=q.device)
-    axes = neighbour_axes(machine, bitmap, grid.tiles, q.shape[2], tile_counter)
-    call = forward_call(
+    axes = neighbour_axes(machine, bitmap, grids[0].tiles, q.shape[2], tile_counter)
+    fine_call = forward_call(
         Located3(q, q),
-        Located3(k, clean[0]),
-        Located3(v, clean[1]),
-        Shared((grid, kv_grid), scale, bitmap, axes, *rows),
+        Located3(k, k),
+        text.clean[0],
+        Shared(grids, scale, bitmap, axes, text.query_rows, text.key_rows),
         LocatedGates(*gates),
         out,
         fine,
         lse,
         tile_counter,
     )
-    machine.run(call, q.device)
+    machine.run(fine_call, q.device)
     return out, lse
 
 
@@ -87,9 +90,6 @@ def positive_scale(scale: float) -> tuple[int, float]:
     return (0 if scale == 0 else -1), -scale or 1.0
 
 
-def rows_of_text(
-    text_valid: Tensor | None, q: Tensor, grids: tuple[Grid, Grid]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Valid text of the queries and of the keys, see ``text_rows``."""
-    of_queries, of_keys = (text_rows(text_valid, q.shape[0], grid, q.device) for grid in grids)
-    return of_queries, of_keys
+def new_on(device: torch.device) -> Make:
+    """What makes tensors there."""
+    return lambda shape, dtype: torch.empty(tuple(shape), dtype=dtype, device=device)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vsa.backends.kernels.calls import Located3, LocatedGates, Shared, forward_call
-from vsa.backends.kernels.forward import neighbour_axes, positive_scale, rows_of_text
+from vsa.backends.kernels.calls import Grids, Located3, LocatedGates, Shared, forward_call
+from vsa.backends.kernels.forward import neighbour_axes, new_on, positive_scale
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.tensors import address, addressable, dtype_name, text_rows, view
+from vsa.backends.kernels.tensors import Located, address, addressable, dtype_name, view
+from vsa.backends.kernels.text import text_of
 from vsa.values.grid import SLOTS, Grid
 from vsa.values.problem import Problem
 
@@ -51,7 +52,7 @@ def quantise(
     k, v = addressable(k), addressable(v)
     batch, _, heads, head_dim = k.shape
     tiles = grid.num_tiles + -(-grid.prefix // SLOTS) + -(-grid.suffix // SLOTS)
-    rows = text_rows(text_valid, batch, grid, k.device)
+    _, rows = _rows_of_text(machine, text_valid, k, (grid, grid))
     records = k.new_empty(batch, heads, head_dim, _C.CHANNEL_RECORD_BYTES, dtype=torch.uint8)
     made = Quantised(
         k.new_empty(batch, heads, tiles, _C.quantised_tile_bytes(head_dim), dtype=torch.uint8),
@@ -94,7 +95,7 @@ def forward(machine: Machine, problem: Problem, precision: str) -> tuple[Tensor,
     for b in range(batch):
         one = slice(b, b + 1)
         valid = None if text_valid is None else text_valid[one]
-        rows = rows_of_text(valid, q[one], (grid, kv_grid))
+        rows = _rows_of_text(machine, valid, q[one], (grid, kv_grid))
         for of_keys in _slices(problem):
             of_queries = slice(of_keys.start * group, of_keys.stop * group)
             keys, values = k[one, :, of_keys], v[one, :, of_keys]
@@ -123,6 +124,23 @@ def forward(machine: Machine, problem: Problem, precision: str) -> tuple[Tensor,
                 q.device,
             )
     return out, lse
+
+
+def _rows_of_text(
+    machine: Machine, text_valid: Tensor | None, x: Tensor, grids: Grids
+) -> tuple[Located | None, Located | None]:
+    """Which rows of the text's tiles are real tokens: of the queries, and of the keys.
+
+    Args:
+        machine: what runs the kernel.
+        text_valid: (B, prefix + suffix) bool, or None where all text is valid.
+        x: (B, tokens, heads, head_dim), a tensor of the call.
+        grids: of the queries and of the keys.
+    """
+    text = text_of(text_valid, x.shape[0], x.shape[3], grids, [], new_on(x.device))
+    for call in text.calls:
+        machine.run(call, x.device)
+    return text.query_rows, text.key_rows
 
 
 def _slices(problem: Problem) -> list[slice]:

@@ -22,6 +22,9 @@ class Machine(Protocol):
     def run_rows(self, call: Any, device: torch.device) -> None:
         """The pass over tokens of a backward call, which comes before ``run``."""
 
+    def run_means(self, call: Any, device: torch.device) -> None:
+        """The pass over means of a tail's backward, which comes before that of the fine stage."""
+
     def run_program(
         self, program: _C.Program, addresses: Sequence[int], device: torch.device
     ) -> None:
@@ -53,6 +56,11 @@ class Gpu:
         _check(device, "cuda", "hopper")
         call.launch_rows(device.index, torch.cuda.current_stream(device).cuda_stream)
 
+    def run_means(self, call: Any, device: torch.device) -> None:
+        """See ``Machine.run_means``."""
+        _check(device, "cuda", "hopper")
+        call.launch_means(device.index, torch.cuda.current_stream(device).cuda_stream)
+
     def run_program(
         self, program: _C.Program, addresses: Sequence[int], device: torch.device
     ) -> None:
@@ -83,6 +91,11 @@ class Emulator:
         """See ``Machine.run_rows``."""
         _check(device, "cpu", "emulated")
         call.emulate_rows(self.blocks, self.seed)
+
+    def run_means(self, call: Any, device: torch.device) -> None:
+        """See ``Machine.run_means``."""
+        _check(device, "cpu", "emulated")
+        call.emulate_means(self.blocks, self.seed)
 
     def run_program(
         self, program: _C.Program, addresses: Sequence[int], device: torch.device

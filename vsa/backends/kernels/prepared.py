@@ -22,9 +22,7 @@ from vsa.backends.kernels.calls import (
     Shared,
     axis_call,
     forward_call,
-    means_call,
 )
-from vsa.backends.kernels.coarse_calls import Choice, choice_calls, score_numbers
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.placeholder import (
     Placeholder,
@@ -33,8 +31,11 @@ from vsa.backends.kernels.placeholder import (
     part_of,
 )
 from vsa.backends.kernels.prepared_backward import PreparedBackward
-from vsa.backends.kernels.tensors import as_matrices, beginning, is_addressable
-from vsa.backends.torch_coarse import SCORE_BYTES
+from vsa.backends.kernels.prepared_coarse import CoarseForward, mean_shapes
+from vsa.backends.kernels.sub_blocks import is_scale
+from vsa.backends.kernels.tail_calls import round_call, tail_tensors
+from vsa.backends.kernels.tensors import contiguous_copy, is_addressable
+from vsa.backends.kernels.text import text_of
 from vsa.values.bitmap import num_words
 from vsa.values.problem import Means, Task, Upstream
 
@@ -47,6 +48,8 @@ class Slot(IntEnum):
     V = auto()
     GATE_FINE = auto()
     GATE_COARSE = auto()
+    TEXT_VALID = auto()
+    GIVEN_BITMAP = auto()
     WORK = auto()
     OUT = auto()
     FINE = auto()
@@ -58,15 +61,13 @@ class Slot(IntEnum):
 
 
 def can_prepare(task: Task) -> bool:
-    """Whether all tensors are read where they are, without text."""
+    """Whether the kernels compute it without more ado."""
     from vsa import _C
 
     return (
         task.scale > 0
-        and not task.grid.text
-        and not task.kv_grid.text
+        and (task.runs == 1 or is_scale(task.scale))
         and len(task.counts) <= _C.MOST_HEAD_BUDGETS
-        and all(is_addressable(x) for x in (task.q, task.k, task.v))
     )
 
 
@@ -77,77 +78,110 @@ class PreparedAttention:
         from vsa import _C
 
         self.machine, self.device = machine, task.q.device
+        task = self._with_copies(task)
         has_coarse = task.gate_coarse is not None
         # What a backward needs of the coarse branch is kept, and the fine output before its gates.
         self.keeps_coarse = has_coarse and task.gradients
+        self.keeps_means = (has_coarse or task.tail) and task.gradients
         self.keeps_fine = task.gradients and (has_coarse or task.gate_fine is not None)
         batch, length, heads, head_dim = task.q.shape
-        kv_heads, tiles, key_tiles = task.k.shape[2], task.grid.num_tiles, task.kv_grid.num_tiles
-
         work, means, kept = Workspace(Slot.WORK), Workspace(Slot.MEANS), Workspace(Slot.KEPT)
-        of_queries = batch, heads, tiles, head_dim
-        of_keys = batch, kv_heads, key_tiles, head_dim
-        shapes = (of_queries, of_keys, of_keys)[: 3 if has_coarse else 2]
-        at = means if self.keeps_coarse else work
-        self.means = [at.part(shape, torch.float32) for shape in shapes]
-        self.coarse = None
-        if has_coarse:
-            self.coarse = _result(work, Slot.COARSE, self.keeps_coarse, of_queries, torch.float32)
-        matrices, rows = batch * kv_heads, heads // kv_heads * tiles
-        numbers = score_numbers(matrices, rows, key_tiles, SCORE_BYTES)
-        scores = work.part((numbers,), torch.float32)
         axes, counter = (kept.part(shape, torch.int32) for shape in ((batch, heads), (1,)))
         self.lse = _result(kept, Slot.LSE, task.gives_lse, (batch, heads, length), torch.float32)
-        words = num_words(key_tiles)
-        self.bitmap = _result(
-            kept, Slot.BITMAP, task.gives_bitmap, (batch, heads, tiles, words), torch.int32
-        )
-        self.gives_lse, self.gives_bitmap = task.gives_lse, task.gives_bitmap
-        self.work_bytes, self.kept_bytes = work.nbytes, kept.nbytes
-        self.mean_numbers = means.nbytes // 4
+        self.gives_lse = task.gives_lse
+        self.gives_bitmap = task.bitmap is None and task.gives_bitmap
+        if task.bitmap is None:
+            shape = batch, heads, task.grid.num_tiles, num_words(task.kv_grid.num_tiles)
+            self.bitmap = _result(kept, Slot.BITMAP, task.gives_bitmap, shape, torch.int32)
+        else:
+            self.bitmap = placeholder(Slot.GIVEN_BITMAP, task.bitmap)
+        self.coarse: Placeholder | None = None
+        if has_coarse:
+            shape = mean_shapes(task)[0]
+            self.coarse = _result(work, Slot.COARSE, self.keeps_coarse, shape, torch.float32)
+        of_tiles = CoarseForward(task, self.coarse, means if self.keeps_means else work, work)
+        self.means = of_tiles.means
 
-        q, k, v = (
-            placeholder(slot, x)
-            for slot, x in ((Slot.Q, task.q), (Slot.K, task.k), (Slot.V, task.v))
-        )
-        grids = task.grid, task.kv_grid, task.kv_grid
-        count = len(shapes)
-        calls: list[Any] = [means_call((q, k, v)[:count], grids[:count], self.means)]
-        of_q, of_k, *of_v = (as_matrices(mean, matrices) for mean in self.means)
-        values = of_v[0] if of_v else None
-        coarse = None if self.coarse is None else as_matrices(self.coarse, matrices)
-        asked = Choice(of_q, of_k, values, task.scale, None, task.counts, task.mass, tiles)
-        flat = beginning(self.bitmap, matrices * rows, words)
-        calls += choice_calls(asked, scores, flat, coarse, SCORE_BYTES)
+        tokens = [placeholder(Slot.Q, task.q), placeholder(Slot.K, task.k)]
+        tokens.append(placeholder(Slot.V, task.v))
+        q, k, v = tokens
+        grids = task.grid, task.kv_grid
+        valid = None if task.text_valid is None else placeholder(Slot.TEXT_VALID, task.text_valid)
+        # Scores of invalid keys are masked, whatever they are.
+        text = text_of(valid, batch, head_dim, grids, [(v, task.kv_grid)], work.part)
         gates = LocatedGates(
             None if task.gate_fine is None else placeholder(Slot.GATE_FINE, task.gate_fine),
             None if task.gate_coarse is None else placeholder(Slot.GATE_COARSE, task.gate_coarse),
             self.coarse,
         )
         out, fine = (_contiguous(slot, task.q.shape, q.dtype) for slot in (Slot.OUT, Slot.FINE))
-        calls.append(axis_call(self.bitmap, axes, task.grid.tiles, counter))
-        calls.append(
-            forward_call(
+
+        def fine_call(gates: LocatedGates, fine: Placeholder | None) -> Any:
+            return forward_call(
                 Located3(q, q),
                 Located3(k, k),
-                Located3(v, v),
-                Shared(grids[:2], task.scale, self.bitmap, axes, None, None),
+                text.clean[0],
+                Shared(grids, task.scale, self.bitmap, axes, text.query_rows, text.key_rows),
                 gates,
                 out,
-                fine if self.keeps_fine else None,
+                fine,
                 self.lse,
                 counter,
             )
-        )
+
+        last = fine_call(gates, fine if self.keeps_fine else None)
+        calls = [
+            *text.calls,
+            *of_tiles.calls(tokens, self.bitmap),
+            axis_call(self.bitmap, axes, task.grid.tiles, counter),
+        ]
+        if task.tail:  # gates come after it
+            kept_means = tail_tensors(batch, k.shape[2], task.kv_grid, head_dim, q.dtype, work.part)
+            calls += [
+                round_call(self.means[1], self.means[2], kept_means, task.kv_grid),
+                fine_call(LocatedGates(), None),
+                _C.TailForward(fine=last, tail=kept_means.keys()),
+            ]
+        else:
+            calls.append(last)
+        self.work_bytes, self.kept_bytes = work.nbytes, kept.nbytes
+        self.mean_numbers = means.nbytes // 4
         self.program = _C.Program([call.step() for call in calls])
         self.gradients = (
             PreparedBackward(machine, task, self.lse, self.bitmap) if task.gradients else None
         )
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, gate_fine: Tensor | None, gate_coarse: Tensor | None
-    ) -> Forward:
+    def _with_copies(self, task: Task) -> Task:
+        """The task with copies in place of what the kernels cannot read."""
+        tensors = [task.q, task.k, task.v]
+        copied = {
+            at
+            for at, (x, misaligned) in enumerate(zip(tensors, task.misaligned, strict=True))
+            if misaligned or not is_addressable(x)
+        }
+        for at in copied:
+            tensors[at] = _like_a_copy(tensors[at])
+        bitmap = task.bitmap
+        if bitmap is not None and not bitmap.is_contiguous():
+            copied.add(Slot.GIVEN_BITMAP)
+            bitmap = _like_a_copy(bitmap)
+        self.copied = frozenset(copied)
+        q, k, v = tensors
+        return task._replace(q=q, k=k, v=v, bitmap=bitmap)
+
+    def _readable(self, tensors: Sequence[Tensor | None]) -> Sequence[Any]:
+        """Tensors as the kernels can read them."""
+        if not self.copied:
+            return tensors
+        return [
+            contiguous_copy(x) if at in self.copied and x is not None else x
+            for at, x in enumerate(tensors)
+        ]
+
+    def forward(self, *tensors: Tensor | None) -> Forward:
         """See ``Prepared.forward``."""
+        given = self._readable(tensors)
+        q = given[0]
         work = q.new_empty(self.work_bytes, dtype=torch.uint8)
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         fine = torch.empty_like(out) if self.keeps_fine else out
@@ -157,9 +191,10 @@ class PreparedAttention:
         coarse = means = None
         if self.keeps_coarse and self.coarse is not None:
             coarse = q.new_empty(self.coarse.shape, dtype=torch.float32)
+        if self.keeps_means:
             means = q.new_empty(self.mean_numbers, dtype=torch.float32)
-        tensors = q, k, v, gate_fine, gate_coarse, work, out, fine, kept, lse, bitmap, coarse, means
-        addresses = [0 if x is None else x.data_ptr() for x in tensors]
+        all_tensors = *given, work, out, fine, kept, lse, bitmap, coarse, means
+        addresses = [0 if x is None else x.data_ptr() for x in all_tensors]
         self.machine.run_program(self.program, addresses, self.device)
         return Forward(out, fine, kept, lse, bitmap, coarse, means)
 
@@ -168,17 +203,24 @@ class PreparedAttention:
     ) -> list[Tensor | None]:
         """See ``Prepared.backward``."""
         assert self.gradients is not None
-        return self.gradients(upstream, found, tensors)
+        return self.gradients(upstream, found, self._readable(tensors))
 
-    def unpacked(self, found: Forward) -> tuple[Tensor, Tensor, Means]:
+    def unpacked(self, found: Forward) -> tuple[Tensor, Tensor | None, Means]:
         """See ``Prepared.unpacked``."""
-        kept = found.kept.clone(memory_format=torch.contiguous_format)  # at an aligned address
-        lse = part_of(kept, self.lse) if found.lse is None else found.lse
-        bitmap = part_of(kept, self.bitmap) if found.bitmap is None else found.bitmap
+        lse, bitmap = found.lse, found.bitmap
+        chosen = self.bitmap.slot != Slot.GIVEN_BITMAP
+        if lse is None or (chosen and bitmap is None):
+            kept = contiguous_copy(found.kept)  # at an aligned address
+            lse = part_of(kept, self.lse) if lse is None else lse
+            bitmap = part_of(kept, self.bitmap) if chosen and bitmap is None else bitmap
         if found.means is None:
             return lse, bitmap, Means(None, None, None)
         means = found.means.contiguous()
         return lse, bitmap, Means(*(part_of(means, mean) for mean in self.means))
+
+
+def _like_a_copy(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def placeholder(slot: int, x: Tensor) -> Placeholder:

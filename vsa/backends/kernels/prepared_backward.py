@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import IntEnum, auto
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +21,12 @@ from vsa.backends.kernels.calls import (
     order_call,
     transpose_call,
 )
-from vsa.backends.kernels.coarse_backward import PROBABILITY_BYTES
-from vsa.backends.kernels.coarse_calls import gradient_calls, score_numbers
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.placeholder import Placeholder, Workspace, contiguous_strides
-from vsa.backends.kernels.tensors import as_matrices
+from vsa.backends.kernels.prepared_coarse import CoarseBackward, mean_shapes
+from vsa.backends.kernels.tail_calls import round_call, sums_call, tail_tensors
+from vsa.backends.kernels.tensors import text_tiles
+from vsa.backends.kernels.text import text_of
 from vsa.values.bitmap import num_words
 from vsa.values.grid import SLOTS
 from vsa.values.problem import Task, Upstream
@@ -40,6 +40,8 @@ class Slot(IntEnum):
     V = auto()
     GATE_FINE = auto()
     GATE_COARSE = auto()
+    TEXT_VALID = auto()
+    GIVEN_BITMAP = auto()
     FINE = auto()
     KEPT = auto()
     LSE = auto()
@@ -60,11 +62,11 @@ class PreparedBackward:
     """See ``vsa.backends.base.Prepared.backward``."""
 
     def __init__(self, machine: Machine, task: Task, lse: Placeholder, bitmap: Placeholder) -> None:
-        """Where the forward leaves ``lse`` and ``bitmap``: in what it keeps, or apart."""
+        """Where the forward leaves ``lse`` and ``bitmap``: in what it keeps, or apart, or given."""
         from vsa import _C
 
         self.machine, self.device = machine, task.q.device
-        batch, length, heads, _ = task.q.shape
+        batch, length, heads, head_dim = task.q.shape
         kv_heads, tiles, key_tiles = task.k.shape[2], task.grid.num_tiles, task.kv_grid.num_tiles
         dtype = task.q.dtype
 
@@ -79,28 +81,51 @@ class PreparedBackward:
         counts = work.part((batch, heads, key_tiles), torch.int32)
         query_axes = work.part((batch, heads), torch.int32)
         key_axes = work.part((batch, kv_heads), torch.int32)
-        groups = -(-key_tiles // _C.KEY_TILES_PER_GROUP)
+        key_text = text_tiles(task.kv_grid)
+        groups = -(-(key_text + key_tiles) // _C.KEY_TILES_PER_GROUP)
         order = work.part((batch, kv_heads, groups), torch.int32)
-        row_stats = work.part((batch, heads, tiles, 2, SLOTS), torch.float32)
+        query_tiles = tiles + text_tiles(task.grid)
+        row_stats = work.part((batch, heads, query_tiles, 2, SLOTS), torch.float32)
         counters = work.part((2,), torch.int32)
-        coarse = None if task.gate_coarse is None else _Coarse(task, work)
-        self.work_bytes = work.nbytes
+        coarse = (
+            None
+            if task.gate_coarse is None
+            else CoarseBackward(task, Workspace(Slot.COARSE), Workspace(Slot.MEANS), work)
+        )
 
         q, k, v = given(Slot.Q, task.q), given(Slot.K, task.k), given(Slot.V, task.v)
         # The same parts in the slots of a backward.
         lse = replace(lse, slot=Slot.LSE if task.gives_lse else Slot.KEPT)
-        bitmap = replace(bitmap, slot=Slot.BITMAP if task.gives_bitmap else Slot.KEPT)
+        if task.bitmap is None:
+            bitmap = replace(bitmap, slot=Slot.BITMAP if task.gives_bitmap else Slot.KEPT)
         # What a fine gate makes of the gradient lies where dq will: the last pass that reads a tile
         # of it is the one that stores that tile of dq.
         of_fine = whole(
             Slot.GRAD_OUT if task.gate_fine is None else Slot.GRAD_Q, task.q.shape, dtype
         )
+        grad_means: list[Placeholder | None] = [None, None, None]
+        if coarse is not None:
+            grad_means = list(coarse.grad_means)
+        if task.tail:
+            shapes = mean_shapes(task)
+            if coarse is None:
+                grad_means[1:] = (work.part(shape, torch.float32) for shape in shapes[1:])
+            if task.gate_fine is not None:  # a tail reads it after the fine stage's dq is stored
+                of_fine = work.part(task.q.shape, dtype)
+        multiplied = [(q, task.grid), (k, task.kv_grid), (v, task.kv_grid)]
+        if task.gate_fine is None:
+            multiplied.append((of_fine, task.grid))
+        valid = None if task.text_valid is None else given(Slot.TEXT_VALID, task.text_valid)
+        grids = task.grid, task.kv_grid
+        text = text_of(valid, batch, head_dim, grids, multiplied, work.part)
+        # With a fine gate the kernels write this gradient themselves, zeros included.
+        clean = [*text.clean, Located3(of_fine, of_fine)]
         lse_shape = batch, heads, length
         call = backward_call(
-            Located3(q, q),
-            Located3(k, k),
-            Located3(v, v),
-            Shared((task.grid, task.kv_grid), task.scale, bitmap, query_axes, None, None),
+            clean[0],
+            clean[1],
+            clean[2],
+            Shared(grids, task.scale, bitmap, query_axes, text.query_rows, text.key_rows),
             LocatedGates(
                 None if task.gate_fine is None else given(Slot.GATE_FINE, task.gate_fine),
                 None if task.gate_coarse is None else given(Slot.GATE_COARSE, task.gate_coarse),
@@ -109,7 +134,7 @@ class PreparedBackward:
             Gradients(
                 fine_out=whole(Slot.FINE, task.q.shape, dtype),
                 grad_out=whole(Slot.GRAD_OUT, task.q.shape, dtype),
-                grad_fine=Located3(of_fine, of_fine),
+                grad_fine=clean[3],
                 grad_q=whole(Slot.GRAD_Q, task.q.shape, dtype),
                 grad_k=whole(Slot.GRAD_K, task.k.shape, dtype),
                 grad_v=whole(Slot.GRAD_V, task.v.shape, dtype),
@@ -120,7 +145,7 @@ class PreparedBackward:
                 if task.gate_coarse is None
                 else whole(Slot.GRAD_GATE_COARSE, task.q.shape, task.gate_coarse.dtype),
                 grad_coarse=None if coarse is None else coarse.grad,
-                grad_means=(None, None, None) if coarse is None else coarse.grad_means,
+                grad_means=grad_means,
                 transposed=transposed,
                 key_axes=key_axes,
                 order=order,
@@ -131,23 +156,39 @@ class PreparedBackward:
             ),
         )
         steps = [
+            *(each.step() for each in text.calls),
             transpose_call(bitmap, key_tiles, transposed, counts).step(),
             axis_call(bitmap, query_axes, task.grid.tiles, counters).step(),
             axis_call(transposed, key_axes, task.kv_grid.tiles).step(),
-            order_call(counts, key_axes, order, 0, task.kv_grid.tiles[0]).step(),
+            order_call(counts, key_axes, order, key_text, task.kv_grid.tiles[0]).step(),
             call.step_rows(),
         ]
         if coarse is not None:
             steps += [each.step() for each in coarse.calls(task.scale)]
-        self.program = _C.Program([*steps, call.step()])
+        if task.tail:
+            kept = Workspace(Slot.MEANS)  # as the forward laid them out
+            _, k_means, v_means = (kept.part(shape, torch.float32) for shape in shapes)
+            rounded = tail_tensors(batch, kv_heads, task.kv_grid, head_dim, dtype, work.part)
+            added = coarse is not None
+            tail = sums_call(call, q, k, grids, rounded, grad_means[1:], added, work.part).call
+            steps += [
+                round_call(k_means, v_means, rounded, task.kv_grid).step(),
+                tail.step_means(),
+                call.step(),
+                tail.step(),
+            ]
+        else:
+            steps.append(call.step())
+        self.work_bytes = work.nbytes
+        self.program = _C.Program(steps)
 
     def __call__(
         self, upstream: Upstream, found: Forward, tensors: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
-        """Gradients of ``tensors``: q, k, v and both gates."""
+        """Gradients of the first of ``tensors``: q, k, v and both gates."""
         grads = [
             None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
-            for x in tensors
+            for x in tensors[:5]
         ]
         work = found.kept.new_empty(self.work_bytes)
         addresses = [
@@ -165,38 +206,3 @@ class PreparedBackward:
         ]
         self.machine.run_program(self.program, addresses, self.device)
         return grads
-
-
-class _Coarse:
-    """The coarse branch of a backward.
-
-    Attributes:
-        out: (B, heads, n_q, head_dim) fp32, the coarse output as the forward left it.
-        grad: its gradient, part of the workspace; so are ``grad_means``.
-        grad_means: gradients of the means of q, k and v.
-    """
-
-    def __init__(self, task: Task, work: Workspace) -> None:
-        batch, _, heads, head_dim = task.q.shape
-        of_queries = batch, heads, task.grid.num_tiles, head_dim
-        of_keys = batch, task.k.shape[2], task.kv_grid.num_tiles, head_dim
-        shapes = of_queries, of_keys, of_keys
-        self.out = Workspace(Slot.COARSE).part(of_queries, torch.float32)
-        saved = Workspace(Slot.MEANS)  # as the forward laid them out
-        self._means = [saved.part(shape, torch.float32) for shape in shapes]
-        self.grad = work.part(of_queries, torch.float32)
-        self.grad_means = [work.part(shape, torch.float32) for shape in shapes]
-        self._matrices = batch * task.k.shape[2]
-        rows = heads // task.k.shape[2] * task.grid.num_tiles
-        numbers = score_numbers(self._matrices, rows, task.kv_grid.num_tiles, PROBABILITY_BYTES)
-        self._scratch = [work.part((numbers,), torch.float32) for _ in range(2)]
-
-    def calls(self, scale: float) -> Iterator[Any]:
-        """From ``grad`` to ``grad_means``."""
-        grad, out, *of_means = (
-            as_matrices(x, self._matrices)
-            for x in (self.grad, self.out, *self._means, *self.grad_means)
-        )
-        return gradient_calls(
-            grad, out, of_means[:3], scale, of_means[3:], self._scratch, PROBABILITY_BYTES
-        )

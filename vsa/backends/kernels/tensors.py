@@ -3,8 +3,7 @@
 
 Tensors are read and written where they are, through tensor maps over their strides. Only what TMA
 cannot address is copied: strides or addresses that are no multiple of 16 bytes, and batch elements
-that do not follow each other as heads do when heads lie outside tokens. Text that is partly invalid
-is copied too, to put zeros in place of what must not be attended; it is short.
+that do not follow each other as heads do when heads lie outside tokens.
 """
 
 from __future__ import annotations
@@ -14,10 +13,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vsa.backends.kernels.placeholder import Placeholder, contiguous_strides
-from vsa.values import bitmap
 from vsa.values.grid import SLOTS, Grid
 
 ALIGNMENT = 16
@@ -36,6 +33,11 @@ def addressable(x: Tensor) -> Tensor:
     """The tensor (B, S, heads, head_dim), or a contiguous copy if no tensor map describes it."""
     if is_addressable(x) and x.data_ptr() % ALIGNMENT == 0:
         return x
+    return contiguous_copy(x)
+
+
+def contiguous_copy(x: Tensor) -> Tensor:
+    """A tensor of the same numbers at an aligned address."""
     return x.clone(memory_format=torch.contiguous_format)
 
 
@@ -51,33 +53,6 @@ def is_addressable(x: Tensor) -> bool:
     inside = x.shape[2] == 1 or head < token
     foldable = inside or x.shape[0] == 1 or batch == head * x.shape[2]
     return channel == 1 and aligned and foldable
-
-
-def text_rows(
-    text_valid: Tensor | None, batch: int, grid: Grid, device: torch.device
-) -> Tensor | None:
-    """Which rows of the text's tiles are real tokens.
-
-    Returns:
-        (B, ceil(prefix / 64) + ceil(suffix / 64)) int64, bit r for row r; None without text.
-    """
-    if grid.text == 0:
-        return None
-    if text_valid is None:
-        text_valid = torch.ones(batch, grid.text, dtype=torch.bool, device=device)
-    parts = (
-        functional.pad(part, (0, -part.shape[1] % SLOTS))
-        for part in text_valid.split((grid.prefix, grid.suffix), 1)
-    )
-    return bitmap.pack(torch.cat(list(parts), dim=1)).view(torch.int64)
-
-
-def without_invalid_text(x: Tensor, text_valid: Tensor | None, grid: Grid) -> Tensor:
-    """The tensor, or a copy of its text alone with zeros if invalid, (B, text, heads, head_dim)."""
-    if text_valid is None:
-        return x
-    text = torch.cat((x[:, : grid.prefix], x[:, x.shape[1] - grid.suffix :]), dim=1)
-    return text.masked_fill_(~text_valid[:, :, None, None], 0)
 
 
 def views(x: Located, text: Located, grid: Grid) -> tuple[View, View, View]:

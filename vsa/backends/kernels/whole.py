@@ -17,6 +17,7 @@ from vsa.values.problem import (
     Means,
     Problem,
     Saved,
+    SubBlockScores,
     Task,
     TileScores,
     Upstream,
@@ -25,6 +26,9 @@ from vsa.values.problem import (
 )
 from vsa.values.remembered import Remembered
 
+TaskTensors = tuple[
+    Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None
+]
 _prepared: Remembered[tuple[Prepared | None]] = Remembered(256)
 """By all that a task is made of; None where it cannot be prepared."""
 
@@ -34,7 +38,7 @@ def forward(backend: Backend, call: WholeCall) -> tuple[Tensor, ...]:
     prepared = _find(backend, call, gradients=True)
     gated = call.gate_fine is not None or call.gate_coarse is not None
     if prepared is not None:
-        found = prepared.forward(call.q, call.k, call.v, call.gate_fine, call.gate_coarse)
+        found = prepared.forward(*_tensors(call))
         assert found.lse is not None and found.bitmap is not None
         return (
             found.out,
@@ -59,7 +63,7 @@ def inference(backend: Backend, call: WholeCall) -> tuple[Tensor, Tensor, Tensor
     """Results of ``torch.ops.vsa.attention_inference``."""
     prepared = _find(backend, call, gradients=False)
     if prepared is not None:
-        found = prepared.forward(call.q, call.k, call.v, call.gate_fine, call.gate_coarse)
+        found = prepared.forward(*_tensors(call))
         assert found.lse is not None and found.bitmap is not None
         return found.out, found.lse, found.bitmap
     problem, gates, _ = _stages_before_fine(backend, call)
@@ -91,9 +95,7 @@ def backward(
             coarse=saved.coarse if has_coarse else None,
             means=saved.means if has_coarse else None,
         )
-        return prepared.backward(
-            upstream, found, (call.q, call.k, call.v, call.gate_fine, call.gate_coarse)
-        )
+        return prepared.backward(upstream, found, _tensors(call))
     problem = _problem(call, saved.bitmap)
     of_forward = Saved(saved.fine, saved.lse)
     if call.gate_fine is None and call.gate_coarse is None:
@@ -108,21 +110,27 @@ def backward(
 
 def _find(backend: Backend, call: WholeCall, gradients: bool) -> Prepared | None:
     """What runs calls of this kind, None for those that go stage by stage."""
-    tensors = call.q, call.k, call.v, call.gate_fine, call.gate_coarse
-    if call.text_valid is not None or not _aligned(*tensors):
+    tensors = _tensors(call)
+    if not _aligned(*tensors[:3]):
         return None
     grids = call.grids
     counts, mass = counts_and_mass(call.topk, call.mass, call.numbers, grids[1].num_tiles)
     kinds = (None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors)
     key = (
-        *kinds, *counts, mass, *call.grid, *call.kv_grid, call.scale, backend.name, gradients,
+        *kinds, *counts, mass, *call.grid, *call.kv_grid, call.runs, call.scale, backend.name,
+        gradients,
     )  # fmt: skip
     known = _prepared.get(key)
     if known is None:
-        task = Task(*tensors, *grids, counts, mass, call.scale, gradients, True, True)
+        task = Task(*tensors, *grids, counts, mass, call.runs, call.scale, gradients, True, True)
         known = (backend.prepare(task),)
         _prepared.put(key, known)
     return known[0]
+
+
+def _tensors(call: WholeCall) -> TaskTensors:
+    """In the order of a task, whose choice is not given."""
+    return call.q, call.k, call.v, call.gate_fine, call.gate_coarse, call.text_valid, None
 
 
 def _nothing(call: WholeCall) -> Tensor:
@@ -138,11 +146,35 @@ def _stages_before_fine(backend: Backend, call: WholeCall) -> tuple[Problem, Gat
     """Means and choice, and with a coarse gate the coarse attention."""
     grid, kv_grid = call.grids
     has_coarse = call.gate_coarse is not None
+    counts, mass = counts_and_mass(call.topk, call.mass, call.numbers, kv_grid.num_tiles)
+    if call.runs > 1:
+        return _stages_by_sub_blocks(backend, call, counts, mass)
     xs = [call.q, call.k, call.v][: 3 if has_coarse else 2]
     means = backend.tile_means(xs, [grid, kv_grid, kv_grid][: len(xs)])
-    counts, mass = counts_and_mass(call.topk, call.mass, call.numbers, kv_grid.num_tiles)
     scores = TileScores(means[0], means[1], None, counts, mass, None, call.scale, call.backend)
     chosen, coarse = backend.select(scores, means[2] if has_coarse else None)
+    return _problem(call, chosen), Gates(call.gate_fine, call.gate_coarse, coarse), means
+
+
+def _stages_by_sub_blocks(
+    backend: Backend, call: WholeCall, counts: Sequence[int], mass: float
+) -> tuple[Problem, Gates, list[Tensor]]:
+    """The same where tiles are chosen by the means of their runs."""
+    asked = SubBlockScores(
+        call.q,
+        call.k,
+        None,
+        counts,
+        mass,
+        None,
+        call.grid,
+        call.kv_grid,
+        call.runs,
+        call.scale,
+        call.backend,
+    )
+    v = None if call.gate_coarse is None else call.v
+    chosen, means, coarse = backend.select_by_sub_blocks(asked, v)
     return _problem(call, chosen), Gates(call.gate_fine, call.gate_coarse, coarse), means
 
 

@@ -24,6 +24,7 @@ from vsa.measure.shapes import Shape
 from vsa.measure.timing import peak_memory, seconds, sets_beyond_cache, settled, spread
 from vsa.measure.ways import QUEUED, host_seconds, in_a_graph
 from vsa.values import checks
+from vsa.values.score import Score
 from vsa.verify.sampled import Sample
 
 Inputs = tuple[Tensor, ...]  # q, k and v, (1, S, heads, head_dim)
@@ -53,9 +54,11 @@ class Case:
         selection: that pattern; None where attention chooses.
         backend: of the sparse runs.
         repeats: of every timing.
+        score: what attention chooses by.
         sets: inputs that calls go round, so that none finds its own in the L2 cache.
         with_stages: whether the stages of the sparse runs are timed too, in calls of their own.
         with_ways: whether they are timed in a CUDA graph and compiled too.
+        tail: whether tiles that are not chosen enter the softmax by their means.
     """
 
     name: str
@@ -65,9 +68,11 @@ class Case:
     selection: vsa.Selection | None
     backend: str
     repeats: int
+    score: Score
     sets: Sequence[Inputs]
     with_stages: bool
     with_ways: bool = False
+    tail: bool = False
 
     def measure(self, direction: str, monitor: Monitor) -> Measurement:
         """Parity first, then both times.
@@ -103,7 +108,16 @@ class Case:
                 ways[name] = statistics.median(timed(each)[0]) / count
             host["compiled"] = host_seconds(compiled, self.repeats)
         grid = self.layer.grid
-        cost = vsa.flops(grid, self.layer.heads, self.layer.head_dim, self.topk, backward=backward)
+        layer = self.layer
+        cost = vsa.flops(
+            grid,
+            layer.heads,
+            layer.head_dim,
+            self.topk,
+            backward=backward,
+            score=self.score,
+            tail=self.tail,
+        )
         dense_time, sparse_time = statistics.median(dense), statistics.median(sparse)
         return Measurement(
             shape=self.name,
@@ -129,6 +143,7 @@ class Case:
             stages=self._stages(sets, upstream, backward) if self.with_stages else {},
             host=host,
             ways=ways,
+            tail=self.tail,
         )
 
     def _sparse(self, q: Tensor, k: Tensor, v: Tensor, **returns: bool) -> Any:
@@ -139,6 +154,8 @@ class Case:
             self.topk if self.selection is None else None,
             grid=self.layer.grid,
             selection=self.selection,
+            score=self.score,
+            tail=self.tail,
             backend=self.backend,
             **cast("Any", returns),
         )
@@ -168,7 +185,7 @@ class Case:
     def _errors(self, inputs: Inputs, upstream: Tensor, backward: bool) -> dict[str, float]:
         out, chosen, lse = self._sparse(*inputs, return_selection=True, return_lse=True)
         fixed = (x.detach() for x in inputs)
-        exact = Sample(self.layer.grid, chosen.mask()[0], *fixed, upstream)
+        exact = Sample(self.layer.grid, chosen.mask()[0], *fixed, upstream, tail=self.tail)
         errors = exact.forward_errors(out.detach(), lse.detach())
         if backward:
             errors |= exact.backward_errors(*torch.autograd.grad(out, inputs, upstream))

@@ -63,6 +63,15 @@ def bench(
         ),
     ] = [],  # noqa: B006
     tile: options.TileShape = "4,4,4",
+    score: Annotated[
+        Any,
+        typer.Option(
+            "--score",
+            parser=options.parse_score,
+            metavar="SCORE",
+            help="What attention chooses tiles by: mean, or sub-blocks:N for vsa.SubBlocks(N).",
+        ),
+    ] = "mean",
     dtype: Annotated[
         torch.dtype,
         typer.Option(
@@ -81,6 +90,10 @@ def bench(
         ),
     ] = CHOSEN,
     lists: Annotated[str | None, typer.Option("--lists", **PATTERN, hidden=True)] = None,
+    tail: Annotated[
+        bool,
+        typer.Option("--tail", help="Tiles that are not chosen enter the softmax by their means."),
+    ] = False,
     with_stages: Annotated[
         bool, typer.Option("--stages", help="Time the stages too, called one by one.")
     ] = False,
@@ -130,6 +143,11 @@ def bench(
             f"CUDA graphs need a CUDA device, but --device is {device.type}", param_hint="--graph"
         )
     pattern = lists or pattern
+    if score != "mean" and pattern != CHOSEN:
+        raise typer.BadParameter(
+            f"nothing is chosen where --patterns is {pattern}: leave --score out",
+            param_hint="--score",
+        )
     grid, topk = layers.swept(sweep, shape, grid, topk, device)
     cases = layers.layers(shape, grid, tile, heads, head_dim)
     for each in cases.values():
@@ -155,6 +173,7 @@ def bench(
         )
     kind = str(dtype).removeprefix("torch.")
     about: dict[str, Any] = provenance(device) | {"backend": name, "dtype": kind, "sweep": sweep}
+    about["score"] = str(score)
     measurements: list[Measurement] = []
 
     def keep(complete: bool) -> None:
@@ -181,9 +200,11 @@ def bench(
                         selections[called, share],
                         name,
                         repeats,
+                        score,
                         inputs,
                         with_stages,
                         with_ways,
+                        tail,
                     )
                     progress.update(task, description=f"{called}, topk {share:g}, {direction}")
                     measurements.append(case.measure(direction, monitor))
@@ -195,7 +216,8 @@ def bench(
         except KeyboardInterrupt:
             stopped = f"interrupted after {len(measurements)} of {len(rows)} rows", INTERRUPTED
     console.print(*tables(measurements), sep="\n")
-    head = f"{machine(device)}, backend {name}, {kind}, vsa {vsa.__version__}"
+    by = "" if score == "mean" else f", {score}"
+    head = f"{machine(device)}, backend {name}, {kind}{by}, vsa {vsa.__version__}"
     console.print(f"{head}, {date.today()}; median of {repeats}, ± half the quartile distance")
     if measurements:
         worst = max(max(row.errors.values()) for row in measurements)

@@ -42,6 +42,7 @@ class Measurement:
         host: seconds that the host takes to issue a call, of "dense", "sparse" and, if asked for,
             "compiled"; empty on a CPU.
         ways: median seconds of vsa.attention in a "graph" and "compiled"; empty if not asked for.
+        tail: whether tiles that were not chosen entered the softmax by their means.
     """
 
     shape: str
@@ -67,6 +68,7 @@ class Measurement:
     stages: dict[str, float] = field(default_factory=dict)
     host: dict[str, float] = field(default_factory=dict)
     ways: dict[str, float] = field(default_factory=dict)
+    tail: bool = False
 
     def row(self) -> dict[str, Any]:
         """As JSON files hold it, with times in ms."""

@@ -90,4 +90,5 @@ def _layer(row: Measurement) -> str:
         f"{math.prod(row.grid):,}{text} tokens = {row.shape}, {row.heads} heads of "
         f"{row.head_dim}, {row.kept} of {row.tiles} tiles kept ({row.kept / row.tiles:.1%})"
         + (f", sparsity pattern {row.pattern}" if row.pattern != CHOSEN else "")
+        + (", with a tail" if row.tail else "")
     )

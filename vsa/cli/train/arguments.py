@@ -180,7 +180,8 @@ Runs = Annotated[
         "--read",
         exists=True,
         dir_okay=False,
-        help="Train nothing: draw --plot from the loss.json of a run; repeat for several runs.",
+        help="Train nothing: draw --plot from the loss.json of a run. Repeat for several runs: "
+        "they are compared by kind and seed, and laws are fitted to loss over FLOPs.",
         rich_help_panel=DRAWING,
     ),
 ]

@@ -20,6 +20,7 @@ from vsa.cli.bench.case import dense_kernel
 from vsa.cli.extras import require_demo_extra
 from vsa.cli.outputs import INTERRUPTED, check_output
 from vsa.cli.train import arguments as arguments
+from vsa.cli.train import compare
 from vsa.cli.train.table import line, tables
 from vsa.measure.console import wide_console
 from vsa.measure.machine import machine
@@ -275,7 +276,11 @@ def _draw(files: list[Path], picture: Path) -> None:
     from vsa.cli.train.plot import draw  # needs the extra
 
     try:
-        draw([read(file) for file in files], picture)
+        runs = [read(file) for file in files]
+        draw(runs, picture)
+        console = wide_console(150)
+        for table in compare.tables(runs) if len(runs) > 1 else ():
+            console.print(table)
     except (ValueError, KeyError) as error:
         said = f"a file of vsa train is needed, but one lacks {error}"
         raise typer.BadParameter(

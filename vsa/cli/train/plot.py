@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from vsa.cli.train import compare
 from vsa.diagnostics import theme
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ COLOURS = {
     "abrupt": theme.BROWN,
 }
 DASHES = ("-", "--", ":", "-.")
-"""Of runs that differ in more than the kind."""
+"""Of runs that differ in more than the kind, by what they differ in."""
+LAW: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 3, "alpha": 0.45}
+"""How a fitted law is drawn."""
 AXES: tuple[tuple[str, str, Callable[[Mapping[str, Any]], float]], ...] = (
     ("training steps", "{x:,.0f}", lambda row: row["step"]),
     ("training FLOPs, counted", "{x:.0e}", lambda row: row["flops"]),
@@ -39,7 +42,7 @@ VARIED = ("size", "grid", "seed", "topk", "batch", "learning_rate", "times", "st
 
 
 def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw runs into one PNG, a colour for each kind and a dash for each run.
+    """Draw runs into one PNG: colours are kinds, dashes are settings, dots are fitted laws.
 
     Args:
         runs: what ``provenance.read`` gave of their files.
@@ -59,21 +62,39 @@ def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.xaxis.set_major_formatter(numbers)
             axes.grid(axis="y")
         panels[0].set_ylabel("held-out loss (log scale)")
-        figure.legend(handles=_legend(runs), loc="outside lower center", ncols=8)
+        lines = _draw_laws(panels[1], runs) if len(runs) > 1 else 0
+        handles = _legend(runs)
+        if lines:
+            handles.append(Line2D([], [], color=theme.MUTED, **LAW, label="law of a frontier"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=8)
         theme.title(figure, _caption(runs))
+
+
+def _draw_laws(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> int:
+    """The law of each kind over the FLOPs that it was fitted to; how many there are."""
+    count = 0
+    for group in compare.groups(runs):
+        for kind, law in compare.laws(group).items():
+            if law is not None:
+                low, high = law.flops
+                places = [low * (high / low) ** (n / 40) for n in range(41)]
+                axes.plot(places, [law.loss(x) for x in places], color=COLOURS[kind], **LAW)
+                count += 1
+    return count
 
 
 def _draw_curves(
     axes: Axes, runs: Sequence[Mapping[str, Any]], place: Callable[[Mapping[str, Any]], float]
 ) -> None:
-    for number, run in enumerate(runs):
+    labels = _labels(runs)
+    for run, label in zip(runs, labels, strict=True):
         for kind in run["kinds"]:
             rows = [row for row in run["rows"] if row["kind"] == kind and row["step"]]
             axes.plot(
                 [place(row) for row in rows],
                 [row["held_out"] for row in rows],
                 color=COLOURS[kind],
-                linestyle=DASHES[number % len(DASHES)],
+                linestyle=_dashes(labels)[label],
                 marker="o" if len(rows) == 1 else None,
                 linewidth=1.8,
             )
@@ -86,15 +107,26 @@ def _draw_curves(
         axis.set_minor_locator(NullLocator())
 
 
+def _labels(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each run differs in from others; nothing where they differ in kinds alone."""
+    varied = [name for name in VARIED if len({str(run[name]) for run in runs}) > 1]
+    return [
+        ", ".join(f"{name.replace('_', ' ')} {_word(run[name])}" for name in varied) for run in runs
+    ]
+
+
+def _dashes(labels: Sequence[str]) -> dict[str, str]:
+    """A dash for each label; they come round again where there are many."""
+    return {
+        label: DASHES[number % len(DASHES)] for number, label in enumerate(dict.fromkeys(labels))
+    }
+
+
 def _legend(runs: Sequence[Mapping[str, Any]]) -> list[Line2D]:
     kinds = dict.fromkeys(kind for run in runs for kind in run["kinds"])
     handles = [Line2D([], [], color=COLOURS[kind], label=kind) for kind in kinds]
-    if len(runs) > 1:
-        varied = [name for name in VARIED if len({str(run[name]) for run in runs}) > 1]
-        for number, run in enumerate(runs):
-            words = [f"{name.replace('_', ' ')} {_word(run[name])}" for name in varied]
-            label = ", ".join(words) or f"run {number + 1}"
-            dash = DASHES[number % len(DASHES)]
+    for label, dash in _dashes(_labels(runs)).items():
+        if label:
             handles.append(Line2D([], [], color=theme.MUTED, linestyle=dash, label=label))
     return handles
 
@@ -117,4 +149,4 @@ def _caption(runs: Sequence[Mapping[str, Any]]) -> str:
         f"commit {(run['commit'] or 'unknown')[:12]}",
         run["date"],
     ]
-    return "Held-out loss of rectified flow on pixels\n" + fill(", ".join(facts), 150)
+    return "Held-out loss of rectified flow on pixels\n" + fill(", ".join(facts), 140)

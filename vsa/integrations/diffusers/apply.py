@@ -22,10 +22,13 @@ from vsa.integrations.diffusers.plan import PLAN, Plan, Schedule, Settings, way_
 from vsa.integrations.diffusers.processors import SparseProcessor
 from vsa.integrations.diffusers.sharding import Sharding
 from vsa.integrations.diffusers.steps import Steps
+from vsa.schedule import StepSchedule
 from vsa.stages.inputs import DEFAULT_TILE, Tile
 from vsa.values import checks
-from vsa.values.budget import TopK, resolve
+from vsa.values.budget import TopK, check
+from vsa.values.budgets import Budgets
 from vsa.values.grid import SLOTS
+from vsa.values.score import Score, runs_of
 
 Transformer = TypeVar("Transformer", bound=nn.Module)
 
@@ -33,13 +36,15 @@ Transformer = TypeVar("Transformer", bound=nn.Module)
 @overload
 def apply_vsa(
     transformer: Transformer,
-    topk: TopK | Schedule = ...,
+    topk: TopK | Budgets | Schedule = ...,
     *,
     tile: Tile = ...,
+    score: Score = ...,
     dense_layers: Sequence[int] = ...,
     dense_steps: int = ...,
     gates: Literal["coarse"] | None = ...,
     refresh_every: int = ...,
+    tail: bool = ...,
     group: Any = ...,
 ) -> Transformer: ...
 
@@ -47,26 +52,30 @@ def apply_vsa(
 @overload
 def apply_vsa(
     transformer: Sequence[Transformer],
-    topk: TopK | Schedule = ...,
+    topk: TopK | Budgets | Schedule = ...,
     *,
     tile: Tile = ...,
+    score: Score = ...,
     dense_layers: Sequence[int] = ...,
     dense_steps: int = ...,
     gates: Literal["coarse"] | None = ...,
     refresh_every: int = ...,
+    tail: bool = ...,
     group: Any = ...,
 ) -> list[Transformer]: ...
 
 
 def apply_vsa(
     transformer: Any,
-    topk: TopK | Schedule = 0.1,
+    topk: TopK | Budgets | Schedule = 0.1,
     *,
     tile: Tile = "auto",
+    score: Score = "mean",
     dense_layers: Sequence[int] = (),
     dense_steps: int = 0,
     gates: Literal["coarse"] | None = None,
     refresh_every: int = 1,
+    tail: bool = False,
     group: Any = None,
 ) -> Any:
     """Make the self-attention of a diffusers video transformer sparse, in place.
@@ -89,15 +98,17 @@ def apply_vsa(
             CogVideoX or Mochi; or several that share the steps of one generation, as
             ``[pipe.transformer, pipe.transformer_2]`` of Wan 2.2 A14B.
         topk: as in ``vsa.attention``: a number or share of tiles, one for each head, or a
-            ``vsa.TopP``; or a function topk(layer, step) that returns one of these, or None for
-            dense attention.
+            ``vsa.TopP``; or ``vsa.Budgets`` of all layers; or a function topk(layer, step) that
+            returns one of these, or None for dense attention, such as a ``vsa.StepSchedule``.
         tile: tokens per tile along (t, h, w); "auto" wastes the fewest slots, and is (4, 4, 4) with
             gates, as they were trained with it.
+        score: what tiles are chosen by, as in ``vsa.attention``.
         dense_layers: layers that keep diffusers' own attention, negative ones from the end.
         dense_steps: denoising steps at the beginning that do so.
         gates: "coarse" adds a coarse branch behind gates: those that the transformer has, else
             those in the local folder that it was loaded from, else zero until trained or loaded.
         refresh_every: tiles are chosen every so many steps and taken again in between.
+        tail: as in ``vsa.attention``: tiles that are not chosen enter the softmax by their means.
         group: process group, or ``DeviceMesh`` of one dimension, whose ranks share out the video
             of HunyuanVideo, HunyuanVideo 1.5, CogVideoX or Mochi; they must divide the heads.
             Every rank calls the transformer with the same input and gets the whole result;
@@ -115,7 +126,9 @@ def apply_vsa(
     """
     several = isinstance(transformer, (list, tuple))
     prepared = [
-        _prepare(each, topk, tile, dense_layers, dense_steps, gates, refresh_every, group)
+        _prepare(
+            each, topk, tile, score, dense_layers, dense_steps, gates, refresh_every, tail, group
+        )
         for each in (transformer if several else [transformer])
     ]
     if not prepared:
@@ -140,26 +153,31 @@ Prepared = tuple[Any, Plan, "Plan | None", dict[str, nn.Module]]
 
 def _prepare(
     transformer: Any,
-    topk: TopK | Schedule,
+    topk: TopK | Budgets | Schedule,
     tile: Tile,
+    score: Score,
     dense_layers: Sequence[int],
     dense_steps: int,
     gates: str | None,
     refresh_every: int,
+    tail: bool,
     group: Any,
 ) -> Prepared:
     """Everything that may be refused, before anything is changed."""
     module: Any = getattr(transformer, "_orig_mod", transformer)
     family = family_of(module)
     layers = family.layers(module)
+    dense = _checked_layers(dense_layers, len(layers))
     settings = Settings(
-        topk=_checked_topk(topk, next(iter(layers.values()))),
+        topk=_checked_topk(topk, layers, dense),
         tile=_checked_tile(tile, gates),
         dense_steps=checks.integer("dense_steps", dense_steps, at_least=0),
         refresh_every=checks.integer("refresh_every", refresh_every, at_least=1),
         gates=gates,
+        score=score,
+        tail=checks.flag("tail", tail),
     )
-    dense = _checked_layers(dense_layers, len(layers))
+    runs_of(score)
     if gates not in (None, "coarse"):
         raise ValueError(f'gates must be None or "coarse", but it is {gates!r}')
     heads: Any = next(iter(layers.values())).heads
@@ -218,9 +236,16 @@ def remove_vsa(transformer: Transformer) -> Transformer:
     return transformer
 
 
-def _checked_topk(topk: TopK | Schedule, attn: Any) -> TopK | Schedule:
-    if not callable(topk):
-        resolve(topk, 1, attn.heads)
+def _checked_topk(
+    topk: TopK | Budgets | Schedule, layers: Mapping[str, Any], dense: frozenset[int]
+) -> TopK | Budgets | Schedule:
+    heads = {path: attn.heads for path, attn in layers.items()}
+    of_steps = topk.steps.values() if isinstance(topk, StepSchedule) else (topk,)
+    for each in of_steps:
+        if isinstance(each, Budgets):
+            each.check(heads, optional=[path for n, path in enumerate(layers) if n in dense])
+        elif each is topk is None or (each is not None and not callable(each)):
+            check(each, next(iter(heads.values())))
     return topk
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from vsa.diagnostics.record import SAMPLED_TILES, Record
+from vsa.diagnostics.curves import SAMPLED_TILES, Curves, Order
+from vsa.diagnostics.record import Record
 from vsa.integrations.diffusers.plan import PLAN, Plan
 
 
@@ -20,6 +21,8 @@ def collect(
     every: int = 1,
     tiles: int = SAMPLED_TILES,
     maps: Sequence[int] | None = None,
+    curves: bool = False,
+    score: Order = "mean",
 ) -> Iterator[Record]:
     """Note recall, density and tile maps of every sparse layer while the transformer runs.
 
@@ -32,6 +35,8 @@ def collect(
         every: steps between two that are noted.
         tiles: query tiles, spread over the video, that recall is measured for.
         maps: layers whose tile maps are kept; None for the first, the middle and the last.
+        curves: also note recall at every budget, which ``vsa.calibrate`` goes by.
+        score: what tiles are ordered by in them, as in ``vsa.attention``.
 
     Yields:
         The record, which fills while the transformer runs.
@@ -53,7 +58,8 @@ def collect(
         )
     count = len(plan.layers)
     chosen = sorted({0, count // 2, count - 1}) if maps is None else maps
-    plan.record = record = Record(count, every, tiles, chosen)
+    noted = Curves(list(plan.layers), tiles=tiles, score=score) if curves else None
+    plan.record = record = Record(count, every, tiles, chosen, noted)
     try:
         with uncompiled(module):
             yield record

@@ -23,12 +23,15 @@ from vsa.integrations.diffusers.processors import REFRESH, SparseProcessor
 from vsa.integrations.diffusers.sharding import Sharding
 from vsa.integrations.diffusers.steps import MOST_CALLS, Steps
 from vsa.integrations.diffusers.work import Store, Work
+from vsa.schedule import StepSchedule
 from vsa.stages.inputs import Tile
-from vsa.values.budget import TopK, resolve
-from vsa.values.grid import best_tile
+from vsa.values.budget import LayerBudget, TopK, check, resolve
+from vsa.values.budgets import Budgets
+from vsa.values.grid import Grid, best_tile
+from vsa.values.score import Score
 
-Schedule = Callable[[int, int], TopK | None]
-"""topk(layer, step) -> as in ``vsa.attention``, or None for dense attention."""
+Schedule = Callable[[int, int], TopK | Budgets | None]
+"""topk(layer, step) -> as in ``vsa.attention``, budgets of all layers, or None for dense."""
 
 PLAN = "_vsa_plan"
 """The attribute of a transformer that holds its plan."""
@@ -42,11 +45,13 @@ _tile_for = lru_cache(maxsize=64)(best_tile)
 class Settings:
     """The arguments of ``apply_vsa``, checked."""
 
-    topk: TopK | Schedule
+    topk: TopK | Budgets | Schedule
     tile: Tile
     dense_steps: int
     refresh_every: int
     gates: str | None = None
+    score: Score = "mean"
+    tail: bool = False
 
     @property
     def need_steps(self) -> bool:
@@ -54,12 +59,18 @@ class Settings:
         return callable(self.topk) or self.dense_steps > 0 or self.refresh_every > 1
 
     def __str__(self) -> str:
-        topk = self.topk
-        words = [f"topk={getattr(topk, '__name__', 'function') if callable(topk) else topk}"]
+        topk: object = self.topk
+        if isinstance(topk, (Budgets, StepSchedule)):
+            topk = repr(topk)
+        elif callable(topk):
+            topk = getattr(topk, "__name__", "function")
+        words = [f"topk={topk}"]
         words.append(f"tile={self.tile}")
         words.append(f"gates={self.gates}")
+        words += [f"score={self.score}"] if self.score != "mean" else []
         words += [f"dense_steps={self.dense_steps}"] if self.dense_steps else []
         words += [f"refresh_every={self.refresh_every}"] if self.refresh_every > 1 else []
+        words += ["tail=True"] if self.tail else []
         return ", ".join(words)
 
 
@@ -214,22 +225,41 @@ class Plan:
                 "told from the video's where the sequence is sharded: run it on one device"
             )
         tile = _tile_for(shape) if settings.tile == "auto" else settings.tile
-        topk = settings.topk(layer, step) if callable(settings.topk) else settings.topk
-        if step < settings.dense_steps or layer in self.dense_layers:
-            topk = None
-        if topk is not None:
-            resolve(topk, 1, self._heads(layer))
+        dense = step < settings.dense_steps or layer in self.dense_layers
+        topk = None if dense else self._topk(layer, step, Grid(shape, tile))
         store, reuse = None, False
         if settings.refresh_every > 1 and topk is not None:
             store = self.stores.of(layer, self.steps)
             reuse = (step - settings.dense_steps) % settings.refresh_every != 0
         note = partial(self.record.note, layer, step) if self.record and noted else None
         return Work(
-            shape, tile, topk, store, reuse, group, self.sharding, note, before=before, after=after
+            shape,
+            tile,
+            topk,
+            store,
+            reuse,
+            group,
+            self.sharding,
+            note,
+            before,
+            after,
+            settings.score,
+            settings.tail,
         )
 
-    def _heads(self, layer: int) -> int:
-        return list(self.layers.values())[layer].heads  # type: ignore[return-value]
+    def _topk(self, layer: int, step: int, grid: Grid) -> TopK | None:
+        """The budget of a layer in a step, checked; None for dense attention."""
+        path, attn = list(self.layers.items())[layer]
+        topk = self.settings.topk
+        found = topk(layer, step) if callable(topk) else topk
+        if isinstance(found, Budgets):
+            found.check_grid(grid)
+            found = found.of(path)
+        if isinstance(found, LayerBudget):
+            resolve(found, grid.num_tiles, attn.heads)  # type: ignore[arg-type]
+        elif found is not None:
+            check(found, attn.heads)  # type: ignore[arg-type]
+        return found
 
     def _set(self, works: Mapping[int, Work | None]) -> None:
         for layer, work in works.items():

@@ -187,7 +187,9 @@ def sparse(
         grid=grid,
         gate_coarse=gate,
         selection=known,
+        score=work.score,
         text_valid=text_valid,
+        tail=work.tail,
         return_selection=work.store is not None or work.note is not None,
     )
     if isinstance(out, tuple):

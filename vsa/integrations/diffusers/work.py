@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vsa.values.budget import TopK
 from vsa.values.grid import Extent, Grid
+from vsa.values.score import Score
 from vsa.values.selection import Selection
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Work:
         note: is told the queries, keys and selection of this pass, if somebody looks.
         before: tokens of keyframes that stand before the video, and attend everything.
         after: likewise after it.
+        score: what tiles are chosen by, as in ``vsa.attention``.
+        tail: as in ``vsa.attention``.
     """
 
     shape: Extent
@@ -49,6 +52,8 @@ class Work:
     note: Callable[[Tensor, Tensor, Selection], None] | None = None
     before: int = 0
     after: int = 0
+    score: Score = "mean"
+    tail: bool = False
 
     @property
     def tokens(self) -> int:

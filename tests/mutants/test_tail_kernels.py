@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tail's kernels as mutants: the emulator reports each by its name."""
+
+from __future__ import annotations
+
+import pytest
+from mutants.mutant_programs import ROOT, build, unnoticed
+from mutants.mutants_of_tail import (
+    IN_CHUNKS,
+    IN_FORWARD,
+    IN_GATED_FORWARD,
+    IN_MEANS,
+    IN_QUERIES,
+)
+
+PROGRAM = ROOT / "tests" / "cpp" / "tail.cpp"
+SEEDS = 18  # the nine schedules of test_emulator.py, with many stages and with few
+PROBLEMS = ("forward", "gated", "means", "queries")
+CHUNKS = "kernels/tail/chunks.h"
+FORWARD = "kernels/tail/forward.h"
+MEANS = "kernels/tail/backward_means.h"
+QUERIES = "kernels/tail/backward_queries.h"
+# A mutant has a namespace of its own, with copies of its header and of all that is built upon it.
+COPIED = {
+    CHUNKS: (CHUNKS, FORWARD, QUERIES),
+    FORWARD: (FORWARD,),
+    MEANS: (MEANS,),
+    QUERIES: (QUERIES,),
+}
+# By header: its mutants, and the problems that each is found in.
+MUTANTS = {
+    CHUNKS: {("forward", "queries"): IN_CHUNKS},
+    FORWARD: {("forward",): IN_FORWARD, ("gated",): IN_GATED_FORWARD},
+    MEANS: {("means",): IN_MEANS},
+    QUERIES: {("queries",): IN_QUERIES},
+}
+
+
+@pytest.mark.parametrize("header", MUTANTS)
+def test_mutants_are_reported_by_name(compiler, tmp_path, header):
+    includes = "launch/tail_params.h"
+    assert not unnoticed(
+        compiler, PROGRAM, tmp_path, COPIED[header], header, MUTANTS[header], PROBLEMS, SEEDS,
+        includes,
+    )  # fmt: skip
+
+
+def test_unchanged_kernels_are_not_reported(compiler, tmp_path):
+    flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
+    program = build(compiler, PROGRAM, tmp_path / "kernels", *flags)
+    for name in PROBLEMS:
+        assert program("vsa", name, 5 * SEEDS) == "nothing"
