@@ -227,13 +227,14 @@ class Gates:
 
 @final
 class LowPrecisionForward:
-    """The forward kernel of int8 over quantised tiles."""
+    """The forward kernel over quantised tiles."""
 
     FIELDS: ClassVar[dict[str, str]]
     def __init__(
         self,
         *,
         forward: FineForward,
+        fp8: bool,
         images: Address,
         channels: Address,
     ) -> None: ...

@@ -26,10 +26,10 @@ void bind_tiles(py::module_& m) {
 
 void bind_low_precision_forward(py::module_& m) {
   using Call = launch::LowPrecisionForward;
-  auto bound = bind_struct<Call>(
-      m, "LowPrecisionForward", "The forward kernel of int8 over quantised tiles.",
-      {inherited<Call, launch::FineForward>("forward"), VSA_FIELD(Call, images, NotNull),
-       VSA_FIELD(Call, channels, NotNull)});
+  auto bound =
+      bind_struct<Call>(m, "LowPrecisionForward", "The forward kernel over quantised tiles.",
+                        {inherited<Call, launch::FineForward>("forward"), VSA_FIELD(Call, fp8),
+                         VSA_FIELD(Call, images, NotNull), VSA_FIELD(Call, channels, NotNull)});
   bind_run<launch::low_precision_forward, launch::low_precision_forward_emulated>(bound);
 }
 

@@ -32,14 +32,14 @@ std::string launch_forward(const LowPrecisionForward& call, int device, void* st
   bool found = true;  // a kernel for this configuration
   const auto launch = [&](cudaStream_t stream) {
     cudaError_t error = cudaSuccess;
-    found = with_config(call, [&](auto element, auto head_dim) {
-      using Config = LowPrecisionForwardConfig<decltype(element), head_dim()>;
-      using Kernel = vsa::LowPrecisionForward<Config, Epilogue>;
+    found = with_low_precision(call, [&](auto config) {
+      using Kernel = vsa::LowPrecisionForward<decltype(config), Epilogue>;
       error = launch_persistent<Kernel>(params, params.queries, params.heads, device, stream);
     });
     return error;
   };
-  const std::string error = launch_on(device, stream, "the forward kernel of int8", launch);
+  const std::string error =
+      launch_on(device, stream, "the forward kernel of low precision", launch);
   return found ? error : kNoConfig;
 }
 

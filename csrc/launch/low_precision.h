@@ -25,7 +25,8 @@ constexpr int kRecordBytes = 16;
 
 // The forward over such tiles; k and v of the call it begins with are not read.
 struct LowPrecisionForward : FineForward {
-  const void* images;     // of QuantiseTiles, int8
+  bool fp8;               // scores of e4m3, else of int8
+  const void* images;     // of QuantiseTiles, of the same kind
   const float* channels;  // likewise
 };
 

@@ -14,10 +14,14 @@ std::string emulate_forward(const LowPrecisionForward& call, int blocks, unsigne
   LowPrecisionParams<typename Epilogue::Params> params;
   if (const std::string error = make_params(params, call, encode_for_emulator); !error.empty())
     return error;
-  return with_hazards(call, [&](auto element, auto head_dim) {
-    using Config = LowPrecisionForwardConfig<decltype(element), head_dim()>;
-    run_blocks<vsa::LowPrecisionForward<Config, Epilogue>>(params, blocks, seed);
-  });
+  try {
+    const bool found = with_low_precision(call, [&](auto config) {
+      run_blocks<vsa::LowPrecisionForward<decltype(config), Epilogue>>(params, blocks, seed);
+    });
+    return found ? "" : kNoConfig;
+  } catch (const std::exception& hazard) {
+    return hazard.what();
+  }
 }
 
 }  // namespace

@@ -48,6 +48,19 @@ bool with_quantisation(const QuantiseTiles& call, Fn fn) {
   });
 }
 
+// fn(config of the forward) for a call; false if there are no kernels.
+template <class Fn>
+bool with_low_precision(const LowPrecisionForward& call, Fn fn) {
+  return with_config(call, [&](auto element, auto head_dim) {
+    using Element = decltype(element);
+    constexpr int D = head_dim();
+    if (call.fp8)
+      fn(LowPrecisionForwardConfig<Element, D, E4m3>{});
+    else
+      fn(LowPrecisionForwardConfig<Element, D, S8>{});
+  });
+}
+
 template <class Base, class Encode>
 std::string make_params(LowPrecisionParams<Base>& p,
                         const LowPrecisionForward& call,

@@ -91,6 +91,20 @@ inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
   return each(0) | each(16) << 16;
 }
 
+inline uint32_t line_codes(uint32_t x, uint32_t slope, uint32_t offset) {
+  const uint32_t y = fma_halves(x, slope, offset);
+  return line_codes(host::widen(Fp16{}, static_cast<uint16_t>(y)),
+                    host::widen(Fp16{}, static_cast<uint16_t>(y >> 16)));
+}
+
+inline uint32_t max_halves(uint32_t a, uint32_t b) {
+  const auto larger = [&](int shift) -> uint32_t {
+    const auto x = static_cast<uint16_t>(a >> shift), y = static_cast<uint16_t>(b >> shift);
+    return host::widen(Fp16{}, x) > host::widen(Fp16{}, y) ? x : y;
+  };
+  return larger(0) | larger(16) << 16;
+}
+
 inline int max3(int a, int b, int c) { return std::max(std::max(a, b), c); }
 
 }  // namespace vsa

@@ -16,7 +16,9 @@
 //                                   byte of 16 bits where it fits, 0xff for NaN: e4m3 codes of
 //                                   powers of two whose mantissa is taken to be linear
 //   low_bytes(ab, cd)               the even bytes of both: four codes
-//   fma_halves(a, b, c)             a b + c of two pairs of halves each
+//   line_codes(x, slope, offset)    the same of x slope + offset, pairs of halves
+//   max_halves(a, b)                the larger ones of two pairs of halves
+//   fma_halves(a, b, c)             a b + c of pairs of halves
 //   exp2_approx, log2_approx, max2, fma
 //   max3(a, b, c)                   of ints
 //   load_global(pointer)            a value that no one writes while the kernel runs

@@ -45,6 +45,21 @@ __device__ __forceinline__ uint32_t line_codes(float lo, float hi) {
   return codes;
 }
 
+__device__ __forceinline__ uint32_t line_codes(uint32_t x, uint32_t slope, uint32_t offset) {
+  uint32_t codes;
+  asm("{.reg .b32 halves;\nfma.rn.relu.f16x2 halves, %1, %2, %3;\n"
+      "add.rn.f16x2 %0, halves, %4;}"
+      : "=r"(codes)
+      : "r"(x), "r"(slope), "r"(offset), "r"(0x64006400));
+  return codes;
+}
+
+__device__ __forceinline__ uint32_t max_halves(uint32_t a, uint32_t b) {
+  uint32_t most;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
+  return most;
+}
+
 __device__ __forceinline__ uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d;
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));

@@ -14,6 +14,9 @@
 namespace vsa {
 
 constexpr int kSumRows = 8;  // as few as there can be
+// The largest magnitude of operands of scores. 128 products of 16 x 16 stay below the largest half.
+template <class Key>
+constexpr float kMostScored = std::is_same_v<Key, S8> ? kMostS8 : 16;
 // Tiles, channels and queries whose numbers are all smaller than this are taken for zeros.
 constexpr float kLeastMagnitude = 0x1p-100f;
 

@@ -22,7 +22,8 @@ def start(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "script", ["peers.py", "coarse_select.py", "sub_blocks.py", "parallel.py", "tail.py"]
+    "script",
+    ["peers.py", "coarse_select.py", "sub_blocks.py", "parallel.py", "tail.py", "low_precision.py"],
 )
 def test_without_a_gpu_a_sentence_says_so(script: str) -> None:
     done = start(script)
@@ -30,6 +31,18 @@ def test_without_a_gpu_a_sentence_says_so(script: str) -> None:
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert said.startswith(f"{script}: error: ") and len(said.split()) > 9
     assert "GPU" in said
+
+
+def test_a_tiny_case_of_every_precision_runs_on_the_emulator(tmp_path: Path) -> None:
+    pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
+    file = tmp_path / "low_precision.json"
+    done = start("low_precision.py", "--smoke", "--commit", "abc", "--out", file)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert list(found)[: len(HEAD)] == list(HEAD) and found["complete"]
+    whats = ["native", "int8", "fp8", "quantise int8", "quantise fp8"]
+    assert [row["what"] for row in found["rows"]] == 2 * whats
+    assert all(row["error"] < 0.065 for row in found["rows"] if row["error"] is not None)
 
 
 def test_a_tiny_case_of_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs the forward of int8 on the emulator, on a small problem per schedule seed, and holds output
-// and log-sum-exp against fp64 of the same eight bits.
+// Runs the forward of int8 and fp8 on the emulator, on a small problem per schedule seed, and holds
+// output and log-sum-exp against fp64 of the same eight bits.
 //
-//   low_precision_forward NAMESPACE forward|uneven|gated|long SEEDS [MUTANT]
+//   low_precision_forward NAMESPACE forward|fp8|uneven|gated|long SEEDS [MUTANT]
 //                "seed N: " and the first report within so many seeds, or "nothing"
 //
 // By turns in a ring of many stages and in one of few, with the total added to often. Uneven: some
@@ -21,8 +21,9 @@ namespace {
 
 constexpr double kAllowed = 0.03, kAllowedLse = 0.045;
 
+template <class Key>
 struct Problem {
-  const bool long_;
+  const bool long_, far_;
   const Grid grid, kv_grid;
   const int tokens = grid.num_tokens(), keys = kv_grid.num_tokens();
   const int tiles = grid.num_tiles(), key_tiles = kv_grid.num_tiles();
@@ -42,6 +43,7 @@ struct Problem {
 
   Problem(Selection selection, bool longest, unsigned seed)
       : long_(longest),
+        far_(seed % 5 == 3),
         grid(longest                          ? make_grid({4, 4, 4}, {4, 4, 4})
              : selection == Selection::Random ? kFewTiles
                                               : kManyTiles),
@@ -75,9 +77,9 @@ struct Problem {
         select_unevenly(selected, tiles, false, rng);
     }
     // Scores of which one step is many powers of two.
-    if (seed % 5 == 3)
-      for (int i = 0; i < tokens * kHeads * D; ++i)
-        q.data[i] = host::narrow(Element{}, host::widen(Element{}, q.data[i]) * 0x1p24f);
+    const float factor = std::is_same_v<Key, S8> ? 0x1p24f : 0x1p10f;
+    for (int i = 0; far_ && i < tokens * kHeads * D; ++i)
+      q.data[i] = host::narrow(Element{}, host::widen(Element{}, q.data[i]) * factor);
     quantise();
     attend();
   }
@@ -92,7 +94,7 @@ struct Problem {
     p.channels = channels.data();
     p.images = reinterpret_cast<unsigned char*>(images.data());
     using First = ChannelStatistics<Element, D>;
-    using Second = vsa::QuantiseTiles<Element, D, S8>;
+    using Second = vsa::QuantiseTiles<Element, D, Key>;
     for (int64_t warp = 0; warp < First::warps(p); ++warp) First::run(p, warp);
     for (int64_t warp = 0; warp < Second::warps(p); ++warp) Second::run(p, warp);
   }
@@ -109,10 +111,11 @@ struct Problem {
       for (int row = 0; row < kTileRows; ++row) {
         const int token = kv_grid.token(kv_grid.place(tile), row);
         for (int c = 0; c < D && token >= 0; ++c) {
-          const int key = host::widen(S8{}, image[decltype(QuantisedTile<D>::k)::place(row, c)]);
+          const double key =
+              host::widen(Key{}, image[decltype(QuantisedTile<D>::k)::place(row, c)]);
           const float value =
               host::widen(E4m3{}, values[decltype(QuantisedTile<D>::v)::place(c, key_place(row))]);
-          wide_k[token * D + c] = double(key) * k_scale;
+          wide_k[token * D + c] = key * k_scale;
           wide_v[token * D + c] = double(value) * channels[D + c];
         }
       }
@@ -123,10 +126,12 @@ struct Problem {
         const int at = (i * kHeads + head) * D;
         double rounded[D], most = 0, of_mean = 0;
         for (int c = 0; c < D; ++c) most = std::max(most, std::abs(given[at + c]));
-        const float units = kMostS8 / static_cast<float>(most);
+        constexpr float kMost = kMostScored<Key>;
+        const float units = kMost / static_cast<float>(most);
         for (int c = 0; c < D; ++c) {
           const float unrounded = static_cast<float>(given[at + c]) * units;
-          rounded[c] = most > 0 ? std::nearbyint(unrounded) * most / kMostS8 : 0;
+          const double code = host::widen(Key{}, host::narrow(Key{}, unrounded));
+          rounded[c] = most > 0 ? code * most / kMost : 0;
           of_mean += given[at + c] * channels[c];
         }
         const uint32_t* row =
@@ -164,13 +169,16 @@ struct Problem {
 
   // What is wrong, if anything is.
   const char* wrong(bool gated) const {
-    const double allowed = long_ ? 0.01 : kAllowed;
+    // Some of the largest scores are equal as halves.
+    const bool equal = far_ && std::is_same_v<Key, E4m3>;
+    const double allowed = long_ ? 0.01 : equal ? 0.4 : kAllowed;
     if (gated && !(error(fine, 1) <= allowed)) return "fine";
     if (!(error(out, gated ? gate : 1) <= allowed)) return "out";
     double largest = 0;
     for (const double x : wanted_lse)
       if (std::isfinite(x)) largest = std::max(largest, std::abs(x));
-    const double off = (long_ ? 0.002 : kAllowedLse) + 1e-6 * largest;
+    const double of_scores = std::is_same_v<Key, S8> ? 1e-6 : 1e-3;  // as floats, as halves
+    const double off = (long_ ? 0.002 : kAllowedLse) + of_scores * largest;
     for (size_t i = 0; i < lse.size(); ++i)
       if (!(lse[i] == wanted_lse[i] || std::abs(lse[i] - wanted_lse[i]) < off)) return "lse";
     return nullptr;
@@ -184,6 +192,7 @@ struct Problem {
     if (gated) call.fine = fine.sequence(), call.gates.fine = {&gate, true, 0, 0, 0, 0};
     call.lse = lse.data();
     call.tile_counter = &tile_counter;
+    call.fp8 = std::is_same_v<Key, E4m3>;
     call.images = images.data();
     call.channels = channels.data();
     return call;
@@ -191,8 +200,8 @@ struct Problem {
 };
 
 // So few stages that every load is waited for, and a total from the second tile on.
-template <template <class, int> class Config>
-struct Few8 : Config<Element, D> {
+template <class Config>
+struct Few8 : Config {
   static constexpr int kStages = 3, kChunkLoads = 4, kPeriod = 2;
 };
 
@@ -211,7 +220,7 @@ void fill_params(Params& p, const launch::LowPrecisionForward& call) {
 // Throws what is wrong.
 template <class Kernel, class FewKernel, bool kGated>
 void check(Selection selection, bool longest, unsigned seed) {
-  Problem problem(selection, longest, seed);
+  Problem<typename Kernel::Key> problem(selection, longest, seed);
   const launch::LowPrecisionForward call = problem.call(kGated);
   typename Kernel::Params params;
   fill_params(params, call);
@@ -222,24 +231,26 @@ void check(Selection selection, bool longest, unsigned seed) {
 }
 
 #ifndef VSA_EACH_MUTANT
-#define VSA_EACH_MUTANT(FORWARD, UNEVEN, GATED, LONG) FORWARD(vsa) UNEVEN(vsa) GATED(vsa) LONG(vsa)
+#define VSA_EACH_MUTANT(FORWARD, FP8, UNEVEN, GATED, LONG) \
+  FORWARD(vsa) FP8(vsa) UNEVEN(vsa) GATED(vsa) LONG(vsa)
 #endif
 
 std::string answer(const std::string& space, const std::string& lists, unsigned seeds) {
-#define VSA_LISTS(name, called, Output, selection, longest)                                        \
+#define VSA_LISTS(name, called, Key, Output, selection, longest)                                   \
   if (space == #name && lists == called)                                                           \
     return first_of(seeds, [](unsigned seed) {                                                     \
-      using Kernel =                                                                               \
-          name::LowPrecisionForward<name::LowPrecisionForwardConfig<Element, D>, Output>;          \
-      using FewKernel = name::LowPrecisionForward<Few8<name::LowPrecisionForwardConfig>, Output>;  \
+      using Config = name::LowPrecisionForwardConfig<Element, D, Key>;                             \
+      using Kernel = name::LowPrecisionForward<Config, Output>;                                    \
+      using FewKernel = name::LowPrecisionForward<Few8<Config>, Output>;                           \
       check<Kernel, FewKernel, std::is_same_v<Output, GatedOutput>>(Selection::selection, longest, \
                                                                     seed);                         \
     });
-#define VSA_FORWARD(name) VSA_LISTS(name, "forward", PlainOutput, Random, false)
-#define VSA_UNEVEN(name) VSA_LISTS(name, "uneven", PlainOutput, UnevenQueries, false)
-#define VSA_GATED(name) VSA_LISTS(name, "gated", GatedOutput, Random, false)
-#define VSA_LONG(name) VSA_LISTS(name, "long", PlainOutput, Random, true)
-  VSA_EACH_MUTANT(VSA_FORWARD, VSA_UNEVEN, VSA_GATED, VSA_LONG)
+#define VSA_FORWARD(name) VSA_LISTS(name, "forward", S8, PlainOutput, Random, false)
+#define VSA_FP8(name) VSA_LISTS(name, "fp8", E4m3, PlainOutput, Random, false)
+#define VSA_UNEVEN(name) VSA_LISTS(name, "uneven", S8, PlainOutput, UnevenQueries, false)
+#define VSA_GATED(name) VSA_LISTS(name, "gated", S8, GatedOutput, Random, false)
+#define VSA_LONG(name) VSA_LISTS(name, "long", S8, PlainOutput, Random, true)
+  VSA_EACH_MUTANT(VSA_FORWARD, VSA_FP8, VSA_UNEVEN, VSA_GATED, VSA_LONG)
   return "?";
 }
 

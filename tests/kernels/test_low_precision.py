@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forward of int8, emulated and on a Hopper GPU, against its simulation and fp64."""
+"""The forward of int8 and fp8, emulated and on a Hopper GPU, against its simulation and fp64."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from vsa.verify.parity import PROBLEMS, Problem, by_name
 
 pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
 
-ALLOWED = 0.048
+ALLOWED = {"int8": 0.048, "fp8": 0.065}
 """Relative error against fp64 on N(0,1) inputs, Euclidean norm."""
-NEAR = 0.03
-"""Of the simulation: weights that lie between two codes, as scores are summed in another order."""
+NEAR = {"int8": 0.03, "fp8": 0.04}
+"""From the simulation: codes of weights that lie between two, and tiles in another order."""
+precisions = pytest.mark.parametrize("precision", ["int8", "fp8"])
 
 
 def error(out: Tensor, truth: Tensor) -> float:
@@ -28,17 +29,19 @@ def error(out: Tensor, truth: Tensor) -> float:
     return ((out - truth).norm() / truth.norm().clamp(min=1e-30)).item()
 
 
-def attend(machine: str, *tensors: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    """Out and log-sum-exp on the CPU, in int8 by our own kernels."""
+def attend(
+    machine: str, *tensors: Any, precision: str = "int8", **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Out and log-sum-exp on the CPU, by our own kernels."""
     tensors = tuple(x.to(machine) if isinstance(x, Tensor) else x for x in tensors)
     options = {name: x.to(machine) if isinstance(x, Tensor) else x for name, x in options.items()}
     name = backend_on(machine).name
-    found = vsa.attention(*tensors, precision="int8", return_lse=True, backend=name, **options)
+    found = vsa.attention(*tensors, precision=precision, return_lse=True, backend=name, **options)
     return tuple(x.cpu() for x in found)
 
 
-def simulated(*tensors: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    return vsa.attention(*tensors, precision="int8", return_lse=True, backend="torch", **options)
+def simulated(*tensors: Any, precision: str = "int8", **options: Any) -> tuple[Tensor, Tensor]:
+    return vsa.attention(*tensors, precision=precision, return_lse=True, backend="torch", **options)
 
 
 def draw(grid: vsa.Grid, heads: int, kv_heads: int, head_dim: int, batch: int = 1) -> list[Tensor]:
@@ -51,14 +54,17 @@ def draw(grid: vsa.Grid, heads: int, kv_heads: int, head_dim: int, batch: int = 
 KINDS = [
     by_name(problem.name, head_dim=head_dim, dtype=dtype)
     for problem in PROBLEMS
-    if problem.name not in ("large-logits", "scale") and not problem.tail
+    if problem.magnitude == 1 and problem.name != "scale" and not problem.tail
     for head_dim, dtype in ((64, torch.bfloat16), (128, torch.float16))
 ]
 
 
 @on_both
+@precisions
 @pytest.mark.parametrize("problem", KINDS, ids=lambda x: f"{x.name}-{x.head_dim}")
-def test_all_kinds_of_calls_are_near_their_simulation(problem: Problem, machine: str) -> None:
+def test_all_kinds_of_calls_are_near_their_simulation(
+    problem: Problem, machine: str, precision: str
+) -> None:
     tensors = problem.inputs()
     names = [name for name in tensors if not name.startswith("upstream")]
     q, k, v = (tensors[name] for name in names[:3])
@@ -67,39 +73,42 @@ def test_all_kinds_of_calls_are_near_their_simulation(problem: Problem, machine:
         "kv_grid": problem.key_grid,
         "scale": problem.scale,
         "text_valid": problem.valid(),
+        "precision": precision,
     }
     out, lse = attend(machine, q, k, v, problem.topk, **options)
     expected, expected_lse = simulated(q, k, v, problem.topk, **options)
-    assert error(out, expected) < NEAR
+    assert error(out, expected) < NEAR[precision]
     nothing = expected_lse == -torch.inf
     assert torch.equal(lse == -torch.inf, nothing)
-    assert (lse - expected_lse)[~nothing].abs().max() < 0.03
+    assert (lse - expected_lse)[~nothing].abs().max() < 0.04
 
 
 @on_both
+@precisions
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("kept", [1, 9, 40])
-def test_error_is_as_small_as_promised(machine, head_dim, kept) -> None:
+def test_error_is_as_small_as_promised(machine, precision, head_dim, kept) -> None:
     grid = vsa.Grid((4, 4, 4 * 40))
     q, k, v = draw(grid, 1, 1, head_dim)
     few = vsa.Grid((4, 4, 8))
     q = q[:, : few.length]
     selection = vsa.select(q, k, kept, grid=few, kv_grid=grid)
-    out, lse = attend(machine, q, k, v, None, selection=selection)
+    out, lse = attend(machine, q, k, v, None, selection=selection, precision=precision)
     truth, truth_lse = vsa.block_sparse_attention(
         q.double(), k.double(), v.double(), selection, return_lse=True
     )
-    assert error(out, truth) <= ALLOWED
-    assert (lse - truth_lse).abs().max() < 0.03
+    assert error(out, truth) <= ALLOWED[precision]
+    assert (lse - truth_lse).square().mean().sqrt() < 0.02
 
 
 @on_both
-def test_long_rows_of_equal_weights_are_not_cut_short(machine) -> None:
+@precisions
+def test_long_rows_of_equal_weights_are_not_cut_short(machine, precision) -> None:
     grid = vsa.Grid((4, 4, 4 * 100))
     q, k, v = draw(grid, 1, 1, 64)
     few = vsa.Grid((4, 4, 4))
     q = torch.zeros_like(q[:, : few.length])
-    out, lse = attend(machine, q, k, v + 1, 1.0, grid=few, kv_grid=grid)
+    out, lse = attend(machine, q, k, v + 1, 1.0, grid=few, kv_grid=grid, precision=precision)
     assert (lse - torch.tensor(float(grid.length)).log()).abs().max() < 2e-3
     assert error(out, (v + 1).double().mean(1, keepdim=True).expand_as(out)) < 5e-3
 
@@ -156,15 +165,19 @@ def test_views_give_the_bits_of_copies(machine) -> None:
 
 
 @on_both
+@precisions
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
 @pytest.mark.parametrize("where", ["q", "k", "v"])
-def test_infinity_and_nan_reach_what_they_reach_in_the_simulation(machine, value, where) -> None:
+def test_infinity_and_nan_reach_what_they_reach_in_the_simulation(
+    machine, precision, value, where
+) -> None:
     grid = vsa.Grid((4, 8, 16))
     tensors = dict(zip("qkv", draw(grid, 2, 2, 64), strict=True))
     selection = vsa.select(tensors["q"], tensors["k"], 3, grid=grid)
     tensors[where][0, 300, 1, 5] = value
-    out, lse = attend(machine, *tensors.values(), None, selection=selection)
-    expected, expected_lse = simulated(*tensors.values(), None, selection=selection)
+    options = {"selection": selection, "precision": precision}
+    out, lse = attend(machine, *tensors.values(), None, **options)
+    expected, expected_lse = simulated(*tensors.values(), None, **options)
     assert torch.equal(out.isfinite(), expected.isfinite()) and not out.isfinite().all()
     assert torch.equal(lse.isfinite(), expected_lse.isfinite())
 
@@ -188,7 +201,7 @@ def test_rows_that_attend_nothing_are_zeros_beside_nan(machine) -> None:
 
 @on_both
 @pytest.mark.parametrize("factor", [1e2, 1e5, 1e15])
-def test_large_scores_take_the_value_of_the_largest(machine, factor) -> None:
+def test_large_scores_of_int8_take_the_value_of_the_largest(machine, factor) -> None:
     grid = vsa.Grid((4, 4, 16))
     q, k, v = draw(grid, 1, 1, 64)
     out, _ = attend(machine, q * factor, k, v, 3, grid=grid)
@@ -197,13 +210,27 @@ def test_large_scores_take_the_value_of_the_largest(machine, factor) -> None:
 
 
 @on_both
+@pytest.mark.parametrize("factor", [10, 1e3, 1e15])
+def test_large_scores_of_fp8_stay_numbers(machine, factor) -> None:
+    grid = vsa.Grid((4, 4, 16))
+    q, k, v = draw(grid, 1, 1, 64)
+    out, _ = attend(machine, q * factor, k, v, 3, grid=grid, precision="fp8")
+    # Halves are too coarse to say which of the largest scores is larger: some values' mean.
+    assert out.isfinite().all() and out.abs().max() <= v.abs().max() * 1.01
+    assert out.std() > 0.5
+
+
+@on_both
+@precisions
 @pytest.mark.parametrize("scale", [-0.1, 0.0, 0.3])
-def test_any_scale(machine, scale) -> None:
+def test_any_scale(machine, precision, scale) -> None:
     grid = vsa.Grid((4, 4, 16))
     q, k, v = draw(grid, 1, 1, 128)
-    out, lse = attend(machine, q, k, v, 3, grid=grid, scale=scale)
-    expected, expected_lse = simulated(q, k, v, 3, grid=grid, scale=scale)
-    assert error(out, expected) < NEAR and (lse - expected_lse).abs().max() < 0.05
+    options = {"grid": grid, "scale": scale, "precision": precision}
+    out, lse = attend(machine, q, k, v, 3, **options)
+    expected, expected_lse = simulated(q, k, v, 3, **options)
+    assert error(out, expected) < NEAR[precision]
+    assert (lse - expected_lse).abs().max() < (0.05 if precision == "int8" else 0.2)
 
 
 @pytest.mark.gpu

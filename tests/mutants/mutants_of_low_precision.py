@@ -156,8 +156,16 @@ IN_SOFTMAX: MutantTable = {
         "x > kSteepest",
         WRONG,
     ),
-    "FlattenedToTheSlope": ("by[half] = 1;", "", WRONG),
-    "FlatRowsKeepTheirStart": ("start[half] = kTopCode;", "", WRONG),
+    "FlattenedToTheSlope": (
+        "static_cast<int>(nearest(below)); } } by[half] = 1; start[half] = kTopCode;",
+        "static_cast<int>(nearest(below)); } } start[half] = kTopCode;",
+        WRONG,
+    ),
+    "FlatRowsKeepTheirStart": (
+        "static_cast<int>(nearest(below)); } } by[half] = 1; start[half] = kTopCode;",
+        "static_cast<int>(nearest(below)); } } by[half] = 1;",
+        WRONG,
+    ),
     "RescaledByTheMaximum": (
         "return exp2_approx(seen - now);",
         "return exp2_approx(now - seen);",
@@ -210,4 +218,28 @@ IN_QUERIES: MutantTable = {
         "WRONG NUMBERS in lse",
     ),
     "ScaleOfAQuarterOfTheRow": ("quad_reduce(most, max2);", "", WRONG),
+}
+
+# Of e4m3 scores alone.
+IN_HALVES: MutantTable = {
+    "MaximumOfOneColumn": (
+        "row[half] = max2(widen_low<Fp16>(most), widen_high<Fp16>(most));",
+        "row[half] = widen_low<Fp16>(most);",
+        WRONG,
+    ),
+    "RowsOfPairsExchanged": (
+        "line_codes(x[p], factor[p & 1], first[p & 1])",
+        "line_codes(x[p], factor[1 - (p & 1)], first[1 - (p & 1)])",
+        WRONG,
+    ),
+    "FarNotFlattened": (
+        "by < kSteepest && (by > kSteepHalves || far > kFarHalves) ? 1 : 0",
+        "by < 0 && far < 0 ? 1 : 0",
+        WRONG,
+    ),
+    "FlattenedToZero": (
+        "(score - most) * by[half]",
+        "score * by[half]",
+        WRONG,
+    ),
 }

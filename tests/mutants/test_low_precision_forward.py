@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forward of int8: right in all schedules, and each mutant reported by its name."""
+"""The forward of int8 and fp8: right in all schedules, and each mutant reported by its name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 from mutants.mutant_programs import ROOT, build, unnoticed
 from mutants.mutants_of_low_precision import (
     IN_FORWARD,
+    IN_HALVES,
     IN_LONG,
     IN_QUERIES,
     IN_SOFTMAX,
@@ -16,12 +17,12 @@ from mutants.mutants_of_low_precision import (
 PROGRAM = ROOT / "tests" / "cpp" / "low_precision_forward.cpp"
 FORWARD = "kernels/fine/low_precision_forward.h"
 PARTS = {
-    "kernels/fine/low_precision_queries.h": IN_QUERIES,
-    "kernels/fine/low_precision_softmax.h": IN_SOFTMAX,
-    "kernels/fine/low_precision_total.h": IN_TOTAL,
+    "kernels/fine/low_precision_queries.h": {("forward",): IN_QUERIES},
+    "kernels/fine/low_precision_softmax.h": {("forward",): IN_SOFTMAX, ("fp8",): IN_HALVES},
+    "kernels/fine/low_precision_total.h": {("forward",): IN_TOTAL},
 }
 INCLUDES = "launch/low_precision_params.h"
-PROBLEMS = ("forward", "uneven", "gated", "long")
+PROBLEMS = ("forward", "fp8", "uneven", "gated", "long")
 SEEDS = 18
 
 
@@ -34,7 +35,7 @@ def test_mutants_of_the_kernel_are_reported_by_name(compiler, tmp_path):
 
 @pytest.mark.parametrize("header", PARTS)
 def test_mutants_of_its_parts_are_reported_by_name(compiler, tmp_path, header):
-    headers, tables = (header, FORWARD), {("forward",): PARTS[header]}
+    headers, tables = (header, FORWARD), PARTS[header]
     assert not unnoticed(
         compiler, PROGRAM, tmp_path, headers, header, tables, PROBLEMS, SEEDS, INCLUDES
     )
@@ -43,6 +44,6 @@ def test_mutants_of_its_parts_are_reported_by_name(compiler, tmp_path, header):
 def test_an_unchanged_kernel_is_not_reported(compiler, tmp_path):
     flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
     program = build(compiler, PROGRAM, tmp_path / "kernel", *flags)
-    for lists in PROBLEMS[:3]:
+    for lists in PROBLEMS[:-1]:
         assert program("vsa", lists, 3 * SEEDS) == "nothing"
     assert program("vsa", "long", 3) == "nothing"

@@ -54,7 +54,6 @@ constexpr float kMostInMean = 32768;
 constexpr float kMeanUnit = 1.f / 16777216;  // 2^-24
 // The rows of a tile that are sampled.
 constexpr uint64_t kSampledRows = 0x0001000100010001;
-constexpr float kMostScoredE4m3 = 16;  // 128 products of these stay below the largest half
 constexpr int kInfinityBits = 0x7f800000, kNanBits = 0x7fc00000;
 
 // What both passes share: which lane reads which channels of which rows.
@@ -219,7 +218,7 @@ class QuantiseTiles {
  private:
   using Lanes = QuantisedLanes<Element, D>;
   using Numbers = typename Lanes::Numbers;
-  static constexpr float kMost = std::is_same_v<Key, S8> ? kMostS8 : kMostScoredE4m3;
+  static constexpr float kMost = kMostScored<Key>;
 
   VSA_DEVICE static float mean(const QuantiseTilesParams& p, int64_t of_head, int channel) {
     const ChannelRecord* records = p.records + of_head * D;

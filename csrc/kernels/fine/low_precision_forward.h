@@ -2,8 +2,8 @@
 // Fine stage, forward, for inference: the work of kernels/fine/forward.h in eight bits.
 //
 //   q = round(Q / q_scale)    a scale for each row, by the consumer, into registers
-//   scores = q k^T            integers; k and v are tiles of kernels/coarse/quantise_tiles.h
-//   out = weights v           weights and v e4m3; one column more is the sum of the weights
+//   scores = q k^T            integers, or halves of e4m3; kernels/coarse/quantise_tiles.h makes k,
+//   v out = weights v           weights and v e4m3; one column more is the sum of the weights
 //
 // Blocks, work tiles and steps are those of forward.h, with one producer for keys and values: one
 // copy brings both. Within a consumer:
@@ -33,9 +33,11 @@
 
 namespace vsa {
 
-template <class Element_, int D_>
+// Key: S8 or E4m3, what scores are made from
+template <class Element_, int D_, class Key_ = S8>
 struct LowPrecisionForwardConfig {
   using Element = Element_;
+  using Key = Key_;
   static constexpr int D = D_;
   static constexpr int kConsumers = D == 128 ? 3 : 4;
   static constexpr int kStages = D == 128 ? 9 : 19;
@@ -56,6 +58,7 @@ struct LowPrecisionParams : Base {
 template <class Config, class Epilogue = PlainOutput>
 struct LowPrecisionForward {
   using Element = typename Config::Element;
+  using Key = typename Config::Key;
   using Params = LowPrecisionParams<typename Epilogue::Params>;
   static constexpr int D = Config::D;
   static constexpr int kConsumers = Config::kConsumers, kStages = Config::kStages;
@@ -66,7 +69,7 @@ struct LowPrecisionForward {
   using KeySchedule = TileSchedule<kConsumers, Config::kChunkLoads>;
   using Ring = ImageRing<kStages, kConsumers>;
 
-  using Queries = LowPrecisionQueries<Element, D>;
+  using Queries = LowPrecisionQueries<Element, D, Key>;
   using Total = LowPrecisionTotal<D>;
 
   struct SharedMemory {
@@ -207,7 +210,7 @@ struct LowPrecisionForward {
       pack_weights();
     }
     VSA_DEVICE void issue_scores(const ConsumerStep& step) {
-      mma8_ABt<S8>(scores_, q_, s_.kv[step.first().stage].k);
+      mma8_ABt<Key>(scores_, q_, s_.kv[step.first().stage].k);
       wgmma_commit();
     }
     VSA_DEVICE void issue_output(const ConsumerStep& step) {
@@ -320,7 +323,7 @@ struct LowPrecisionForward {
     LowPrecisionSoftmax softmax_;
     Operand8<D> q_;
     RowValues q_scale_;  // with the scale of all scores
-    Fragment<64, int> scores_;
+    Fragment<64, std::conditional_t<std::is_same_v<Key, S8>, int, Fp16>> scores_;
     LowPrecisionSoftmax::Codes codes_;
     Operand8<64> weights_;
     Fragment<D + kSumRows> out_;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Queries in eight bits, from a tile in shared memory into the registers of the A operand:
 //
-//   q = round(Q / scale),   scale: the row's largest magnitude becomes 127
+//   q = round(Q / scale),   scale: the row's largest magnitude becomes 127, or 16 as e4m3
 //
 // A row with infinity or NaN gets NaN for its scale.
 #pragma once
@@ -10,7 +10,8 @@
 
 namespace vsa {
 
-template <class Element, int D>
+// Key: S8 or E4m3
+template <class Element, int D, class Key>
 class LowPrecisionQueries {
  public:
   // scale: of each row, times that of all scores. of_mean: [64] in shared memory, each row's
@@ -51,17 +52,18 @@ class LowPrecisionQueries {
     for_each_row(products, [&](float x, int row) { of_mean[row] = x; });
     zip(most, most, [](float x, float) { return max2(x, kLeastMagnitude); });
     scale = most;
-    zip(scale, special, [=](float x, float nan) { return x / kMostS8 * scale_of_scores + nan; });
+    zip(scale, special,
+        [=](float x, float nan) { return x / kMostScored<Key> * scale_of_scores + nan; });
     VSA_EACH_LANE(t) {
       const auto& largest = lane(most, t);
       auto& fours = lane(q, t);
-      const float factor[2] = {kMostS8 / largest[0], kMostS8 / largest[1]};
+      const float factor[2] = {kMostScored<Key> / largest[0], kMostScored<Key> / largest[1]};
       VSA_UNROLL
       for (int r = 0; r < D / 8; ++r) {
         float x[4];
         read_four(x, tile, t, r);
         const float by = factor[r & 1];
-        fours[r] = pack8<S8>(x[0] * by, x[1] * by, x[2] * by, x[3] * by);
+        fours[r] = pack8<Key>(x[0] * by, x[1] * by, x[2] * by, x[3] * by);
       }
     }
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Online softmax of integer scores, one tile at a time, whose weights are e4m3.
+// Online softmax of scores that are integers or halves, one tile at a time, whose weights are e4m3.
 //
 //   weight = e4m3 with the code round(8 (scale s - m) + kTopCode),   m: the row's largest scale s
 //
@@ -30,24 +30,9 @@ class LowPrecisionSoftmax {
   // scale: of each row's scores in this tile, base 2. The output so far must be given to `rescale`
   // before weights enter it. Scores are used up.
   VSA_DEVICE void weigh(Codes& codes, Fragment<64, int>& scores, const RowValues& scale) {
-    RowValues top, growth, slope = scale, offset = scale;
-    find_largest(top, scores);
-    zip(top, scale, [](float most, float by) { return most * by; });
-    growth = top;
-    zip(growth, max_, [](float now, float seen) { return now - seen; });
-    fill(factor_, 1.f);
-    // Lanes of a row tell each other only where one of them has found more than the row has seen.
-    if_any_row(
-        growth, [](float g) { return g > 0; },
-        [&] {
-          zip(top, max_, max2);
-          quad_reduce(top, max2);
-          zip(factor_, max_, [](float, float seen) { return seen; });
-          zip(factor_, top, [](float seen, float now) { return exp2_approx(seen - now); });
-          zip(max_, top, [](float, float now) { return now; });
-        });
-    zip(slope, scale, [](float, float by) { return 8 * by; });
-    zip(offset, max_, [](float, float seen) { return fma(-8, seen, kTopCode); });
+    RowValues slope, offset;
+    find_maximum(scores, scale);
+    find_line(slope, offset, scale);
     if_any_row(
         slope, [](float x) { return x > kSteep && x < kSteepest; },
         [&] { flatten(scores, slope, offset); });
@@ -64,6 +49,27 @@ class LowPrecisionSoftmax {
                              fma(biased_float(x[2 * p + 1]), by[p & 1], start[p & 1]));
     }
   }
+  VSA_DEVICE void weigh(Codes& codes, Fragment<64, Fp16>& scores, const RowValues& scale) {
+    RowValues slope, offset, steep;
+    find_maximum(scores, scale);
+    find_line(slope, offset, scale);
+    steep = offset;
+    zip(steep, slope, [](float start, float by) {
+      const float far = max2(start - kTopCode, kTopCode - start);
+      return by < kSteepest && (by > kSteepHalves || far > kFarHalves) ? 1 : 0;
+    });
+    if_any_row(steep, [](float x) { return x > 0; }, [&] { flatten(scores, slope, offset); });
+    VSA_EACH_LANE(t) {
+      const auto& x = lane(scores, t);
+      const auto& by = lane(slope, t);
+      const auto& start = lane(offset, t);
+      auto& pair = lane(codes, t);
+      const uint32_t factor[2] = {pack<Fp16>(by[0], by[0]), pack<Fp16>(by[1], by[1])};
+      const uint32_t first[2] = {pack<Fp16>(start[0], start[0]), pack<Fp16>(start[1], start[1])};
+      VSA_UNROLL
+      for (int p = 0; p < 16; ++p) pair[p] = line_codes(x[p], factor[p & 1], first[p & 1]);
+    }
+  }
 
   template <int N>
   VSA_DEVICE void rescale(Fragment<N>& out) const {
@@ -75,8 +81,38 @@ class LowPrecisionSoftmax {
   // Codes for a step of one of the integers from which on `weigh` would not be exact enough: it is
   // wrong by up to 3/4 of a step.
   static constexpr float kSteep = 2;
+  // Of halves: the same, and how many codes the maximum may lie from zero, of which it is wrong by
+  // up to 2^-11.
+  static constexpr float kSteepHalves = 1024, kFarHalves = 256;
   // From here on products overflow and weights are NaN.
   static constexpr float kSteepest = 0x1p105f;
+
+  template <class T>
+  VSA_DEVICE void find_maximum(const Fragment<64, T>& scores, const RowValues& scale) {
+    RowValues top, growth;
+    find_largest(top, scores);
+    zip(top, scale, [](float most, float by) { return most * by; });
+    growth = top;
+    zip(growth, max_, [](float now, float seen) { return now - seen; });
+    fill(factor_, 1.f);
+    // Lanes of a row tell each other only where one of them has found more than the row has seen.
+    if_any_row(
+        growth, [](float g) { return g > 0; },
+        [&] {
+          zip(top, max_, max2);
+          quad_reduce(top, max2);
+          zip(factor_, max_, [](float, float seen) { return seen; });
+          zip(factor_, top, [](float seen, float now) { return exp2_approx(seen - now); });
+          zip(max_, top, [](float, float now) { return now; });
+        });
+  }
+  // Codes are slope s + offset.
+  VSA_DEVICE void find_line(RowValues& slope, RowValues& offset, const RowValues& scale) const {
+    slope = scale;
+    offset = scale;
+    zip(slope, scale, [](float, float by) { return 8 * by; });
+    zip(offset, max_, [](float, float seen) { return fma(-8, seen, kTopCode); });
+  }
 
   VSA_DEVICE static void find_largest(RowValues& top, const Fragment<64, int>& scores) {
     VSA_EACH_LANE(t) {
@@ -93,6 +129,20 @@ class LowPrecisionSoftmax {
         other = max3(other, x[2 * half + 21], x[2 * half + 28]);
         row[half] =
             static_cast<float>(max3(most, other, max3(x[2 * half + 25], x[2 * half + 29], most)));
+      }
+    }
+  }
+
+  VSA_DEVICE static void find_largest(RowValues& top, const Fragment<64, Fp16>& scores) {
+    VSA_EACH_LANE(t) {
+      const auto& x = lane(scores, t);
+      auto& row = lane(top, t);
+      VSA_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        uint32_t most = x[half];
+        VSA_UNROLL
+        for (int p = half + 2; p < 16; p += 2) most = max_halves(most, x[p]);
+        row[half] = max2(widen_low<Fp16>(most), widen_high<Fp16>(most));
       }
     }
   }
@@ -116,6 +166,27 @@ class LowPrecisionSoftmax {
             x[j] = static_cast<int>(nearest(below));
           }
         }
+        by[half] = 1;
+        start[half] = kTopCode;
+      }
+    }
+  }
+  VSA_DEVICE void flatten(Fragment<64, Fp16>& scores, RowValues& slope, RowValues& offset) const {
+    VSA_EACH_LANE(t) {
+      auto& x = lane(scores, t);
+      auto& by = lane(slope, t);
+      auto& start = lane(offset, t);
+      const auto& seen = lane(max_, t);
+      VSA_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const float exact = 8 * seen[half] * reciprocal_approx(by[half]);
+        const float most = widen_low<Fp16>(pack<Fp16>(exact, exact));
+        const auto below = [&](float score) {
+          return max2((score - most) * by[half], -2 * kTopCode);
+        };
+        VSA_UNROLL
+        for (int p = half; p < 16; p += 2)
+          x[p] = pack<Fp16>(below(widen_low<Fp16>(x[p])), below(widen_high<Fp16>(x[p])));
         by[half] = 1;
         start[half] = kTopCode;
       }

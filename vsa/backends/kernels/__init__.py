@@ -217,8 +217,6 @@ def _unsupported(request: Request, cuda: bool) -> str | None:
     """What the kernels of both machines need."""
     if (missing := _built(cuda)) is not None:
         return missing
-    if request.precision not in ("native", "int8"):
-        return f"its kernels do not compute precision={request.precision!r} yet"
     from vsa import _C
 
     dtype = request.dtype and request.dtype.removeprefix("torch.")

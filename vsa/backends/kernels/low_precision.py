@@ -77,7 +77,7 @@ def quantise(
 
 
 def forward(machine: Machine, problem: Problem, precision: str) -> tuple[Tensor, Tensor]:
-    """Results as in ``vsa.backends.base.Backend.low_precision``, "int8" alone.
+    """Results as in ``vsa.backends.base.Backend.low_precision``, "int8" or "fp8".
 
     Some key heads of a batch element after the other, so that their tiles take little memory.
     """
@@ -117,6 +117,7 @@ def forward(machine: Machine, problem: Problem, precision: str) -> tuple[Tensor,
             machine.run(
                 _C.LowPrecisionForward(
                     forward=call,
+                    fp8=precision == "fp8",
                     images=tiles.images.data_ptr(),
                     channels=tiles.channels.data_ptr(),
                 ),

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fine stage in eight bits beside the native one: time, and error against fp64.
+
+usage: python bench/low_precision.py [--shape wan-1.3b-480p ...] [--out low_precision.json]
+       [--commit HASH] [--smoke]
+
+Given lists, random and correlated, inputs of N(0,1). Of each precision sampled tiles are held to
+fp64 first; then calls of the fine stage are timed by turns, so that all meet the same clock, and
+the pass that makes eight bits of keys and values by itself. A rate is that of the kept tiles'
+products, whatever they are computed in. --smoke runs a tiny case on the emulator, whose times mean
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vsa
+from vsa.backends import BACKENDS
+from vsa.backends.kernels import KernelBackend, low_precision
+from vsa.measure import patterns, shapes
+from vsa.measure.provenance import provenance, write
+from vsa.measure.timing import seconds, settled
+from vsa.verify.sampled import Sample
+
+SHAPES = ("wan-1.3b-480p", "wan-14b-720p", "ltx-video")
+TINY = shapes.Shape(vsa.Grid((5, 6, 9)), 2, 64)
+SHARE = 0.125
+ROUNDS = 9
+PRECISIONS = ("native", "int8", "fp8")
+ALLOWED = {"native": 0.01, "int8": 0.048, "fp8": 0.065}
+
+
+def measure(
+    name: str, shape: shapes.Shape, kind: str, device: torch.device, backend: str
+) -> Iterator[dict[str, Any]]:
+    """A row for each precision, and one for the pass before it."""
+    grid, heads, head_dim = shape.grid, shape.heads, shape.head_dim
+    generator = torch.Generator(device).manual_seed(0)
+    q, k, v = (
+        torch.randn(1, grid.length, heads, head_dim, device=device, generator=generator).bfloat16()
+        for _ in "qkv"
+    )
+    topk = max(1, round(SHARE * grid.num_tiles))
+    selection = patterns.selection(kind, grid, heads, topk, device)
+    sample = Sample(grid, selection.mask()[0], q, k, v, torch.zeros_like(q))
+
+    def call(precision: str) -> Any:
+        return vsa.block_sparse_attention(
+            q, k, v, selection, precision=precision, return_lse=True, backend=backend
+        )  # type: ignore[call-overload]
+
+    errors = {each: sample.forward_errors(*call(each)) for each in PRECISIONS}
+    for each, found in errors.items():
+        if not found["out"] <= ALLOWED[each]:
+            sys.exit(f"low_precision.py: error: {name} in {each} is wrong by {found['out']:.3f}")
+    who = BACKENDS[backend]
+    assert isinstance(who, KernelBackend)
+    calls = {each: (lambda each=each: call(each)) for each in PRECISIONS} | {
+        f"quantise {each}": (
+            lambda each=each: low_precision.quantise(who.machine, k, v, grid, None, each)
+        )
+        for each in PRECISIONS[1:]
+    }
+    rounds = 1 if device.type == "cpu" else ROUNDS
+    in_a_row = {each: settled(function, device) for each, function in calls.items()}
+    times: dict[str, list[float]] = {each: [] for each in calls}
+    for _ in range(rounds):
+        for each, function in calls.items():
+            times[each] += seconds(function, device, 1, in_a_row[each])
+    tokens = grid.tokens * topk / grid.num_tiles * grid.tokens
+    for each in calls:
+        ms = 1e3 * statistics.median(times[each])
+        yield {
+            "shape": name,
+            "head_dim": head_dim,
+            "lists": kind,
+            "what": each,
+            "ms": ms,
+            "tflops": None
+            if each.startswith("quantise")
+            else 4e-9 * heads * head_dim * tokens / ms,
+            "of_native": 1e3 * statistics.median(times["native"]) / ms,
+            "error": errors.get(each, {}).get("out"),
+            "lse_error": errors.get(each, {}).get("lse"),
+        }
+
+
+def main() -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", nargs="+", default=SHAPES, choices=sorted(shapes.SHAPES))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--commit")
+    parser.add_argument("--smoke", action="store_true")
+    given = parser.parse_args()
+    device = torch.device("cpu" if given.smoke else "cuda")
+    if not given.smoke and not torch.cuda.is_available():
+        parser.error("it needs a Hopper GPU, and PyTorch finds no GPU here; --smoke needs none")
+    backend = "emulated" if given.smoke else "hopper"
+    cases = [("smoke", TINY)] if given.smoke else [(x, shapes.SHAPES[x]) for x in given.shape]
+    command = ("python", "bench/low_precision.py", *sys.argv[1:])
+    head = provenance(device, command=command, commit=given.commit)
+    rows: list[dict[str, Any]] = []
+    with torch.no_grad():
+        for name, shape in cases:
+            for kind in patterns.DRAWN:
+                for row in measure(name, shape, kind, device, backend):
+                    rows.append(row)
+                    rate = "" if row["tflops"] is None else f"{row['tflops']:7.0f} TFLOP/s"
+                    error = "" if row["error"] is None else f"  error {row['error']:.4f}"
+                    print(
+                        f"{name:16} d{row['head_dim']:<4}{kind:11}{row['what']:14}"
+                        f"{row['ms']:9.3f} ms  {row['of_native']:5.2f}x {rate}{error}",
+                        flush=True,
+                    )
+                    write(given.out, head, rows, complete=False)
+    write(given.out, head, rows)
+
+
+if __name__ == "__main__":
+    main()
