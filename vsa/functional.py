@@ -319,9 +319,8 @@ def block_sparse_attention(
         RuntimeError: an explicit backend that cannot run here.
     """
     rest = grid, kv_grid, tile, scale, backend, "mean", return_lse, False, tail
-    kind = None
-    if precision == "native":
-        kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
+    native = precision == "native"
+    kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest) if native else None
     plan = None if kind is None else eager.plan_of(kind)
     if plan is not None and plan.prepared is not None:
         planned, of_rows, _ = eager.attend(plan, (q, k, v, None, None), text_valid, selection)
