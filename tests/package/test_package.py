@@ -23,8 +23,9 @@ from vsa.measure.provenance import provenance
 
 TREE = Path(__file__).resolve().parents[2]
 LAYERS = ["prim", "tile", "kernels", "launch", "bind"]  # each may include itself and those before
-BUILT_UPON = {("fine", "schedule"), ("tail", "fine"), ("tail", "schedule")}
-"""Folders of kernels that include another's: a tail goes on where the fine stage ends."""
+BUILT_UPON = {("fine", "schedule"), ("tail", "fine"), ("tail", "schedule"), ("coarse", "schedule")}
+"""Folders of kernels that include another's: a tail goes on where the fine stage ends, and the
+kernels of keys and values in eight bits, beside those of means, go through text as schedules do."""
 
 FAKE_NVCC = """#!/bin/sh
 case "$*" in
