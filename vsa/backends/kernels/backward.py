@@ -31,14 +31,14 @@ from vsa.backends.kernels.tensors import addressable, text_tiles
 from vsa.backends.kernels.text import text_of
 from vsa.values.bitmap import num_words
 from vsa.values.grid import SLOTS
-from vsa.values.problem import Gates, Means, Problem, Saved, TailMeans, Upstream
+from vsa.values.problem import FineProblem, Gates, Means, Saved, TailMeans, Upstream
 
 
 def backward(
     machine: Machine,
     upstream: Upstream,
     saved: Saved,
-    problem: Problem,
+    problem: FineProblem,
     means: Means,
     gates: Gates,
     tail: TailMeans | None = None,

@@ -88,7 +88,7 @@ def select(
     memory = q_means.new_empty(numbers)
     coarse = None
     if v_means is not None:
-        coarse = torch.empty_like(q_means, memory_format=torch.contiguous_format)
+        coarse = q_means.new_empty(batch, heads, tiles, v_means.shape[-1])
     q, k, v, out = (
         None if x is None else as_matrices(x, matrices) for x in (q_means, k_means, v_means, coarse)
     )

@@ -17,11 +17,11 @@ from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.tensors import addressable
 from vsa.backends.kernels.text import Make, text_of
 from vsa.values.grid import Extent
-from vsa.values.problem import Gates, Problem
+from vsa.values.problem import FineProblem, Gates
 
 
 def forward(
-    machine: Machine, problem: Problem, gates: Gates, fine: Tensor | None = None
+    machine: Machine, problem: FineProblem, gates: Gates, fine: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Results as in ``vsa.backends.base.Backend.forward``.
 
