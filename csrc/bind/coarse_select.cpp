@@ -13,6 +13,7 @@ void bind_means(py::module_& m) {
   using Tensor = launch::MeanTensor;
   bind_struct<Tensor>(m, kClass<Tensor>, "A tensor of tokens, and where the means of its tiles go.",
                       {VSA_FIELD(Tensor, tokens, NotNull), VSA_FIELD(Tensor, grid),
+                       VSA_FIELD(Tensor, sizes),
                        VSA_FIELD(Tensor, heads, Positive), VSA_FIELD(Tensor, means, NotNull)});
   using Call = launch::TileMeans;
   auto bound =

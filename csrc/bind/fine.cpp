@@ -19,7 +19,8 @@ void bind_problem(py::module_& m) {
                      VSA_FIELD(Call, kv_heads, Positive), VSA_FIELD(Call, head_dim, FineHeadDim),
                      VSA_FIELD(Call, dtype, FineDtype), VSA_FIELD(Call, scale),
                      VSA_FIELD(Call, bitmap, NotNull), VSA_FIELD(Call, query_axes, NotNull),
-                     VSA_FIELD(Call, query_text_rows), VSA_FIELD(Call, key_text_rows)});
+                     VSA_FIELD(Call, query_text_rows), VSA_FIELD(Call, key_text_rows),
+                     VSA_FIELD(Call, sizes), VSA_FIELD(Call, kv_sizes)});
 }
 
 void bind_gates(py::module_& m) {

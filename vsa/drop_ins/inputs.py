@@ -113,6 +113,7 @@ def resolve(
             checked.append(torch.full((tiles,), volume, dtype=torch.int32, device=q.device))
         else:
             checked.append(_checked_sizes(name, given, q.device, owner, tiles, volume, validate))
+    further = {} if gate is None else {"compress_attn_weight": gate}
     return Inputs(
         q=q,
         k=k,
@@ -121,7 +122,7 @@ def resolve(
         kv_sizes=checked[1],
         parts=volume // SLOTS,
         scale=checks.scale(None, q.shape[-1]),
-        backend=inputs.chosen(backend, q, k, v, {} if gate is None else {"compress_attn_weight": gate}),
+        backend=inputs.chosen(backend, q, k, v, further),
     )
 
 

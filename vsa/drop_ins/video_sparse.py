@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vsa.backends import named, torch_padded
+from vsa.backends.tiles import accumulation_dtype
 from vsa.drop_ins.block_sparse import attend
 from vsa.drop_ins.inputs import Inputs, resolve, volume_of
 from vsa.operators import coarse_select
@@ -141,7 +142,7 @@ def _attend(call: Inputs, budget: Budget, gate: Tensor) -> Tensor:
     out, _ = attend(problem)
     real = padded.real_slots(problem.sizes).view(1, -1, 1, 1)
     # Zero times a gate is not zero where the gate of what is no token is NaN.
-    gate = torch.where(real, gate, 0)
+    gate = torch.where(real, gate.to(accumulation_dtype(call.q)), 0)
     return who.combine(out, coarse, None, gate, problem.grids[0]).masked_fill(~real, 0)
 
 

@@ -49,7 +49,7 @@ struct BackwardRows {
           tile(tile),
           at(p.queries.place(tile)),
           rows(p.queries.rows(at, batch)),
-          first(p.queries.token(at, 0)) {}
+          first(p.queries.readable_token(at)) {}
   };
 
   // One row of a tile, one lane. sum_lanes(x) adds up what the lanes of a token have. A row that is

@@ -19,7 +19,7 @@ struct MeanGradient {
     if (rows == nullptr || at.region != Region::Video) return;
     const int64_t of_head = int64_t{work.batch} * heads + work.head;
     const float* row = rows + (of_head * sequence.grid.num_tiles() + work.tile) * D;
-    const float share = 1.f / static_cast<float>(popcount(sequence.grid.rows[at.clip]));
+    const float share = 1.f / static_cast<float>(popcount(sequence.rows(at, work.batch)));
     for_each(grad,
              [=](float& x, int, int channel) { x = fma(load_global(row + channel), share, x); });
   }

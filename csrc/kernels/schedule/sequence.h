@@ -27,8 +27,26 @@ enum class Region { Video, Prefix, Suffix };
 struct TilePlace {
   Region region;
   int text;       // index among the text's tiles, negative for the video's
-  Axes first;     // tokens: coordinates of row 0 in its region, text along w
+  Axes first;     // tokens: coordinates of row 0 in its region, text along w; w < 0: see TileSizes
   unsigned clip;  // Clip bits
+};
+
+// Padded tiles, each with a number of real tokens of its own: the grid is {tiles, 1, 64} slots in
+// tiles of {1, 1, 64}, and the first slots of a tile are its tokens. Its box is laid so that it ends
+// with the last of them: what comes before the tile's first slot, at w < 0, is out of bounds, zeros
+// where it is loaded and nothing where it is stored. So no padding is ever read or written.
+struct TileSizes {
+  const int* of_tiles;  // [tiles] 0 to 64, others are taken for the nearest; null for a video
+
+  VSA_DEVICE int size(int tile) const {
+    const int size = load_global(of_tiles + tile);
+    return size < 0 ? 0 : size > kTileRows ? kTileRows : size;
+  }
+  // The slots of a tile that are tokens, as a mask.
+  VSA_DEVICE uint64_t first_rows(int tile) const {
+    const int real = size(tile);
+    return real > 0 ? ~uint64_t{0} >> (kTileRows - real) : 0;
+  }
 };
 
 // A grid with its text cut into tiles too, runs of 64 tokens: first the video's tiles, then the
@@ -37,6 +55,10 @@ struct TiledSequence {
   Grid grid;
   int text_tiles;             // of prefix and suffix together
   const uint64_t* text_rows;  // [batch, text_tiles] rows that are real tokens; null without text
+  TileSizes sizes;
+  // What a step along w is in a TileLoad, in tokens and in tiles: a tile of a video; of padded tiles
+  // a row that comes before the tile's first slot.
+  int w_tokens, w_tiles;
 
   VSA_HD int num_tiles() const { return grid.num_tiles() + text_tiles; }
   VSA_DEVICE int prefix_tiles() const { return ceil_div(grid.prefix, kTileRows); }
@@ -45,6 +67,8 @@ struct TiledSequence {
   VSA_DEVICE TilePlace place(int tile) const {
     const int text = tile - grid.num_tiles();
     if (text < 0) {
+      if (sizes.of_tiles != nullptr)
+        return {Region::Video, text, {tile, 0, sizes.size(tile) - kTileRows}, kWhole};
       const Place at = grid.place(tile);
       return {Region::Video, text, at.first, at.clip};
     }
@@ -53,7 +77,7 @@ struct TiledSequence {
   }
   // Rows of a tile that are real tokens, as a mask.
   VSA_DEVICE uint64_t rows(const TilePlace& at, int batch) const {
-    if (at.region == Region::Video) return grid.rows[at.clip];
+    if (at.region == Region::Video) return at.first.w < 0 ? rows_from(-at.first.w) : grid.rows[at.clip];
     return load_global(text_rows + batch * text_tiles + at.text);
   }
   // Rows that a load of a tile brings, clipped ones included.
@@ -62,13 +86,34 @@ struct TiledSequence {
   }
   // Position in the sequence of a tile's row, or -1 where the row is past the end.
   VSA_DEVICE int token(const TilePlace& at, int row) const {
-    if (at.region == Region::Video) return grid.token({at.first, at.clip}, row);
+    if (at.region == Region::Video)
+      return row + at.first.w < 0 ? -1 : grid.token({at.first, at.clip}, row);
     const bool prefix = at.region == Region::Prefix;
     const int token = at.first.w + row;
     if (token >= (prefix ? grid.prefix : grid.suffix)) return -1;
     return prefix ? token : grid.suffix_begin() + token;
   }
+  // A token of a tile whose numbers may be read where a row is none: the first, or of a padded tile
+  // its first slot.
+  VSA_DEVICE int readable_token(TilePlace at) const {
+    if (at.first.w < 0) at.first.w = 0;
+    return token(at, 0);
+  }
+
+ private:
+  // All rows but the first so many, of which there may be 64.
+  VSA_DEVICE static uint64_t rows_from(int row) {
+    return row < kTileRows ? ~uint64_t{0} << row : 0;
+  }
 };
+
+VSA_HD TiledSequence tiled_sequence(const Grid& grid,
+                                    int text_tiles,
+                                    const uint64_t* text_rows,
+                                    TileSizes sizes = {nullptr}) {
+  const bool padded = sizes.of_tiles != nullptr;
+  return {grid, text_tiles, text_rows, sizes, padded ? -1 : grid.tile.w, padded ? 0 : 1};
+}
 
 // Which map holds a tile of one head, and where in it.
 struct TileBox {

@@ -57,6 +57,12 @@ class KernelBackend(Backend):
             return coarse_select.tile_means(self.machine, xs, grids)
         return super().tile_means(xs, grids)
 
+    def padded_tile_means(self, xs: Sequence[Tensor], sizes: Sequence[Tensor]) -> list[Tensor]:
+        """See ``Backend.padded_tile_means``; up to three tensors in one launch."""
+        if coarse_select.can_mean(xs):
+            return coarse_select.padded_tile_means(self.machine, xs, sizes)
+        return super().padded_tile_means(xs, sizes)
+
     def select(
         self, scores: TileScores, v_means: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:

@@ -32,8 +32,12 @@ def forward(
     sign, scale = positive_scale(problem.scale)
     q = addressable(problem.q * sign if sign != 1 else problem.q)
     k, v = addressable(problem.k), addressable(problem.v)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=q.device)
+    out = written(problem, q)
+    of_rows = q.shape[0], q.shape[2], q.shape[1]
+    lse = torch.empty(of_rows, dtype=torch.float32, device=q.device)
+    sizes = whole_numbers(problem)
+    if sizes[0] is not None:
+        lse.fill_(float("-inf"))
     bitmap, text_valid = problem.bitmap.contiguous(), problem.text_valid
     # Scores of invalid keys are masked, whatever they are.
     text = text_of(text_valid, q.shape[0], q.shape[3], grids, [(v, grids[1])], new_on(q.device))
@@ -45,7 +49,7 @@ def forward(
         Located3(q, q),
         Located3(k, k),
         text.clean[0],
-        Shared(grids, scale, bitmap, axes, text.query_rows, text.key_rows),
+        Shared(grids, scale, bitmap, axes, text.query_rows, text.key_rows, sizes),
         LocatedGates(*gates),
         out,
         fine,
@@ -54,6 +58,27 @@ def forward(
     )
     machine.run(fine_call, q.device)
     return out, lse
+
+
+def written(problem: FineProblem, x: Tensor) -> Tensor:
+    """A contiguous tensor like x that kernels write but for padding, which holds zeros."""
+    padded = problem.tile_sizes[0] is not None
+    return (torch.zeros if padded else torch.empty)(x.shape, dtype=x.dtype, device=x.device)
+
+
+def whole_numbers(problem: FineProblem) -> tuple[Tensor | None, Tensor | None]:
+    """Sizes of padded tiles as kernels read them.
+
+    Raises:
+        ValueError, TypeError: sizes that do not fit, which an operator alone can bring here.
+    """
+    sizes, kv_sizes = problem.tile_sizes
+    if sizes is None or kv_sizes is None:
+        return None, None
+    for name, x in (("sizes", sizes), ("kv_sizes", kv_sizes)):
+        if x.dtype is not torch.int32 or x.ndim != 1:
+            raise TypeError(f"{name} must be one int32 for each tile, but it is {x.dtype}")
+    return sizes.contiguous(), kv_sizes.contiguous()
 
 
 def neighbour_axes(
