@@ -120,7 +120,7 @@ def excess(found: Tensor, truth: Tensor, of_sdpa: float, dtype: torch.dtype) -> 
     found = found.detach().cpu()
     if dtype is torch.float64:
         return parity.error(found, truth) / 1e-12
-    return parity.error(found, truth) / max(of_sdpa, parity.error(truth.to(dtype), truth))
+    return parity.error(found, truth) / max(of_sdpa, parity.error(truth.to(dtype), truth), 1e-30)
 
 
 def reference(call: Call, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -55,8 +55,7 @@ def merged(means: Tensor, sizes: Tensor, of_whole: Tensor, parts: int) -> Tensor
     Returns:
         (B, heads, n, head_dim), the type of ``means``.
     """
-    share = sizes.view(-1, parts) / of_whole.clamp(min=1)[:, None]
-    share = share.to(means.dtype).unsqueeze(-1)
+    share = sizes.to(means.dtype).view(-1, parts, 1) / of_whole.clamp(min=1)[:, None, None]
     return (means.unflatten(2, (-1, parts)) * share).sum(3)
 
 

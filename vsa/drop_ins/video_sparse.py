@@ -150,7 +150,7 @@ def _means(call: Inputs, detached: bool) -> list[Tensor]:
     """Means of the caller's tiles of q, k and v, (B, heads, n, head_dim) each."""
     xs = [x.detach() if detached else x for x in (call.q, call.k, call.v)]
     sides = [call.sizes, call.kv_sizes, call.kv_sizes]
-    parts = [padded.sizes_of_parts(x, call.parts) if call.parts > 1 else x for x in sides]
+    parts = [padded.sizes_of_parts(x, call.parts) for x in sides]
     who = named(call.backend)
     if "tile_means" in who.composed:
         means = who.padded_tile_means(xs, parts)

@@ -25,5 +25,7 @@ def real_slots(sizes: Tensor) -> Tensor:
 
 def sizes_of_parts(sizes: Tensor, parts: int) -> Tensor:
     """Tiles of ``parts`` times 64 slots as that many tiles each: (n,) -> (n * parts,)."""
-    first = torch.arange(parts, device=sizes.device) * SLOTS
+    if parts == 1:
+        return sizes
+    first = torch.arange(parts, dtype=sizes.dtype, device=sizes.device) * SLOTS
     return (sizes[:, None] - first).clamp(0, SLOTS).flatten()

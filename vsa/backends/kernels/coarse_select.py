@@ -21,7 +21,7 @@ from vsa.backends.kernels.coarse_calls import (
     score_numbers,
 )
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.tensors import as_matrices, dtype_name
+from vsa.backends.kernels.tensors import as_matrices, dtype_name, one_per_tile
 from vsa.backends.torch_coarse import SCORE_BYTES
 from vsa.values import bitmap, padded
 from vsa.values.grid import Grid
@@ -81,7 +81,7 @@ def padded_tile_means(
         sizes: (n,) int32 of each, real tokens of its tiles.
     """
     grids = [padded.grid_of(len(of)) for of in sizes]
-    return tile_means(machine, xs, grids, [of.contiguous() for of in sizes])
+    return tile_means(machine, xs, grids, [one_per_tile("sizes", of) for of in sizes])
 
 
 def can_select(scores: TileScores) -> bool:

@@ -14,7 +14,7 @@ from vsa.backends.kernels.calls import (
     forward_call,
 )
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.tensors import addressable
+from vsa.backends.kernels.tensors import addressable, one_per_tile
 from vsa.backends.kernels.text import Make, text_of
 from vsa.values.grid import Extent
 from vsa.values.problem import FineProblem, Gates
@@ -67,18 +67,11 @@ def written(problem: FineProblem, x: Tensor) -> Tensor:
 
 
 def whole_numbers(problem: FineProblem) -> tuple[Tensor | None, Tensor | None]:
-    """Sizes of padded tiles as kernels read them.
-
-    Raises:
-        ValueError, TypeError: sizes that do not fit, which an operator alone can bring here.
-    """
+    """Sizes of padded tiles as kernels read them."""
     sizes, kv_sizes = problem.tile_sizes
     if sizes is None or kv_sizes is None:
         return None, None
-    for name, x in (("sizes", sizes), ("kv_sizes", kv_sizes)):
-        if x.dtype is not torch.int32 or x.ndim != 1:
-            raise TypeError(f"{name} must be one int32 for each tile, but it is {x.dtype}")
-    return sizes.contiguous(), kv_sizes.contiguous()
+    return one_per_tile("sizes", sizes), one_per_tile("kv_sizes", kv_sizes)
 
 
 def neighbour_axes(
