@@ -59,7 +59,8 @@ class PaddedProblem(NamedTuple):
         q: (B, 64 * n_q, heads, head_dim), any strides but a contiguous last dimension.
         k: (B, 64 * n_k, kv_heads, head_dim), the same.
         v: like k.
-        bitmap: (B, heads, n_q, words) int32, the key tiles of every query tile.
+        bitmap: (B, heads, n_q, words) int32, the key tiles of every query tile, none among them
+            that has no real token.
         sizes: (n_q,) int32, real tokens of each query tile, 0 to 64.
         kv_sizes: (n_k,) int32, the same of the keys.
         scale: factor of the scores.

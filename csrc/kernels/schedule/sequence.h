@@ -32,9 +32,9 @@ struct TilePlace {
 };
 
 // Padded tiles, each with a number of real tokens of its own: the grid is {tiles, 1, 64} slots in
-// tiles of {1, 1, 64}, and the first slots of a tile are its tokens. Its box is laid so that it ends
-// with the last of them: what comes before the tile's first slot, at w < 0, is out of bounds, zeros
-// where it is loaded and nothing where it is stored. So no padding is ever read or written.
+// tiles of {1, 1, 64}, and the first slots of a tile are its tokens. Its box is laid so that it
+// ends with the last of them: what comes before the tile's first slot, at w < 0, is out of bounds,
+// zeros where it is loaded and nothing where it is stored. So no padding is ever read or written.
 struct TileSizes {
   const int* of_tiles;  // [tiles] 0 to 64, others are taken for the nearest; null for a video
 
@@ -56,8 +56,8 @@ struct TiledSequence {
   int text_tiles;             // of prefix and suffix together
   const uint64_t* text_rows;  // [batch, text_tiles] rows that are real tokens; null without text
   TileSizes sizes;
-  // What a step along w is in a TileLoad, in tokens and in tiles: a tile of a video; of padded tiles
-  // a row that comes before the tile's first slot.
+  // What a step along w is in a TileLoad, in tokens and in tiles: a tile of a video; of padded
+  // tiles a row that comes before the tile's first slot.
   int w_tokens, w_tiles;
 
   VSA_HD int num_tiles() const { return grid.num_tiles() + text_tiles; }
@@ -77,7 +77,8 @@ struct TiledSequence {
   }
   // Rows of a tile that are real tokens, as a mask.
   VSA_DEVICE uint64_t rows(const TilePlace& at, int batch) const {
-    if (at.region == Region::Video) return at.first.w < 0 ? rows_from(-at.first.w) : grid.rows[at.clip];
+    if (at.region == Region::Video)
+      return at.first.w < 0 ? rows_from(-at.first.w) : grid.rows[at.clip];
     return load_global(text_rows + batch * text_tiles + at.text);
   }
   // Rows that a load of a tile brings, clipped ones included.

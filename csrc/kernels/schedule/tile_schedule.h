@@ -20,14 +20,14 @@ struct TileLoad {
   static constexpr int kClip = 48, kRegion = 52, kFlags = 56;
   static constexpr int kMostTiles = 1 << 16;  // along an axis
 
-  // From the lowest: w, h, t in tiles, 16 each, text along w; Clip, Region, flags. In padded tiles w
-  // is how many rows come before the first slot.
+  // From the lowest: w, h, t in tiles, 16 each, text along w; Clip, Region, flags. In padded tiles
+  // w is how many rows come before the first slot.
   uint64_t bits;
 
   // flags: bit w: consumer w waits for the tile and releases its stage
   VSA_DEVICE static TileLoad of(const TiledSequence& sequence, int tile, uint32_t flags) {
     const TilePlace at = sequence.place(tile);
-    const Axes in_tiles = at.region != Region::Video         ? Axes{0, 0, at.first.w / kTileRows}
+    const Axes in_tiles = at.region != Region::Video           ? Axes{0, 0, at.first.w / kTileRows}
                           : sequence.sizes.of_tiles != nullptr ? Axes{tile, 0, -at.first.w}
                                                                : sequence.grid.in_tiles(tile);
     return {static_cast<uint64_t>(in_tiles.w) | static_cast<uint64_t>(in_tiles.h) << 16 |

@@ -134,7 +134,7 @@ class KernelBackend(Backend):
         if gates.gate_fine is None and gates.gate_coarse is None:
             out, lse = forward.forward(self.machine, problem, gates)
             return out, lse, out.clone()
-        fine = torch.empty(problem.q.shape, dtype=problem.q.dtype, device=problem.q.device)
+        fine = forward.written(problem, problem.q)
         out, lse = forward.forward(self.machine, problem, gates, fine)
         return out, lse, fine
 
