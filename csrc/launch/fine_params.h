@@ -14,11 +14,11 @@
 
 namespace vsa::launch {
 
-inline TiledSequence tiled(const Grid& grid,
-                           const uint64_t* text_rows,
-                           const int* sizes = nullptr) {
+inline PaddableSequence tiled(const Grid& grid,
+                              const uint64_t* text_rows,
+                              const int* sizes = nullptr) {
   const int text_tiles = ceil_div(grid.prefix, kTileRows) + ceil_div(grid.suffix, kTileRows);
-  return tiled_sequence(grid, text_tiles, text_rows, {sizes});
+  return paddable({grid, text_tiles, text_rows}, {sizes});
 }
 
 // One tensor of a call and where its maps go.

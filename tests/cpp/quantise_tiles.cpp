@@ -42,7 +42,7 @@ struct Problem {
 
   explicit Problem(unsigned seed)
       : rng(seed),
-        keys(tiled_sequence(make_grid({5, 4, 6}, {4, 4, 4}, 66, 3), 3, nullptr)),
+        keys{make_grid({5, 4, 6}, {4, 4, 4}, 66, 3), 3, nullptr},
         text_rows(kBatch * 3, ~uint64_t{0} >> 62),
         k(kBatch * tokens * kHeads * D),
         v(k.size()),

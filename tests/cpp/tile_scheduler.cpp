@@ -72,7 +72,7 @@ struct Problem {
     const int text = ceil_div(prefix, kTileRows) + ceil_div(suffix, kTileRows);
     for (int i = 0; i < kBatch * text; ++i)
       text_rows.push_back(below(3) == 0 ? 0 : uint64_t{rng()} << 32 | rng() | 1);
-    return tiled_sequence(make_grid(video, kTile, prefix, suffix), text, text_rows.data());
+    return {make_grid(video, kTile, prefix, suffix), text, text_rows.data()};
   }
 
   // Rows that want nothing, few tiles, every other one, or all; often as many as their neighbours.

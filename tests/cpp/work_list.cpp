@@ -36,10 +36,8 @@ struct Problem {
         consumers(1 + below(4)),
         batch(1 + below(3)),
         heads(1 + below(4)),
-        sequence(
-            tiled_sequence(make_grid({1 + below(9), 1 + below(9), 1 + below(20)}, {4, 4, 4}, 0, 0),
-                           below(9),
-                           nullptr)) {
+        sequence{make_grid({1 + below(9), 1 + below(9), 1 + below(20)}, {4, 4, 4}, 0, 0), below(9),
+                 nullptr} {
     for (int i = 0; i < batch * heads; ++i) axes.push_back(below(2));
   }
 

@@ -50,8 +50,7 @@ class TileMeans {
     const int head = row % x.heads, tile = row / x.heads;
 
     const Place place = x.grid.place(tile);
-    const uint64_t real =
-        x.sizes.of_tiles != nullptr ? x.sizes.first_rows(tile) : x.grid.rows[place.clip];
+    const uint64_t real = x.sizes.known() ? x.sizes.first_rows(tile) : x.grid.rows[place.clip];
     const int64_t start = batch * x.batch_stride + head * x.head_stride +
                           x.grid.token(place, 0) * x.token_stride + channel;
     Floats<N> total = {};

@@ -23,7 +23,7 @@ struct BackwardRowsParams {
   TokenRows<const uint16_t> out, gradient;  // the fine stage's output; gradient of the operation's
   const float* lse;                         // [batch, heads, S_q] natural logarithm
   const float* grad_lse;                    // [batch, heads, S_q], or null for zeros
-  TiledSequence queries;
+  PaddableSequence queries;
   RowStats* stats;  // [batch, heads, tiles of the queries, the text's last]
   int heads;
   // With gates:

@@ -10,9 +10,9 @@ namespace vsa {
 struct MeanGradient {
   const float* rows;  // [batch, heads, tiles of the video, head_dim]; null: there is none
 
-  template <int D>
+  template <int D, class Sequence>
   VSA_DEVICE void add_to(Fragment<D>& grad,
-                         const TiledSequence& sequence,
+                         const Sequence& sequence,
                          int heads,
                          const Assignment& work,
                          const TilePlace& at) const {

@@ -31,6 +31,53 @@ struct TilePlace {
   unsigned clip;  // Clip bits
 };
 
+// A grid with its text cut into tiles too, runs of 64 tokens: first the video's tiles, then the
+// prefix's, then the suffix's.
+struct TiledSequence {
+  Grid grid;
+  int text_tiles;             // of prefix and suffix together
+  const uint64_t* text_rows;  // [batch, text_tiles] rows that are real tokens; null without text
+
+  VSA_HD int num_tiles() const { return grid.num_tiles() + text_tiles; }
+  VSA_DEVICE int prefix_tiles() const { return ceil_div(grid.prefix, kTileRows); }
+  VSA_DEVICE bool is_text(int tile) const { return tile >= grid.num_tiles(); }
+
+  VSA_DEVICE TilePlace place(int tile) const {
+    const int text = tile - grid.num_tiles();
+    if (text < 0) {
+      const Place at = grid.place(tile);
+      return {Region::Video, text, at.first, at.clip};
+    }
+    if (text < prefix_tiles()) return {Region::Prefix, text, {0, 0, text * kTileRows}, kWhole};
+    return {Region::Suffix, text, {0, 0, (text - prefix_tiles()) * kTileRows}, kWhole};
+  }
+  // Rows of a tile that are real tokens, as a mask.
+  VSA_DEVICE uint64_t rows(const TilePlace& at, int batch) const {
+    if (at.region == Region::Video) return grid.rows[at.clip];
+    return load_global(text_rows + batch * text_tiles + at.text);
+  }
+  // Rows that a load of a tile brings, clipped ones included.
+  VSA_DEVICE int box_rows(const TilePlace& at) const {
+    return at.region == Region::Video ? grid.tile.volume() : kTileRows;
+  }
+  // Position in the sequence of a tile's row, or -1 where the row is past the end.
+  VSA_DEVICE int token(const TilePlace& at, int row) const {
+    if (at.region == Region::Video) return grid.token({at.first, at.clip}, row);
+    const bool prefix = at.region == Region::Prefix;
+    const int token = at.first.w + row;
+    if (token >= (prefix ? grid.prefix : grid.suffix)) return -1;
+    return prefix ? token : grid.suffix_begin() + token;
+  }
+
+  // A tile's place as a TileLoad holds it: counted in tiles, and what its steps along w are, in
+  // tokens and in tiles.
+  VSA_DEVICE Axes steps(const TilePlace& at, int tile) const {
+    return at.region == Region::Video ? grid.in_tiles(tile) : Axes{0, 0, at.first.w / kTileRows};
+  }
+  VSA_DEVICE int step_tokens() const { return grid.tile.w; }
+  VSA_DEVICE int step_tiles() const { return 1; }
+};
+
 // Padded tiles, each with a number of real tokens of its own: the grid is {tiles, 1, 64} slots in
 // tiles of {1, 1, 64}, and the first slots of a tile are its tokens. Its box is laid so that it
 // ends with the last of them: what comes before the tile's first slot, at w < 0, is out of bounds,
@@ -38,6 +85,7 @@ struct TilePlace {
 struct TileSizes {
   const int* of_tiles;  // [tiles] 0 to 64, others are taken for the nearest; null for a video
 
+  VSA_DEVICE bool known() const { return of_tiles != nullptr; }
   VSA_DEVICE int size(int tile) const {
     const int size = load_global(of_tiles + tile);
     return size < 0 ? 0 : size > kTileRows ? kTileRows : size;
@@ -49,57 +97,36 @@ struct TileSizes {
   }
 };
 
-// A grid with its text cut into tiles too, runs of 64 tokens: first the video's tiles, then the
-// prefix's, then the suffix's.
-struct TiledSequence {
-  Grid grid;
-  int text_tiles;             // of prefix and suffix together
-  const uint64_t* text_rows;  // [batch, text_tiles] rows that are real tokens; null without text
+// A tiled sequence whose tiles may be padded ones. Kernels that never meet those take the sequence
+// that it is made from.
+struct PaddableSequence : TiledSequence {
   TileSizes sizes;
-  // What a step along w is in a TileLoad, in tokens and in tiles: a tile of a video; of padded
-  // tiles a row that comes before the tile's first slot.
+  // Along w a TileLoad of a padded tile counts the rows before its first slot, backwards.
   int w_tokens, w_tiles;
 
-  VSA_HD int num_tiles() const { return grid.num_tiles() + text_tiles; }
-  VSA_DEVICE int prefix_tiles() const { return ceil_div(grid.prefix, kTileRows); }
-  VSA_DEVICE bool is_text(int tile) const { return tile >= grid.num_tiles(); }
-
   VSA_DEVICE TilePlace place(int tile) const {
-    const int text = tile - grid.num_tiles();
-    if (text < 0) {
-      if (sizes.of_tiles != nullptr)
-        return {Region::Video, text, {tile, 0, sizes.size(tile) - kTileRows}, kWhole};
-      const Place at = grid.place(tile);
-      return {Region::Video, text, at.first, at.clip};
-    }
-    if (text < prefix_tiles()) return {Region::Prefix, text, {0, 0, text * kTileRows}, kWhole};
-    return {Region::Suffix, text, {0, 0, (text - prefix_tiles()) * kTileRows}, kWhole};
+    if (sizes.known() && !is_text(tile))
+      return {Region::Video, -1, {tile, 0, sizes.size(tile) - kTileRows}, kWhole};
+    return TiledSequence::place(tile);
   }
-  // Rows of a tile that are real tokens, as a mask.
   VSA_DEVICE uint64_t rows(const TilePlace& at, int batch) const {
-    if (at.region == Region::Video)
-      return at.first.w < 0 ? rows_from(-at.first.w) : grid.rows[at.clip];
-    return load_global(text_rows + batch * text_tiles + at.text);
+    return at.first.w < 0 ? rows_from(-at.first.w) : TiledSequence::rows(at, batch);
   }
-  // Rows that a load of a tile brings, clipped ones included.
-  VSA_DEVICE int box_rows(const TilePlace& at) const {
-    return at.region == Region::Video ? grid.tile.volume() : kTileRows;
-  }
-  // Position in the sequence of a tile's row, or -1 where the row is past the end.
   VSA_DEVICE int token(const TilePlace& at, int row) const {
-    if (at.region == Region::Video)
-      return row + at.first.w < 0 ? -1 : grid.token({at.first, at.clip}, row);
-    const bool prefix = at.region == Region::Prefix;
-    const int token = at.first.w + row;
-    if (token >= (prefix ? grid.prefix : grid.suffix)) return -1;
-    return prefix ? token : grid.suffix_begin() + token;
+    return row + at.first.w < 0 ? -1 : TiledSequence::token(at, row);
   }
   // A token of a tile whose numbers may be read where a row is none: the first, or of a padded tile
   // its first slot.
   VSA_DEVICE int readable_token(TilePlace at) const {
     if (at.first.w < 0) at.first.w = 0;
-    return token(at, 0);
+    return TiledSequence::token(at, 0);
   }
+
+  VSA_DEVICE Axes steps(const TilePlace& at, int tile) const {
+    return sizes.known() ? Axes{tile, 0, -at.first.w} : TiledSequence::steps(at, tile);
+  }
+  VSA_DEVICE int step_tokens() const { return w_tokens; }
+  VSA_DEVICE int step_tiles() const { return w_tiles; }
 
  private:
   // All rows but the first so many, of which there may be 64.
@@ -107,13 +134,9 @@ struct TiledSequence {
     return row < kTileRows ? ~uint64_t{0} << row : 0;
   }
 };
-
-VSA_HD TiledSequence tiled_sequence(const Grid& grid,
-                                    int text_tiles,
-                                    const uint64_t* text_rows,
-                                    TileSizes sizes = {nullptr}) {
+VSA_HD PaddableSequence paddable(const TiledSequence& sequence, TileSizes sizes) {
   const bool padded = sizes.of_tiles != nullptr;
-  return {grid, text_tiles, text_rows, sizes, padded ? -1 : grid.tile.w, padded ? 0 : 1};
+  return {sequence, sizes, padded ? -1 : sequence.grid.tile.w, padded ? 0 : 1};
 }
 
 // Which map holds a tile of one head, and where in it.
