@@ -63,8 +63,8 @@ void multiply8(Accumulator<T>& d, const float* left, const float* right, bool ac
   for (int row = 0; row < kTileRows; ++row) {
     for (int column = 0; column < d.columns; ++column) {
       float& to = d.values[row * d.columns + column];
-      const float sum = sum_fp8(left + row * kReduction8, right + column * kReduction8,
-                                accumulate ? to : 0);
+      const float sum =
+          sum_fp8(left + row * kReduction8, right + column * kReduction8, accumulate ? to : 0);
       to = held_sum(T{}, sum);
     }
   }

@@ -99,7 +99,7 @@ def test_fp8_sums_are_cut_off(facts: Facts):
 
 
 def test_a_product_has_the_exponents_of_its_factors(facts: Facts):
-    """1.5 x 1.5 is above two, yet what lies 13 bits below one is kept beside it, not beside 2 x 1."""
+    """Beside 1.5 x 1.5 what lies 13 bits below one is kept, and beside 2 x 1 it is not."""
     left, right = torch.zeros(2, 32), torch.zeros(2, 32)
     left[:, 0], right[:, 0] = torch.tensor([1.5, 2.0]), torch.tensor([1.5, 1.0])
     left[:, 1], right[:, 1] = 2.0**-7, 2.0**-6
