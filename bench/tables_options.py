@@ -43,10 +43,10 @@ def sub_blocks(rows: Sequence[Row]) -> Iterator[str]:
         ),
     )
     times = (
-        [row["shape"], str(row["runs"]), *_part(key), f"{mean:.4f}", f"{runs:.4f}"]
-        + [f"{runs / mean:.2f}"]
+        [row["shape"], str(row["runs"]), *_part(key), *_both(*value)]
         for row in rows
-        for key, (mean, runs) in ((k, v) for k, v in row.items() if k.endswith(", ms"))
+        for key, value in row.items()
+        if key.endswith(", ms")
     )
     yield markdown(("layer", "runs", "part", "way", "mean, ms", "sub-blocks, ms", "ratio"), times)
 
@@ -54,6 +54,10 @@ def sub_blocks(rows: Sequence[Row]) -> Iterator[str]:
 def _part(key: str) -> list[str]:
     part, way, _ = key.rsplit(", ", 2)
     return [part, way]
+
+
+def _both(mean: float, runs: float) -> list[str]:
+    return [f"{mean:.4f}", f"{runs:.4f}", f"{runs / mean:.2f}"]
 
 
 def low_precision(rows: Sequence[Row]) -> Iterator[str]:
