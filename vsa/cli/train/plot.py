@@ -144,7 +144,8 @@ def _caption(runs: Sequence[Mapping[str, Any]]) -> str:
         f"{'/'.join(dict.fromkeys(_word(each['grid']) for each in runs))} tokens",
         f"batch {run['batch']}",
         f"{run['topk']:g} of the tiles" if run["topk"] <= 1 else f"{run['topk']} tiles",
-        f"{run['real']:.0%} real clips, the rest generated",
+        f"{run['real']:.0%} real clips, the rest generated"
+        + (f" with cuts every {cuts} frames" if (cuts := run.get("cuts", 0)) else ""),
         "/".join(dict.fromkeys(each["device"] for each in runs)),
         f"PyTorch {'/'.join(dict.fromkeys(each['torch'] for each in runs))}",
         f"commit {'/'.join(commits)}",
