@@ -6,8 +6,8 @@ bodies (discs, squares, rings, diamonds) that spin, fall, bounce off the edges a
 under a light that comes and goes. Every clip has textures of its own, so a model cannot remember
 them: to remove noise it has to find the same body in other frames.
 
-With cuts the camera jumps every so many frames, by up to two fifths of the picture to each side. What
-belongs together then lies at other places in other shots, and who looks nearby does not find it.
+With cuts the camera jumps every so many frames, by up to two fifths of the picture to each side.
+What belongs together then lies at other places in other shots: who looks nearby does not find it.
 
 A clip is a function of the seed and of its number alone. All its random numbers are hashes of the
 two, so clips can be made in any order, in any batch and on any device; devices may round a colour
