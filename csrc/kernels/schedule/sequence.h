@@ -134,7 +134,8 @@ struct PaddableSequence : TiledSequence {
     return row < kTileRows ? ~uint64_t{0} << row : 0;
   }
 };
-VSA_HD PaddableSequence paddable(const TiledSequence& sequence, TileSizes sizes) {
+// On the host.
+inline PaddableSequence paddable(const TiledSequence& sequence, TileSizes sizes) {
   const bool padded = sizes.of_tiles != nullptr;
   return {sequence, sizes, padded ? -1 : sequence.grid.tile.w, padded ? 0 : 1};
 }
