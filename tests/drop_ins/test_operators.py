@@ -9,6 +9,7 @@ from drop_ins.padded import Call, numbers, padding
 from drop_ins.test_padded import attend
 from torch import Tensor
 from torch.func import jvp
+from torch.utils.flop_counter import FlopCounterMode
 
 import vsa
 from vsa.values import bitmap
@@ -29,18 +30,18 @@ def operands(call: Call, backend: str) -> tuple:
 
 @pytest.mark.parametrize("backend", ["torch", "emulated"])
 def test_opcheck(backend: str) -> None:
-    call = CALL._replace(dtype=torch.bfloat16)
+    call = Call((64, 9), kv_sizes=(30, 0), head_dim=64, dtype=torch.bfloat16)
     arguments = operands(call, backend)
     # NaN in padding is none in results, but it is one in the numbers that opcheck compares.
     arguments = (
         *(x.detach().nan_to_num(0).requires_grad_() for x in arguments[:3]),
         *arguments[3:],
     )
-    torch.library.opcheck(torch.ops.vsa.padded_attention, (*arguments, 4))
+    torch.library.opcheck(torch.ops.vsa.padded_attention, (*arguments, 2))
     given = [x.detach() if isinstance(x, Tensor) else x for x in arguments]
-    out, lse = torch.ops.vsa.padded_attention(*given, 4)
+    out, lse = torch.ops.vsa.padded_attention(*given, 2)
     for grad_lse in (None, torch.randn_like(lse)):
-        backward = (torch.randn_like(out), grad_lse, out, lse, *given, 4)
+        backward = (torch.randn_like(out), grad_lse, out, lse, *given, 2)
         torch.library.opcheck(torch.ops.vsa.padded_attention_backward, backward)
     sizes = [given[4], given[5], given[5]]
     torch.library.opcheck(torch.ops.vsa.padded_tile_means, (list(arguments[:3]), sizes, backend))
@@ -118,6 +119,27 @@ def test_forward_mode_agrees_with_reverse() -> None:
     forward = (tangent * upstream).sum()
     reverse = sum((x * y).sum() for x, y in zip(grads, tangents, strict=True))
     torch.testing.assert_close(forward, reverse)
+
+
+@pytest.mark.parametrize("backend", ["torch", "emulated"])
+def test_products_are_counted_as_those_of_a_video(backend: str) -> None:
+    """Twice two tiles of 64 and 36 tokens in a row: the same products in either form."""
+    grid = vsa.Grid((1, 1, 100), tile=(1, 1, 64))
+    x = torch.randn(4, 1, 100, 2, 64).bfloat16()
+    padded = torch.cat((x, x[:, :, :28]), dim=2).transpose(2, 3)
+    sizes = grid.sizes
+    counts = []
+    for tokens in (x, padded):
+        q, k, v, gate = tokens.detach().clone().requires_grad_().unbind()
+        with FlopCounterMode(display=False) as counter:
+            if tokens is x:
+                out = vsa.attention(q, k, v, 1, grid=grid, gate_coarse=gate, backend=backend)
+            else:
+                out = vsa.video_sparse_attn(q, k, v, sizes, sizes, 1, 64, gate, backend=backend)
+            out.float().sum().backward()
+        counts.append(counter.get_total_flops())
+    # Two more channels of means say which tiles are empty.
+    assert counts[0] <= counts[1] <= counts[0] * 1.001
 
 
 def test_saved_tensors_do_not_hold_padding() -> None:
