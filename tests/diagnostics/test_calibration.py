@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 import vsa
 from vsa.diagnostics import Curves, watch
-from vsa.diagnostics.curves import recall_by_count, tile_mass
+from vsa.diagnostics.curves import recall_by_count
+from vsa.diagnostics.dense import tile_mass
 from vsa.diagnostics.record import Record
 
 GRID = vsa.Grid((5, 6, 7), tile=(2, 3, 4))
@@ -103,7 +105,7 @@ def test_all_query_tiles_and_slices_of_them(monkeypatch: pytest.MonkeyPatch) -> 
     for i, j in ((0, 0), (3, 7), (GRID.num_tiles - 1, GRID.num_tiles - 1)):
         expected = shares[:, :, tile == i][..., tile == j].sum(-1).mean(-1)
         torch.testing.assert_close(whole[:, :, i, j], expected)
-    monkeypatch.setattr("vsa.diagnostics.curves.SLICE_BYTES", 1)
+    monkeypatch.setattr("vsa.diagnostics.dense.SLICE_BYTES", 1)
     assert torch.equal(tile_mass(q.double(), k.double(), GRID), whole)
 
 
@@ -217,8 +219,10 @@ def test_a_schedule_is_calibrated_part_by_part() -> None:
     assert isinstance(wide, vsa.Budgets) and isinstance(narrow, vsa.Budgets)
     assert (wide.total, narrow.total) == (4 * 8, 4 * 4)
     early, late = Curves(["layer"]), Curves(["layer"])
-    early._sums = {key: value for key, value in curves._sums.items() if key[1] < 4}
-    late._sums = {key: value for key, value in curves._sums.items() if key[1] >= 4}
+    for name in ("_sums", "_errors"):
+        noted = getattr(curves, name).items()
+        setattr(early, name, {key: value for key, value in noted if key[1] < 4})
+        setattr(late, name, {key: value for key, value in noted if key[1] >= 4})
     early.grid = late.grid = grid
     for part, topk, own in ((early, 0.5, wide), (late, 0.25, narrow)):
         alone = vsa.calibrate(part, topk)
@@ -278,9 +282,104 @@ def test_budgets_for_another_model_are_refused_and_change_nothing() -> None:
         model(torch.randn(1, 5, 6, 9, 32))
 
 
+def spread_and_sharp(grid: vsa.Grid) -> list[Tensor]:
+    """A head that looks at all tiles and finds little, and three that look at some and find much.
+
+    q, k and v.
+    """
+    q, k = one_diffuse_head(grid, 4)
+    v = torch.randn(1, grid.tokens, 4, 16, dtype=torch.float64)
+    v[:, :, 0] *= 0.1
+    return [q.double() / 5, k.double(), v]  # sharp, but not on one tile alone
+
+
+def test_spread_heads_take_no_tiles_from_sharp_ones_where_the_error_counts() -> None:
+    grid = vsa.Grid((8, 8, 16))
+    q, k, v = spread_and_sharp(grid)
+    curves = Curves(["layer"])
+    curves.note("layer", q, k, v, grid=grid)
+    worst, error = (vsa.calibrate(curves, 0.25, aim=aim) for aim in ("worst", "error"))
+    assert isinstance(worst, vsa.Budgets) and isinstance(error, vsa.Budgets)
+    assert worst.total == error.total == 4 * 4
+    assert worst.of("layer").counts[0] > 4 > max(worst.of("layer").counts[1:])
+    assert error.of("layer").counts[0] < 4 <= min(error.of("layer").counts[1:])
+    # and so it is in what attention puts out, whose error is the one that budgets tell
+    dense = vsa.attention(q, k, v, 1.0, grid=grid)
+    off = {}
+    for name, topk in (("uniform", 4), ("worst", worst.of("layer")), ("error", error.of("layer"))):
+        away = vsa.attention(q, k, v, topk, grid=grid) - dense
+        off[name] = float(away.square().sum() / dense.square().sum())
+    assert off["error"] < 0.9 * off["uniform"] < 0.9 * off["worst"]
+    told = {"error": error.error, "uniform": error.error_uniform, "worst": worst.error}
+    for name, errors in told.items():
+        assert errors is not None
+        assert sum(errors["layer"]) == pytest.approx(off[name], rel=0.2)  # 16 of the query tiles
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_no_other_budgets_have_a_smaller_error(layers: int) -> None:
+    grid = vsa.Grid((2, 6, 4), tile=(2, 3, 1))  # 8 tiles
+    names = ["a", "b"][:layers]
+    curves, rows = Curves(names, tiles=99), []
+    for unit, name in enumerate(names, start=1):
+        q, k, v = (torch.randn(1, grid.tokens, 2, 8, dtype=torch.float64) for _ in range(3))
+        curves.note(name, 2 * unit * q, k, 10**unit * v, grid=grid)
+        dense = vsa.attention(2 * unit * q, k, v, 1.0, grid=grid)
+        outs = [vsa.attention(2 * unit * q, k, v, n, grid=grid) for n in range(1, 9)]
+        errors = [(out - dense).square().sum((0, 1, 3)) / dense.square().sum() for out in outs]
+        rows.append(torch.stack(errors, 1))
+    each = torch.cat(rows)
+    for count in (1, 2, 5, 8):
+        found = vsa.calibrate(curves, count, aim="error")
+        assert isinstance(found, vsa.Budgets) and found.total == count * len(each)
+        counts = torch.tensor([n for name in names for n in found.of(name).counts])
+        others = torch.tensor(list(product(range(1, 9), repeat=len(each))))
+        others = others[others.sum(1) == count * len(each)]
+        best = each[torch.arange(len(each)), others - 1].sum(1).min()
+        reached = each[torch.arange(len(each)), counts - 1].sum()
+        torch.testing.assert_close(reached, best, rtol=1e-9, atol=1e-15)
+        assert found.error is not None
+        assert sum(sum(x) for x in found.error.values()) == pytest.approx(float(best), abs=1e-12)
+        again = vsa.calibrate(curves, count, aim="error")
+        assert isinstance(again, vsa.Budgets) and again.as_json() == found.as_json()
+
+
+def test_a_model_is_calibrated_for_its_error_and_the_file_says_so(tmp_path: Path) -> None:
+    model, x = Model(), torch.randn(1, 5, 6, 7, 32)
+    found = vsa.calibrate(model, 4, run=lambda: model(x), aim="error")
+    assert isinstance(found, vsa.Budgets) and found.aim == "error" and found.total == 24
+    found.save(file := tmp_path / "budgets.json")
+    again = vsa.Budgets.load(file)
+    assert again.as_json() == found.as_json() == json.loads(file.read_text())
+    assert (again.aim, again.error, again.error_uniform) == (
+        "error",
+        found.error,
+        found.error_uniform,
+    )
+    table = str(found).splitlines()
+    assert str(again) == str(found) and table[0].endswith("aim error")
+    assert "output error  if uniform" in table[1]
+    assert found.error is not None and found.error_uniform is not None
+    sums = [sum(map(sum, each.values())) for each in (found.error, found.error_uniform)]
+    assert sums[0] <= sums[1]
+    assert table[-1].split()[-2:] == [f"{(each / 2) ** 0.5:.3f}" for each in sums]
+    steps = vsa.calibrate(model, 4, run=lambda: (model(x), model(-x)), aim="error", per_step=True)
+    assert isinstance(steps, vsa.StepSchedule) and list(steps.steps) == [0, 1]
+    before = found.as_json()  # as 0.2.0 wrote it first
+    del before["aim"]
+    for layer in before["layers"]:
+        del layer["error"], layer["error_uniform"]
+    file.write_text(json.dumps(before))
+    old = vsa.Budgets.load(file)
+    assert old.layers == found.layers and old.aim is None and old.error is None
+    assert "output error" not in str(old)
+
+
 def bad_calls() -> list[tuple[str, Any, dict[str, Any]]]:
     curves = Curves(["a"])
     curves.note("a", *random(GRID), grid=GRID)
+    broken = Curves(["a"])
+    broken.note("a", *(x * float("nan") for x in random(GRID)), grid=GRID)
     model = Model()
     return [
         ("source has noted nothing", Curves(["a"]), {}),
@@ -294,6 +393,8 @@ def bad_calls() -> list[tuple[str, Any, dict[str, Any]]]:
         ("topk must be an int", curves, {"topk": "0.1"}),
         ("per_step must be False", curves, {"topk": vsa.StepSchedule({0: 1}), "per_step": True}),
         ("aim must be", curves, {"aim": "median"}),
+        ("source must have noted layer 'a' with its values", curves, {"aim": "error"}),
+        ("source must have noted finite numbers, but in layer 'a'", broken, {}),
         ("tiles must be at least 1", model, {"run": print, "tiles": 0}),
         ("score must be", model, {"run": print, "score": "median"}),
     ]
