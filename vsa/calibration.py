@@ -47,14 +47,16 @@ def calibrate(
     - ``aim="worst"`` makes the lowest recall (share of dense attention on the kept tiles) as high
       as it can be: sharp heads need few, diffuse heads get more. The mean may fall.
     - ``aim="mean"`` makes the mean recall as high as it can be.
-    - ``aim="error"`` makes the output as near to dense attention as it can be. With n tiles a head
-      h of layer l puts out softmax attention over its first n tiles (and the text), out_n, where
-      dense attention puts out out. Minimised is the sum over layers of the squared relative error
-      of the layer's whole attention output, sum_h |out_n - out|^2 / sum_h |out|^2, behind the
-      fine gate where there is one. Within a layer that is its squared error itself, exactly. Each
-      layer is divided by its own output, which makes layers comparable without knowing what follows
-      them: no unit of v enters. A head whose attention is spread and hardly moves the output takes
-      no tiles from heads that do. Neither the output projection nor a tail is looked at.
+    - ``aim="error"`` makes the attention output of every layer as near to dense attention as its
+      share of the tiles allows. With n tiles a head puts out softmax attention over its first n
+      tiles (and the text), out_n, where dense attention puts out out. Minimised is sum_h |out_n -
+      out|^2 over the heads of a layer, behind the fine gate where there is one, so no layer's
+      error is larger than with as many tiles for every head (on the clips that were noted). A head
+      whose attention is spread and hardly moves the output takes no tiles from heads that do.
+      Tiles go from head to head of a layer and step, never from layer to layer: relative errors,
+      the only ones that need no knowledge of what follows, are largest where attention is spread
+      over whole layers, and would starve the others as "worst" does. Neither the output projection
+      nor a tail is looked at. The objective is this project's own.
 
     Warning: budgets calibrated for recall made models worse. In two models of 25 million weights at
     12.5 % of the tiles (H200, commit e5c1923, bench/TABLES.md) held-out loss was, with as many
@@ -72,9 +74,9 @@ def calibrate(
         run: runs the model a few times, without arguments: a few denoising steps of a typical
             video. With ``apply_vsa(topk=1.0)`` beforehand attention is dense while it is measured.
         aim: "worst" for the highest recall of the worst head, "mean" for the highest mean recall of
-            all heads, "error" for the least error of the layers' outputs.
+            all heads, "error" for the least error of every layer's output.
         per_step: budgets of their own for every step that was noted, at the same total over these
-            steps; each holds until the next.
+            steps ("error": in each of them); each holds until the next.
         least: tiles that every head keeps, a number or a share of the tiles.
         tiles: query tiles that are measured, spread over the video. Each costs its share of dense
             attention twice over, and for output errors a scan over (64, n, head_dim) partial
@@ -230,9 +232,14 @@ def _shared_out(
         raise ValueError(
             f"least must not exceed topk, but it is {least} tiles and topk is {count} of {n}"
         )
-    each = [_aimed_at(curves, *item, aim) for layers in measured.values() for item in layers.items()]
-    rows = torch.cat(each)
-    given = iter(FILL[aim](rows, count * len(rows), least).split(list(map(len, each))))
+    each = [
+        _aimed_at(curves, *item, aim) for layers in measured.values() for item in layers.items()
+    ]
+    if aim == ERROR:  # layers keep their totals: see calibrate
+        given = iter([FILL[aim](rows, count * len(rows), least) for rows in each])
+    else:
+        rows = torch.cat(each)
+        given = iter(FILL[aim](rows, count * len(rows), least).split(list(map(len, each))))
     found = {}
     for step, layers in measured.items():
         counts = {name: next(given) for name in layers}

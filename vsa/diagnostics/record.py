@@ -107,9 +107,7 @@ class Record:
         self._numbers[layer, step] = density, recall
         if self.curves is not None:
             name = self.curves.layers[layer]
-            self.curves.note(
-                name, q, k, v, grid=selection.grid, step=step, text_valid=text_valid
-            )
+            self.curves.note(name, q, k, v, grid=selection.grid, step=step, text_valid=text_valid)
         if layer in self.maps:
             kept = bitmap.unpack(selection.bitmap[0, :, self.query], selection.num_key_tiles)
             self._maps[layer, step] = kept.float().mean(0)

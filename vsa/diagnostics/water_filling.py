@@ -3,7 +3,7 @@
 
     maximise  min_h recall_h(n_h)   subject to   sum_h n_h = total,   n_h >= least
     maximise  sum_h recall_h(n_h)   likewise
-    minimise  sum_h error_h(n_h)    likewise
+    minimise  sum_h error_h(n_h)    likewise, the heads of a layer
 
 A level of recall costs each head the fewest tiles that reach it (water filling). Giving the worst
 head what raises it, over and over, reaches the highest level that can be paid for, since no head is

@@ -269,7 +269,6 @@ class Budgets:
             for values in (self.recall, self.recall_uniform)
         ]
 
-
     def _error(self, names: Sequence[str]) -> list[str]:
         """Relative error of some layers' outputs, the root of the mean square; none if unknown."""
         return [
