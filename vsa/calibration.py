@@ -236,7 +236,7 @@ def _shared_out(
         _aimed_at(curves, *item, aim) for layers in measured.values() for item in layers.items()
     ]
     if aim == ERROR:  # layers keep their totals: see calibrate
-        given = iter([FILL[aim](rows, count * len(rows), least) for rows in each])
+        given = iter([_least_error(rows, count, least) for rows in each])
     else:
         rows = torch.cat(each)
         given = iter(FILL[aim](rows, count * len(rows), least).split(list(map(len, each))))
@@ -245,14 +245,14 @@ def _shared_out(
         counts = {name: next(given) for name in layers}
         even = {name: torch.full_like(own, count) for name, own in counts.items()}
         recalls = {name: layer.recall for name, layer in layers.items()}
-        known = {name: layer.error for name, layer in layers.items() if layer.error is not None}
-        errors = known if len(known) == len(layers) else None
+        errors = {name: layer.error for name, layer in layers.items() if layer.error is not None}
+        known = len(errors) == len(layers)
         found[step] = Budgets(
             {name: LayerBudget(tuple(own.tolist()), n) for name, own in counts.items()},
             recall=_at(recalls, counts),
             recall_uniform=_at(recalls, even),
-            error=errors and _at(errors, counts),
-            error_uniform=errors and _at(errors, even),
+            error=_at(errors, counts) if known else None,
+            error_uniform=_at(errors, even) if known else None,
             aim=aim,
             grid=curves.grid.shape,
             tile=cast("Extent", curves.grid.tile),
@@ -266,6 +266,16 @@ def _aimed_at(curves: Curves, name: str, layer: _Layer, aim: str) -> Tensor:
     if aim != ERROR:
         return layer.recall
     return curves.error_of(name) if layer.error is None else layer.error  # or it says what lacks
+
+
+def _least_error(rows: Tensor, count: int, least: int) -> Tensor:
+    """Tiles of a layer's heads, (heads,): even shares where none are found that are better.
+
+    What is found is the best there is for small totals; for large ones it is so nearly.
+    """
+    found = FILL[ERROR](rows, count * len(rows), least)
+    even = torch.full_like(found, count)
+    return min(found, even, key=lambda counts: float(rows.gather(1, counts[:, None] - 1).sum()))
 
 
 def _at(layers: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> dict[str, tuple[float, ...]]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import vsa
+from vsa import calibration
 from vsa.diagnostics import Curves, watch
 from vsa.diagnostics.curves import recall_by_count
 from vsa.diagnostics.dense import tile_mass
@@ -342,6 +343,22 @@ def test_no_other_budgets_of_a_layer_have_a_smaller_error() -> None:
             assert sum(found.error[name]) == pytest.approx(float(best), abs=1e-12)
         again = vsa.calibrate(curves, count, aim="error")
         assert isinstance(again, vsa.Budgets) and again.as_json() == found.as_json()
+
+
+def test_budgets_for_the_error_are_never_worse_than_even_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    curves = Curves(["a"])
+    q, k = random(GRID)
+    curves.note("a", q, k, torch.randn_like(k), grid=GRID)
+    found = vsa.calibrate(curves, 4, aim="error")
+    monkeypatch.setitem(calibration.FILL, "error", lambda *_: torch.tensor([1, 1, 2, 12]))
+    even = vsa.calibrate(curves, 4, aim="error")
+    assert isinstance(found, vsa.Budgets) and isinstance(even, vsa.Budgets)
+    assert even.of("a").counts == (4, 4, 4, 4)
+    assert even.error == even.error_uniform == found.error_uniform
+    assert found.error is not None and even.error is not None
+    assert sum(found.error["a"]) <= sum(even.error["a"])
 
 
 def test_a_model_is_calibrated_for_its_error_and_the_file_says_so(tmp_path: Path) -> None:

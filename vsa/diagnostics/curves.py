@@ -123,7 +123,7 @@ class Curves:
             new, error = self._measure(q, k, v, grid, gate_fine, text_valid)
         self.grid = video
         self._sums[layer, step] = (new if before is None else before + new, count + 1)
-        self._errors[layer, step] = error if earlier is None else earlier + error
+        self._errors[layer, step] = error if earlier is None or error is None else earlier + error
 
     def _measure(
         self,

@@ -14,9 +14,8 @@ The sum is best where tiles go wherever the next one brings most. That needs gai
 neither recall nor error by an imperfect score need have. So gains that rise are averaged with those
 before them first (as pool-adjacent-violators does). That makes runs of tiles that are given as a
 whole: what each head has then lies on the hull of its curve, and no other shares of as many tiles
-are better. Where the next run is longer than what is left, dynamic programming finds the best shares
-near these: the best of all for a total of up to 128, and never farther from the best than from the
-hull at the total.
+are better. Where the next run is longer than what is left, dynamic programming finds the best
+shares near these: the best of all where there are at most 128 tiles to share out.
 """
 
 from __future__ import annotations

@@ -214,8 +214,9 @@ class Budgets:
             grid, tile = (content[key] and tuple(content[key]) for key in ("grid", "tile"))
             budgets = (LayerBudget(tuple(layer["tiles"]), size) for layer in each)
             layers = dict(zip(names, budgets, strict=True))
-            known = {"grid": grid, "tile": tile, "score": content["score"]}
-            found = cls(layers, **recalls, **known, aim=content.get("aim"))  # newer than the format
+            aim = content.get("aim")  # which the first files do not have
+            score = content["score"]
+            found = cls(layers, **recalls, aim=aim, grid=grid, tile=tile, score=score)
             if len(layers) != len(each) or found.total != content["total"]:
                 raise ValueError("its total is not that of its layers")
         except (KeyError, TypeError, ValueError) as error:
