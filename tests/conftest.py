@@ -27,6 +27,11 @@ torch.set_num_threads(1)
 ONE_WORKER = (
     "emulator/test_emulator.py",
     "kernels/test_sass.py",
+    "mutants/test_backward_kernels.py",
+    "mutants/test_forward_kernel.py",
+    "mutants/test_low_precision_forward.py",
+    "mutants/test_sub_blocks.py",
+    "mutants/test_tail_kernels.py",
     "mutants/test_tile_scheduler.py",
     "python/test_attention.py",
 )

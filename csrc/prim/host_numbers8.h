@@ -41,18 +41,21 @@ inline uint8_t narrow(S8, float x) {
 }
 
 // The sum of one step of fp8 products, terms [kReduction8], and the accumulator.
-inline float sum_fp8(const float* terms, float accumulator) {
-  float most = std::fabs(accumulator), all = accumulator;
-  for (int k = 0; k < kReduction8; ++k) {
-    most = std::max(most, std::fabs(terms[k]));
-    all += terms[k];
+VSA_FAST inline float sum_fp8(const float* terms, float accumulator) {
+  const auto magnitude = [](float x) { return std::bit_cast<uint32_t>(x) & 0x7fffffff; };
+  uint32_t most = magnitude(accumulator);
+  for (int k = 0; k < kReduction8; ++k) most = std::max(most, magnitude(terms[k]));
+  const uint32_t exponent = most & 0x7f800000;
+  const bool tiny = exponent <= uint32_t{kFp8SumBits} << 23;  // nothing, or next to it
+  if (tiny || exponent >= std::bit_cast<uint32_t>(0x1p120f)) {
+    float all = accumulator;
+    for (int k = 0; k < kReduction8; ++k) all += terms[k];
+    if (tiny || !std::isfinite(all)) return all;
   }
-  if (!std::isfinite(all)) return all;
-  const uint32_t exponent = std::bit_cast<uint32_t>(most) & 0x7f800000;
-  if (exponent <= uint32_t{kFp8SumBits} << 23) return all;  // nothing, or next to it
   const float unit = std::bit_cast<float>(exponent - (uint32_t{kFp8SumBits} << 23));
-  int units = static_cast<int>(accumulator / unit);
-  for (int k = 0; k < kReduction8; ++k) units += static_cast<int>(terms[k] / unit);
+  const float per_unit = 1 / unit;  // a power of two as well, so that multiplying is exact
+  int units = static_cast<int>(accumulator * per_unit);
+  for (int k = 0; k < kReduction8; ++k) units += static_cast<int>(terms[k] * per_unit);
   const float sum = static_cast<float>(units) * unit;
   const uint32_t kept = ~uint32_t{0} << (23 - kFp8SumBits);
   return std::bit_cast<float>(std::bit_cast<uint32_t>(sum) & kept);
