@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.resources
 import importlib.util
 import json
@@ -62,6 +63,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return file if file.endswith(ONE_WORKER) else nodeid
 
     return ByWhatIsShared(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Half a million objects of imported libraries stay: a collection need not walk them each time.
+
+    And tracing allocates so much that the default threshold has it interrupted all the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 def _hopper() -> bool:
