@@ -27,6 +27,7 @@ torch.set_num_threads(1)
 
 ONE_WORKER = (
     "emulator/test_emulator.py",
+    "emulator/test_products8.py",
     "kernels/test_sass.py",
     "mutants/test_backward_kernels.py",
     "mutants/test_forward_kernel.py",
