@@ -28,9 +28,9 @@ struct TileLoad {
   template <class Sequence>
   VSA_DEVICE static TileLoad of(const Sequence& sequence, int tile, uint32_t flags) {
     const TilePlace at = sequence.place(tile);
-    const Axes steps = sequence.steps(at, tile);
-    return {static_cast<uint64_t>(steps.w) | static_cast<uint64_t>(steps.h) << 16 |
-            static_cast<uint64_t>(steps.t) << 32 | uint64_t{at.clip} << kClip |
+    const Axes in_tiles = sequence.steps(at, tile);
+    return {static_cast<uint64_t>(in_tiles.w) | static_cast<uint64_t>(in_tiles.h) << 16 |
+            static_cast<uint64_t>(in_tiles.t) << 32 | uint64_t{at.clip} << kClip |
             static_cast<uint64_t>(at.region) << kRegion | uint64_t{flags} << kFlags};
   }
 
