@@ -15,9 +15,9 @@ namespace vsa {
 struct PlainOutput {
   using Params = FineForwardParams;
 
-  template <class Element, int D, class Write>
+  template <class Element, int D, class AnyParams, class Write>
   VSA_DEVICE static void finish(Fragment<D>&,
-                                const Params&,
+                                const AnyParams&,
                                 const Assignment&,
                                 const TilePlace&,
                                 uint64_t,
@@ -36,9 +36,10 @@ struct GatedOutput {
 
   // rows: of the tile, those that are real tokens; the others stay as they are
   // write(to): the tile as it is, rounded, to a tensor
-  template <class Element, int D, class Write>
+  // AnyParams: Params, or more
+  template <class Element, int D, class AnyParams, class Write>
   VSA_DEVICE static void finish(Fragment<D>& out,
-                                const Params& p,
+                                const AnyParams& p,
                                 const Assignment& work,
                                 const TilePlace& at,
                                 uint64_t rows,
