@@ -61,7 +61,7 @@ std::string quantise_tiles(const QuantiseTiles& call, int device, void* stream) 
     const int tiles = params.keys.grid.num_tiles() + params.keys.text_tiles;
     found = with_quantisation(call, [&](auto first, auto second) {
       using First = decltype(first);
-      error = launch_warps<First>(params, heads * ceil_div(tiles, First::kTiles), stream);
+      error = launch_warps<First>(params, heads * ceil_div(tiles, params.together), stream);
       if (error == cudaSuccess)
         error = launch_warps<decltype(second)>(params, heads * tiles, stream);
     });

@@ -107,6 +107,7 @@ struct Mbarrier {
     meet(use);
     return true;
   }
+  bool is_over(int use, bool wanted) { return wanted && is_over(use); }
 
   host::BarrierState& state() const {
     if (word >= host::machine->barriers.size())

@@ -34,11 +34,8 @@ struct Problem {
   std::vector<uint16_t> k, v;       // [batch, tokens, heads, D]
   std::vector<float> channels;      // [batch, heads, 2, D]
   std::vector<unsigned char> images;
-  struct Record {
-    int64_t sum;
-    int count, most;
-  };
-  std::vector<Record> records;
+  std::vector<HeadRecord<D>> records;
+  const int together;
 
   explicit Problem(unsigned seed)
       : rng(seed),
@@ -48,7 +45,8 @@ struct Problem {
         v(k.size()),
         channels(kBatch * kHeads * 2 * D, NAN),
         images(size_t{kBatch} * kHeads * tiles * Image::kImageBytes, 0xaa),
-        records(kBatch * kHeads * D) {
+        records(kBatch * kHeads),
+        together(1 + static_cast<int>(seed % 3)) {
     std::normal_distribution<float> normal;
     for (size_t i = 0; i < k.size(); ++i) {
       k[i] = host::narrow(Element{}, normal(rng) + static_cast<float>(i % D % 7));
@@ -72,14 +70,15 @@ struct Problem {
 
   template <class Params>
   Params params() {
-    const int64_t token = kHeads * D, batch = tokens * token;
+    const int64_t batch = int64_t{tokens} * kHeads * D;
     Params p{};
-    p.k = {k.data(), batch, token, D};
-    p.v = {v.data(), batch, token, D};
+    p.k = {k.data(), batch, D, kHeads * D};
+    p.v = {v.data(), batch, D, kHeads * D};
     p.keys = keys;
     p.batch = kBatch;
     p.heads = kHeads;
-    p.records = reinterpret_cast<decltype(p.records)>(records.data());
+    p.together = together;
+    p.records = records.data();
     p.channels = channels.data();
     p.images = images.data();
     return p;

@@ -11,7 +11,7 @@
 //     scores(next)  out += weights V(held)     in flight together
 //     read the step after next
 //     wait for scores -> softmax
-//     wait for out -> release the held tile -> rescale out, add it to the total when due
+//     wait for out -> release the held tile -> rescale out, or add it to the total when due
 //     pack weights
 //
 // The tensor cores cut e4m3 sums off at 13 bits below their largest term, so that long sums come
@@ -23,6 +23,8 @@
 //   ring       keys and values of the selected tiles            kernels/schedule/image_ring.h
 //   schedule   tile loads and the steps of each consumer        kernels/schedule/tile_schedule.h
 #pragma once
+#include <cstddef>
+
 #include "kernels/fine/epilogue.h"
 #include "kernels/fine/low_precision_queries.h"
 #include "kernels/fine/low_precision_softmax.h"
@@ -147,13 +149,18 @@ struct LowPrecisionForward {
   class Consumer {
    public:
     VSA_DEVICE Consumer(const Params& p, SharedMemory& s, int w)
-        : p_(p), s_(s), w_(w), steps_(s.schedule, s.ring, w) {}
+        : p_(p),
+          s_(s),
+          w_(w),
+          first_keys_(bytes_descriptor<D>(s.kv[0].k.address(), 0)),
+          steps_(s.schedule, s.ring, w) {}
 
     VSA_DEVICE void run() {
       s_.resident.for_each_work_tile(w_, [&](const Assignment& work) {
         if (work.tile >= 0) {
           Queries::read(q_, q_scale_, s_.of_mean[w_], s_.q[w_], channels(work), p_.scale);
           named_sync(consumer_barrier(w_), kWarpgroupThreads);  // its place is free
+          Total::clear(s_.q[w_], s_.totals[w_]);
         }
         mainloop();
         if (work.tile >= 0) store(work);
@@ -168,53 +175,70 @@ struct LowPrecisionForward {
     }
 
     VSA_DEVICE void mainloop() {
-      fill(out_, 0.f);
       softmax_.reset();
       tiles_ = 0;
       const auto wait = [&](const ConsumerStep& step) { s_.ring.wait_both(step); };
       ConsumerStep held = steps_.first();
       while (held.is(ConsumerStep::kCompute)) {
-        start(held);
+        uint64_t held_keys = keys_of(held);
+        start(held, held_keys);
         ConsumerStep next = steps_.next_compute(steps_.take(), wait);
-        while (next.is(ConsumerStep::kCompute)) {
-          issue_scores(next);
-          issue_output(held);
+        bool there = next.is(ConsumerStep::kCompute);
+        while (there) {
+          const uint64_t keys = keys_of(next);
+          issue_scores(keys);
+          issue_output(held_keys);
           ConsumerStep after = steps_.take();
           wgmma_wait<1>(scores_);
           weigh(next);
           // A real branch between the waits: without one, ptxas hoists the second above softmax.
           after = steps_.past_chunk_end(after);
-          const bool there = after.is(ConsumerStep::kCompute) && s_.ring.has_both(after);
+          there = s_.ring.has_both(after, after.is(ConsumerStep::kCompute));
           finish_output(held);
-          softmax_.rescale(out_);
-          add_when_due();
+          if (has_sums())
+            softmax_.rescale(out_);
+          else
+            add_to_total(softmax_.factor());
           pack_weights();
           held = next;
-          next = there ? after : steps_.next_compute(after, wait);
+          held_keys = keys;
+          next = after;
+          if (there) continue;
+          next = steps_.next_compute(after, wait);
+          there = next.is(ConsumerStep::kCompute);
         }
-        issue_output(held);
+        issue_output(held_keys);
         finish_output(held);
-        add_when_due();
+        if (!has_sums()) add_to_total(ones());
         held = steps_.resume(next);
       }
       steps_.end_work_tile();
     }
 
     // The first tile of a run: nothing else is in flight.
-    VSA_DEVICE void start(const ConsumerStep& step) {
+    VSA_DEVICE void start(const ConsumerStep& step, uint64_t keys) {
       s_.ring.wait_both(step);
-      issue_scores(step);
+      issue_scores(keys);
       wgmma_wait<0>(scores_);
       weigh(step);
-      softmax_.rescale(out_);
+      if (has_sums()) softmax_.rescale(out_);
       pack_weights();
     }
-    VSA_DEVICE void issue_scores(const ConsumerStep& step) {
-      mma8_ABt<Key>(scores_, q_, s_.kv[step.first().stage].k);
+    // Descriptors of a stage. They are made once, from that of the first, and those of values from
+    // those of the keys beside them, which is cheaper than from addresses.
+    VSA_DEVICE uint64_t keys_of(const ConsumerStep& step) const {
+      return advance(first_keys_, step.first().stage * sizeof(QuantisedTile<D>));
+    }
+    VSA_DEVICE static uint64_t values_beside(uint64_t keys) {
+      constexpr uint64_t kHigh = bytes_descriptor<kHalfRowBytes>(0, 0) >> 32 << 32;
+      return kHigh | static_cast<uint32_t>(advance(keys, offsetof(QuantisedTile<D>, v)));
+    }
+    VSA_DEVICE void issue_scores(uint64_t keys) {
+      mma8_ABt<Key>(scores_, q_, keys);
       wgmma_commit();
     }
-    VSA_DEVICE void issue_output(const ConsumerStep& step) {
-      mma8_ABt<E4m3>(out_, weights_, s_.kv[step.first().stage].v, has_sums());
+    VSA_DEVICE void issue_output(uint64_t keys) {
+      mma8_ABt<E4m3>(out_, weights_, values_beside(keys), has_sums());
       wgmma_commit();
     }
     VSA_DEVICE void finish_output(const ConsumerStep& held) {
@@ -239,10 +263,16 @@ struct LowPrecisionForward {
       }
     }
 
+    // Whether out_ holds sums that the total does not.
     VSA_DEVICE bool has_sums() const { return tiles_ % Config::kPeriod != 0; }
-    VSA_DEVICE void add_when_due() {
-      if (has_sums()) return;
-      Total::add(s_.q[w_], s_.totals[w_], out_, softmax_.max(), tiles_ > Config::kPeriod);
+    // factor: what out_ must be multiplied by to be relative to the maxima
+    VSA_DEVICE void add_to_total(const RowValues& factor) {
+      Total::add(s_.q[w_], s_.totals[w_], out_, softmax_.max(), factor);
+    }
+    VSA_DEVICE static RowValues ones() {
+      RowValues values;
+      fill(values, 1.f);
+      return values;
     }
 
     // out = (out + total) / sum of weights * scales of the values; lse beside it.
@@ -319,6 +349,7 @@ struct LowPrecisionForward {
     const Params& p_;
     SharedMemory& s_;
     const int w_;
+    const uint64_t first_keys_;  // descriptor of the first stage
     ConsumerSteps<KeySchedule, Ring> steps_;
     LowPrecisionSoftmax softmax_;
     Operand8<D> q_;

@@ -23,7 +23,11 @@ struct ImageRing {
     return barrier;
   }
   VSA_DEVICE void wait_both(const ConsumerStep& step) { images.wait(step.first()); }
-  VSA_DEVICE bool has_both(const ConsumerStep& step) { return images.is_full(step.first()); }
+  // wanted: whether the step has a tile at all
+  VSA_DEVICE bool has_both(const ConsumerStep& step, bool wanted) {
+    const RingUse at = step.first();
+    return images.full[at.barrier].is_over(at.phase, wanted);
+  }
   VSA_DEVICE void release_second(const ConsumerStep& step) { images.release(step.first()); }
 };
 
