@@ -101,6 +101,7 @@ struct Mbarrier {
     host::machine->block_until(Phase(barrier, use));
     meet(use);
   }
+  void wait_asleep(int use) { wait(use); }
   bool is_over(int use) {
     reject_alias(state().completed > use + 1, use);
     if (((state().completed ^ use) & 1) == 0) return false;

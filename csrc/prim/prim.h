@@ -69,6 +69,7 @@
 //   Mbarrier::arrive_one(times)     by one thread, as if by so many
 //   Mbarrier::arrive_expect_tx(n)   by one thread; the phase waits for n bytes of copies as well
 //   Mbarrier::wait(use)             until phase `use` (0, 1, ...) has completed; -1 always has
+//   Mbarrier::wait_asleep(use)      the same, for who has time to wake up
 //   Mbarrier::is_over(use)          whether it has; true means as much as having waited
 //   Mbarrier::is_over(use, wanted)  the same, or false
 //   named_sync(id, threads)         whole warpgroups meet; id 1..15

@@ -52,12 +52,21 @@ struct Problem {
       k[i] = host::narrow(Element{}, normal(rng) + static_cast<float>(i % D % 7));
       v[i] = host::narrow(Element{}, normal(rng) * static_cast<float>(1 + i % D));
     }
-    for (int b = 0; b < kBatch; ++b) text_rows[b * 3] = rng() | 1;
+    for (int b = 0; b < kBatch; ++b) {
+      text_rows[b * 3] = rng() | 1;
+      if (seed % 2) text_rows[b * 3 + 1] = 0;
+    }
+    // Large numbers in text that is no token, with the next row's.
+    for (int row = 0; row < 2; ++row)
+      v[at(0, keys.token(keys.place(tiles - 2), row), 0) + 7] = host::narrow(Element{}, 3e4f);
     const_cast<const uint64_t*&>(keys.text_rows) = text_rows.data();
     if (seed % 3 == 1) {
       const uint16_t special = seed % 2 ? 0x7fc0 : 0xff80;  // NaN, minus infinity
       for (std::vector<uint16_t>* x : {&k, &v}) (*x)[rng() % x->size()] = special;
       k[at(0, keys.token(keys.place(3), 0), 1) + 5] = special;  // enters the mean if any does
+      // Beside the largest number, which the same lane reads.
+      v[at(0, keys.token(keys.place(3), 0), 1) + 5] = special;
+      v[at(0, keys.token(keys.place(3), 4), 1) + 5] = host::narrow(Element{}, 3e4f);
     }
   }
 

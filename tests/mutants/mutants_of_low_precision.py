@@ -81,6 +81,7 @@ IN_FORWARD: MutantTable = {
         "if (!has_sums())",
         WRONG,
     ),
+    "BegunWithTheLastRunsTiles": ("pack_weights(); tiles_ = 0;", "pack_weights();", WRONG),
     "AddedWithoutRescaling": (
         "add_to_total(softmax_.factor());",
         "add_to_total(ones());",
@@ -92,7 +93,7 @@ IN_FORWARD: MutantTable = {
         WRONG,
     ),
     "LastTotalForgotten": (
-        "if (!has_sums()) add_to_total(ones());",
+        "add_to_total(ones());",
         "",
         WRONG,
     ),
@@ -201,13 +202,13 @@ IN_TOTAL: MutantTable = {
         WRONG,
     ),
     "SumsOfTheTotalForgotten": (
-        "all[half] = fma(number(row, half), by[half], has_sums ? x[D / 2 + 2 * half] : 0);",
-        "all[half] = has_sums ? x[D / 2 + 2 * half] : 0;",
+        "fma(number(row, half), by, sum)",
+        "sum",
         WRONG,
     ),
     "UnitOfTheTotalForgotten": (
-        "by[half] = by[half] / kUnit;",
-        "",
+        "to[2 * pair] = widen_low<Fp16>(halves.pairs[j]) / kUnit;",
+        "to[2 * pair] = widen_low<Fp16>(halves.pairs[j]);",
         WRONG,
     ),
     "RowsExchanged": (
@@ -225,9 +226,9 @@ IN_TOTAL: MutantTable = {
         "row.pairs[2 + half] = static_cast<uint32_t>(float_bits(0));",
         WRONG,
     ),
-    "TakenWhenThereIsNone": (
-        "by[half] = there ? exp2_approx(number(row, 2 + half) - max[half]) : 0;",
-        "by[half] = 1;",
+    "HalvesExchanged": (
+        "to[2 * pair + 1] = widen_high<Fp16>(halves.pairs[j]) / kUnit;",
+        "to[2 * pair + 1] = widen_low<Fp16>(halves.pairs[j]) / kUnit;",
         WRONG,
     ),
 }

@@ -163,7 +163,7 @@ class ChannelStatistics {
         const int at = group * p.together + i;
         if (at >= p.keys.num_tiles()) break;
         Tile tile(p.keys, batch, head, at);
-        fn(tile);
+        if (tile.rows != 0) fn(tile);
       }
     };
     PerLane<Largest> most;
@@ -207,12 +207,11 @@ class ChannelStatistics {
     each_lane([&](int lane) {
       const uint16_t* values = p.v.of_head(tile.batch, tile.head) + Tile::channel(lane);
       Chunk all = {};
-      tile.template for_each_load<8>(p.v, values, lane, [&](const Chunk& x, int row) {
+      // Rows that are no token hold another one.
+      tile.template for_each_load<8>(p.v, values, lane, [&](const Chunk& x, int) {
         VSA_UNROLL
-        for (int j = 0; j < 4; ++j) {
-          const uint32_t magnitudes = tile.is_token(row) ? x.pairs[j] & 0x7fff7fff : 0;
-          all.pairs[j] = max_pairs<Element>(all.pairs[j], magnitudes);
-        }
+        for (int j = 0; j < 4; ++j)
+          all.pairs[j] = max_pairs<Element>(all.pairs[j], x.pairs[j] & 0x7fff7fff);
       });
       VSA_UNROLL
       for (int c = 0; c < Tile::kChannels; ++c) {

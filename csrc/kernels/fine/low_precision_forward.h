@@ -16,7 +16,8 @@
 //
 // The tensor cores cut e4m3 sums off at 13 bits below their largest term, so that long sums come
 // out too small (prim/operand8.h). Every kPeriod tiles `out` is therefore added to a total, as
-// halves, in the place that Q has left, and begins anew. Each thread keeps its own part there.
+// halves, in the place that Q has left, and begins anew. Each thread keeps its own part there. The
+// end of a run of tiles adds what is left.
 //
 //   barriers   guard                                            see
 //   resident   Q, until out has been stored from its place      kernels/schedule/resident_tiles.h
@@ -117,7 +118,7 @@ struct LowPrecisionForward {
 
     VSA_DEVICE void run_queries() {
       prefetch_map(p_.q.video.map);
-      s_.resident.load_work_tiles(
+      s_.resident.template load_work_tiles<true>(
           s_.schedule, p_.queries,
           [&](int w, const WorkTile& work, const TilePlace& at, Mbarrier& full) {
             const TileBox q = box_of(p_.q, at, work.head, work.batch);
@@ -176,7 +177,6 @@ struct LowPrecisionForward {
 
     VSA_DEVICE void mainloop() {
       softmax_.reset();
-      tiles_ = 0;
       const auto wait = [&](const ConsumerStep& step) { s_.ring.wait_both(step); };
       ConsumerStep held = steps_.first();
       while (held.is(ConsumerStep::kCompute)) {
@@ -209,7 +209,7 @@ struct LowPrecisionForward {
         }
         issue_output(held_keys);
         finish_output(held);
-        if (!has_sums()) add_to_total(ones());
+        add_to_total(ones());
         held = steps_.resume(next);
       }
       steps_.end_work_tile();
@@ -221,8 +221,8 @@ struct LowPrecisionForward {
       issue_scores(keys);
       wgmma_wait<0>(scores_);
       weigh(step);
-      if (has_sums()) softmax_.rescale(out_);
       pack_weights();
+      tiles_ = 0;
     }
     // Descriptors of a stage. They are made once, from that of the first, and those of values from
     // those of the keys beside them, which is cheaper than from addresses.
@@ -275,11 +275,10 @@ struct LowPrecisionForward {
       return values;
     }
 
-    // out = (out + total) / sum of weights * scales of the values; lse beside it.
+    // out = total / sum of weights * scales of the values; lse beside it.
     VSA_DEVICE void finish(Fragment<D>& out, RowValues& lse, const float* scales) {
       RowValues sum, products;
-      Total::take(out, sum, s_.q[w_], s_.totals[w_], out_, softmax_.max(), has_sums(),
-                  tiles_ >= Config::kPeriod);
+      Total::take(out, sum, s_.q[w_], s_.totals[w_]);
       // One lane of four has a row's sum, the others zeros.
       quad_reduce(sum, [](float a, float b) { return a + b; });
       note_read(s_.of_mean[w_], sizeof s_.of_mean[w_]);
@@ -358,7 +357,7 @@ struct LowPrecisionForward {
     LowPrecisionSoftmax::Codes codes_;
     Operand8<64> weights_;
     Fragment<D + kSumRows> out_;
-    int tiles_;  // of the work tile that have entered out_, which begins anew every kPeriod
+    int tiles_;  // of the run that have entered out_, which begins anew every kPeriod
   };
 
   VSA_DEVICE static void produce(const Params& p, SharedMemory& s, int which) {

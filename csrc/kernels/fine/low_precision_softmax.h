@@ -29,10 +29,7 @@ class LowPrecisionSoftmax {
   // each in the low byte of 16 bits. An operand of twice the columns has as many registers.
   using Codes = Operand8<2 * kTileRows>;
 
-  VSA_DEVICE void reset() {
-    fill(max_, -INFINITY);
-    fill(start_, INFINITY);
-  }
+  VSA_DEVICE void reset() { fill(max_, -INFINITY); }
   VSA_DEVICE const RowValues& max() const { return max_; }
   // What the output so far must be multiplied by before weights of the last tile enter it.
   VSA_DEVICE RowValues factor() const {
@@ -44,7 +41,7 @@ class LowPrecisionSoftmax {
 
   // scale: of each row's scores in this tile, base 2. Scores are used up.
   VSA_DEVICE void weigh(Codes& codes, Fragment<64, int>& scores, const RowValues& scale) {
-    RowValues top, slope, offset = start_;
+    RowValues top, slope, offset;
     // The integer s becomes the bits of the float kNearestInteger + s, by an addition and without a
     // conversion. The larger integer has the larger bits.
     VSA_EACH_LANE(t) {
@@ -52,7 +49,7 @@ class LowPrecisionSoftmax {
       VSA_UNROLL
       for (int i = 0; i < 32; ++i) x[i] = float_bits(biased_float(x[i]));
     }
-    find_line(top, slope, scale, scores, kCodeUnit);
+    find_line(top, slope, offset, scale, scores, kCodeUnit);
     rare_ = any_row(top, max_, slope, [](float now, float seen, float by) {
       return (now > seen) | !(by <= kSteep * kCodeUnit);
     });
@@ -73,8 +70,8 @@ class LowPrecisionSoftmax {
     }
   }
   VSA_DEVICE void weigh(Codes& codes, Fragment<64, Fp16>& scores, const RowValues& scale) {
-    RowValues top, slope, offset = start_;
-    find_line(top, slope, scale, scores, 1);
+    RowValues top, slope, offset;
+    find_line(top, slope, offset, scale, scores, 1);
     rare_ = any_row(top, max_, slope, [](float now, float seen, float by) {
       return (now > seen) | is_far(seen) | !(by <= kSteepHalves);
     });
@@ -110,10 +107,11 @@ class LowPrecisionSoftmax {
   // From here on products overflow: weights are NaN.
   static constexpr float kSteepest = 0x1p105f;
 
-  // top: the largest scores of a lane; codes are (slope s + start_) / unit.
+  // top: the largest scores of a lane; codes are (slope s + offset) / unit.
   template <class T>
   VSA_DEVICE void find_line(RowValues& top,
                             RowValues& slope,
+                            RowValues& offset,
                             const RowValues& scale,
                             const Fragment<64, T>& scores,
                             float unit) {
@@ -121,6 +119,11 @@ class LowPrecisionSoftmax {
     zip(top, scale, [](float most, float by) { return most * by; });
     slope = scale;
     zip(slope, scale, [=](float, float by) { return 8 * unit * by; });
+    offset = max_;
+    find_offset(offset, unit);
+  }
+  VSA_DEVICE void find_offset(RowValues& offset, float unit) const {
+    zip(offset, max_, [=](float, float seen) { return fma(-8 * unit, seen, kTopCode * unit); });
   }
   // Lanes of a row tell each other what they have found.
   VSA_DEVICE void raise_maximum(RowValues& top, RowValues& offset, float unit) {
@@ -129,8 +132,7 @@ class LowPrecisionSoftmax {
     zip(factor_, max_, [](float, float seen) { return seen; });
     zip(factor_, top, [](float seen, float now) { return exp2_approx(seen - now); });
     zip(max_, top, [](float, float now) { return now; });
-    zip(start_, max_, [=](float, float seen) { return fma(-8 * unit, seen, kTopCode * unit); });
-    zip(offset, start_, [](float, float start) { return start; });
+    find_offset(offset, unit);
   }
 
   // Of integers as the floats that they have become.
@@ -159,9 +161,11 @@ class LowPrecisionSoftmax {
       auto& row = lane(top, t);
       VSA_UNROLL
       for (int half = 0; half < 2; ++half) {
-        uint32_t most = x[half];
-        VSA_UNROLL
-        for (int p = half + 2; p < 16; p += 2) most = max_halves(most, x[p]);
+        // In an order in which ptxas finds maxima of three.
+        uint32_t most = max_halves(max_halves(x[half], x[half + 2]), x[half + 12]);
+        const uint32_t other = max_halves(x[half + 4], x[half + 6]);
+        const uint32_t third = max_halves(x[half + 8], x[half + 10]);
+        most = max_halves(max_halves(most, other), max_halves(third, x[half + 14]));
         row[half] = max2(widen_low<Fp16>(most), widen_high<Fp16>(most));
       }
     }
@@ -220,9 +224,8 @@ class LowPrecisionSoftmax {
   }
 
   RowValues max_;
-  WarpFlag rare_;      // of the last tile
-  RowValues factor_;   // of the last rare tile
-  RowValues start_;  // of the lines: what the maximum makes of kTopCode
+  WarpFlag rare_;     // of the last tile
+  RowValues factor_;  // of the last rare tile
 };
 
 }  // namespace vsa

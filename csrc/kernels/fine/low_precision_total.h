@@ -74,41 +74,27 @@ class LowPrecisionTotal {
     }
   }
 
-  // result = what was summed, if anything was, and the total, if anything was added to it; sums: of
-  // weights, in the first of the four lanes of a row, zeros in the others
+  // result = the total, relative to the maxima at the last addition; sums: of weights, in the first
+  // of the four lanes of a row, zeros in the others
   VSA_DEVICE static void take(Fragment<D>& result,
                               RowValues& sums,
                               const Tile<D>& place,
-                              const Rows& rows,
-                              const Sums& out,
-                              const RowValues& maxima,
-                              bool has_sums,
-                              bool there) {
+                              const Rows& rows) {
     note_reads(place, rows);
     VSA_EACH_LANE(t) {
-      const auto& x = lane(out, t);
-      const auto& max = lane(maxima, t);
       auto& all = lane(sums, t);
       auto& to = lane(result, t);
       const Chunk row = rows.of_thread[t];
-      float by[2] = {};
-      VSA_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        by[half] = there ? exp2_approx(number(row, 2 + half) - max[half]) : 0;
-        all[half] = fma(number(row, half), by[half], has_sums ? x[D / 2 + 2 * half] : 0);
-        by[half] = by[half] / kUnit;
-      }
+      all[0] = number(row, 0);
+      all[1] = number(row, 1);
       VSA_UNROLL
       for (int i = 0; i < kPieces; ++i) {
         const Chunk halves = piece(place, i, t);
         VSA_UNROLL
         for (int j = 0; j < 4; ++j) {
           const int pair = 4 * i + j;
-          const float factor = by[pair & 1];
-          to[2 * pair] =
-              fma(widen_low<Fp16>(halves.pairs[j]), factor, has_sums ? x[2 * pair] : 0);
-          to[2 * pair + 1] =
-              fma(widen_high<Fp16>(halves.pairs[j]), factor, has_sums ? x[2 * pair + 1] : 0);
+          to[2 * pair] = widen_low<Fp16>(halves.pairs[j]) / kUnit;
+          to[2 * pair + 1] = widen_high<Fp16>(halves.pairs[j]) / kUnit;
         }
       }
     }

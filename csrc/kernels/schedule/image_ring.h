@@ -18,6 +18,8 @@ struct ImageRing {
   VSA_DEVICE void init() { images.init("image_full", "image_empty"); }
   // The producer: the barrier that the copy of tile load n counts on.
   VSA_DEVICE Mbarrier& acquire(int n, uint32_t waiting, int bytes) {
+    // Polling takes issue slots from the consumers' warps of its scheduler.
+    images.empty[stage(n)].wait_asleep(Ring<Stages>::use(n) - 1);
     Mbarrier& barrier = images.acquire(n, bytes);
     images.skip(n, waiting);
     return barrier;
