@@ -44,13 +44,13 @@ IN_STATISTICS: MutantTable = {
         WRONG + "means",
     ),
     "InfinityEntersTheLargest": (
-        "if (magnitude >= kInfinityBits)",
-        "if (magnitude < 0)",
+        "if (greatest_bits >= kInfinityBits) find_finite(here, p, tile);",
+        "",
         WRONG + "scales of values",
     ),
     "NextToInfinityAllIsForgotten": (
-        "magnitude = largest_finite(values + c, p.v, tile, lane, p.keys);",
-        "magnitude = 0;",
+        "larger(most[lane].bits[c], finite_magnitude(Tile::number(x, c)))",
+        "0",
         WRONG + "scales of values",
     ),
     "NaNEntersTheMean": (
@@ -77,9 +77,14 @@ IN_TILES: MutantTable = {
         WRONG + "scales of keys",
     ),
     "MeanOfTheFirstChannels": (
-        "means[lane].x[c] = mean(record, Tile::channel(lane) + c);",
-        "means[lane].x[c] = mean(record, c);",
+        "of_head.of(Tile::channel(lane), c)",
+        "of_head.of(0, c)",
         WRONG + "scales of keys",
+    ),
+    "FactorsOfTheFirstChannels": (
+        "factors.of(channel, c)",
+        "factors.of(0, c)",
+        WRONG + "values",
     ),
     "ScaleOfALane": (
         "greatest([&](int lane) { return most[lane]; })",

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// What eight bits of keys and values need to know of a whole head (kernels/coarse/quantise_tiles.h):
-// the largest magnitude of each channel of V, and for each channel of K a number near its mean, the
-// mean of every sixteenth row of the video's tiles. Softmax does not change when the same vector is
-// subtracted from all keys, so that any vector would be right; one near the mean keeps scales small.
-// Both are found by atomics whose order does not matter: the largest of integers, and sums of
-// integers. Infinity and NaN count for neither.
+// What eight bits of keys and values need to know of a whole head
+// (kernels/coarse/quantise_tiles.h): the largest magnitude of each channel of V, and for each
+// channel of K a number near its mean, the mean of every sixteenth row of the video's tiles.
+// Softmax does not change when the same vector is subtracted from all keys, so that any vector
+// would be right; one near the mean keeps scales small. Both are found by atomics whose order does
+// not matter: the largest of integers, and sums of integers. Infinity and NaN count for neither.
 //
-// Sixteen bytes of a token, eight neighbouring channels, are a lane's at a time. Bound by memory, if
-// instructions are few: lanes work out where two tokens lie each and tell the others, and what is
-// largest is found of 16-bit numbers, two by two.
+// Sixteen bytes of a token, eight neighbouring channels, are a lane's at a time. Bound by memory,
+// if instructions are few: lanes work out where two tokens lie each and tell the others, and what
+// is largest is found of 16-bit numbers, two by two.
 #pragma once
 #include "kernels/schedule/sequence.h"
 #include "prim/warp.h"
@@ -18,7 +18,7 @@ namespace vsa {
 
 // Tokens of K or V; channels are contiguous, and every eight of them are 16 aligned bytes.
 struct TokensToQuantise {
-  const void* data;  // [batch, tokens, heads, head_dim]
+  const void* data;                   // [batch, tokens, heads, head_dim]
   int64_t batch_stride, head_stride;  // elements
   int token_stride;
 
@@ -69,11 +69,7 @@ class TileToQuantise {
   const uint64_t rows;  // that are tokens
 
   VSA_DEVICE TileToQuantise(const TiledSequence& keys, int batch, int head, int tile)
-      : batch(batch),
-        head(head),
-        tile(tile),
-        at(keys.place(tile)),
-        rows(keys.rows(at, batch)) {
+      : batch(batch), head(head), tile(tile), at(keys.place(tile)), rows(keys.rows(at, batch)) {
     const int first = rows == 0 ? 0 : popcount(~rows & (rows - 1));
     each_lane([&](int lane) {
       const auto token = [&](int row) { return keys.token(at, rows >> row & 1 ? row : first); };
@@ -103,10 +99,7 @@ class TileToQuantise {
   // fn(numbers, row) for the rows of a lane; as many loads in flight as Together says. data: of the
   // head, from the lane's channels on
   template <int Together, class Fn>
-  VSA_DEVICE void for_each_load(const TokensToQuantise& x,
-                                const uint16_t* data,
-                                int lane,
-                                Fn fn) {
+  VSA_DEVICE void for_each_load(const TokensToQuantise& x, const uint16_t* data, int lane, Fn fn) {
     VSA_UNROLL
     for (int half = 0; half < 2; ++half) {
       for (int first = 0; first < kWarpThreads; first += kRows * Together) {
@@ -140,6 +133,26 @@ VSA_DEVICE int finite_magnitude(float x) {
   const int bits = float_bits(x) & 0x7fffffff;
   return bits < kInfinityBits ? bits : 0;
 }
+
+// A number for each channel of a head, some in each lane.
+template <int D>
+class PerChannel {
+ public:
+  // fn(channel)
+  template <class Fn>
+  VSA_DEVICE explicit PerChannel(Fn fn) {
+    each_lane([&](int lane) {
+      VSA_UNROLL
+      for (int i = 0; i < kEach; ++i) x_[i][lane] = fn(lane * kEach + i);
+    });
+  }
+  // Of channel first + c, for all lanes together, inside each_lane. first: a multiple of kEach
+  VSA_DEVICE float of(int first, int c) { return broadcast(x_[c % kEach], (first + c) / kEach); }
+
+ private:
+  static constexpr int kEach = D / kWarpThreads;
+  PerLane<float> x_[kEach];
+};
 
 // The first pass. One warp for a few tiles of a head, so that atomics are few.
 template <class Element, int D>
@@ -204,6 +217,7 @@ class ChannelStatistics {
   VSA_DEVICE static void add_values(PerLane<Largest>& most,
                                     const QuantiseTilesParams& p,
                                     Tile& tile) {
+    PerLane<Largest> here;
     each_lane([&](int lane) {
       const uint16_t* values = p.v.of_head(tile.batch, tile.head) + Tile::channel(lane);
       Chunk all = {};
@@ -214,30 +228,37 @@ class ChannelStatistics {
           all.pairs[j] = max_pairs<Element>(all.pairs[j], x.pairs[j] & 0x7fff7fff);
       });
       VSA_UNROLL
-      for (int c = 0; c < Tile::kChannels; ++c) {
-        int magnitude = float_bits(Tile::number(all, c));
-        if (magnitude >= kInfinityBits) magnitude = largest_finite(values + c, p.v, tile, lane, p.keys);
-        int& bits = most[lane].bits[c];
-        bits = magnitude > bits ? magnitude : bits;
-      }
+      for (int c = 0; c < Tile::kChannels; ++c)
+        here[lane].bits[c] = float_bits(Tile::number(all, c));
+    });
+    const int greatest_bits = greatest([&](int lane) {
+      int bits = 0;
+      VSA_UNROLL
+      for (int c = 0; c < Tile::kChannels; ++c) bits = larger(bits, here[lane].bits[c]);
+      return bits;
+    });
+    if (greatest_bits >= kInfinityBits) find_finite(here, p, tile);
+    each_lane([&](int lane) {
+      VSA_UNROLL
+      for (int c = 0; c < Tile::kChannels; ++c)
+        most[lane].bits[c] = larger(most[lane].bits[c], here[lane].bits[c]);
     });
   }
-  // Of one channel and the rows of a lane, where one of them is infinite or NaN.
-  VSA_DEVICE static int largest_finite(const uint16_t* values,
-                                       const TokensToQuantise& v,
-                                       const Tile& tile,
-                                       int lane,
-                                       const TiledSequence& keys) {
-    int most = 0;
-    for (int row = Tile::row(lane); row < kTileRows; row += Tile::kRows) {
-      if (!tile.is_token(row)) continue;
-      const int64_t token = keys.token(tile.at, row);
-      const uint32_t bits = values[token * v.token_stride];
-      const int magnitude = finite_magnitude(widen_low<Element>(bits));
-      most = magnitude > most ? magnitude : most;
-    }
-    return most;
+  // Of a tile with infinity or NaN.
+  VSA_DEVICE static void find_finite(PerLane<Largest>& most,
+                                     const QuantiseTilesParams& p,
+                                     Tile& tile) {
+    each_lane([&](int lane) {
+      const uint16_t* values = p.v.of_head(tile.batch, tile.head) + Tile::channel(lane);
+      most[lane] = {};
+      tile.template for_each_load<1>(p.v, values, lane, [&](const Chunk& x, int) {
+        VSA_UNROLL
+        for (int c = 0; c < Tile::kChannels; ++c)
+          most[lane].bits[c] = larger(most[lane].bits[c], finite_magnitude(Tile::number(x, c)));
+      });
+    });
   }
+  VSA_DEVICE static int larger(int a, int b) { return a > b ? a : b; }
   // Lanes that hold other rows of the same channels.
   VSA_DEVICE static void fold_rows(PerLane<Largest>& most) {
     VSA_UNROLL
@@ -247,8 +268,7 @@ class ChannelStatistics {
         PerLane<int> bits;
         each_lane([&](int lane) { bits[lane] = most[lane].bits[c]; });
         each_lane([&](int lane) {
-          const int other = broadcast(bits, lane ^ apart);
-          if (other > most[lane].bits[c]) most[lane].bits[c] = other;
+          most[lane].bits[c] = larger(bits[lane], broadcast(bits, lane ^ apart));
         });
       }
     }

@@ -72,10 +72,11 @@ class QuantiseTiles {
     // Twice over the tile: the second time it is near.
     PerLane<Numbers> means;
     PerLane<int> most;
+    PerChannel<D> of_head([&](int channel) { return mean(record, channel); });
     each_lane([&](int lane) {
       VSA_UNROLL
       for (int c = 0; c < Tile::kChannels; ++c)
-        means[lane].x[c] = mean(record, Tile::channel(lane) + c);
+        means[lane].x[c] = of_head.of(Tile::channel(lane), c);
       most[lane] = largest(p, tile, means[lane], lane);
     });
     const bool any = tile.rows != 0;
@@ -134,6 +135,7 @@ class QuantiseTiles {
                                       Tile& tile,
                                       const Record& record) {
     constexpr int kFours = kTileRows / 4;
+    PerChannel<D> factors([&](int channel) { return kMostE4m3 / most_of_values(record, channel); });
     each_lane([&](int lane) {
       const int place = lane % kFours * 4;
       const uint16_t* data = p.v.of_head(tile.batch, tile.head);
@@ -149,7 +151,7 @@ class QuantiseTiles {
           x[i] = tile.load_tokens(p.v, data + channel, tokens[i], key_at(place + i));
         VSA_UNROLL
         for (int c = 0; c < Tile::kChannels; ++c) {
-          const float factor = kMostE4m3 / most_of_values(record, channel + c);
+          const float factor = factors.of(channel, c);
           const auto scaled = [&](int i) {
             const float value = Tile::number(x[i], c) * factor;
             return fma(value, 0, value);  // NaN for infinity

@@ -118,8 +118,9 @@ struct LowPrecisionForward {
 
     VSA_DEVICE void run_queries() {
       prefetch_map(p_.q.video.map);
-      s_.resident.template load_work_tiles<true>(
-          s_.schedule, p_.queries,
+      Sleeper schedule{s_.schedule};
+      s_.resident.load_work_tiles(
+          schedule, p_.queries,
           [&](int w, const WorkTile& work, const TilePlace& at, Mbarrier& full) {
             const TileBox q = box_of(p_.q, at, work.head, work.batch);
             full.arrive_expect_tx(p_.queries.box_rows(at) * D * kElementBytes);
@@ -131,6 +132,16 @@ struct LowPrecisionForward {
     }
 
    private:
+    // The schedule for who sleeps until there is another work tile, which takes no issue slots.
+    struct Sleeper {
+      KeySchedule& schedule;
+
+      template <class Load>
+      VSA_DEVICE void for_each_work_tile(Load load) {
+        schedule.template for_each_work_tile<true>(load);
+      }
+    };
+
     VSA_DEVICE void load_image(int n, int i) {
       constexpr int kBytes = QuantisedTile<D>::kImageBytes;
       const TileLoad load = s_.schedule.tile_load(n, i);

@@ -25,15 +25,14 @@ struct ResidentTiles {
     }
   }
 
-  // The producer, one thread, which may sleep until there is work (kernels/schedule/tile_schedule.h).
-  // Calls load(w, work, place, barrier) for each tile of a work tile;
+  // The producer, one thread. Calls load(w, work, place, barrier) for each tile of a work tile;
   // what that loads must count on the barrier.
-  template <bool Asleep = false, class TileSchedule, class Load>
+  template <class TileSchedule, class Load>
   VSA_DEVICE void load_work_tiles(TileSchedule& schedule,
                                   const TiledSequence& sequence,
                                   Load load) {
     int round = 0;
-    schedule.template for_each_work_tile<Asleep>([&](const WorkTile& work) {
+    schedule.for_each_work_tile([&](const WorkTile& work) {
       for (int w = 0; w < Consumers; ++w) {
         const int tile = tile_at(sequence, work.first_place + w, work.axis);
         Mbarrier& barrier = assign(w, {work.batch, work.head, tile}, round);
