@@ -54,8 +54,8 @@ IN_FORWARD: MutantTable = {
     ),
     # products
     "ScoresNotAwaited": (
-        "wgmma_wait<1>(scores_); weigh(next);",
-        "weigh(next); wgmma_wait<1>(scores_);",
+        "wgmma_wait<1>(scores_); weigh(scale);",
+        "weigh(scale); wgmma_wait<1>(scores_);",
         "FRAGMENT IN FLIGHT",
     ),
     "OutputNotAwaited": (

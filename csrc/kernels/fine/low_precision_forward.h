@@ -200,8 +200,9 @@ struct LowPrecisionForward {
           issue_scores(keys);
           issue_output(held_keys);
           ConsumerStep after = steps_.take();
+          const float scale = scale_of(next);
           wgmma_wait<1>(scores_);
-          weigh(next);
+          weigh(scale);
           // A real branch between the waits: without one, ptxas hoists the second above softmax.
           after = steps_.past_chunk_end(after);
           there = s_.ring.has_both(after, after.is(ConsumerStep::kCompute));
@@ -230,8 +231,9 @@ struct LowPrecisionForward {
     VSA_DEVICE void start(const ConsumerStep& step, uint64_t keys) {
       s_.ring.wait_both(step);
       issue_scores(keys);
+      const float scale = scale_of(step);
       wgmma_wait<0>(scores_);
-      weigh(step);
+      weigh(scale);
       pack_weights();
       tiles_ = 0;
     }
@@ -257,10 +259,12 @@ struct LowPrecisionForward {
       s_.ring.release_second(held);
       ++tiles_;
     }
-    VSA_DEVICE void weigh(const ConsumerStep& step) {
+    VSA_DEVICE float scale_of(const ConsumerStep& step) const {
       const float& scale = s_.kv[step.first().stage].scale;
       note_read(&scale, sizeof scale, Layout::Any);
-      const float k_scale = scale;
+      return scale;
+    }
+    VSA_DEVICE void weigh(float k_scale) {
       RowValues both = q_scale_;
       zip(both, q_scale_, [=](float, float q_scale) { return q_scale * k_scale; });
       softmax_.weigh(codes_, scores_, both);
