@@ -204,6 +204,8 @@ def send_heads(exchange: Exchange, xs: Sequence[Tensor]) -> Sequence[Tensor]:
     """``Exchange.send_heads``, differentiable; and so are the next three."""
     if not _wants_gradients(xs):
         return exchange.send_heads(xs)
+    if torch.compiler.is_compiling():
+        xs = [x.view_as(x) for x in xs]  # dynamo refuses a tensor that comes twice
     return _SendHeads.apply(exchange, *xs)
 
 
