@@ -178,7 +178,6 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
     # Tiles can be chosen before there are values, unless what comes in between needs them.
     apart = (
         batch == 1
-        and gate_coarse is None
         and selection is None
         and not (replicated or asked.tail or ranks.rows > 1 or torch.compiler.is_compiling())
     )

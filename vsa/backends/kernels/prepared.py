@@ -148,10 +148,14 @@ class PreparedAttention:
         self.mean_numbers = means.nbytes // 4
         steps = [call.step() for call in calls]
         self.program = _C.Program(steps)
+        # What reads q and k alone, and the rest, for those whose v comes later.
         self.parts: tuple[_C.Program, _C.Program] | None = None
-        if self.bitmap.slot != Slot.GIVEN_BITMAP and not (text.calls or has_coarse or task.tail):
-            # All but the last read q and k alone.
-            self.parts = _C.Program(steps[:-1]), _C.Program(steps[-1:])
+        halves = of_tiles.in_two(tokens, self.bitmap)
+        if halves is not None:
+            first = [*halves[0], axis_call(self.bitmap, axes, task.grid.tiles, counter)]
+            parts = first, [*text.calls, *halves[1], last]
+            one, other = (_C.Program([call.step() for call in part]) for part in parts)
+            self.parts = one, other
         self.gradients = (
             PreparedBackward(machine, task, self.lse, self.bitmap) if task.gradients else None
         )
