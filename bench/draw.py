@@ -188,7 +188,9 @@ def scaling(measured: Row, path: Path) -> None:
         for axes, what in zip(panels, theme.DIRECTIONS, strict=True):
             axes.plot(counts, counts, color=theme.PALE, linestyle="--", label="as many times")
             for shape, colour in zip(shapes, LINES, strict=False):
-                gains = gains_of([row for row in rows if (row["shape"], row["what"]) == (shape, what)])
+                gains = gains_of(
+                    [row for row in rows if (row["shape"], row["what"]) == (shape, what)]
+                )
                 axes.plot(*zip(*gains.items(), strict=True), color=colour, marker="o", label=shape)
                 last = max(gains)
                 axes.annotate(f"{gains[last]:.2f}", (last, gains[last]), (6, -3), **SMALL)

@@ -33,7 +33,7 @@ import torch.distributed as dist
 from torch.multiprocessing import start_processes
 
 import vsa
-from parallel_layer import DIRECTIONS, Layer, Parity, Way, groups_of
+from parallel_layer import Layer, Parity, Way, groups_of
 from vsa.measure.provenance import provenance, write
 from vsa.measure.shapes import SHAPES, Shape
 from vsa.measure.timing import seconds, spread

@@ -8,13 +8,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import draw
 import forked
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+import draw
 import parallel
 import parallel_layer
 
@@ -49,7 +49,7 @@ def test_ranks_agree_with_one_process_and_all_is_timed(tmp_path: Path) -> None:
     assert len(set(cases)) == 1 + len(parallel.MORE_CASES) and any("uneven" in x for x in cases)
     assert all(case in done.stdout for case in cases[:1])
     found = {(row["mode"], row["what"], row["ranks"], row["case"]) for row in written["rows"]}
-    for what in parallel.DIRECTIONS:
+    for what in parallel_layer.DIRECTIONS:
         assert {("eager", what, ranks, case) for ranks in (1, 2) for case in cases} <= found
         assert ("compiled", what, 2, cases[0]) in found
     assert {x for mode, x, _, _ in found if mode == "part"} == {

@@ -36,4 +36,6 @@ def test_without_torchrun_the_command_starts_its_processes(monkeypatch: pytest.M
     assert started[0][0] == sys.executable and started[0][-len(arguments) - 2 :] == [
         *("-m", "vsa", *arguments)
     ]
-    assert "--nproc-per-node" in started[0] and started[0][started[0].index("--standalone") + 2] == "2"
+    assert (
+        "--nproc-per-node" in started[0] and started[0][started[0].index("--standalone") + 2] == "2"
+    )

@@ -50,7 +50,7 @@ def two(rank):
         store.set("done", "")
         store.set_timeout(timedelta(minutes=5))
         store.wait(["ends"])
-        with pytest.raises(RuntimeError, match="all-to-all .* another rank has ended"):
+        with pytest.raises(RuntimeError, match=r"all-to-all .* another rank has ended"):
             call()
         assert time.monotonic() - begin < MOST_SECONDS
     else:

@@ -35,7 +35,8 @@ def test_what_comes_late_is_not_read_before(
 
     rest = GRID, None, (4, 4, 4), None, backend, score, False, False, tail
     late = [torch.full_like(x, torch.nan) for x in (v, coarse, fine)]
-    here = [late[0], *(None if gates[n] is None else x for n, x in zip(gates, late[1:]))]
+    each = zip(gates.values(), late[1:], strict=True)
+    here = [late[0], *(None if gate is None else x for gate, x in each)]
     key = eager.kind_of(q, k, here[0], here[2], here[1], None, selection, topk, rest)
     plan = eager.plan_of(key)
     assert plan is not None and plan.prepared is not None

@@ -66,5 +66,5 @@ def four(rank: int) -> None:
     with pytest.raises(ValueError, match=r"mesh must have two dimensions \(clips, sequence\)"):
         sharded.shard(made("vsa"), mesh["clips"])
     column = init_device_mesh("cpu", (1, 4))
-    with pytest.raises(ValueError, match="group has 4 ranks .* must divide the 2 heads of blocks"):
+    with pytest.raises(ValueError, match=r"group has 4 ranks .* must divide the 2 heads of blocks"):
         sharded.shard(made("vsa"), column)

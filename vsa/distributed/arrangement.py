@@ -213,7 +213,7 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
         of_row,
         tuple(ranks.per_row(kv_lengths)),
     )
-    alike = {
+    alike: dict[str, object] = {
         "dtype": dtype,
         **{name: _without_tokens(x) for name, x in zip("qkv", (q, k, v), strict=True)},
         **{name: x is not None and _without_tokens(x) for name, x in gates.items()},

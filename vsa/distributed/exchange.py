@@ -70,8 +70,8 @@ def route(
         new = [p for part in (sooner, later) for p in parcels(tensors, part, rank)]
         groups.append(tuple(range(len(found), len(found) + len(new))))
         found += new
-    shapes = tuple((x.batch, x.lengths[rank], len(x.lengths) * x.heads, x.channels) for x in tensors)
-    return Route(tuple(tensors), shapes, tuple(found), tuple(groups))
+    shapes = [(x.batch, x.lengths[rank], len(x.lengths) * x.heads, x.channels) for x in tensors]
+    return Route(tuple(tensors), tuple(shapes), tuple(found), tuple(groups))
 
 
 class Exchange:
@@ -179,7 +179,8 @@ class Exchange:
                 op = torch.ops._c10d_functional.all_to_all_single
                 return op(sent, list(taken), list(given), name)
             got = sent.new_empty(parcel.room)
-            part, splits = got, (None, None)
+            part = got
+            splits: tuple[list[int] | None, list[int] | None] = None, None
             if not parcel.is_even:
                 part, splits = got[: sum(taken)], (list(taken), list(given))
             if self._is_functional():  # there is no room in what its operators return

@@ -159,9 +159,7 @@ def parcel(tensors: Sequence[Sharded], members: Sequence[Member], rank: int) -> 
     )
 
 
-def parcels(
-    tensors: Sequence[Sharded], members: Sequence[Member], rank: int
-) -> list[Parcel]:
+def parcels(tensors: Sequence[Sharded], members: Sequence[Member], rank: int) -> list[Parcel]:
     """As few parcels as take all members: one for those that are alike but for their heads."""
     found: dict[object, list[Member]] = {}
     for member in members:

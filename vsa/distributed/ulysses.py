@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from vsa.distributed.agreement import agree, can_agree, refuse
-from vsa.distributed.arrangement import Arrangement, Asked, HeadGroup, Tensors, arrange, flat
+from vsa.distributed.arrangement import (
+    GATES,
+    Arrangement,
+    Asked,
+    HeadGroup,
+    Tensors,
+    arrange,
+    flat,
+)
 from vsa.distributed.exchange import (
     Exchange,
     Transport,
@@ -156,7 +164,7 @@ def attend_shards(
         if key is not None:
             _arranged.setdefault(ranks.heads, Remembered(256)).put(key, how)
     else:
-        given = given._replace(**_cast(given))
+        given = _cast(given)
     return _run(how, given, asked, ranks, transport)
 
 
@@ -182,9 +190,10 @@ def _key(given: Tensors, asked: Asked, ranks: Ranks) -> Hashable | None:
     return kind, place, *counts, asked.text, asked.head_groups
 
 
-def _cast(given: Tensors) -> dict[str, Tensor]:
+def _cast(given: Tensors) -> Tensors:
     """q, k and v in the type that they travel in."""
-    return dict(zip("qkv", inputs.under_autocast(given.q, given.k, given.v), strict=True))
+    q, k, v = inputs.under_autocast(*given[:3])
+    return given._replace(q=q, k=k, v=v)
 
 
 def _arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Tensors, Arrangement]:
@@ -193,7 +202,7 @@ def _arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Tensors, Arran
     try:
         for name, x in zip("qkv", given, strict=False):
             flat(name, checks.tensor(name, x))
-        given = given._replace(**_cast(given))
+        given = _cast(given)
         how, alike = arrange(given, asked, ranks)
     except (ValueError, TypeError, RuntimeError) as error:
         if can_agree():
@@ -206,9 +215,7 @@ def _arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Tensors, Arran
     return given, how
 
 
-def _run(
-    how: Arrangement, given: Tensors, asked: Asked, ranks: Ranks, transport: Transport
-) -> Any:
+def _run(how: Arrangement, given: Tensors, asked: Asked, ranks: Ranks, transport: Transport) -> Any:
     """Exchange and compute, group by group of heads."""
     xs, gates = _that_travel(how, given, ranks)
     text = None
@@ -231,8 +238,8 @@ def _run(
         if ranks.rows > 1:  # every row gets the keys and values of all rows
             copies = [x.repeat(1, 1, ranks.rows, 1) for x in (k, v)]
             k, v = to_heads(copies, [how.kv_rows] * 2, ranks.queries)
-        of_group = {**gates, **dict(zip(how.travelling, moved, strict=True))}
-        part = given._replace(q=q, k=k, v=v, **_of_group(of_group, heads, how))
+        of_group = _of_group(gates | dict(zip(how.travelling, moved, strict=True)), heads, how)
+        part = Tensors(q, k, v, *of_group, given.text_valid, given.selection)
 
         def ready(later: Sequence[int] = heads.later) -> None:
             for parcel in later:
@@ -262,7 +269,7 @@ def _that_travel(
         k, v = (x.repeat_interleave(how.repeats, dim=2) for x in (k, v))
     xs = [q, k, v]
     gates: dict[str, Tensor | None] = {}
-    for name, gate in (("gate_coarse", given.gate_coarse), ("gate_fine", given.gate_fine)):
+    for name, gate in zip(GATES, (given.gate_coarse, given.gate_fine), strict=True):
         whole = None if gate is None else gate[(None,) * (4 - gate.ndim)]
         if whole is None or name not in how.travelling:
             gates[name] = whole
@@ -273,14 +280,15 @@ def _that_travel(
 
 def _of_group(
     gates: dict[str, Tensor | None], heads: HeadGroup, how: Arrangement
-) -> dict[str, Tensor | None]:
-    """The heads of a group of all gates: those that came with it have no others."""
-    return {
-        name: gate
+) -> tuple[Tensor | None, Tensor | None]:
+    """The heads of a group of both gates: those that came with it have no others."""
+    coarse, fine = (
+        gate
         if gate is None or name in how.travelling or gate.shape[2] == 1
         else gate[:, :, heads.of_all]
-        for name, gate in gates.items()
-    }
+        for name, gate in ((name, gates[name]) for name in GATES)
+    )
+    return coarse, fine
 
 
 def _attend(
@@ -311,7 +319,8 @@ def _attend(
                 chosen if asked.return_selection else None,
             )
     ready()
-    found = attention(
+    call: Any = attention  # what it returns depends on two flags
+    found = call(
         q,
         k,
         v,
@@ -338,6 +347,6 @@ def _joined(parts: Sequence[Selection]) -> Selection:
     """Selections of groups of heads as one."""
     if len(parts) == 1:
         return parts[0]
-    most = [part.most for part in parts]
+    most = [part.most for part in parts if part.most is not None]
     bitmap = torch.cat([part.bitmap for part in parts], dim=1)
-    return replace(parts[0], bitmap=bitmap, most=None if None in most else max(most))
+    return replace(parts[0], bitmap=bitmap, most=max(most) if len(most) == len(parts) else None)

@@ -231,7 +231,8 @@ def wan(
     if trained:
         console.print(f"sparse runs add the coarse branch behind the gates of {source}")
     console.print(
-        f"{f'{team.count} x ' * (team.count > 1)}{machine(device)}, diffusers {origin['diffusers']}, vsa {origin['vsa']}, commit "
+        f"{f'{team.count} x ' * (team.count > 1)}{machine(device)}, "
+        f"diffusers {origin['diffusers']}, vsa {origin['vsa']}, commit "
         f"{(origin['commit'] or 'unknown')[:12]}, {origin['date']}"
     )
     for found in comparisons:
