@@ -123,7 +123,7 @@ class Exchange:
             parcel = self.route.parcels[number]
             if number not in later:
                 buffer = self.wait(number, buffer)
-            xs = parcel.unpack_tokens(buffer[: sum(parcel.by_tokens)])
+            xs = parcel.unpack_tokens(buffer[: parcel.taken])
             found |= {m.number: x for m, x in zip(parcel.members, xs, strict=True)}
         return [found[number] for number in sorted(found)]
 
@@ -150,7 +150,7 @@ class Exchange:
         each = zip(self.route.tensors, self.route.shapes, strict=True)
         xs = [buffers[0].new_empty(shape, dtype=tensor.dtype) for tensor, shape in each]
         for number, (parcel, buffer) in enumerate(zip(self.route.parcels, buffers, strict=True)):
-            parcel.unpack_heads(self.wait(number, buffer)[: sum(parcel.by_heads)], xs)
+            parcel.unpack_heads(self.wait(number, buffer)[: parcel.given], xs)
         return xs
 
     def wait(self, number: int, buffer: Tensor) -> Tensor:

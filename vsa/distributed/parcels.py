@@ -56,6 +56,10 @@ class Parcel:
         by_heads: numbers for or from every rank where a buffer is split by heads.
         by_tokens: likewise where it is split by tokens.
         places: where the heads of each member begin and end among those of all.
+        given: numbers of a buffer that is split by heads.
+        taken: likewise by tokens.
+        room: numbers of the larger of both.
+        is_even: whether all ranks have as many tokens.
     """
 
     members: tuple[Member, ...]
@@ -66,6 +70,10 @@ class Parcel:
     by_heads: tuple[int, ...]
     by_tokens: tuple[int, ...]
     places: tuple[slice, ...]
+    given: int
+    taken: int
+    room: int
+    is_even: bool
 
     @property
     def ranks(self) -> int:
@@ -77,19 +85,9 @@ class Parcel:
         """Of all members, of one rank."""
         return self.places[-1].stop
 
-    @property
-    def room(self) -> int:
-        """Numbers of the larger of both buffers."""
-        return max(sum(self.by_heads), sum(self.by_tokens))
-
-    @property
-    def is_even(self) -> bool:
-        """Whether all ranks have as many tokens."""
-        return len({*self.lengths}) == 1
-
     def pack_heads(self, xs: Sequence[Tensor]) -> Tensor:
         """Members (B, S_own, P * heads, channels) of ``xs`` -> a buffer that is split by heads."""
-        flat = xs[self.members[0].number].new_empty(sum(self.by_heads))
+        flat = xs[self.members[0].number].new_empty(self.given)
         for part, member in zip(self._split_by_heads(flat), self.members, strict=True):
             copy(part, _of_ranks(xs[member.number], self.ranks, member.heads))
         return flat
@@ -103,7 +101,7 @@ class Parcel:
         """Members (B, S, heads, channels), in their order -> a buffer that is split by tokens."""
         if self.batch == 1:  # as it lies
             return (xs[0] if len(xs) == 1 else torch.cat(list(xs), dim=2)).flatten()
-        flat = xs[0].new_empty(sum(self.by_tokens))
+        flat = xs[0].new_empty(self.taken)
         for x, place in zip(xs, self.places, strict=True):
             if self.is_even:
                 part = flat.view(self.ranks, self.batch, self.own, self.heads, self.channels)
@@ -147,6 +145,7 @@ def parcel(tensors: Sequence[Sharded], members: Sequence[Member], rank: int) -> 
     ends = accumulate((member.heads.stop - member.heads.start for member in members), initial=0)
     places = tuple(slice(*bounds) for bounds in pairwise(ends))
     numbers = batch * places[-1].stop * channels
+    given, taken = numbers * lengths[rank] * len(lengths), numbers * sum(lengths)
     return Parcel(
         tuple(members),
         batch,
@@ -156,6 +155,10 @@ def parcel(tensors: Sequence[Sharded], members: Sequence[Member], rank: int) -> 
         (numbers * lengths[rank],) * len(lengths),
         tuple(numbers * length for length in lengths),
         places,
+        given,
+        taken,
+        max(given, taken),
+        len({*lengths}) == 1,
     )
 
 

@@ -162,7 +162,9 @@ def attend_shards(
     if how is None:
         given, how = _arrange(given, asked, ranks)
         if key is not None:
-            _arranged.setdefault(ranks.heads, Remembered(256)).put(key, how)
+            if ranks.heads not in _arranged:
+                _arranged[ranks.heads] = Remembered(256)
+            _arranged[ranks.heads].put(key, how)
     else:
         given = _cast(given)
     return _run(how, given, asked, ranks, transport)

@@ -45,6 +45,12 @@ def shard(model: VideoTransformer, mesh: DeviceMesh) -> None:
 
 
 def part(x: Tensor, mesh: DeviceMesh, has_tokens: bool = True) -> Tensor:
-    """This rank's clips of a batch (B, ...), and its tokens of (B, S, numbers)."""
+    """This rank's clips of a batch (B, ...), and its tokens of (B, S, numbers).
+
+    Raises:
+        ValueError: a batch that the rows of the mesh do not divide.
+    """
+    if x.shape[0] % mesh.size(0):
+        raise ValueError(f"x has {x.shape[0]} clips, which {mesh.size(0)} rows of mesh must divide")
     x = x.chunk(mesh.size(0))[mesh.get_local_rank(0)]
     return x.chunk(mesh.size(1), dim=1)[mesh.get_local_rank(1)] if has_tokens else x
