@@ -122,11 +122,11 @@ class Parcel:
             whole = parts.movedim(0, 1).reshape(shape)
         else:
             whole = torch.cat(self._split_by_tokens(flat), dim=1)
-        return [whole[:, :, place] for place in self.places]
+        return [whole.narrow(2, place.start, place.stop - place.start) for place in self.places]
 
     def _split_by_heads(self, flat: Tensor) -> list[Tensor]:
         whole = flat.view(self.ranks, self.batch, self.own, self.heads, self.channels)
-        return [whole[:, :, :, place] for place in self.places]
+        return [whole.narrow(3, place.start, place.stop - place.start) for place in self.places]
 
     def _split_by_tokens(self, flat: Tensor) -> list[Tensor]:
         parts = flat.split(self.by_tokens)
@@ -172,7 +172,9 @@ def parcels(tensors: Sequence[Sharded], members: Sequence[Member], rank: int) ->
 
 def _of_ranks(x: Tensor, ranks: int, heads: slice) -> Tensor:
     """(B, S, P * n, channels) -> (P, B, S, heads, channels), some of the n heads of each rank."""
-    return x.unflatten(2, (ranks, -1))[:, :, :, heads].movedim(2, 0)
+    batch, tokens, _, channels = x.shape
+    parts = x.view(batch, tokens, ranks, -1, channels)
+    return parts.narrow(3, heads.start, heads.stop - heads.start).permute(2, 0, 1, 3, 4)
 
 
 def copy(to: Tensor, x: Tensor) -> None:
@@ -183,5 +185,8 @@ def copy(to: Tensor, x: Tensor) -> None:
 
 
 def _in_words(x: Tensor) -> bool:
-    places = (x.storage_offset(), x.shape[-1], *x.stride()[:-1])
-    return x.stride(-1) == 1 and all(n * x.element_size() % 8 == 0 for n in places)
+    *strides, last = x.stride()
+    bits = x.storage_offset() | x.shape[-1]
+    for stride in strides:  # all are multiples of a power of two if their bits together are one
+        bits |= stride
+    return last == 1 and bits * x.element_size() % 8 == 0
