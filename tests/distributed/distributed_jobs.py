@@ -218,10 +218,15 @@ def more_ranks_than_heads(mesh, rank):
     refused("2 heads, which 4 ranks of group cannot", q=q, k=k, v=v, lengths=lengths)
 
 
-def start(rank, job, ranks, path):
+def start(rank, job, ranks, path, backend="gloo"):
     torch.set_num_threads(1)
+    device = None
+    if backend == "nccl":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
     dist.init_process_group(
-        "gloo",
+        backend,
+        device_id=device,
         init_method=f"file://{path}",
         rank=rank,
         world_size=ranks,
