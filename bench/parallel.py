@@ -41,8 +41,8 @@ from vsa.measure.ways import host_seconds, in_a_graph
 
 DEFAULT = ("wan-14b-720p", "wan-14b-480p", "wan-1.3b-480p", "hunyuan-720p", "wan-1.3b-720p")
 TINY = {
-    "tiny": Shape(vsa.Grid((4, 5, 6)), 8, 16),
-    "tiny-text": Shape(vsa.Grid((4, 5, 6), suffix=9), 8, 16),
+    "tiny": Shape(vsa.Grid((5, 5, 6)), 8, 16),
+    "tiny-text": Shape(vsa.Grid((5, 5, 6), suffix=9), 8, 16),
 }
 MORE_CASES = (("even", True), ("uneven", True))
 """Shares and gates that the first shape is tried with, too."""
@@ -264,9 +264,8 @@ def work(rank: int, options: argparse.Namespace, folder: Path, begin: float) -> 
         del layer
     if session.has_time("gates and uneven shares", 0.6, dist.group.WORLD):
         more_cases(session, groups)
-    kinds = [("compiled calls", compiled, 0.8)]
-    if not options.tiny:
-        kinds.insert(0, ("CUDA graphs", captured, 0.7))
+    kinds = [("CUDA graphs", captured, 0.7)] * (not options.tiny)
+    kinds += [("compiled calls", compiled, 0.8)] * (not options.no_compile)
     for what, measure, share in kinds:
         for layer in layers(session, groups):
             if session.has_time(f"{what} of {layer.name}", share, layer.groups["normal"]):
@@ -315,6 +314,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.125, help="of the key tiles kept")
     parser.add_argument("--repeats", type=int, default=3, help="of every timing")
     parser.add_argument("--seconds", type=float, default=110.0, help="after which parts are left")
+    parser.add_argument("--no-compile", action="store_true", help="leave compiled calls out")
     parser.add_argument("--tolerance", type=float, default=1e-2, help="of relative distances")
     parser.add_argument("--commit", help="of the sources, where they are no clone")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write JSON")
