@@ -138,6 +138,9 @@ def wan(
         _refuse("--dense-steps", f"{dense_steps} of {steps} steps leave none to be sparse")
     sizes = [_parse_size(name) for name in size or (["tiny"] if tiny else ["480p", "448p"])]
     if ranks is not None and ranks > 1 and not wan_ranks.is_launched():
+        if device.type == "cuda" and ranks > torch.cuda.device_count():
+            there = torch.cuda.device_count()
+            _refuse("--ranks", f"a GPU for each process is needed, but there are {there}")
         raise typer.Exit(wan_ranks.launch(ranks))
     try:
         team = context.with_resource(wan_ranks.joined(ranks, device))
