@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from mutants.mutant_programs import ROOT, MutantTable, build, in_copies, is_named, write
+from mutants.mutant_programs import ROOT, MutantTable, Planted, build
 
 PROGRAM = ROOT / "tests" / "cpp" / "quantise_tiles.cpp"
 STATISTICS = "kernels/coarse/channel_statistics.h"
@@ -139,20 +139,17 @@ TABLES = {STATISTICS: IN_STATISTICS, TILES: IN_TILES}
 def test_every_byte_is_right(compiler, tmp_path):
     flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
     program = build(compiler, PROGRAM, tmp_path / "quantise_tiles", *flags)
-    assert program("vsa", 3 * SEEDS) == "nothing"
+    assert program("vsa", "tiles", 3 * SEEDS) == "nothing"
+
+
+@pytest.fixture(scope="module")
+def planted(compiler, tmp_path_factory):
+    tables = {header: {("tiles",): table} for header, table in TABLES.items()}
+    includes = ("kernels/schedule/sequence.h", "prim/warp.h", "tile/quantised_tile.h")
+    folder = tmp_path_factory.mktemp("quantise_tiles")
+    return Planted(compiler, PROGRAM, folder, tuple(TABLES), tables, ("tiles",), SEEDS, *includes)
 
 
 @pytest.mark.parametrize("header", TABLES)
-def test_mutants_are_reported_by_name(compiler, tmp_path, header):
-    mutants = TABLES[header]
-    found = in_copies([STATISTICS, TILES], header, mutants)
-    includes = (
-        '#include "kernels/schedule/sequence.h"\n#include "prim/warp.h"\n'
-        '#include "tile/quantised_tile.h"\n'
-    )
-    places = [(found.namespace(name), "tiles") for name in mutants]
-    copies = write(tmp_path / "mutants.h", includes + found.code, ["tiles"], places)
-    program = build(compiler, PROGRAM, tmp_path / "mutants", "-Og", "-w", "-include", copies)
-    assert program(found.common, SEEDS, 0) == "nothing"  # none of its mutants is chosen
-    reports = {name: program(*found.words(name, SEEDS)) for name in mutants}
-    assert not {name: said for name, said in reports.items() if not is_named(said, mutants[name])}
+def test_mutants_are_reported_by_name(planted, header):
+    assert not planted.unnoticed(header)
