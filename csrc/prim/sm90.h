@@ -248,10 +248,9 @@ struct Mbarrier {
   // one the thread looks again every 15 clocks.
   VSA_DEVICE void wait_asleep(int use) {
     asm volatile(
-        "{.reg .pred done;\n"
-        "AGAIN_%=:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, %2;\n"
-        "@!done bra AGAIN_%=;}" ::"r"(address()),
+        "{.reg .pred done;\nAGAIN_%=:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, %2;\n@!done bra AGAIN_%=;}" ::"r"(
+            address()),
         "r"(use & 1), "r"(10000000)
         : "memory");
   }
@@ -270,9 +269,7 @@ struct Mbarrier {
   VSA_DEVICE bool is_over(int use, bool wanted) {
     uint32_t over;
     asm volatile(
-        "{.reg .pred over, wanted;\n"
-        "setp.ne.s32 wanted, %3, 0;\n"
-        "setp.ne.s32 over, 0, 0;\n"
+        "{.reg .pred over, wanted;\nsetp.ne.s32 wanted, %3, 0;\nsetp.ne.s32 over, 0, 0;\n"
         "@wanted mbarrier.test_wait.parity.shared::cta.b64 over, [%1], %2;\n"
         "selp.u32 %0, 1, 0, over;}"
         : "=r"(over)
