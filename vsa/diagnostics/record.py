@@ -31,7 +31,8 @@ class Record:
         every: steps between two that are noted.
         tiles: query tiles, spread over the video, that recall is measured for.
         maps: layers whose tile maps are kept.
-        curves: recall at every budget, for ``vsa.calibrate``; None where nobody asked for it.
+        curves: recall and output error at every budget, for ``vsa.calibrate``; None where nobody
+            asked for them.
         grid: the video's tokens and tiles, known from the first note on.
     """
 
@@ -64,7 +65,16 @@ class Record:
 
     @torch.compiler.disable
     @torch.no_grad()
-    def note(self, layer: int, step: int, q: Tensor, k: Tensor, selection: Selection) -> None:
+    def note(
+        self,
+        layer: int,
+        step: int,
+        q: Tensor,
+        k: Tensor,
+        selection: Selection,
+        v: Tensor | None = None,
+        text_valid: Tensor | None = None,
+    ) -> None:
         """Measure one layer in one step; a second note of both takes the place of the first.
 
         Args:
@@ -73,6 +83,8 @@ class Record:
             q: (B, S, heads, head_dim), after the rotary embedding.
             k: likewise, its heads dividing those of q.
             selection: what this layer attended in this step; it knows its grid.
+            v: like k, for the output errors of ``curves``; None for their recall alone.
+            text_valid: (B, prefix + suffix) bool, which text tokens are real; None for all.
 
         Raises:
             ValueError: a selection without a grid, or of another grid than before.
@@ -95,7 +107,7 @@ class Record:
         self._numbers[layer, step] = density, recall
         if self.curves is not None:
             name = self.curves.layers[layer]
-            self.curves.note(name, q, k, grid=selection.grid, step=step)
+            self.curves.note(name, q, k, v, grid=selection.grid, step=step, text_valid=text_valid)
         if layer in self.maps:
             kept = bitmap.unpack(selection.bitmap[0, :, self.query], selection.num_key_tiles)
             self._maps[layer, step] = kept.float().mean(0)

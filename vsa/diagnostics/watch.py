@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``watch``: recall at every budget of a model's own layers while it runs."""
+"""``watch``: recall and output error at every budget of a model's layers while it runs."""
 
 from __future__ import annotations
 
@@ -43,8 +43,17 @@ def watch(
     calls: Counter[str] = Counter()
 
     def note(name: str, layer: VideoSparseAttention, args: Any, options: dict[str, Any]) -> None:
-        q, k, grid = _queries_and_keys(layer, *args, **options)
-        curves.note(name, q, k, grid=grid, step=calls[name])
+        call, gate = _about_to_attend(layer, *args, **options)
+        curves.note(
+            name,
+            call.q,
+            call.k,
+            call.v,
+            grid=call.grid,
+            step=calls[name],
+            gate_fine=gate,
+            text_valid=call.text_valid,
+        )
         calls[name] += 1
 
     handles = [
@@ -60,12 +69,20 @@ def watch(
 
 
 @torch.no_grad()
-def _queries_and_keys(
-    layer: VideoSparseAttention, x: Tensor, grid: Any = None, *, rotary: Any = None, **_: Any
-) -> tuple[Tensor, Tensor, Any]:
-    """What a layer's forward is about to attend with: flat q and k, and their grid."""
-    q, k, *_others = layer.projections(x)
+def _about_to_attend(
+    layer: VideoSparseAttention,
+    x: Tensor,
+    grid: Any = None,
+    *,
+    rotary: Any = None,
+    text_valid: Tensor | None = None,
+    **_: Any,
+) -> tuple[inputs.Inputs, Tensor | None]:
+    """What a layer's forward is about to attend with, and its fine gate, flat."""
+    q, k, v, _coarse, gate = layer.projections(x)
     if rotary is not None:
         q, k = rotary(q, k)
-    call = inputs.resolve(q, k, k, grid=grid, tile=layer.tile)
-    return call.q, call.k, call.grid
+    call = inputs.resolve(q, k, v, grid=grid, tile=layer.tile, text_valid=text_valid)
+    if gate is not None and gate.ndim == 6:
+        gate = gate.flatten(1, 3)
+    return call, gate

@@ -18,6 +18,8 @@ from vsa.values.grid import SLOTS, Extent, Grid
 
 FORMAT = "vsa budgets"
 """What the JSON of budgets says of itself."""
+MEASURED = ("recall", "recall_uniform", "error", "error_uniform")
+"""What may be known of every head."""
 COMPILED = "_orig_mod."
 """What torch.compile puts before the names inside of a compiled module."""
 
@@ -39,6 +41,10 @@ class Budgets:
         grid: (T, H, W) that it was measured on, if it was.
         tile: tokens per tile there.
         score: how tiles were scored there.
+        error: squared error of each head's output over the square of its layer's whole output; the
+            sum over heads is the layer's squared relative error. None if it was not measured.
+        error_uniform: the same at ``uniform`` tiles for every head.
+        aim: what they were calibrated for, if they were.
 
     Raises:
         ValueError, TypeError: layers that are no budgets, or of several grids; a grid that has
@@ -51,6 +57,9 @@ class Budgets:
     grid: Extent | None = None
     tile: Extent | None = None
     score: str = "mean"
+    error: Recalls | None = None
+    error_uniform: Recalls | None = None
+    aim: str | None = None
     num_tiles: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -215,7 +224,7 @@ class Budgets:
                 "tiles": list(budget.counts),
                 **{
                     key: list(values[name])
-                    for key in ("recall", "recall_uniform")
+                    for key in MEASURED
                     if (values := getattr(self, key)) is not None
                 },
             }
@@ -227,6 +236,7 @@ class Budgets:
             "grid": self.grid and list(self.grid),
             "tile": self.tile and list(self.tile),
             "score": self.score,
+            "aim": self.aim,
             "total": self.total,
             "uniform": self.uniform,
             "layers": layers,
@@ -246,13 +256,15 @@ class Budgets:
             names, size = [layer["name"] for layer in each], content["num_tiles"]
             recalls = {
                 key: dict(zip(names, (tuple(layer[key]) for layer in each), strict=True))
-                for key in ("recall", "recall_uniform")
+                for key in MEASURED
                 if all(key in layer for layer in each)
             }
             grid, tile = (content[key] and tuple(content[key]) for key in ("grid", "tile"))
             budgets = (LayerBudget(tuple(layer["tiles"]), size) for layer in each)
             layers = dict(zip(names, budgets, strict=True))
-            found = cls(layers, **recalls, grid=grid, tile=tile, score=content["score"])
+            aim = content.get("aim")  # which the first files do not have
+            score = content["score"]
+            found = cls(layers, **recalls, aim=aim, grid=grid, tile=tile, score=score)
             if len(layers) != len(each) or found.total != content["total"]:
                 raise ValueError("its total is not that of its layers")
         except (KeyError, TypeError, ValueError) as error:
@@ -278,14 +290,18 @@ class Budgets:
         lines = [
             f"{self.total:,} tiles for {self.heads} heads of {len(self.layers)} layers: "
             f"{self.density:.1%} of {self.num_tiles}{where}, score {self.score}"
+            + (f", aim {self.aim}" if self.aim else "")
         ]
         rows: list[tuple[str, ...]] = [
             ("layer", "tiles, least to most", "worst recall", "if uniform")
         ]
+        if self.error is not None:
+            rows[0] += ("output error", "if uniform")
         for name, budget in self.layers.items():
-            rows.append((name, _range(budget.counts), *self._worst([name])))
+            rows.append((name, _range(budget.counts), *self._worst([name]), *self._error([name])))
         each = [count for budget in self.layers.values() for count in budget.counts]
-        rows.append(("all", _range(each), *self._worst(list(self.layers))))
+        everything = list(self.layers)
+        rows.append(("all", _range(each), *self._worst(everything), *self._error(everything)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for first, *others in rows:
             cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
@@ -300,6 +316,14 @@ class Budgets:
         return [
             "" if values is None else f"{min(x for name in names for x in values[name]):.1%}"
             for values in (self.recall, self.recall_uniform)
+        ]
+
+    def _error(self, names: Sequence[str]) -> list[str]:
+        """Relative error of some layers' outputs, the root of the mean square; none if unknown."""
+        return [
+            f"{(sum(x for name in names for x in values[name]) / len(names)) ** 0.5:.3f}"
+            for values in (self.error, self.error_uniform)
+            if values is not None
         ]
 
 

@@ -27,8 +27,14 @@ COLOURS = {
     "ramp": theme.GREEN,
     "abrupt": theme.BROWN,
 }
-DASHES = ("-", "--", ":", "-.")
+Dash = str | tuple[int, tuple[int, ...]]
+DASHES: tuple[Dash, ...] = (
+    *("-", "--", ":", "-."),
+    *((0, (8, 2, 2, 2, 2, 2)), (0, (1, 3)), (0, (9, 3)), (0, (3, 1, 1, 1))),
+)
 """Of runs that differ in more than the kind, by what they differ in."""
+WIDE = 60
+"""Times the least number of an axis: beyond that fewer of its numbers are written."""
 LAW: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 3, "alpha": 0.45}
 """How a fitted law is drawn."""
 AXES: tuple[tuple[str, str, Callable[[Mapping[str, Any]], float]], ...] = (
@@ -100,7 +106,8 @@ def _draw_curves(
             )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < WIDE * low else (1, 3)))
     axes.yaxis.set_major_locator(MaxNLocator(7))
     axes.yaxis.set_major_formatter("{x:g}")
     for axis in (axes.xaxis, axes.yaxis):
@@ -115,7 +122,7 @@ def _labels(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _dashes(labels: Sequence[str]) -> dict[str, str]:
+def _dashes(labels: Sequence[str]) -> dict[str, Dash]:
     """A dash for each label; they come round again where there are many."""
     return {
         label: DASHES[number % len(DASHES)] for number, label in enumerate(dict.fromkeys(labels))
@@ -138,15 +145,17 @@ def _word(value: object) -> str:
 def _caption(runs: Sequence[Mapping[str, Any]]) -> str:
     """What was trained, and on what."""
     run = runs[0]
+    commits = dict.fromkeys((each["commit"] or "unknown")[:12] for each in runs)
     facts = [
         f"size {'/'.join(dict.fromkeys(each['size'] for each in runs))}",
         f"{'/'.join(dict.fromkeys(_word(each['grid']) for each in runs))} tokens",
         f"batch {run['batch']}",
         f"{run['topk']:g} of the tiles" if run["topk"] <= 1 else f"{run['topk']} tiles",
-        f"{run['real']:.0%} real clips, the rest generated",
-        run["device"],
-        f"PyTorch {run['torch']}",
-        f"commit {(run['commit'] or 'unknown')[:12]}",
-        run["date"],
+        f"{run['real']:.0%} real clips, the rest generated"
+        + (f" with cuts every {cuts} frames" if (cuts := run.get("cuts", 0)) else ""),
+        "/".join(dict.fromkeys(each["device"] for each in runs)),
+        f"PyTorch {'/'.join(dict.fromkeys(each['torch'] for each in runs))}",
+        f"commit {'/'.join(commits)}",
+        "/".join(dict.fromkeys(each["date"] for each in runs)),
     ]
     return "Held-out loss of rectified flow on pixels\n" + fill(", ".join(facts), 140)

@@ -197,7 +197,7 @@ def sparse(
         if work.store is not None:
             work.store.selection = chosen
         if work.note is not None:
-            work.note(q, k, chosen)
+            work.note(q, k, chosen, v, text_valid)
     return out.flatten(2)
 
 
