@@ -164,6 +164,8 @@ def test_a_step_that_a_file_names_twice_is_refused(tmp_path: Path) -> None:
         ({"recall": {}}, "recall must be for all layers and no others"),
         ({"recall": {"a": (0.5,)}}, r"recall\['a'\] must have one share per query head"),
         ({"recall_uniform": {"a": ("x", "y")}}, r"recall_uniform\['a'\] must be numbers"),
+        ({"error": {"b": (0.1, 0.2)}}, "error must be for all layers and no others"),
+        ({"aim": 3}, "aim must be a word"),
         ({"grid": "abc"}, "grid must be three token counts"),
         ({"grid": (4, 4, 4), "tile": (8, 8, 8)}, "tile must hold at most 64 tokens"),
         ({"grid": (8, 8, 8), "tile": (4, 4, 4)}, "layers must be for the 8 tiles of the grid"),

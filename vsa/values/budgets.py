@@ -48,7 +48,7 @@ class Budgets:
 
     Raises:
         ValueError, TypeError: layers that are no budgets, or of several grids; a grid that has
-            another number of tiles; recall of other layers or heads.
+            another number of tiles; recall or errors of other layers or heads.
     """
 
     layers: Mapping[str, LayerBudget]
@@ -85,13 +85,14 @@ class Budgets:
         object.__setattr__(self, "layers", dict(self.layers))
         object.__setattr__(self, "num_tiles", sizes.pop())
         self._check_origin()
-        for title in ("recall", "recall_uniform"):
-            self._check_recall(title)
+        for title in MEASURED:
+            self._check_measured(title)
 
     def _check_origin(self) -> None:
         """What is said of where they were measured."""
-        if not isinstance(self.score, str):
-            raise TypeError(f"score must be a word, but it is {self.score!r:.60}")
+        for title, word in (("score", self.score), ("aim", self.aim or "")):
+            if not isinstance(word, str):
+                raise TypeError(f"{title} must be a word, but it is {word!r:.60}")
         grid = None if self.grid is None else checks.extent("grid", self.grid)
         tile = None if self.tile is None else checks.tile("tile", self.tile, SLOTS)
         object.__setattr__(self, "grid", grid)
@@ -104,17 +105,17 @@ class Budgets:
                 f"they are for {self.num_tiles}"
             )
 
-    def _check_recall(self, title: str) -> None:
+    def _check_measured(self, title: str) -> None:
         """A share for each head of each layer, or nothing at all."""
-        recall = getattr(self, title)
-        if recall is None:
+        measured = getattr(self, title)
+        if measured is None:
             return
-        if not isinstance(recall, Mapping) or recall.keys() != self.layers.keys():
+        if not isinstance(measured, Mapping) or measured.keys() != self.layers.keys():
             raise ValueError(
-                f"{title} must be for all layers and no others, but it is {recall!r:.60}"
+                f"{title} must be for all layers and no others, but it is {measured!r:.60}"
             )
         for name, budget in self.layers.items():
-            shares, heads = recall[name], len(budget.counts)
+            shares, heads = measured[name], len(budget.counts)
             if not isinstance(shares, (tuple, list)) or len(shares) != heads:
                 raise ValueError(
                     f"{title}[{name!r}] must have one share per query head, but it is "
