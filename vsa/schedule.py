@@ -95,7 +95,7 @@ class StepSchedule:
                 check(budget, heads=1)
             elif isinstance(budget, numbers.Real):
                 check(budget, heads=1)
-                steps[first] = checks.plain_number(budget)  # type: ignore[arg-type]
+                steps[first] = checks.plain_number(budget)
             elif budget is not None and not isinstance(budget, (LayerBudget, Budgets)):
                 raise TypeError(
                     f"steps[{step}] must be None, a number, a vsa.TopP, a tuple with a number per "
