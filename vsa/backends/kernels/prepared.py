@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsa.backends.base import Forward
+from vsa.backends.base import Forward, Ready
 from vsa.backends.kernels.calls import (
     Located3,
     LocatedGates,
@@ -146,7 +146,16 @@ class PreparedAttention:
             calls.append(last)
         self.work_bytes, self.kept_bytes = work.nbytes, kept.nbytes
         self.mean_numbers = means.nbytes // 4
-        self.program = _C.Program([call.step() for call in calls])
+        steps = [call.step() for call in calls]
+        self.program = _C.Program(steps)
+        # What reads q and k alone, and the rest, for those whose v comes later.
+        self.parts: tuple[_C.Program, _C.Program] | None = None
+        halves = of_tiles.in_two(tokens, self.bitmap)
+        if halves is not None:
+            first = [*halves[0], axis_call(self.bitmap, axes, task.grid.tiles, counter)]
+            parts = first, [*text.calls, *halves[1], last]
+            one, other = (_C.Program([call.step() for call in part]) for part in parts)
+            self.parts = one, other
         self.gradients = (
             PreparedBackward(machine, task, self.lse, self.bitmap) if task.gradients else None
         )
@@ -178,8 +187,11 @@ class PreparedAttention:
             for at, x in enumerate(tensors)
         ]
 
-    def forward(self, *tensors: Tensor | None) -> Forward:
+    def forward(self, *tensors: Tensor | None, ready: Ready | None = None) -> Forward:
         """See ``Prepared.forward``."""
+        parts = self.parts if ready is not None and not self.copied else None
+        if ready is not None and parts is None:
+            ready()
         given = self._readable(tensors)
         q = given[0]
         work = q.new_empty(self.work_bytes, dtype=torch.uint8)
@@ -195,7 +207,13 @@ class PreparedAttention:
             means = q.new_empty(self.mean_numbers, dtype=torch.float32)
         all_tensors = *given, work, out, fine, kept, lse, bitmap, coarse, means
         addresses = [0 if x is None else x.data_ptr() for x in all_tensors]
-        self.machine.run_program(self.program, addresses, self.device)
+        if parts is None:
+            self.machine.run_program(self.program, addresses, self.device)
+        else:
+            assert ready is not None
+            self.machine.run_program(parts[0], addresses, self.device)
+            ready()
+            self.machine.run_program(parts[1], addresses, self.device)
         return Forward(out, fine, kept, lse, bitmap, coarse, means)
 
     def backward(
