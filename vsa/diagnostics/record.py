@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vsa.diagnostics import metrics
 from vsa.diagnostics.curves import SAMPLED_TILES, Curves
+from vsa.diagnostics.precision import PrecisionErrors
 from vsa.values import bitmap, checks
 from vsa.values.grid import Grid
 from vsa.values.selection import Selection
@@ -32,6 +33,7 @@ class Record:
         tiles: query tiles, spread over the video, that recall is measured for.
         maps: layers whose tile maps are kept.
         curves: recall at every budget, for ``vsa.calibrate``; None where nobody asked for it.
+        precision: what low precision changes, see ``vsa.diagnostics.PrecisionErrors``; likewise.
         grid: the video's tokens and tiles, known from the first note on.
     """
 
@@ -40,6 +42,7 @@ class Record:
     tiles: int = SAMPLED_TILES
     maps: Sequence[int] = ()
     curves: Curves | None = None
+    precision: PrecisionErrors | None = None
     grid: Grid | None = field(default=None, init=False)
     _steps: set[int] = field(default_factory=set, init=False)
     _numbers: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
@@ -64,7 +67,15 @@ class Record:
 
     @torch.compiler.disable
     @torch.no_grad()
-    def note(self, layer: int, step: int, q: Tensor, k: Tensor, selection: Selection) -> None:
+    def note(
+        self,
+        layer: int,
+        step: int,
+        q: Tensor,
+        k: Tensor,
+        selection: Selection,
+        v: Tensor | None = None,
+    ) -> None:
         """Measure one layer in one step; a second note of both takes the place of the first.
 
         Args:
@@ -73,6 +84,7 @@ class Record:
             q: (B, S, heads, head_dim), after the rotary embedding.
             k: likewise, its heads dividing those of q.
             selection: what this layer attended in this step; it knows its grid.
+            v: like k; needed where ``precision`` is noted.
 
         Raises:
             ValueError: a selection without a grid, or of another grid than before.
@@ -96,6 +108,12 @@ class Record:
         if self.curves is not None:
             name = self.curves.layers[layer]
             self.curves.note(name, q, k, grid=selection.grid, step=step)
+        if self.precision is not None:
+            if v is None:
+                raise ValueError("v must be given where errors of low precision are noted")
+            self.precision.note(
+                self.precision.layers[layer], q, k, v, selection=selection, step=step
+            )
         if layer in self.maps:
             kept = bitmap.unpack(selection.bitmap[0, :, self.query], selection.num_key_tiles)
             self._maps[layer, step] = kept.float().mean(0)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``watch``: recall at every budget of a model's own layers while it runs."""
+"""What a model's own layers keep and lose while it runs: recall, and errors of low precision."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from vsa.diagnostics.curves import SAMPLED_TILES, Curves, Order
+from vsa.diagnostics.precision import FASTEST, PrecisionErrors
+from vsa.functional import select
 from vsa.nn import VideoSparseAttention
 from vsa.stages import inputs
 from vsa.values.budgets import attention_layers
+from vsa.values.grid import Grid
+from vsa.values.precision import Precision
 
 
 @contextmanager
@@ -40,32 +44,83 @@ def watch(
     """
     layers = attention_layers(model)
     curves = Curves(list(layers), tiles=tiles, score=score)
+
+    def note(name: str, step: int, layer: VideoSparseAttention, *args: Any, **options: Any) -> None:
+        q, k, _, grid = _attended(layer, *args, **options)
+        curves.note(name, q, k, grid=grid, step=step)
+
+    with _told(layers, note):
+        yield curves
+
+
+@contextmanager
+def watch_precision(
+    model: nn.Module,
+    *,
+    precisions: Sequence[Precision] = FASTEST,
+    tiles: int = SAMPLED_TILES,
+    backend: str = "torch",
+) -> Iterator[PrecisionErrors]:
+    """Note what low precision changes in every ``vsa.nn.VideoSparseAttention`` of a running model.
+
+    The model itself computes as it is. Projections and the choice of tiles are computed once more,
+    and attention for a few query tiles. A layer's first call is step 0, its second call step 1.
+    What is compiled runs uncompiled meanwhile.
+
+    Args:
+        model: that holds the layers; it runs in bf16 or fp16, or under autocast to one of them.
+        precisions: which are measured, of "int8" and "fp8".
+        tiles: query tiles that are measured, spread over the video.
+        backend: as in ``PrecisionErrors``.
+
+    Yields:
+        The errors, which fill while the model runs; ``choose`` makes a precision of each layer.
+
+    Raises:
+        ValueError: a model without such a layer, or a number that is not allowed.
+    """
+    layers = attention_layers(model)
+    errors = PrecisionErrors(list(layers), precisions=precisions, tiles=tiles, backend=backend)
+
+    def note(name: str, step: int, layer: VideoSparseAttention, *args: Any, **options: Any) -> None:
+        q, k, v, grid = _attended(layer, *args, **options)
+        chosen = options.get("selection")
+        if chosen is None:
+            chosen = select(q, k, layer.topk, grid=grid, score=layer.score)
+        errors.note(name, q, k, v, selection=chosen, step=step)
+
+    with _told(layers, note):
+        yield errors
+
+
+@contextmanager
+def _told(layers: Mapping[str, VideoSparseAttention], note: Callable[..., None]) -> Iterator[None]:
+    """``note(name, step, layer, *args, **options)`` before every call of a layer."""
     calls: Counter[str] = Counter()
 
-    def note(name: str, layer: VideoSparseAttention, args: Any, options: dict[str, Any]) -> None:
-        q, k, grid = _queries_and_keys(layer, *args, **options)
-        curves.note(name, q, k, grid=grid, step=calls[name])
+    def before(name: str, layer: VideoSparseAttention, args: Any, options: dict[str, Any]) -> None:
+        note(name, calls[name], layer, *args, **options)
         calls[name] += 1
 
     handles = [
-        layer.register_forward_pre_hook(partial(note, name), with_kwargs=True)
+        layer.register_forward_pre_hook(partial(before, name), with_kwargs=True)
         for name, layer in layers.items()
     ]
     try:
         with torch.compiler.set_stance("force_eager"):
-            yield curves
+            yield
     finally:
         for handle in handles:
             handle.remove()
 
 
 @torch.no_grad()
-def _queries_and_keys(
+def _attended(
     layer: VideoSparseAttention, x: Tensor, grid: Any = None, *, rotary: Any = None, **_: Any
-) -> tuple[Tensor, Tensor, Any]:
-    """What a layer's forward is about to attend with: flat q and k, and their grid."""
-    q, k, *_others = layer.projections(x)
+) -> tuple[Tensor, Tensor, Tensor, Grid]:
+    """What a layer's forward is about to attend with: flat q, k and v, and their grid."""
+    q, k, v, *_gates = layer.projections(x)
     if rotary is not None:
         q, k = rotary(q, k)
-    call = inputs.resolve(q, k, k, grid=grid, tile=layer.tile)
-    return call.q, call.k, call.grid
+    call = inputs.resolve(q, k, v, grid=grid, tile=layer.tile)
+    return call.q, call.k, call.v, call.grid

@@ -18,6 +18,7 @@ from vsa.values import checks
 from vsa.values.budget import LayerBudget, TopK
 from vsa.values.budget import resolve as resolve_budget
 from vsa.values.grid import Extent, Grid
+from vsa.values.precision import Precision, check_tail
 from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection
 
@@ -44,6 +45,7 @@ def ulysses_attention(
     tail: bool = False,
     return_selection: bool = False,
     return_lse: bool = False,
+    precision: Precision = "native",
     backend: str = "auto",
 ) -> Any:
     """``vsa.attention`` of a sequence that is sharded over ranks; every rank calls it alike.
@@ -86,6 +88,7 @@ def ulysses_attention(
         tail: as in ``vsa.attention``.
         return_selection: also return the selection of heads / P heads that this rank computed.
         return_lse: also return the log-sum-exp of this rank's tokens.
+        precision: as in ``vsa.attention``, for inference.
         backend: as in ``vsa.attention``.
 
     Returns:
@@ -103,7 +106,6 @@ def ulysses_attention(
     whole = _grid("grid", grid, tile)
     keys = whole if kv_grid is None else _grid("kv_grid", kv_grid, tile)
     replicated = _is_replicated(text, ranks)
-    checks.flag("tail", tail)
     if lengths is None and ranks.rows > 1:
         if whole.tiles[0] < ranks.rows:
             raise ValueError(
@@ -135,7 +137,8 @@ def ulysses_attention(
     repeats = ranks.columns // math.gcd(ranks.columns, k.shape[2])
     kv_heads = k.shape[2] * repeats // ranks.columns
     # Views of the shapes that attention will get: all its checks, before anything is communicated.
-    inputs.resolve(
+    gates = {"gate_coarse": gate_coarse, "gate_fine": gate_fine}
+    asked = inputs.resolve(
         *(
             x[:, :1, :count].expand(-1, extent.length, -1, -1)
             for x, count, extent in ((q, heads, mine), (k, kv_heads, keys), (v, kv_heads, keys))
@@ -145,10 +148,12 @@ def ulysses_attention(
         scale=scale,
         text_valid=text_valid,
         selection=selection,
+        gates=gates,
         backend=backend,
+        precision=precision,
     )
+    check_tail(asked.precision, tail)
     runs_of(score)
-    gates = {"gate_coarse": gate_coarse, "gate_fine": gate_fine}
     for name, gate in gates.items():
         checks.gate(name, gate, q)
         if gate is not None and min(lengths) == 1:
@@ -205,6 +210,7 @@ def ulysses_attention(
         tail=tail,
         return_selection=True,
         return_lse=True,
+        precision=precision,
         backend=backend,
         gate_coarse=gates["gate_coarse"],
         gate_fine=gates["gate_fine"],

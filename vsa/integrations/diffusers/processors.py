@@ -190,6 +190,7 @@ def sparse(
         score=work.score,
         text_valid=text_valid,
         tail=work.tail,
+        precision=work.precision,
         return_selection=work.store is not None or work.note is not None,
     )
     if isinstance(out, tuple):
@@ -197,7 +198,7 @@ def sparse(
         if work.store is not None:
             work.store.selection = chosen
         if work.note is not None:
-            work.note(q, k, chosen)
+            work.note(q, k, chosen, v)
     return out.flatten(2)
 
 

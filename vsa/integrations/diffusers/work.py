@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vsa.values.budget import TopK
 from vsa.values.grid import Extent, Grid
+from vsa.values.precision import Precision
 from vsa.values.score import Score
 from vsa.values.selection import Selection
 
@@ -35,11 +36,12 @@ class Work:
         reuse: whether to take the selection that lies in ``store``.
         group: process group whose ranks hold the sequence in shards; None for one process.
         sharding: of video tokens by hooks of ours, which the group is then that of.
-        note: is told the queries, keys and selection of this pass, if somebody looks.
+        note: is told the queries, keys, selection and values of this pass, if somebody looks.
         before: tokens of keyframes that stand before the video, and attend everything.
         after: likewise after it.
         score: what tiles are chosen by, as in ``vsa.attention``.
         tail: as in ``vsa.attention``.
+        precision: as in ``vsa.attention``.
     """
 
     shape: Extent
@@ -49,11 +51,12 @@ class Work:
     reuse: bool = False
     group: Any = None
     sharding: Sharding | None = None
-    note: Callable[[Tensor, Tensor, Selection], None] | None = None
+    note: Callable[[Tensor, Tensor, Selection, Tensor], None] | None = None
     before: int = 0
     after: int = 0
     score: Score = "mean"
     tail: bool = False
+    precision: Precision = "native"
 
     @property
     def tokens(self) -> int:
