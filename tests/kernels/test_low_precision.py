@@ -13,14 +13,12 @@ from torch import Tensor
 import vsa
 from vsa.backends.kernels import low_precision
 from vsa.backends.kernels.machine import Emulator
+from vsa.verify.low_precision import OUT as ALLOWED
+from vsa.verify.low_precision import SIMULATION as NEAR
 from vsa.verify.parity import PROBLEMS, Problem, by_name
 
 pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
 
-ALLOWED = {"int8": 0.048, "fp8": 0.065}
-"""Relative error against fp64 on N(0,1) inputs, Euclidean norm."""
-NEAR = {"int8": 0.03, "fp8": 0.04}
-"""From the simulation: codes of weights that lie between two, and tiles in another order."""
 precisions = pytest.mark.parametrize("precision", ["int8", "fp8"])
 
 
