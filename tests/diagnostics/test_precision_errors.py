@@ -171,7 +171,7 @@ def test_a_model_is_watched_while_it_runs() -> None:
             layer.precision = precision
         assert not torch.equal(model(x), before)
     with (
-        pytest.raises(ValueError, match="model must hold a vsa.nn.Video"),
+        pytest.raises(ValueError, match=r"model must hold a vsa\.nn\.Video"),
         watch_precision(torch.nn.Linear(2, 2)),
     ):
         pass

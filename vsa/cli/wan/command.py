@@ -220,10 +220,7 @@ def wan(
     for found in comparisons:
         console.print(f"the results at {found.size} differ by {found.difference:.1%}")
         if found.of_precision is not None:
-            console.print(
-                f"  of which low precision changes {found.of_precision:.1%} of the native sparse "
-                "result"
-            )
+            console.print(f"low precision changes the sparse one by {found.of_precision:.1%}")
     if interrupted:
         console.print(f"interrupted after {len(comparisons)} of {len(sizes)} videos", style="red")
         raise typer.Exit(INTERRUPTED)

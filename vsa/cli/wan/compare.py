@@ -267,7 +267,7 @@ def in_bytes(count: int) -> str:
 def _gains(times: list[float]) -> str:
     """Of the last run over the dense one, and over the native one where there are three."""
     dense, *native, last = times
-    beside = "".join(f", {other / last:.2f}x native" for other in native)
+    beside = "".join(f"\n{other / last:.2f}x native" for other in native)
     return f"[bold]{dense / last:.2f}x[/bold]{beside}"
 
 
