@@ -124,18 +124,17 @@ def test_heads_in_slices_give_the_same_bits(machine, monkeypatch) -> None:
 def test_tiles_held_at_a_time_are_at_most_15_percent_of_the_inputs(monkeypatch) -> None:
     grid = vsa.Grid((4, 8, 8))
     q, k, v = draw(grid, 12, 12, 64)
-    held = []
-    quantise = low_precision.quantise
+    held, made = [], low_precision.quantise_call
 
-    def watched(*args: Any) -> low_precision.Quantised:
-        made = quantise(*args)
-        held.append(made.images.numel())
-        return made
+    def watched(*args: Any) -> Any:
+        held.append(args[4].images)
+        return made(*args)
 
-    monkeypatch.setattr(low_precision, "quantise", watched)
+    monkeypatch.setattr(low_precision, "quantise_call", watched)
     attend("cpu", q, k, v, 2, grid=grid)
     given = sum(x.numel() * x.element_size() for x in (q, k, v))
-    assert len(held) == 3 and max(held) <= 0.15 * given
+    assert len(held) == 3 and max(images.numel() for images in held) <= 0.15 * given
+    assert len({images.data_ptr() for images in held}) == 1  # each in the place of the one before
 
 
 def test_every_schedule_gives_the_same_bits(monkeypatch) -> None:

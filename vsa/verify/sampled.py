@@ -17,8 +17,9 @@ LIMITS = {"out": 0.01, "lse": 0.01, "dq": 0.02, "dk": 0.02, "dv": 0.02}
 """Of the relative error in the Euclidean norm over the sample, of the largest error for lse; in 16
 bits. A hundredth of that in fp32."""
 
-LOW_LIMITS = {"int8": {"out": 0.048, "lse": 0.02}, "fp8": {"out": 0.065, "lse": 0.05}}
-"""The same of low precision, on inputs of N(0,1)."""
+LOW_LIMITS = {"int8": {"out": 0.048, "lse": 0.05}, "fp8": {"out": 0.065, "lse": 0.1}}
+"""The same of low precision, on inputs of N(0,1). Log-sum-exps are off by most where a row attends
+few keys: up to 0.035 in int8, 0.072 in fp8 (``vsa.verify.low_precision``)."""
 
 
 class Sample:
