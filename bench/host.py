@@ -189,7 +189,7 @@ def cases(name: str, leaves: list[Tensor], layer: dict[str, Any], backend: str) 
         yield Case("masked text", lambda: attend(*of_q, SHARE, text_valid=valid), of_q)
     if name in (WAYS_LAYER, *TINY_LAYERS):
         with torch.no_grad():
-            chosen = vsa.select(q, k, SHARE, backend=backend)
+            chosen = vsa.select(q, k, SHARE)
         wide = [torch.cat((x.detach(), x.detach()[..., :4]), -1) for x in of_q]
         copied = [x[..., : q.shape[-1]].requires_grad_() for x in wide]
         yield Case("selection", lambda: attend(*of_q, None, selection=chosen), of_q)

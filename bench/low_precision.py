@@ -106,7 +106,7 @@ def main() -> None:
         parser.error("it needs a Hopper GPU, and PyTorch finds no GPU here; --smoke needs none")
     backend = "emulated" if given.smoke else "hopper"
     cases = [("smoke", TINY)] if given.smoke else [(x, shapes.SHAPES[x]) for x in given.shape]
-    command = ("python", "bench/low_precision.py", *sys.argv[1:])
+    command = ("bench/low_precision.py", *sys.argv[1:])
     head = provenance(device, command=command, commit=given.commit)
     rows: list[dict[str, Any]] = []
     with torch.no_grad():

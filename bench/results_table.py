@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tables
+import tables_options
 from vsa.measure.provenance import HEAD, read
 
 BEGIN, END = "<!-- tables: bench/results_table.py -->", "<!-- end of tables -->"
@@ -31,6 +32,10 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Sequence[Any]], Iterator[str]]]] = {
     "bench/ceilings.py": ("Ceilings", tables.ceilings),
     "bench/host.py": ("Host time, and what it leaves of the speed-up", tables.host),
     "bench/host_parts.py": ("Where the time of a call goes", tables.host_parts),
+    "bench/sub_blocks.py": ("Scores by sub-blocks beside the mean's", tables_options.sub_blocks),
+    "bench/tail.py": ("What a tail adds to a call", tables_options.tail),
+    "bench/low_precision.py": ("The fine stage in eight bits", tables_options.low_precision),
+    "bench/recall.py": ("What budgets keep of trained models", tables_options.recall),
     "bench/parallel.py": ("Ulysses on several GPUs", tables.parallel),
 }
 """Titles and tables by the beginning of the command."""

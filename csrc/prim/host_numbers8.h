@@ -2,6 +2,8 @@
 // 8-bit numbers on a CPU that knows none, and how the tensor cores add their products up.
 #pragma once
 #include <algorithm>
+#include <climits>
+#include <cmath>
 
 #include "prim/host_numbers.h"
 #include "prim/operand8.h"
@@ -40,23 +42,37 @@ inline uint8_t narrow(S8, float x) {
   return static_cast<uint8_t>(std::bit_cast<uint32_t>(x + kNearestInteger));
 }
 
-// The sum of one step of fp8 products, terms [kReduction8], and the accumulator.
-inline float sum_fp8(const float* terms, float accumulator) {
-  float most = std::fabs(accumulator), all = accumulator;
+// Of a number of fp32, not zero.
+inline int exponent_of(float x) {
+  return static_cast<int>(std::bit_cast<uint32_t>(x) >> 23 & 0xff) - 127;
+}
+constexpr int kLeastExponentE4m3 = -6;  // of subnormal numbers too
+
+// The sum of one step of products of e4m3 numbers and the accumulator, as it is before it leaves.
+inline float sum_fp8(const float* left, const float* right, float accumulator) {
+  float terms[kReduction8], all = accumulator;
+  int most = accumulator == 0 ? INT_MIN : exponent_of(accumulator);
   for (int k = 0; k < kReduction8; ++k) {
-    most = std::max(most, std::fabs(terms[k]));
+    terms[k] = left[k] * right[k];
     all += terms[k];
+    if (terms[k] == 0) continue;
+    const int exponent = std::max(exponent_of(left[k]), kLeastExponentE4m3) +
+                         std::max(exponent_of(right[k]), kLeastExponentE4m3);
+    most = std::max(most, exponent);
   }
-  if (!std::isfinite(all)) return all;
-  const uint32_t exponent = std::bit_cast<uint32_t>(most) & 0x7f800000;
-  if (exponent <= uint32_t{kFp8SumBits} << 23) return all;  // nothing, or next to it
-  const float unit = std::bit_cast<float>(exponent - (uint32_t{kFp8SumBits} << 23));
+  if (!std::isfinite(all) || most <= kFp8SumBits - 126) return all;  // or next to nothing
+  const float unit = std::ldexp(1.0f, most - kFp8SumBits);
   int units = static_cast<int>(accumulator / unit);
   for (int k = 0; k < kReduction8; ++k) units += static_cast<int>(terms[k] / unit);
-  const float sum = static_cast<float>(units) * unit;
-  const uint32_t kept = ~uint32_t{0} << (23 - kFp8SumBits);
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(sum) & kept);
+  return static_cast<float>(units) * unit;
 }
+
+// What of such a sum an accumulator holds.
+inline float held_sum(float, float sum) {
+  const uint32_t kept = ~uint32_t{0} << (23 - kFp8SumBits);
+  return std::isfinite(sum) ? std::bit_cast<float>(std::bit_cast<uint32_t>(sum) & kept) : sum;
+}
+inline float held_sum(Fp16, float sum) { return widen(Fp16{}, narrow(Fp16{}, sum)); }
 
 }  // namespace host
 

@@ -57,17 +57,15 @@ inline void multiply8(Accumulator<int>& d, const int* left, const int* right, bo
     }
   }
 }
-// The same for fp8; a half rounds when it leaves for its register, so between two steps as well.
+// The same for fp8, in fp32 or halves.
 template <class T>
 void multiply8(Accumulator<T>& d, const float* left, const float* right, bool accumulate) {
   for (int row = 0; row < kTileRows; ++row) {
     for (int column = 0; column < d.columns; ++column) {
-      float terms[kReduction8];
-      for (int k = 0; k < kReduction8; ++k)
-        terms[k] = left[row * kReduction8 + k] * right[column * kReduction8 + k];
       float& to = d.values[row * d.columns + column];
-      to = sum_fp8(terms, accumulate ? to : 0);
-      if constexpr (std::is_same_v<T, Fp16>) to = widen(Fp16{}, narrow(Fp16{}, to));
+      const float sum =
+          sum_fp8(left + row * kReduction8, right + column * kReduction8, accumulate ? to : 0);
+      to = held_sum(T{}, sum);
     }
   }
 }

@@ -67,9 +67,12 @@ void line_fours(const float* x, int n, uint32_t* fours) {
   for (int i = 0; i < n; ++i, x += 4)
     fours[i] = vsa::low_bytes(vsa::line_codes(x[0], x[1]), vsa::line_codes(x[2], x[3]));
 }
-// terms [n, 32], sums [n]: added to
-void sum_fp8(const float* terms, int n, float* sums) {
-  for (int i = 0; i < n; ++i) sums[i] = vsa::host::sum_fp8(terms + i * vsa::kReduction8, sums[i]);
+// left, right [n, 32], sums [n]: added to, in fp32 or halves
+void sum_fp8(const float* left, const float* right, int n, int in_halves, float* sums) {
+  for (int i = 0; i < n; ++i, left += vsa::kReduction8, right += vsa::kReduction8) {
+    const float sum = vsa::host::sum_fp8(left, right, sums[i]);
+    sums[i] = in_halves ? vsa::host::held_sum(vsa::Fp16{}, sum) : vsa::host::held_sum(0.0f, sum);
+  }
 }
 
 uint32_t softmax_weight(float gap) { return vsa::softmax_weight(gap); }

@@ -131,10 +131,13 @@ class Facts:
         self._library.line_fours(address(x), x.numel() // 4, address(fours))
         return fours
 
-    def sum_fp8(self, terms: Tensor, start: Tensor) -> Tensor:
-        """What a step of fp8 products leaves in accumulators (n,): terms (n, 32), their start."""
-        sums, terms = start.float().clone(), terms.float().contiguous()
-        self._library.sum_fp8(address(terms), len(sums), address(sums))
+    def sum_fp8(
+        self, left: Tensor, right: Tensor, start: Tensor, in_halves: bool = False
+    ) -> Tensor:
+        """What a step of fp8 products leaves in accumulators (n,): factors (n, 32), their start."""
+        sums = start.float().clone()
+        left, right = (x.float().expand(len(sums), -1).contiguous() for x in (left, right))
+        self._library.sum_fp8(address(left), address(right), len(sums), in_halves, address(sums))
         return sums
 
     def softmax_weight(self, gap: float) -> int:

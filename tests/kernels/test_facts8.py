@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 
 import pytest
@@ -62,15 +63,19 @@ def test_line_codes_are_integers_and_e4m3_of_powers_of_two(facts: Facts):
     assert torch.equal(facts.from_e4m3(codes), torch.exp2(exponents.float()))
 
 
-def fp8_sum(terms: list[float], start: float) -> float:
-    """By definition: units of 2^-13 of the power of two below the largest, cut off, and again."""
-    most = max(map(abs, [*terms, start]))
-    if most == 0:
+def fp8_sum(left: list[float], right: list[float], start: float) -> float:
+    """By definition: units of 2^-13 of the largest exponent, cut off; then the sum's own."""
+
+    def exponent(x: float, least: float = -math.inf) -> float:
+        return max(math.frexp(x)[1] - 1, least)
+
+    factors = list(zip(left, right, strict=True))
+    exponents = [exponent(a, -6) + exponent(b, -6) for a, b in factors if a * b]
+    exponents += [exponent(start)] if start else []
+    if not exponents:
         return 0.0
-    unit = 2.0 ** (torch.tensor(most).log2().floor().item() - 13)
-    total = sum(int(x / unit) for x in [*terms, start])
-    if total == 0:
-        return 0.0
+    unit = 2.0 ** (max(exponents) - 13)
+    total = sum(int(x / unit) for x in [start, *(a * b for a, b in factors)])
     kept = max(1, 2 ** (abs(total).bit_length() - 14))
     return int(total / kept) * kept * unit
 
@@ -87,10 +92,19 @@ def test_fp8_sums_are_cut_off(facts: Facts):
     start = torch.randn(500, generator=generator) * 2.0 ** torch.randint(-8, 20, (500,))
     start[0] = 0
     a[0] = 0
-    wanted = [fp8_sum(*each) for each in zip((a * b).tolist(), start.tolist(), strict=True)]
-    assert facts.sum_fp8(a * b, start).tolist() == wanted
+    each = zip(a.tolist(), b.tolist(), start.tolist(), strict=True)
+    assert facts.sum_fp8(a, b, start).tolist() == [fp8_sum(*one) for one in each]
     a[:, 3] = torch.nan
-    assert facts.sum_fp8(a * b, start).isnan().all()
+    assert facts.sum_fp8(a, b, start).isnan().all()
+
+
+def test_a_product_has_the_exponents_of_its_factors(facts: Facts):
+    """Beside 1.5 x 1.5 what lies 13 bits below one is kept, and beside 2 x 1 it is not."""
+    left, right = torch.zeros(2, 32), torch.zeros(2, 32)
+    left[:, 0], right[:, 0] = torch.tensor([1.5, 2.0]), torch.tensor([1.5, 1.0])
+    left[:, 1], right[:, 1] = 2.0**-7, 2.0**-6
+    start = torch.tensor([-1.25, -1.0])
+    assert facts.sum_fp8(left, right, start).tolist() == [1 + 2.0**-13, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +119,7 @@ def test_row_sums_fall_short_as_measured_on_an_h200(facts: Facts, keys, bias):
     weights = facts.from_e4m3(facts.to_e4m3(weights))[:, :keys]
     sums = torch.zeros(64)
     for first in range(0, keys, 32):
-        sums = facts.sum_fp8(weights[:, first : first + 32], sums)
+        sums = facts.sum_fp8(weights[:, first : first + 32], torch.ones(32), sums)
     found = (sums / weights.double().sum(1) - 1).mean().item()
     assert abs(found - bias) < 0.06 * abs(bias) + 1e-4
 
@@ -147,12 +161,11 @@ def test_device_sums_fp8_products_as_the_emulator(facts: Facts, device, start):
     a, b = (draw_codes(generator, 64, 64, 32) for _ in range(2))
     exponents = torch.randint(-8, 20, (64, 64, 64), generator=generator)
     sums = torch.randn(64, 64, 64, generator=generator) * 2.0**exponents * start
-    left, right = facts.from_e4m3(a), facts.from_e4m3(b)
-    terms = left[:, :, None] * right[:, None]
-    wanted = facts.sum_fp8(terms.flatten(0, 2), sums.flatten()).view(64, 64, 64)
+    left, right = _factors(facts, a, b)
+    wanted = facts.sum_fp8(left, right, sums.flatten()).view(64, 64, 64)
     found = _one_step(device, 0, a, b, sums)
     wrong = found != wanted
-    exact = terms.double().sum(-1) + sums
+    exact = (left * right).double().sum(-1).view(64, 64, 64) + sums
     message = (
         f"{wrong.float().mean():.2%} differ, by up to "
         f"{((found - wanted).abs() / exact.abs()).max():.2e} of the sum; first: "
@@ -166,8 +179,8 @@ def test_device_sums_into_halves_as_the_emulator(facts: Facts, device):
     generator = torch.Generator().manual_seed(4)
     a, b = (facts.to_e4m3(torch.randn(64, 64, 32, generator=generator) * 4) for _ in range(2))
     sums = (torch.randn(64, 64, 64, generator=generator) * 50).half().float()
-    terms = facts.from_e4m3(a)[:, :, None] * facts.from_e4m3(b)[:, None]
-    wanted = facts.sum_fp8(terms.flatten(0, 2), sums.flatten()).view(64, 64, 64).half().float()
+    left, right = _factors(facts, a, b)
+    wanted = facts.sum_fp8(left, right, sums.flatten(), in_halves=True).view(64, 64, 64)
     found = _one_step(device, 1, a, b, sums)
     assert not (found != wanted).any(), f"{(found != wanted).float().mean():.2%} differ"
 
@@ -182,6 +195,13 @@ def test_device_sums_s8_products_exactly(device):
     sums = torch.randint(-(2**20), 2**20, (8, 64, 64), generator=generator).float()
     found = _one_step(device, 2, a, b, sums)
     assert torch.equal(found.double(), sums.double() + a.double() @ b.double().mT)
+
+
+def _factors(facts, a, b):
+    """Numbers of codes a and b (n, 64, 32) for each of n x 64 x 64 sums, (sums, 32) each."""
+    left, right = facts.from_e4m3(a)[:, :, None], facts.from_e4m3(b)[:, None]
+    shape = -1, 64, 64, 32
+    return left.expand(shape).flatten(0, 2), right.expand(shape).flatten(0, 2)
 
 
 def _one_step(device, which, a, b, sums):

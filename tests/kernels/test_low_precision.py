@@ -32,8 +32,12 @@ def attend(
     machine: str, *tensors: Any, precision: str = "int8", **options: Any
 ) -> tuple[Tensor, Tensor]:
     """Out and log-sum-exp on the CPU, by our own kernels."""
-    tensors = tuple(x.to(machine) if isinstance(x, Tensor) else x for x in tensors)
-    options = {name: x.to(machine) if isinstance(x, Tensor) else x for name, x in options.items()}
+
+    def there(x: Any) -> Any:
+        return x.to(machine) if isinstance(x, (Tensor, vsa.Selection)) else x
+
+    tensors = tuple(map(there, tensors))
+    options = {name: there(x) for name, x in options.items()}
     name = backend_on(machine).name
     options |= {"precision": precision, "return_lse": True, "backend": name}
     with eager.paused():  # prepared calls: tests/python/test_plans_precision.py

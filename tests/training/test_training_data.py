@@ -16,8 +16,8 @@ from vsa.training.data import HELD_OUT_NUMBERS, Data, patches
 CPU = torch.device("cpu")
 
 
-def generated(numbers, seed=0, frames=6, side=32):
-    return simulator.generate(torch.tensor(numbers), seed, frames, side, side)
+def generated(numbers, seed=0, frames=6, side=32, cuts=0):
+    return simulator.generate(torch.tensor(numbers), seed, frames, side, side, cuts)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,14 @@ def test_clips_move_and_bodies_stay_inside():
     for body in simulator._bodies(draw, torch.arange(16.0), 32, 64):
         reach = body["place"].abs() + body["radius"][..., None]
         assert (reach <= torch.tensor((16.0, 32.0)) + 1e-3).all()
+
+
+def test_cuts_move_everything_between_shots_alone():
+    clips = generated(list(range(16)), frames=8, cuts=4).float()
+    change = (clips[:, 1:] - clips[:, :-1]).abs().mean((0, 2, 3, 4))
+    within = torch.cat((change[:3], change[4:]))
+    assert change[3] > 2 * within.max()
+    assert not torch.equal(generated([3], frames=4)[0], generated([3], frames=4, cuts=4)[0])
 
 
 def test_the_numbers_of_a_world_are_spread_and_unrelated():

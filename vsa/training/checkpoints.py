@@ -37,7 +37,8 @@ def load_whole(run: Run, folder: Path) -> None:
     """
     found = _load(folder / WHOLE, ("settings", "step", "rows", "arms"))
     for name, value in asdict(run.settings).items():
-        if (before := found["settings"].get(name)) != value:
+        default = Settings.__dataclass_fields__[name].default
+        if (before := found["settings"].get(name, default)) != value:
             raise ValueError(
                 f"{name} must be {before} as in the run that is resumed, but it is {value}"
             )

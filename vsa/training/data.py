@@ -106,7 +106,10 @@ class Data:
         shape = len(numbers), frames, COLOURS, height, width
         bank = torch.empty(shape, dtype=torch.uint8, device=self.device)
         for part, place in zip(numbers.split(chunk), bank.split(chunk), strict=True):
-            place.copy_(simulator.generate(part.to(self.device), self.settings.seed, *self.window))
+            made = simulator.generate(
+                part.to(self.device), self.settings.seed, *self.window, self.settings.cuts
+            )
+            place.copy_(made)
         return bank
 
     def _held_out_pixels(self) -> tuple[list[str], Tensor]:

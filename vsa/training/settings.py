@@ -43,6 +43,7 @@ class Settings:
         ramp_step: density lost at each change.
         dtype: "float32", or "bfloat16" for autocast.
         compiled: whether blocks are compiled.
+        cuts: frames between two jumps of the camera in generated clips; 0 for none.
 
     Raises:
         ValueError, TypeError: naming the setting.
@@ -69,6 +70,7 @@ class Settings:
     ramp_step: float
     dtype: str
     compiled: bool
+    cuts: int = 0  # of runs that were recorded before there were any
 
     def __post_init__(self) -> None:
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
@@ -86,7 +88,7 @@ class Settings:
                 f"{'x'.join(map(str, self.grid))}"
             )
         least = {"batch": 1, "warmup": 0, "clips": 1, "held_out": 1, "every": 1}
-        for name, at_least in (least | {"dense_steps": 0, "ramp_every": 1}).items():
+        for name, at_least in (least | {"dense_steps": 0, "ramp_every": 1, "cuts": 0}).items():
             checks.integer(name, getattr(self, name), at_least)
         checks.share("ramp_step", self.ramp_step)
         for name in ("learning_rate", "clip_norm"):

@@ -6,6 +6,9 @@ bodies (discs, squares, rings, diamonds) that spin, fall, bounce off the edges a
 under a light that comes and goes. Every clip has textures of its own, so a model cannot remember
 them: to remove noise it has to find the same body in other frames.
 
+With cuts the camera jumps every so many frames, by up to two fifths of the picture to each side.
+What belongs together then lies at other places in other shots: who looks nearby does not find it.
+
 A clip is a function of the seed and of its number alone. All its random numbers are hashes of the
 two, so clips can be made in any order, in any batch and on any device; devices may round a colour
 differently.
@@ -21,12 +24,16 @@ from torch import Tensor
 from torch.nn import functional
 
 BODIES = 6
+JUMP = 0.8
+"""Of the shorter side: how far apart two shots may lie along an axis."""
 GROUND_TEXELS, BODY_TEXELS = 48, 8
 MASK = 0xFFFFFFFF
 SHADES = 255
 
 
-def generate(numbers: Tensor, seed: int, frames: int, height: int, width: int) -> Tensor:
+def generate(
+    numbers: Tensor, seed: int, frames: int, height: int, width: int, cuts: int = 0
+) -> Tensor:
     """Clips by their numbers.
 
     Args:
@@ -35,6 +42,7 @@ def generate(numbers: Tensor, seed: int, frames: int, height: int, width: int) -
         frames: of every clip.
         height: pixels.
         width: pixels.
+        cuts: frames between two jumps of the camera; 0 for none.
 
     Returns:
         (N, frames, 3, height, width) uint8.
@@ -43,6 +51,11 @@ def generate(numbers: Tensor, seed: int, frames: int, height: int, width: int) -
     time = torch.arange(frames, device=numbers.device, dtype=torch.float32)
     rows = (torch.arange(height, device=numbers.device) - (height - 1) / 2)[:, None]
     columns = torch.arange(width, device=numbers.device) - (width - 1) / 2
+    if cuts:
+        jump = JUMP * min(height, width) * (draw(11, -(-frames // cuts), 2) - 0.5)
+        shot = time.long() // cuts
+        y, x = (rearrange(part[:, shot], "n t -> (n t) 1 1") for part in jump.unbind(-1))
+        rows, columns = rows + y, columns + x
     image = _ground(draw, time, rows, columns)
     for body in _bodies(draw, time, height, width):
         _paint(image, body, rows, columns)
@@ -79,7 +92,7 @@ def _ground(draw: _Draws, time: Tensor, rows: Tensor, columns: Tensor) -> Tensor
     """What the camera sees of the ground, (N * T, 3, H, W) in [0, 1]."""
     coarse = functional.interpolate(draw(0, 3, 6, 6), GROUND_TEXELS, mode="bicubic")
     texture = 0.15 + 0.5 * coarse + 0.3 * draw(1, 3, GROUND_TEXELS, GROUND_TEXELS)
-    side = max(rows.shape[0], columns.shape[0])
+    side = max(rows.shape[-2], columns.shape[-1])
     pan_y, pan_x, spin, zoom, start = (draw(2, 5) - 0.5).unbind(-1)
     y, x, angle, size = (
         rearrange(value[:, None] * time, "n t -> (n t) 1 1")

@@ -70,6 +70,20 @@ struct TailRing {
     bulk_load(biases[at], keys.bias + chunk * kTileRows, kTileRows * sizeof(float), full[at]);
   }
 
+  // The producer: every chunk for each work tile. sharing: query heads of a key head
+  template <class Work>
+  VSA_DEVICE void load_all(const TailKeys& keys, const Work& work, int sharing) {
+    prefetch_map(keys.k.map);
+    prefetch_map(keys.k_low.map);
+    prefetch_map(keys.v.map);
+    const int chunks = keys.chunks();
+    int n = 0;  // chunks that have been loaded
+    work.for_each_work_tile([&](const WorkTile& of) {
+      for (int chunk = 0; chunk < chunks; ++chunk)
+        load(keys, n++, chunk, of.head / sharing, of.batch);
+    });
+  }
+
   // Consumers, whole warpgroups.
   VSA_DEVICE void wait(int n) { full[Ring<Stages>::stage(n)].wait(Ring<Stages>::use(n)); }
   VSA_DEVICE void release(int n) { empty[Ring<Stages>::stage(n)].arrive_all(); }

@@ -87,15 +87,7 @@ struct TailForward {
   }
 
   VSA_DEVICE static void load_means(const Params& p, SharedMemory& s) {
-    prefetch_map(p.tail.k.map);
-    prefetch_map(p.tail.k_low.map);
-    prefetch_map(p.tail.v.map);
-    const int chunks = p.tail.chunks(), sharing = p.heads / p.kv_heads;
-    int n = 0;  // chunks that have been loaded
-    work_of(p).for_each_work_tile([&](const WorkTile& work) {
-      for (int chunk = 0; chunk < chunks; ++chunk)
-        s.ring.load(p.tail, n++, chunk, work.head / sharing, work.batch);
-    });
+    s.ring.load_all(p.tail, work_of(p), p.heads / p.kv_heads);
   }
 
   class Consumer {

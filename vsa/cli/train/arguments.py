@@ -136,6 +136,15 @@ Real = Annotated[
         help="Share of real clips, from the extra demo; 0 needs no extra.", rich_help_panel=DATA
     ),
 ]
+Cuts = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Frames between two jumps of the camera in generated clips, so that what belongs "
+        "together lies apart and the nearest tiles do not hold it; 0 for none.",
+        rich_help_panel=DATA,
+    ),
+]
 HeldOut = Annotated[
     int,
     typer.Option(

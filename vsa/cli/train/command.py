@@ -58,6 +58,7 @@ def train(
     times: arguments.Times = "logit-normal",
     clips: arguments.Clips = None,
     real: arguments.Real = 0.25,
+    cuts: arguments.Cuts = 0,
     held_out: arguments.HeldOut = 64,
     every: arguments.Every = None,
     dense_steps: arguments.DenseSteps = 100,
@@ -113,6 +114,7 @@ def train(
             ramp_step=ramp_step,
             dtype=_dtype(dtype, device),
             compiled=compiled,
+            cuts=cuts,
         )
     except (ValueError, TypeError) as error:
         raise typer.BadParameter(str(error)) from None

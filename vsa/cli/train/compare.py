@@ -22,7 +22,7 @@ RECIPE = (
     *("clips", "real", "held_out", "ema", "dtype", "start", "dense_steps", "ramp_every"),
     "ramp_step",
 )
-"""Settings that must be the same for runs to be compared."""
+"""Settings that must be the same for runs to be compared; "cuts" too, which older runs lack."""
 BASE = "full"
 """The kind that others are compared with."""
 
@@ -96,7 +96,7 @@ def groups(runs: Sequence[Mapping[str, Any]]) -> list[Group]:
     found: dict[str, list[Curve]] = {}
     recipes = {}
     for run in runs:
-        recipe = {name: run[name] for name in RECIPE}
+        recipe = {name: run[name] for name in RECIPE} | {"cuts": run.get("cuts", 0)}
         for kind in run["kinds"]:
             rows = tuple(row for row in run["rows"] if row["kind"] == kind and row["step"])
             if rows:

@@ -138,15 +138,17 @@ def _word(value: object) -> str:
 def _caption(runs: Sequence[Mapping[str, Any]]) -> str:
     """What was trained, and on what."""
     run = runs[0]
+    commits = dict.fromkeys((each["commit"] or "unknown")[:12] for each in runs)
     facts = [
         f"size {'/'.join(dict.fromkeys(each['size'] for each in runs))}",
         f"{'/'.join(dict.fromkeys(_word(each['grid']) for each in runs))} tokens",
         f"batch {run['batch']}",
         f"{run['topk']:g} of the tiles" if run["topk"] <= 1 else f"{run['topk']} tiles",
-        f"{run['real']:.0%} real clips, the rest generated",
-        run["device"],
-        f"PyTorch {run['torch']}",
-        f"commit {(run['commit'] or 'unknown')[:12]}",
-        run["date"],
+        f"{run['real']:.0%} real clips, the rest generated"
+        + (f" with cuts every {cuts} frames" if (cuts := run.get("cuts", 0)) else ""),
+        "/".join(dict.fromkeys(each["device"] for each in runs)),
+        f"PyTorch {'/'.join(dict.fromkeys(each['torch'] for each in runs))}",
+        f"commit {'/'.join(commits)}",
+        "/".join(dict.fromkeys(each["date"] for each in runs)),
     ]
     return "Held-out loss of rectified flow on pixels\n" + fill(", ".join(facts), 140)
