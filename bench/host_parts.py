@@ -24,7 +24,17 @@ import torch
 from torch import Tensor
 
 import vsa
-from host import LAYERS, SHARE, TEXT_LAYERS, TINY_LAYERS, TINY_TEXT_LAYERS, Timer, dense, layer_of
+from host import (
+    LAYERS,
+    QUEUED,
+    SHARE,
+    TEXT_LAYERS,
+    TINY_LAYERS,
+    TINY_TEXT_LAYERS,
+    Timer,
+    dense,
+    layer_of,
+)
 from vsa.measure.provenance import provenance, write
 from vsa.stages import eager
 from vsa.stages.inputs import DEFAULT_TILE
@@ -102,7 +112,8 @@ def parts(
 
     before = prepared.machine
     prepared.machine = prepared.gradients.machine = launches
-    timer.host(prepared_both)
+    queued = QUEUED if timer.cuda else 1  # on a CPU the kernels are emulated: each call takes long
+    timer.host(prepared_both, queued)
     prepared.machine = prepared.gradients.machine = before
 
     def without_gradients() -> Tensor:
@@ -122,10 +133,12 @@ def parts(
         "node": lambda: torch.autograd.grad(Nothing.apply(*used), used, upstream),
         "dense both": dense_both,
     }
-    row: dict[str, Any] = {f"{name}, host us": timer.host(each) for name, each in host.items()}
+    row: dict[str, Any] = {
+        f"{name}, host us": timer.host(each, queued) for name, each in host.items()
+    }
     with torch.autograd.set_multithreading_enabled(False):
         for name in ("both", "node", "dense both"):
-            row[f"{name}, one thread, host us"] = timer.host(host[name])
+            row[f"{name}, one thread, host us"] = timer.host(host[name], queued)
     for place, direction in enumerate(("forward", "backward")):
         row[f"launches of the {direction}, host us"] = 1e6 * median(launches.seconds[place::2])
     if timer.cuda:

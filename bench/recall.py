@@ -16,8 +16,9 @@ in every layer, at every budget:
 
 Tiles are chosen by mean scores, by those of sub-blocks, and by their true mass (oracle); with as
 many tiles for every head (uniform), and with budgets that ``vsa.calibrate`` finds on training clips
-at the same total, for the worst head (calibrated) and for the mean; without and with a tail where
-this version has it. On a GPU the time of attention in all layers stands beside.
+at the same total, for the worst head (calibrated), for the mean and for the error of the output
+(found without a tail); without and with a tail where this version has it. On a GPU the time of
+attention in all layers stands beside.
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ def table(source: Source, rows: list[Row]) -> Table:
     found.caption = (
         "Recall: share of dense attention on the kept tiles; mean, 5th percentile and least of all "
         "heads. Error: relative L2 to dense attention in fp64, the mean. Calibrated: tiles shared "
-        "out over heads at the same total, for the worst head or the mean, on training clips."
+        "out over heads at the same total, for the worst head, the mean or the output's error, on "
+        "training clips."
     )
     if losses := source.about.get("losses"):
         found.caption += " Loss: held out, of the whole model; " + ", ".join(

@@ -24,7 +24,8 @@ from torch import Tensor
 import vsa
 from recall_sources import Clip, Layer, Source
 from vsa.diagnostics import Curves
-from vsa.diagnostics.curves import Order, weight_slices
+from vsa.diagnostics.curves import Order
+from vsa.diagnostics.dense import weight_slices
 from vsa.measure import timing
 from vsa.values import checks
 from vsa.values.grid import SLOTS
@@ -32,7 +33,11 @@ from vsa.values.grid import SLOTS
 ORACLE = "oracle"
 """Tiles by their true mass, which no score knows beforehand."""
 UNIFORM = "uniform"
-AIMS: dict[str, Any] = {"calibrated": "worst", "calibrated, mean": "mean"}
+AIMS: dict[str, Any] = {
+    "calibrated": "worst",
+    "calibrated, mean": "mean",
+    "calibrated, error": "error",
+}
 """Budgets per head by name, and what ``vsa.calibrate`` aims at for them."""
 Budgets = dict[tuple[str, float], dict[str, vsa.Budgets]]
 """By score and mean budget, then by a name of ``AIMS``."""
@@ -90,7 +95,7 @@ def calibrated(
             if name not in curves:
                 curves[name] = Curves(list(clip), tiles=tiles, score=score)
             for layer, x in clip.items():
-                curves[name].note(layer, x.q, x.k, grid=source.grid)
+                curves[name].note(layer, x.q, x.k, x.v, grid=source.grid, gate_fine=x.gate_fine)
         heard()
     found: Budgets = {}
     for name, of_score in curves.items():

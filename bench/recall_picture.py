@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {"mean": theme.BLUE, "sub-blocks 4": theme.ORANGE, "oracle": theme.INK}
-DASHES = {"uniform": "-", "calibrated": "--", "calibrated, mean": ":"}
+DASHES = {"uniform": "-", "calibrated": "--", "calibrated, mean": ":", "calibrated, error": "-."}
 LABELS = {
     "uniform": "as many for every head",
     "calibrated": "same total, for the worst head",
     "calibrated, mean": "same total, for the mean",
+    "calibrated, error": "same total, for the output's error",
 }
 MARKERS = {False: "o", True: "x"}
 """Without and with a tail."""
@@ -105,8 +106,9 @@ def _legend(rows: Sequence[Mapping[str, Any]]) -> list[Line2D]:
         Line2D([], [], color=COLOURS[score], label=score)
         for score in dict.fromkeys(row["score"] for row in rows)
     ]
-    for heads, dash in DASHES.items():
-        found.append(Line2D([], [], color=theme.MUTED, linestyle=dash, label=LABELS[heads]))
+    for heads in dict.fromkeys(row["heads"] for row in rows):
+        dash, label = DASHES[heads], LABELS[heads]
+        found.append(Line2D([], [], color=theme.MUTED, linestyle=dash, label=label))
     if any(row["tail"] for row in rows):
         for tail, marker in MARKERS.items():
             label = "with a tail" if tail else "without"

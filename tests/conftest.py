@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.resources
 import importlib.util
 import json
@@ -26,7 +27,13 @@ torch.set_num_threads(1)
 
 ONE_WORKER = (
     "emulator/test_emulator.py",
+    "emulator/test_products8.py",
     "kernels/test_sass.py",
+    "mutants/test_backward_kernels.py",
+    "mutants/test_forward_kernel.py",
+    "mutants/test_low_precision_forward.py",
+    "mutants/test_sub_blocks.py",
+    "mutants/test_tail_kernels.py",
     "mutants/test_tile_scheduler.py",
     "python/test_attention.py",
 )
@@ -57,6 +64,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return file if file.endswith(ONE_WORKER) else nodeid
 
     return ByWhatIsShared(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Half a million objects of imported libraries stay: a collection need not walk them each time.
+
+    And tracing allocates so much that the default threshold has it interrupted all the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 def _hopper() -> bool:

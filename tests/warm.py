@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from contextlib import suppress
@@ -28,6 +29,8 @@ def warm_up() -> None:
     layer = vsa.nn.VideoSparseAttention(16, 2, topk=1)
     torch.compile(layer, backend="aot_eager")(torch.randn(1, 4, 4, 4, 16)).sum().backward()
     torch.compiler.reset()
+    gc.collect()
+    gc.freeze()  # what is imported is not walked, and so not copied, in each process
 
 
 warm_up()

@@ -198,7 +198,8 @@ def attention(
     chooses = selection is None and not budget.is_everything
     tail = tail and (chooses or selection is not None)  # else nothing is left out
     fuses_gates = named(call.backend).fuses_gates
-    at_once = torch.compiler.is_compiling() or runs > 1  # means of tiles and runs are one pass
+    # Means of tiles and runs are one pass; but a plan saves for hooks what the stages save.
+    at_once = torch.compiler.is_compiling() or (runs > 1 and not eager.is_hooked())
     if chooses and at_once and fuses_gates and not tail and call.precision == "native":
         with torch.autocast(call.q.device.type, enabled=False):
             out, lse, selection = whole(call, budget, runs, gate_fine, gate_coarse)

@@ -122,7 +122,7 @@ class VideoSparseAttention(nn.Module):
         q, k, v, gate_coarse, gate_fine = self.projections(x)
         if rotary is not None:
             q, k = rotary(q, k)
-        out = attention(
+        out = self.attend(
             q,
             k,
             v,
@@ -139,6 +139,9 @@ class VideoSparseAttention(nn.Module):
             backend=self.backend,
         )
         return self.to_out(rearrange(out, "... heads d -> ... (heads d)"))
+
+    attend: Callable[..., Tensor] = staticmethod(attention)
+    """What computes attention; ``vsa.distributed.shard_sequence`` puts another in its place."""
 
     def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """q, k, v and both gates, None for those that are not there."""

@@ -49,22 +49,26 @@ inline int exponent_of(float x) {
 constexpr int kLeastExponentE4m3 = -6;  // of subnormal numbers too
 
 // The sum of one step of products of e4m3 numbers and the accumulator, as it is before it leaves.
-inline float sum_fp8(const float* left, const float* right, float accumulator) {
-  float terms[kReduction8], all = accumulator;
+VSA_FAST inline float sum_fp8(const float* left, const float* right, float accumulator) {
+  float terms[kReduction8];
   int most = accumulator == 0 ? INT_MIN : exponent_of(accumulator);
   for (int k = 0; k < kReduction8; ++k) {
     terms[k] = left[k] * right[k];
-    all += terms[k];
-    if (terms[k] == 0) continue;
     const int exponent = std::max(exponent_of(left[k]), kLeastExponentE4m3) +
                          std::max(exponent_of(right[k]), kLeastExponentE4m3);
-    most = std::max(most, exponent);
+    most = std::max(most, terms[k] == 0 ? INT_MIN : exponent);
   }
-  if (!std::isfinite(all) || most <= kFp8SumBits - 126) return all;  // or next to nothing
-  const float unit = std::ldexp(1.0f, most - kFp8SumBits);
-  int units = static_cast<int>(accumulator / unit);
-  for (int k = 0; k < kReduction8; ++k) units += static_cast<int>(terms[k] / unit);
-  return static_cast<float>(units) * unit;
+  const bool tiny = most <= kFp8SumBits - 126;  // next to nothing
+  if (tiny || most > 100) {                     // else the sum is finite
+    float all = accumulator;
+    for (int k = 0; k < kReduction8; ++k) all += terms[k];
+    if (tiny || !std::isfinite(all)) return all;
+  }
+  const auto power = [](int x) { return std::bit_cast<float>((x + 127) << 23); };
+  const float per_unit = power(kFp8SumBits - most);  // multiplying by a power of two is exact
+  int units = static_cast<int>(accumulator * per_unit);
+  for (int k = 0; k < kReduction8; ++k) units += static_cast<int>(terms[k] * per_unit);
+  return static_cast<float>(units) * power(most - kFp8SumBits);
 }
 
 // What of such a sum an accumulator holds.

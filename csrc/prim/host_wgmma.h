@@ -66,14 +66,6 @@ inline void read_operand(uint64_t bits, bool transposed, int outer, bool is_a) {
                   is_a && !transposed);
 }
 
-// Where the emulator spends its time: optimised even where tests compile quickly, and for wide
-// vectors where the CPU has them. Not AVX-512, nor FMA: every sum rounds as it does without.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define VSA_FAST [[gnu::optimize(3), gnu::target_clones("avx2", "default")]]
-#else
-#define VSA_FAST
-#endif
-
 // An operand as floats, [16, outer].
 template <class Element>
 VSA_FAST void widen_operand(uint64_t bits, bool transposed, int outer, float* out) {

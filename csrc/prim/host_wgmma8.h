@@ -39,14 +39,17 @@ using Wide = decltype(widen(Element{}, uint8_t{}));
 
 // An operand as numbers, [rows, 32].
 template <class Element>
-void widen_byte_operand(uint64_t bits, int rows, Wide<Element>* out) {
+VSA_FAST void widen_byte_operand(uint64_t bits, int rows, Wide<Element>* out) {
   for (int row = 0; row < rows; ++row)
     for (int k = 0; k < kReduction8; ++k)
       *out++ = widen(Element{}, machine->smem[byte_operand_address(bits, row, k)]);
 }
 
 // d [64, columns] (+)= left [64, 32] times right [columns, 32] transposed
-inline void multiply8(Accumulator<int>& d, const int* left, const int* right, bool accumulate) {
+VSA_FAST inline void multiply8(Accumulator<int>& d,
+                               const int* left,
+                               const int* right,
+                               bool accumulate) {
   for (int row = 0; row < kTileRows; ++row) {
     for (int column = 0; column < d.columns; ++column) {
       int& to = d.values[row * d.columns + column];
@@ -59,7 +62,7 @@ inline void multiply8(Accumulator<int>& d, const int* left, const int* right, bo
 }
 // The same for fp8, in fp32 or halves.
 template <class T>
-void multiply8(Accumulator<T>& d, const float* left, const float* right, bool accumulate) {
+VSA_FAST void multiply8(Accumulator<T>& d, const float* left, const float* right, bool accumulate) {
   for (int row = 0; row < kTileRows; ++row) {
     for (int column = 0; column < d.columns; ++column) {
       float& to = d.values[row * d.columns + column];

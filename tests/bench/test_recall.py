@@ -191,7 +191,8 @@ def test_the_command_measures_draws_and_records(weights: Path, tmp_path: Path) -
     assert found["command"].startswith("bench/recall.py ")
     assert [source["name"] for source in found["sources"]] == ["vsa tiny", "full tiny"]
     scores, tails = len(recall_measures.SCORES), len(recall_measures.tails())
-    ways = scores * 2 * 3 * tails
+    heads = 1 + len(recall_measures.AIMS)
+    ways = scores * 2 * heads * tails
     assert len(found["rows"]) == 2 * ways + ways  # vsa has gates, full has none
     for row in found["rows"]:
         assert 0 < row["recall_least"] <= row["recall_p5"] <= row["recall"] <= 1
@@ -204,9 +205,12 @@ def test_the_command_measures_draws_and_records(weights: Path, tmp_path: Path) -
             assert sum(each) == row["tiles"] * len(each)
     assert plot.read_bytes().startswith(b"\x89PNG") and "vsa tiny: 2 held-out clips" in done.stdout
     budgets = sorted((tmp_path / "b").glob("*.json"))
-    assert len(budgets) == 2 * 2 * 2 * scores
+    assert len(budgets) == 2 * 2 * len(recall_measures.AIMS) * scores
     model, _ = checkpoints.load_model(both[0])
-    vsa.Budgets.load(tmp_path / "b" / "vsa-tiny-mean-0.25-worst.json").apply_to(model)
+    for aim in recall_measures.AIMS.values():
+        kept_budgets = vsa.Budgets.load(tmp_path / "b" / f"vsa-tiny-mean-0.25-{aim}.json")
+        assert kept_budgets.aim == aim and kept_budgets.error is not None
+        kept_budgets.apply_to(model)
     # and a recording gives the same figures
     done = forked.run(recall.__file__, both[0], "--out", out, "--keep", kept, *few)
     first = json.loads(out.read_text())["rows"]

@@ -74,10 +74,12 @@ struct Sums {
   std::vector<double> value, size;
 
   Sums(int tokens, int heads) : value(tokens * heads * D), size(value.size()) {}
-  void add(int at, double factor, const double* x) {
+  void add(int at, double factor, const double* x) { add_to(&value[at], &size[at], factor, x); }
+  VSA_FAST static void add_to(double* value, double* size, double factor, const double* x) {
     for (int c = 0; c < D; ++c) {
-      value[at + c] += factor * x[c];
-      size[at + c] += std::abs(factor * x[c]);
+      const double term = factor * x[c];
+      value[c] += term;
+      size[c] += std::abs(term);
     }
   }
   bool agrees(const Tensor& result) const {
@@ -91,9 +93,11 @@ struct Sums {
   }
 };
 
-double dot(const double* a, const double* b) {
-  double sum = 0;
-  for (int c = 0; c < D; ++c) sum += a[c] * b[c];
+VSA_FAST double dot(const double* a, const double* b) {
+  double sums[8] = {}, sum = 0;
+  for (int c = 0; c < D; c += 8)
+    for (int i = 0; i < 8; ++i) sums[i] += a[c + i] * b[c + i];
+  for (const double part : sums) sum += part;
   return sum;
 }
 

@@ -3,8 +3,8 @@
 // invalid, and now and then infinity and NaN, and holds every byte of the images against its
 // definition.
 //
-//   quantise_tiles NAMESPACE SEEDS [MUTANT]   "seed N: " and the first report within so many, or
-//                                             "nothing"
+//   quantise_tiles NAMESPACE tiles SEEDS [MUTANT]
+//                             "seed N: " and the first report within so many, or "nothing"
 //
 // The namespaces are vsa, or those of VSA_EACH_MUTANT, which tests/mutants/test_quantise_tiles.py
 // writes: one that behaves as the mutant of a number, others with one mutant each.
@@ -182,9 +182,9 @@ void check(unsigned seed) {
 #define VSA_EACH_MUTANT(TILES) TILES(vsa)
 #endif
 
-std::string answer(const std::string& space, unsigned seeds) {
+std::string answer(const std::string& space, const std::string& problem, unsigned seeds) {
 #define VSA_TILES(name)                                                          \
-  if (space == #name)                                                            \
+  if (space == #name && problem == "tiles")                                      \
     return first_of(seeds, [](unsigned seed) {                                   \
       using First = name::ChannelStatistics<Element, D>;                         \
       using Params = name::QuantiseTilesParams;                                  \
@@ -201,6 +201,6 @@ std::string answer(const std::string& space, unsigned seeds) {
 }  // namespace vsa::test
 
 int main(int argc, char** argv) {
-  if (argc == 4) vsa::test::mutant = std::stoi(argv[3]);
-  std::puts(argc >= 3 ? vsa::test::answer(argv[1], std::stoul(argv[2])).c_str() : "?");
+  if (argc == 5) vsa::test::mutant = std::stoi(argv[4]);
+  std::puts(argc >= 4 ? vsa::test::answer(argv[1], argv[2], std::stoul(argv[3])).c_str() : "?");
 }

@@ -2,8 +2,8 @@
 // Runs the tile scheduler on the emulator, on a random selection per seed, and holds the tile loads
 // that a producer gets and the steps that a consumer gets against what the selection says.
 //
-//   tile_scheduler NAMESPACE SEEDS [MUTANT]    "seed N: " and the first report within so many
-//                                              seeds, or "nothing"
+//   tile_scheduler NAMESPACE schedule SEEDS [MUTANT]
+//                             "seed N: " and the first report within so many seeds, or "nothing"
 //
 // The namespaces are vsa, or those of VSA_EACH_MUTANT, which tests/mutants/test_tile_scheduler.py
 // writes: each with a scheduler that behaves as the mutant of a number.
@@ -381,9 +381,10 @@ std::string first_report(unsigned seeds) {
 #define VSA_EACH_MUTANT(SCHEDULE) SCHEDULE(vsa)
 #endif
 
-std::string answer(const std::string& space, unsigned seeds) {
-#define VSA_SCHEDULE(name) \
-  if (space == #name) return first_report<name::TileSchedule, name::TileScheduler>(seeds);
+std::string answer(const std::string& space, const std::string& problem, unsigned seeds) {
+#define VSA_SCHEDULE(name)                     \
+  if (space == #name && problem == "schedule") \
+    return first_report<name::TileSchedule, name::TileScheduler>(seeds);
   VSA_EACH_MUTANT(VSA_SCHEDULE)
   return "?";
 }
@@ -392,6 +393,6 @@ std::string answer(const std::string& space, unsigned seeds) {
 }  // namespace vsa::test
 
 int main(int argc, char** argv) {
-  if (argc == 4) vsa::test::mutant = std::stoi(argv[3]);
-  std::puts(argc >= 3 ? vsa::test::answer(argv[1], std::stoul(argv[2])).c_str() : "?");
+  if (argc == 5) vsa::test::mutant = std::stoi(argv[4]);
+  std::puts(argc >= 4 ? vsa::test::answer(argv[1], argv[2], std::stoul(argv[3])).c_str() : "?");
 }

@@ -2,9 +2,9 @@
 // Lets a few blocks take all work tiles of random sequences, and holds what they get against what
 // there is to do.
 //
-//   work_list NAMESPACE SEEDS [MUTANT]    "seed N: " and the first report within so many, or
-//                                         "nothing"
-//   work_list "counter not zero" SEEDS    the same with a counter that a launch before has left
+//   work_list NAMESPACE list SEEDS [MUTANT]     "seed N: " and the first report within so many, or
+//                                               "nothing"
+//   work_list vsa "counter not zero" SEEDS      the same with a counter that a launch before left
 //
 // The namespaces are vsa, or those of VSA_EACH_MUTANT, which tests/mutants/test_work_list.py
 // writes: one with a list that behaves as the mutant of a number, others with one mutant each.
@@ -115,11 +115,12 @@ std::string first_report(unsigned seeds, int tile_counter = 0) {
 #define VSA_EACH_MUTANT(LIST) LIST(vsa)
 #endif
 
-std::string answer(const std::string& space, unsigned seeds) {
-#define VSA_LIST(name) \
-  if (space == #name) return first_report<name::WorkList, name::WorkTile>(seeds);
+std::string answer(const std::string& space, const std::string& problem, unsigned seeds) {
+#define VSA_LIST(name)                     \
+  if (space == #name && problem == "list") \
+    return first_report<name::WorkList, name::WorkTile>(seeds);
   VSA_EACH_MUTANT(VSA_LIST)
-  if (space == "counter not zero") return first_report<WorkList, WorkTile>(seeds, 3);
+  if (problem == "counter not zero") return first_report<WorkList, WorkTile>(seeds, 3);
   return "?";
 }
 
@@ -127,6 +128,6 @@ std::string answer(const std::string& space, unsigned seeds) {
 }  // namespace vsa::test
 
 int main(int argc, char** argv) {
-  if (argc == 4) vsa::test::mutant = std::stoi(argv[3]);
-  std::puts(argc >= 3 ? vsa::test::answer(argv[1], std::stoul(argv[2])).c_str() : "?");
+  if (argc == 5) vsa::test::mutant = std::stoi(argv[4]);
+  std::puts(argc >= 4 ? vsa::test::answer(argv[1], argv[2], std::stoul(argv[3])).c_str() : "?");
 }

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import vsa
 from vsa.diagnostics import Curves, watch
-from vsa.diagnostics.curves import recall_by_count, tile_mass
+from vsa.diagnostics.curves import recall_by_count
+from vsa.diagnostics.dense import tile_mass
 from vsa.diagnostics.record import Record
 
 GRID = vsa.Grid((5, 6, 7), tile=(2, 3, 4))
@@ -103,7 +104,7 @@ def test_all_query_tiles_and_slices_of_them(monkeypatch: pytest.MonkeyPatch) -> 
     for i, j in ((0, 0), (3, 7), (GRID.num_tiles - 1, GRID.num_tiles - 1)):
         expected = shares[:, :, tile == i][..., tile == j].sum(-1).mean(-1)
         torch.testing.assert_close(whole[:, :, i, j], expected)
-    monkeypatch.setattr("vsa.diagnostics.curves.SLICE_BYTES", 1)
+    monkeypatch.setattr("vsa.diagnostics.dense.SLICE_BYTES", 1)
     assert torch.equal(tile_mass(q.double(), k.double(), GRID), whole)
 
 
@@ -217,8 +218,10 @@ def test_a_schedule_is_calibrated_part_by_part() -> None:
     assert isinstance(wide, vsa.Budgets) and isinstance(narrow, vsa.Budgets)
     assert (wide.total, narrow.total) == (4 * 8, 4 * 4)
     early, late = Curves(["layer"]), Curves(["layer"])
-    early._sums = {key: value for key, value in curves._sums.items() if key[1] < 4}
-    late._sums = {key: value for key, value in curves._sums.items() if key[1] >= 4}
+    for name in ("_sums", "_errors"):
+        noted = getattr(curves, name).items()
+        setattr(early, name, {key: value for key, value in noted if key[1] < 4})
+        setattr(late, name, {key: value for key, value in noted if key[1] >= 4})
     early.grid = late.grid = grid
     for part, topk, own in ((early, 0.5, wide), (late, 0.25, narrow)):
         alone = vsa.calibrate(part, topk)
@@ -281,6 +284,8 @@ def test_budgets_for_another_model_are_refused_and_change_nothing() -> None:
 def bad_calls() -> list[tuple[str, Any, dict[str, Any]]]:
     curves = Curves(["a"])
     curves.note("a", *random(GRID), grid=GRID)
+    broken = Curves(["a"])
+    broken.note("a", *(x * float("nan") for x in random(GRID)), grid=GRID)
     model = Model()
     return [
         ("source has noted nothing", Curves(["a"]), {}),
@@ -294,6 +299,8 @@ def bad_calls() -> list[tuple[str, Any, dict[str, Any]]]:
         ("topk must be an int", curves, {"topk": "0.1"}),
         ("per_step must be False", curves, {"topk": vsa.StepSchedule({0: 1}), "per_step": True}),
         ("aim must be", curves, {"aim": "median"}),
+        ("source must have noted layer 'a' with its values", curves, {"aim": "error"}),
+        ("source must have noted finite numbers, but in layer 'a'", broken, {}),
         ("tiles must be at least 1", model, {"run": print, "tiles": 0}),
         ("score must be", model, {"run": print, "score": "median"}),
     ]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vsa.diagnostics.water_filling import fill_for_mean, water_fill
+from vsa.diagnostics import water_filling
+from vsa.diagnostics.water_filling import fill_for_error, fill_for_mean, water_fill
 
 
 def curves(heads: int, n: int) -> Tensor:
@@ -90,7 +91,62 @@ def test_a_gain_that_comes_late_counts_for_the_tiles_before_it() -> None:
     assert fill_for_mean(late, 8, least=4).tolist() == [4, 4]
 
 
-@pytest.mark.parametrize("fill", [water_fill, fill_for_mean])
+def best_sum(errors: Tensor, total: int, least: int) -> float:
+    return min(
+        float(errors.gather(1, torch.tensor(other)[:, None] - 1).sum())
+        for other in product(range(least, errors.shape[1] + 1), repeat=len(errors))
+        if sum(other) == total
+    )
+
+
+def reached(errors: Tensor, counts: Tensor) -> float:
+    return float(errors.gather(1, counts[:, None] - 1).sum())
+
+
+@pytest.mark.parametrize("least", [1, 2])
+def test_no_other_shares_have_a_smaller_error(least: int) -> None:
+    for _ in range(10):
+        errors = torch.rand(3, 5, dtype=torch.float64)  # these rise and fall
+        errors[:, -1] = 0
+        for total in range(3 * least, 16):
+            counts = fill_for_error(errors, total, least)
+            assert int(counts.sum()) == total and int(counts.min()) >= least
+            assert torch.equal(counts, fill_for_error(errors, total, least))
+            assert reached(errors, counts) == pytest.approx(best_sum(errors, total, least))
+
+
+def test_a_narrow_band_is_right_wherever_no_run_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(water_filling, "BAND", 0)
+    exact = 0
+    for _ in range(10):
+        errors = torch.rand(3, 5, dtype=torch.float64)
+        errors[:, -1] = 0
+        best = [best_sum(errors, total, 1) for total in range(3, 16)]
+        found = [reached(errors, fill_for_error(errors, total)) for total in range(3, 16)]
+        hull = [best[0]]  # of the best sums, which no sum goes below
+        for total in range(1, 13):
+            around = [
+                best[i] + (best[j] - best[i]) * (total - i) / (j - i)
+                for i in range(total)
+                for j in range(total, 13)
+            ]
+            hull.append(min(around))
+        for low, least, own in zip(hull, best, found, strict=True):
+            assert own >= least - 1e-12
+            if least <= low + 1e-12:
+                exact += 1
+                assert own == pytest.approx(least)
+    assert exact > 40
+
+
+def test_heads_that_nothing_helps_share_evenly() -> None:
+    assert fill_for_error(torch.zeros(3, 4, dtype=torch.float64), 8).tolist() == [3, 3, 2]
+    steep = torch.tensor([[1.0, 1.0, 1.0, 0.0]] * 3, dtype=torch.float64)
+    assert fill_for_error(steep, 6).tolist() in ([4, 1, 1], [1, 4, 1], [1, 1, 4])
+    assert reached(steep, fill_for_error(steep, 7)) == 2.0
+
+
+@pytest.mark.parametrize("fill", [water_fill, fill_for_mean, fill_for_error])
 @pytest.mark.parametrize("total", [1, 7])
 def test_totals_that_cannot_be_shared_out(fill: Callable[..., Tensor], total: int) -> None:
     with pytest.raises(ValueError, match="total must be from 2 to 6 for 2 heads of 1 to 3 tiles"):

@@ -37,7 +37,7 @@ def bounds(lengths):
     return [sum(lengths[:n]) for n in range(len(lengths) + 1)]
 
 
-def agree(name, group, rank, ranks, lengths=None, default=None, batch=2, **more):
+def agree(name, group, rank, ranks, lengths=None, default=None, batch=2, head_groups=None, **more):
     """The problem on one process and on all: outputs and gradients of this rank's tokens."""
     torch.manual_seed(1)
     grid, kv_grid, kv_heads, coarse, fine, options = PROBLEMS[name]
@@ -80,7 +80,7 @@ def agree(name, group, rank, ranks, lengths=None, default=None, batch=2, **more)
     for q, k, v, gate_coarse, gate_fine in (whole, parts):
         extra = {"gate_coarse": gate_coarse, "gate_fine": gate_fine, "kv_grid": kv_grid}
         if q is parts[0]:
-            extra |= {"lengths": given, "group": group}
+            extra |= {"lengths": given, "group": group, "head_groups": head_groups}
             got = ulysses_attention(q, k, v, grid=grid, **extra, **options)
         else:
             got = vsa.attention(q, k, v, grid=grid, **extra, **options)
@@ -236,10 +236,15 @@ def more_ranks_than_heads(mesh, rank):
     refused("2 heads, which 4 ranks of group cannot", q=q, k=k, v=v, lengths=lengths)
 
 
-def start(rank, job, ranks, path):
+def start(rank, job, ranks, path, backend="gloo"):
     torch.set_num_threads(1)
+    device = None
+    if backend == "nccl":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
     dist.init_process_group(
-        "gloo",
+        backend,
+        device_id=device,
         init_method=f"file://{path}",
         rank=rank,
         world_size=ranks,

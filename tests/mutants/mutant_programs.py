@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs of tests/cpp with mutants of kernel headers, and what these are reported as.
 
-Nearly all mutants of a header are one copy of it, in which a number chooses one while the program
+Nearly all mutants of a program are one copy of its headers, in which a number chooses one while it
 runs (schema.py). The others are copies of their own. Each copy is in a namespace of its own. A
 program says `VSA_EACH_MUTANT(...)` where it wants all of them, and finds the names of the
-namespaces, each as the argument of a macro of its own, e.g. `KEYS(in_rings) QUERIES(in_rings)`.
+namespaces, each as the argument of a macro of its own, e.g. `KEYS(mutants) QUERIES(mutants)`.
+Compiling takes longer than running, so the tests of a module share one program.
 """
 
 from __future__ import annotations
@@ -55,37 +56,51 @@ def in_namespace(name: str, headers: Sequence[str], changed: Mapping[str, str]) 
 
 @dataclass(frozen=True)
 class Mutants:
-    """A header with its mutants: the code of all copies, and how a program is asked for each."""
+    """Headers with their mutants: the code of all copies, and how a program is asked for each."""
 
     code: str
     common: str
     """The namespace of the copy in which a number chooses."""
-    chosen: Mapping[str, int]
-    """The mutants that are in it, by their numbers."""
+    numbers: Mapping[tuple[str, str], int]
+    """By header and name. A mutant in a copy of its own is chosen by no number, 0."""
 
-    def namespace(self, name: str) -> str:
-        return self.common if name in self.chosen else name
+    def namespace(self, header: str, name: str) -> str:
+        number = self.numbers[header, name]
+        return self.common if number else f"{Path(header).stem}_{name}"
 
-    def words(self, name: str, *words: object) -> tuple[object, ...]:
+    def words(self, header: str, name: str, *words: object) -> tuple[object, ...]:
         """What a program is called with, if `words` are what follows the namespace."""
-        return (self.namespace(name), *words, self.chosen.get(name, 0))
+        return (self.namespace(header, name), *words, self.numbers[header, name])
 
 
-def in_copies(headers: Sequence[str], header: str, mutants: MutantTable) -> Mutants:
-    """Copies of all headers for the mutants that one of them has."""
-    text, common = text_of(header), f"in_{Path(header).stem}"
-    spans = {name: place(header, name, mutant) for name, mutant in mutants.items()}
-    numbers = {name: number for number, name in enumerate(mutants, start=1)}
-    changes = {numbers[name]: (*span, mutants[name][1]) for name, span in spans.items()}
-    together, taken = schema(text, changes)
-    chosen = {name: number for name, number in numbers.items() if number in taken}
-    copies = [in_namespace(common, headers, {header: together})]
-    for name, (begin, end) in spans.items():
-        if name not in chosen:
-            alone = text[:begin] + mutants[name][1] + text[end:]
-            copies.append(in_namespace(name, headers, {header: alone}))
+def in_copies(headers: Sequence[str], mutants: Mapping[str, MutantTable]) -> Mutants:
+    """Copies of headers for the mutants that some of them have.
+
+    Args:
+        headers: in the order in which one is built upon another.
+        mutants: by header.
+    """
+    copies, changed, numbers = [], {}, {}
+    for header, table in mutants.items():
+        text = text_of(header)
+        first = len(numbers) + 1
+        spans = {name: place(header, name, mutant) for name, mutant in table.items()}
+        changes = {
+            number: (*spans[name], table[name][1]) for number, name in enumerate(table, first)
+        }
+        changed[header], taken = schema(text, changes)
+        for number, name in enumerate(table, first):
+            numbers[header, name] = number if number in taken else 0
+            if number not in taken:
+                begin, end = spans[name]
+                alone = text[:begin] + table[name][1] + text[end:]
+                built_upon = headers[headers.index(header) :]
+                space = f"{Path(header).stem}_{name}"
+                copies.append(in_namespace(space, built_upon, {header: alone}))
+    common = "mutants"
+    copies.insert(0, in_namespace(common, headers, changed))
     code = "\n".join(copies).replace("VSA_MUTANT", "::vsa::test::mutant")
-    return Mutants(code, common, chosen)
+    return Mutants(code, common, numbers)
 
 
 def write(
@@ -112,43 +127,62 @@ def is_named(report: str, mutant: tuple[str, str, str]) -> bool:
     return re.match(rf"seed \d+: ({mutant[2]})", report) is not None
 
 
-def unnoticed(
-    compiler: object,
-    source: Path,
-    folder: Path,
-    headers: Sequence[str],
-    header: str,
-    tables: Mapping[Sequence[str], MutantTable],
-    problems: Sequence[str],
-    seeds: int,
-    includes: str = "launch/fine_params.h",
-) -> dict[tuple[str, str], str]:
-    """What a program reports where that is not what a mutant must be reported as.
+class Planted:
+    """A program of tests/cpp with all mutants of the headers that it is built upon.
 
     Args:
         compiler: of C++.
         source: a program of tests/cpp.
         folder: for the program.
-        headers: that every mutant gets copies of.
-        header: of them, which has the mutants.
-        tables: mutants by the problems that each of them is found in.
+        headers: that mutants get copies of, in the order in which one is built upon another.
+        tables: by header: its mutants, by the problems that each of them is found in.
         problems: all that the program knows, in the order of ``VSA_EACH_MUTANT``'s arguments.
         seeds: schedules to try.
-        includes: a header that includes all that the copies are built upon.
+        includes: headers that include all that the copies are built upon.
     """
-    mutants = {name: mutant for table in tables.values() for name, mutant in table.items()}
-    found = in_copies(headers, header, mutants)
-    asked = [(name, at) for found_in, table in tables.items() for name in table for at in found_in]
-    places = [(found.namespace(name), at) for name, at in asked]
-    code = f'#include "{includes}"\n{found.code}'
-    copies = write(folder / "mutants.h", code, problems, places)
-    program = build(compiler, source, folder / "mutants", "-Og", "-w", "-include", copies)
-    for space, at in dict.fromkeys(places):
-        if space == found.common:
-            assert program(space, at, seeds, 0) == "nothing"  # none of its mutants is chosen
-    reports = {(name, at): program(*found.words(name, at, seeds)) for name, at in asked}
-    return {
-        (name, at): report
-        for (name, at), report in reports.items()
-        if not is_named(report, mutants[name])
-    }
+
+    def __init__(
+        self,
+        compiler: object,
+        source: Path,
+        folder: Path,
+        headers: Sequence[str],
+        tables: Mapping[str, Mapping[Sequence[str], MutantTable]],
+        problems: Sequence[str],
+        seeds: int,
+        *includes: str,
+    ) -> None:
+        self._tables, self._seeds = tables, seeds
+        self._mutants = {
+            header: {name: mutant for table in of_header.values() for name, mutant in table.items()}
+            for header, of_header in tables.items()
+        }
+        self._found = in_copies(headers, self._mutants)
+        places = [
+            (self._found.namespace(header, name), at)
+            for header in tables
+            for name, at in self._asked(header)
+        ]
+        code = "".join(f'#include "{name}"\n' for name in includes) + self._found.code
+        copies = write(folder / "mutants.h", code, problems, places)
+        self._program = build(compiler, source, folder / "mutants", "-Og", "-w", "-include", copies)
+        for space, at in dict.fromkeys(places):
+            if space == self._found.common:  # none of its mutants is chosen
+                assert self._program(space, at, seeds, 0) == "nothing"
+
+    def _asked(self, header: str) -> list[tuple[str, str]]:
+        of_header = self._tables[header].items()
+        return [(name, at) for found_in, table in of_header for name in table for at in found_in]
+
+    def report(self, header: str, name: str, problem: str) -> str:
+        """What the program says of a mutant."""
+        return self._program(*self._found.words(header, name, problem, self._seeds))
+
+    def unnoticed(self, header: str) -> dict[tuple[str, str], str]:
+        """Reports that are not what a header's mutants must be reported as."""
+        reports = {(name, at): self.report(header, name, at) for name, at in self._asked(header)}
+        return {
+            (name, at): report
+            for (name, at), report in reports.items()
+            if not is_named(report, self._mutants[header][name])
+        }

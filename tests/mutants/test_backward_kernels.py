@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from mutants.mutant_programs import ROOT, build, place, unnoticed
+from mutants.mutant_programs import ROOT, Planted, build, place
 from mutants.mutants_of_backward_keys import IN_KEYS
 from mutants.mutants_of_backward_queries import IN_QUERIES, IN_RUNS_OF_QUERIES
 from mutants.mutants_of_consumer_steps import IN_CONSUMER_STEPS, IN_RUNS, IN_SKIPS
@@ -16,23 +16,14 @@ from mutants.mutants_of_tile_scheduler import IN_HEADS, IN_SCHEDULER
 PROGRAM = ROOT / "tests" / "cpp" / "fine_backward.cpp"
 SEEDS = 18  # the nine schedules of test_emulator.py, with rings of two kinds
 
-BOTH_PASSES = ("kernels/fine/backward_keys.h", "kernels/fine/backward_queries.h")
-ALL = (
+HEADERS = (
     "kernels/schedule/tile_schedule.h",
     "kernels/schedule/resident_tiles.h",
     "kernels/schedule/tile_scheduler.h",
     "kernels/schedule/rings.h",
-    *BOTH_PASSES,
+    "kernels/fine/backward_keys.h",
+    "kernels/fine/backward_queries.h",
 )
-# A mutant has a namespace of its own, with copies of its header and of all that is built upon it.
-COPIED = {
-    "kernels/fine/backward_keys.h": ("kernels/fine/backward_keys.h",),
-    "kernels/fine/backward_queries.h": ("kernels/fine/backward_queries.h",),
-    "kernels/schedule/resident_tiles.h": ("kernels/schedule/resident_tiles.h", *BOTH_PASSES),
-    "kernels/schedule/tile_schedule.h": ALL,
-    "kernels/schedule/tile_scheduler.h": ALL,
-    "kernels/schedule/rings.h": ALL,
-}
 
 # By header: its mutants, and the problems that each is found in.
 UNEVEN = ("uneven_keys", "uneven_queries")
@@ -53,10 +44,16 @@ MUTANTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def planted(compiler, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backward")
+    includes = "launch/fine_params.h"
+    return Planted(compiler, PROGRAM, folder, HEADERS, MUTANTS, PROBLEMS, SEEDS, includes)
+
+
 @pytest.mark.parametrize("header", MUTANTS)
-def test_mutants_are_reported_by_name(compiler, tmp_path, header):
-    copied, tables = COPIED[header], MUTANTS[header]
-    assert not unnoticed(compiler, PROGRAM, tmp_path, copied, header, tables, PROBLEMS, SEEDS)
+def test_mutants_are_reported_by_name(planted, header):
+    assert not planted.unnoticed(header)
 
 
 def test_unchanged_kernels_are_not_reported(compiler, tmp_path):

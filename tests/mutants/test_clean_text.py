@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from mutants.mutant_programs import ROOT, MutantTable, build, in_copies, is_named, write
+from mutants.mutant_programs import ROOT, MutantTable, Planted, build
 
 PROGRAM = ROOT / "tests" / "cpp" / "clean_text.cpp"
 HEADER = "kernels/fine/clean_text.h"
@@ -47,11 +47,7 @@ def test_every_bit_is_right(compiler, tmp_path):
 
 
 def test_mutants_are_reported_by_name(compiler, tmp_path):
-    found = in_copies([HEADER], HEADER, MUTANTS)
-    places = [(found.namespace(name), "text") for name in MUTANTS]
-    code = f'#include "kernels/fine/gates.h"\n{found.code}'
-    copies = write(tmp_path / "mutants.h", code, ["text"], places)
-    program = build(compiler, PROGRAM, tmp_path / "mutants", "-Og", "-w", "-include", copies)
-    assert program(found.common, "text", SEEDS, 0) == "nothing"  # none of its mutants is chosen
-    reports = {name: program(*found.words(name, "text", SEEDS)) for name in MUTANTS}
-    assert not {name: said for name, said in reports.items() if not is_named(said, MUTANTS[name])}
+    tables = {HEADER: {("text",): MUTANTS}}
+    includes = "kernels/fine/gates.h"
+    planted = Planted(compiler, PROGRAM, tmp_path, (HEADER,), tables, ("text",), SEEDS, includes)
+    assert not planted.unnoticed(HEADER)

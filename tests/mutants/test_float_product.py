@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from mutants.mutant_programs import ROOT, MutantTable, build, in_copies, is_named, write
+from mutants.mutant_programs import ROOT, MutantTable, Planted, build
 
 PROGRAM = ROOT / "tests" / "cpp" / "float_product.cpp"
 HEADER = "kernels/coarse/float_product.h"
@@ -103,20 +103,8 @@ def test_every_bit_is_right(compiler, tmp_path):
 
 
 def test_mutants_are_reported_by_name(compiler, tmp_path):
-    mutants = {**IN_PRODUCTS, **IN_GRADIENTS}
-    found = in_copies([HEADER], HEADER, mutants)
-    asked = [(name, "product") for name in IN_PRODUCTS]
-    asked += [(name, "gradient") for name in IN_GRADIENTS]
-    places = [(found.namespace(name), problem) for name, problem in asked]
-    code = f'#include "tile/tile.h"\n{found.code}'
-    copies = write(tmp_path / "mutants.h", code, PROBLEMS, places)
-    program = build(compiler, PROGRAM, tmp_path / "mutants", "-Og", "-w", "-include", copies)
-    for problem in PROBLEMS:
-        assert (
-            program(found.common, problem, SEEDS, 0) == "nothing"
-        )  # none of its mutants is chosen
-    reports = {
-        (name, problem): program(found.namespace(name), problem, SEEDS, found.chosen.get(name, 0))
-        for name, problem in asked
-    }
-    assert not {at: said for at, said in reports.items() if not is_named(said, mutants[at[0]])}
+    tables = {HEADER: {("product",): IN_PRODUCTS, ("gradient",): IN_GRADIENTS}}
+    planted = Planted(
+        compiler, PROGRAM, tmp_path, (HEADER,), tables, PROBLEMS, SEEDS, "tile/tile.h"
+    )
+    assert not planted.unnoticed(HEADER)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from mutants.mutant_programs import ROOT, build, unnoticed
+import pytest
+from mutants.mutant_programs import ROOT, MutantTable, Planted, build
 from mutants.mutants_of_forward import IN_FORWARD, IN_GATED_FORWARD, IN_RUNS_OF_FORWARD
 
 PROGRAM = ROOT / "tests" / "cpp" / "fine_forward.cpp"
@@ -17,14 +18,23 @@ MUTANTS = {
 }
 
 
-def test_mutants_are_reported_by_name(compiler, tmp_path):
-    assert not unnoticed(compiler, PROGRAM, tmp_path, (HEADER,), HEADER, MUTANTS, PROBLEMS, SEEDS)
+NO_MUTANT: MutantTable = {"Same": ("fill(out_, 0.f);", "fill(out_, 0.f);", "")}
 
 
-def test_a_change_that_is_no_mutant_is_not_reported(compiler, tmp_path):
-    same = {("forward",): {"Same": ("fill(out_, 0.f);", "fill(out_, 0.f);", "")}}
-    found = unnoticed(compiler, PROGRAM, tmp_path, (HEADER,), HEADER, same, PROBLEMS, SEEDS)
-    assert found == {("Same", "forward"): "nothing"}
+@pytest.fixture(scope="module")
+def planted(compiler, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("forward")
+    tables = {HEADER: {**MUTANTS, ("forward",): {**IN_FORWARD, **NO_MUTANT}}}
+    includes = "launch/fine_params.h"
+    return Planted(compiler, PROGRAM, folder, (HEADER,), tables, PROBLEMS, SEEDS, includes)
+
+
+def test_mutants_are_reported_by_name(planted):
+    assert planted.unnoticed(HEADER).keys() == {("Same", "forward")}
+
+
+def test_a_change_that_is_no_mutant_is_not_reported(planted):
+    assert planted.report(HEADER, "Same", "forward") == "nothing"
 
 
 def test_an_unchanged_kernel_is_not_reported(compiler, tmp_path):

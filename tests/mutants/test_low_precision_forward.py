@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from mutants.mutant_programs import ROOT, build, unnoticed
+from mutants.mutant_programs import ROOT, Planted, build
 from mutants.mutants_of_low_precision import (
     IN_FORWARD,
     IN_HALVES,
@@ -26,19 +26,20 @@ PROBLEMS = ("forward", "fp8", "uneven", "gated", "long")
 SEEDS = 18
 
 
-def test_mutants_of_the_kernel_are_reported_by_name(compiler, tmp_path):
-    tables = {("forward",): IN_FORWARD, ("long",): IN_LONG}
-    assert not unnoticed(
-        compiler, PROGRAM, tmp_path, (FORWARD,), FORWARD, tables, PROBLEMS, SEEDS, INCLUDES
-    )
+@pytest.fixture(scope="module")
+def planted(compiler, tmp_path_factory):
+    tables = {**PARTS, FORWARD: {("forward",): IN_FORWARD, ("long",): IN_LONG}}
+    folder = tmp_path_factory.mktemp("low_precision")
+    return Planted(compiler, PROGRAM, folder, tuple(tables), tables, PROBLEMS, SEEDS, INCLUDES)
+
+
+def test_mutants_of_the_kernel_are_reported_by_name(planted):
+    assert not planted.unnoticed(FORWARD)
 
 
 @pytest.mark.parametrize("header", PARTS)
-def test_mutants_of_its_parts_are_reported_by_name(compiler, tmp_path, header):
-    headers, tables = (header, FORWARD), PARTS[header]
-    assert not unnoticed(
-        compiler, PROGRAM, tmp_path, headers, header, tables, PROBLEMS, SEEDS, INCLUDES
-    )
+def test_mutants_of_its_parts_are_reported_by_name(planted, header):
+    assert not planted.unnoticed(header)
 
 
 def test_an_unchanged_kernel_is_not_reported(compiler, tmp_path):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from mutants.mutant_programs import ROOT, MutantTable, build, in_copies, is_named, write
+from mutants.mutant_programs import ROOT, MutantTable, Planted, build
 
 PROGRAM = ROOT / "tests" / "cpp" / "sub_blocks.cpp"
 HEADERS = {
@@ -140,15 +140,14 @@ def test_numbers_are_right(compiler, tmp_path):
         assert program("vsa", problem, 2 * SEEDS) == "nothing"
 
 
-@pytest.mark.parametrize(("problem", "mutants"), [("means", OF_MEANS), ("scores", OF_SCORES)])
-def test_mutants_are_reported_by_name(compiler, tmp_path, problem, mutants):
-    header = HEADERS[problem]
-    found = in_copies([header], header, mutants)
-    places = [(found.namespace(name), problem) for name in mutants]
+@pytest.fixture(scope="module")
+def planted(compiler, tmp_path_factory):
+    tables = {HEADERS["means"]: {("means",): OF_MEANS}, HEADERS["scores"]: {("scores",): OF_SCORES}}
+    folder, problems = tmp_path_factory.mktemp("sub_blocks"), tuple(HEADERS)
     includes = ("kernels/coarse/run_layout.h", "prim/warp.h", "tile/ring.h", "tile/tile.h")
-    code = "".join(f'#include "{name}"\n' for name in includes) + found.code
-    copies = write(tmp_path / "mutants.h", code, tuple(HEADERS), places)
-    program = build(compiler, PROGRAM, tmp_path / "mutants", "-Og", "-w", "-include", copies)
-    assert program(found.common, problem, SEEDS, 0) == "nothing"  # none of its mutants is chosen
-    reports = {name: program(*found.words(name, problem, SEEDS)) for name in mutants}
-    assert not {name: said for name, said in reports.items() if not is_named(said, mutants[name])}
+    return Planted(compiler, PROGRAM, folder, tuple(tables), tables, problems, SEEDS, *includes)
+
+
+@pytest.mark.parametrize(("problem", "mutants"), [("means", OF_MEANS), ("scores", OF_SCORES)])
+def test_mutants_are_reported_by_name(planted, problem, mutants):
+    assert not planted.unnoticed(HEADERS[problem])

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from mutants.mutant_programs import ROOT, build, unnoticed
+from mutants.mutant_programs import ROOT, Planted, build
 from mutants.mutants_of_tail import (
     IN_CHUNKS,
     IN_FORWARD,
@@ -20,14 +20,8 @@ CHUNKS = "kernels/tail/chunks.h"
 FORWARD = "kernels/tail/forward.h"
 MEANS = "kernels/tail/backward_means.h"
 QUERIES = "kernels/tail/backward_queries.h"
-# A mutant has a namespace of its own, with copies of its header and of all that is built upon it.
-COPIED = {
-    CHUNKS: (CHUNKS, FORWARD, QUERIES),
-    FORWARD: (FORWARD,),
-    MEANS: (MEANS,),
-    QUERIES: (QUERIES,),
-}
-# By header: its mutants, and the problems that each is found in.
+# By header, in the order in which one is built upon another: its mutants, and the problems that
+# each is found in.
 MUTANTS = {
     CHUNKS: {("forward", "queries"): IN_CHUNKS},
     FORWARD: {("forward",): IN_FORWARD, ("gated",): IN_GATED_FORWARD},
@@ -36,13 +30,16 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("header", MUTANTS)
-def test_mutants_are_reported_by_name(compiler, tmp_path, header):
+@pytest.fixture(scope="module")
+def planted(compiler, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tail")
     includes = "launch/tail_params.h"
-    assert not unnoticed(
-        compiler, PROGRAM, tmp_path, COPIED[header], header, MUTANTS[header], PROBLEMS, SEEDS,
-        includes,
-    )  # fmt: skip
+    return Planted(compiler, PROGRAM, folder, tuple(MUTANTS), MUTANTS, PROBLEMS, SEEDS, includes)
+
+
+@pytest.mark.parametrize("header", MUTANTS)
+def test_mutants_are_reported_by_name(planted, header):
+    assert not planted.unnoticed(header)
 
 
 def test_unchanged_kernels_are_not_reported(compiler, tmp_path):

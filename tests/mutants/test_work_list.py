@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from mutants.mutant_programs import ROOT, MutantTable, build, in_copies, is_named, write
+from mutants.mutant_programs import ROOT, MutantTable, Planted, build
 
 PROGRAM = ROOT / "tests" / "cpp" / "work_list.cpp"
 HEADER = "kernels/schedule/work_list.h"
@@ -55,18 +55,13 @@ MUTANTS: MutantTable = {
 def test_every_item_comes_once_and_text_first(compiler, tmp_path):
     flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
     program = build(compiler, PROGRAM, tmp_path / "work_list", *flags)
-    assert program("vsa", 10 * SEEDS) == "nothing"
-    assert (
-        program("counter not zero", 1) == "seed 0: TILE COUNTER NOT ZERO: the counter is 3, not 0"
-    )
+    assert program("vsa", "list", 10 * SEEDS) == "nothing"
+    said = program("vsa", "counter not zero", 1)
+    assert said == "seed 0: TILE COUNTER NOT ZERO: the counter is 3, not 0"
 
 
 def test_mutants_are_reported_by_name(compiler, tmp_path):
-    found = in_copies([HEADER], HEADER, MUTANTS)
-    includes = '#include "kernels/schedule/sequence.h"\n#include "prim/warp.h"\n'
-    places = [(found.namespace(name), "list") for name in MUTANTS]
-    copies = write(tmp_path / "mutants.h", includes + found.code, ["list"], places)
-    program = build(compiler, PROGRAM, tmp_path / "mutants", "-Og", "-w", "-include", copies)
-    assert program(found.common, SEEDS, 0) == "nothing"  # none of its mutants is chosen
-    reports = {name: program(*found.words(name, SEEDS)) for name in MUTANTS}
-    assert not {name: said for name, said in reports.items() if not is_named(said, MUTANTS[name])}
+    tables = {HEADER: {("list",): MUTANTS}}
+    includes = ("kernels/schedule/sequence.h", "prim/warp.h")
+    planted = Planted(compiler, PROGRAM, tmp_path, (HEADER,), tables, ("list",), SEEDS, *includes)
+    assert not planted.unnoticed(HEADER)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -26,6 +26,9 @@ from vsa.values.problem import (
     WholeCall,
     WholeSaved,
 )
+
+Ready = Callable[[], None]
+"""Makes the current stream wait for tensors that are still on their way."""
 
 
 @dataclass(frozen=True)
@@ -318,8 +321,11 @@ class Prepared(Protocol):
 
     copied: frozenset[int]
 
-    def forward(self, *tensors: Tensor | None) -> Forward:
-        """Run it. Tensors are those of the task or their (B, T, H, W, heads, head_dim) views."""
+    def forward(self, *tensors: Tensor | None, ready: Ready | None = None) -> Forward:
+        """Run it. Tensors are those of the task or their (B, T, H, W, heads, head_dim) views.
+
+        Only q and k are read before ``ready`` is called, which makes the others so.
+        """
 
     def backward(
         self, upstream: Upstream, found: Forward, tensors: Sequence[Tensor | None]

@@ -85,6 +85,8 @@ def parse_device(text: str) -> torch.device:
         raise typer.BadParameter(
             f"device must be auto, cpu, cuda or cuda:N, but it is {text!r}"
         ) from None
+    if device.type == "meta":
+        raise typer.BadParameter("device must hold numbers, but it is 'meta'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise typer.BadParameter(
             f"device {text} is not here: {torch.cuda.device_count()} GPUs are visible"

@@ -32,7 +32,8 @@ class Record:
         every: steps between two that are noted.
         tiles: query tiles, spread over the video, that recall is measured for.
         maps: layers whose tile maps are kept.
-        curves: recall at every budget, for ``vsa.calibrate``; None where nobody asked for it.
+        curves: recall and output error at every budget, for ``vsa.calibrate``; None where nobody
+            asked for them.
         precision: what low precision changes, see ``vsa.diagnostics.PrecisionErrors``; likewise.
         grid: the video's tokens and tiles, known from the first note on.
     """
@@ -75,6 +76,7 @@ class Record:
         k: Tensor,
         selection: Selection,
         v: Tensor | None = None,
+        text_valid: Tensor | None = None,
     ) -> None:
         """Measure one layer in one step; a second note of both takes the place of the first.
 
@@ -84,7 +86,9 @@ class Record:
             q: (B, S, heads, head_dim), after the rotary embedding.
             k: likewise, its heads dividing those of q.
             selection: what this layer attended in this step; it knows its grid.
-            v: like k; needed where ``precision`` is noted.
+            v: like k, for the output errors of ``curves``, which without it have recall alone, and
+                for ``precision``, which needs it.
+            text_valid: (B, prefix + suffix) bool, which text tokens are real; None for all.
 
         Raises:
             ValueError: a selection without a grid, or of another grid than before.
@@ -107,7 +111,7 @@ class Record:
         self._numbers[layer, step] = density, recall
         if self.curves is not None:
             name = self.curves.layers[layer]
-            self.curves.note(name, q, k, grid=selection.grid, step=step)
+            self.curves.note(name, q, k, v, grid=selection.grid, step=step, text_valid=text_valid)
         if self.precision is not None:
             if v is None:
                 raise ValueError("v must be given where errors of low precision are noted")

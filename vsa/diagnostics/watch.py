@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model's own layers keep and lose while it runs: recall, and errors of low precision."""
+"""What a model's layers keep and lose while it runs: recall, output errors, low precision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from vsa.functional import select
 from vsa.nn import VideoSparseAttention
 from vsa.stages import inputs
 from vsa.values.budgets import attention_layers
-from vsa.values.grid import Grid
 from vsa.values.precision import Precision
 
 
@@ -46,8 +45,17 @@ def watch(
     curves = Curves(list(layers), tiles=tiles, score=score)
 
     def note(name: str, step: int, layer: VideoSparseAttention, *args: Any, **options: Any) -> None:
-        q, k, _, grid = _attended(layer, *args, **options)
-        curves.note(name, q, k, grid=grid, step=step)
+        call, gate = _about_to_attend(layer, *args, **options)
+        curves.note(
+            name,
+            call.q,
+            call.k,
+            call.v,
+            grid=call.grid,
+            step=step,
+            gate_fine=gate,
+            text_valid=call.text_valid,
+        )
 
     with _told(layers, note):
         yield curves
@@ -83,11 +91,11 @@ def watch_precision(
     errors = PrecisionErrors(list(layers), precisions=precisions, tiles=tiles, backend=backend)
 
     def note(name: str, step: int, layer: VideoSparseAttention, *args: Any, **options: Any) -> None:
-        q, k, v, grid = _attended(layer, *args, **options)
+        call, _ = _about_to_attend(layer, *args, **options)
         chosen = options.get("selection")
         if chosen is None:
-            chosen = select(q, k, layer.topk, grid=grid, score=layer.score)
-        errors.note(name, q, k, v, selection=chosen, step=step)
+            chosen = select(call.q, call.k, layer.topk, grid=call.grid, score=layer.score)
+        errors.note(name, call.q, call.k, call.v, selection=chosen, step=step)
 
     with _told(layers, note):
         yield errors
@@ -115,12 +123,20 @@ def _told(layers: Mapping[str, VideoSparseAttention], note: Callable[..., None])
 
 
 @torch.no_grad()
-def _attended(
-    layer: VideoSparseAttention, x: Tensor, grid: Any = None, *, rotary: Any = None, **_: Any
-) -> tuple[Tensor, Tensor, Tensor, Grid]:
-    """What a layer's forward is about to attend with: flat q, k and v, and their grid."""
-    q, k, v, *_gates = layer.projections(x)
+def _about_to_attend(
+    layer: VideoSparseAttention,
+    x: Tensor,
+    grid: Any = None,
+    *,
+    rotary: Any = None,
+    text_valid: Tensor | None = None,
+    **_: Any,
+) -> tuple[inputs.Inputs, Tensor | None]:
+    """What a layer's forward is about to attend with, and its fine gate, flat."""
+    q, k, v, _coarse, gate = layer.projections(x)
     if rotary is not None:
         q, k = rotary(q, k)
-    call = inputs.resolve(q, k, v, grid=grid, tile=layer.tile)
-    return call.q, call.k, call.v, call.grid
+    call = inputs.resolve(q, k, v, grid=grid, tile=layer.tile, text_valid=text_valid)
+    if gate is not None and gate.ndim == 6:
+        gate = gate.flatten(1, 3)
+    return call, gate

@@ -28,7 +28,7 @@ from vsa.values.score import SubBlocks
 from vsa.values.selection import Selection
 from vsa.values.transforms import must_be_copied
 
-__all__ = ["attend", "kind_of", "paused", "plan_of", "remember"]
+__all__ = ["attend", "is_hooked", "kind_of", "paused", "plan_of", "remember"]
 
 NUMBERS = (int, float, TopP, LayerBudget, tuple)
 """Budgets whose equality says that they mean the same, together with their types."""
@@ -113,7 +113,7 @@ def kind_of(
     wants = wants and torch.is_grad_enabled()
     if wants and low:  # refused elsewhere
         return None
-    hooked = wants and _is_hooked()
+    hooked = wants and is_hooked()
     return (*shapes, topk, kinds, *rest, cast, misaligned, wants, hooked)
 
 
@@ -127,7 +127,7 @@ def _known_of(selection: Selection) -> tuple[object, ...] | None:
     return *known, must_be_copied(selection.bitmap)
 
 
-def _is_hooked() -> bool:
+def is_hooked() -> bool:
     """Whether hooks see what autograd saves."""
     return _top_saved_tensors_default_hooks(True) is not None
 
@@ -197,7 +197,7 @@ def remember(
         runs: of a tile, whose means are scored for the choice; 1 for its mean.
     """
     gradients = wants_gradients(*(x for x in given if x is not None))
-    hooked = gradients and _is_hooked()
+    hooked = gradients and is_hooked()
     forms = forms_of(call, given)
     q, k, v, *gates = tokens = brought_into(forms, given)
     counts: Sequence[int] = ()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 
 from torch import nn
 
+from vsa.values import checks
 from vsa.values.budget import LayerBudget
-from vsa.values.grid import Extent, Grid
+from vsa.values.grid import SLOTS, Extent, Grid
 
 FORMAT = "vsa budgets"
 """What the JSON of budgets says of itself."""
+MEASURED = ("recall", "recall_uniform", "error", "error_uniform")
+"""What may be known of every head."""
 COMPILED = "_orig_mod."
 """What torch.compile puts before the names inside of a compiled module."""
 
@@ -37,9 +41,14 @@ class Budgets:
         grid: (T, H, W) that it was measured on, if it was.
         tile: tokens per tile there.
         score: how tiles were scored there.
+        error: squared error of each head's output over the square of its layer's whole output; the
+            sum over heads is the layer's squared relative error. None if it was not measured.
+        error_uniform: the same at ``uniform`` tiles for every head.
+        aim: what they were calibrated for, if they were.
 
     Raises:
-        ValueError, TypeError: layers that are no budgets, or of several grids.
+        ValueError, TypeError: layers that are no budgets, or of several grids; a grid that has
+            another number of tiles; recall or errors of other layers or heads.
     """
 
     layers: Mapping[str, LayerBudget]
@@ -48,12 +57,22 @@ class Budgets:
     grid: Extent | None = None
     tile: Extent | None = None
     score: str = "mean"
+    error: Recalls | None = None
+    error_uniform: Recalls | None = None
+    aim: str | None = None
     num_tiles: int = field(init=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layers, Mapping):
+            raise TypeError(
+                f"layers must map names to vsa.LayerBudget, but it is {self.layers!r:.60} of type "
+                f"{type(self.layers).__name__}"
+            )
         if not self.layers:
             raise ValueError("layers must name at least one layer, but there is none")
         for name, budget in self.layers.items():
+            if not isinstance(name, str):
+                raise TypeError(f"layers must have names, but one is {name!r:.60}")
             if not isinstance(budget, LayerBudget):
                 raise TypeError(
                     f"layers[{name!r}] must be a vsa.LayerBudget, but it is {budget!r:.60}"
@@ -65,6 +84,45 @@ class Budgets:
             )
         object.__setattr__(self, "layers", dict(self.layers))
         object.__setattr__(self, "num_tiles", sizes.pop())
+        self._check_origin()
+        for title in MEASURED:
+            self._check_measured(title)
+
+    def _check_origin(self) -> None:
+        """What is said of where they were measured."""
+        for title, word in (("score", self.score), ("aim", self.aim or "")):
+            if not isinstance(word, str):
+                raise TypeError(f"{title} must be a word, but it is {word!r:.60}")
+        grid = None if self.grid is None else checks.extent("grid", self.grid)
+        tile = None if self.tile is None else checks.tile("tile", self.tile, SLOTS)
+        object.__setattr__(self, "grid", grid)
+        object.__setattr__(self, "tile", tile)
+        if grid is None or tile is None:
+            return
+        if (found := Grid(grid, tile).num_tiles) != self.num_tiles:
+            raise ValueError(
+                f"layers must be for the {found} tiles of the grid {grid} in tiles of {tile}, but "
+                f"they are for {self.num_tiles}"
+            )
+
+    def _check_measured(self, title: str) -> None:
+        """A share for each head of each layer, or nothing at all."""
+        measured = getattr(self, title)
+        if measured is None:
+            return
+        if not isinstance(measured, Mapping) or measured.keys() != self.layers.keys():
+            raise ValueError(
+                f"{title} must be for all layers and no others, but it is {measured!r:.60}"
+            )
+        for name, budget in self.layers.items():
+            shares, heads = measured[name], len(budget.counts)
+            if not isinstance(shares, (tuple, list)) or len(shares) != heads:
+                raise ValueError(
+                    f"{title}[{name!r}] must have one share per query head, but it is "
+                    f"{shares!r:.60} for {heads} heads"
+                )
+            if not all(isinstance(share, numbers.Real) for share in shares):
+                raise TypeError(f"{title}[{name!r}] must be numbers, but it is {shares!r:.60}")
 
     @property
     def heads(self) -> int:
@@ -167,7 +225,7 @@ class Budgets:
                 "tiles": list(budget.counts),
                 **{
                     key: list(values[name])
-                    for key in ("recall", "recall_uniform")
+                    for key in MEASURED
                     if (values := getattr(self, key)) is not None
                 },
             }
@@ -179,6 +237,7 @@ class Budgets:
             "grid": self.grid and list(self.grid),
             "tile": self.tile and list(self.tile),
             "score": self.score,
+            "aim": self.aim,
             "total": self.total,
             "uniform": self.uniform,
             "layers": layers,
@@ -198,13 +257,15 @@ class Budgets:
             names, size = [layer["name"] for layer in each], content["num_tiles"]
             recalls = {
                 key: dict(zip(names, (tuple(layer[key]) for layer in each), strict=True))
-                for key in ("recall", "recall_uniform")
+                for key in MEASURED
                 if all(key in layer for layer in each)
             }
             grid, tile = (content[key] and tuple(content[key]) for key in ("grid", "tile"))
             budgets = (LayerBudget(tuple(layer["tiles"]), size) for layer in each)
             layers = dict(zip(names, budgets, strict=True))
-            found = cls(layers, **recalls, grid=grid, tile=tile, score=content["score"])
+            aim = content.get("aim")  # which the first files do not have
+            score = content["score"]
+            found = cls(layers, **recalls, aim=aim, grid=grid, tile=tile, score=score)
             if len(layers) != len(each) or found.total != content["total"]:
                 raise ValueError("its total is not that of its layers")
         except (KeyError, TypeError, ValueError) as error:
@@ -230,14 +291,18 @@ class Budgets:
         lines = [
             f"{self.total:,} tiles for {self.heads} heads of {len(self.layers)} layers: "
             f"{self.density:.1%} of {self.num_tiles}{where}, score {self.score}"
+            + (f", aim {self.aim}" if self.aim else "")
         ]
         rows: list[tuple[str, ...]] = [
             ("layer", "tiles, least to most", "worst recall", "if uniform")
         ]
+        if self.error is not None:
+            rows[0] += ("output error", "if uniform")
         for name, budget in self.layers.items():
-            rows.append((name, _range(budget.counts), *self._worst([name])))
+            rows.append((name, _range(budget.counts), *self._worst([name]), *self._error([name])))
         each = [count for budget in self.layers.values() for count in budget.counts]
-        rows.append(("all", _range(each), *self._worst(list(self.layers))))
+        everything = list(self.layers)
+        rows.append(("all", _range(each), *self._worst(everything), *self._error(everything)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for first, *others in rows:
             cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
@@ -254,6 +319,14 @@ class Budgets:
             for values in (self.recall, self.recall_uniform)
         ]
 
+    def _error(self, names: Sequence[str]) -> list[str]:
+        """Relative error of some layers' outputs, the root of the mean square; none if unknown."""
+        return [
+            f"{(sum(x for name in names for x in values[name]) / len(names)) ** 0.5:.3f}"
+            for values in (self.error, self.error_uniform)
+            if values is not None
+        ]
+
 
 def attention_layers(model: nn.Module) -> dict[str, Any]:
     """The layers of a model that take a ``topk`` for their ``heads``, by name.
@@ -261,10 +334,13 @@ def attention_layers(model: nn.Module) -> dict[str, Any]:
     Names are those that an uncompiled model has.
 
     Raises:
+        TypeError: no model.
         ValueError: there is none.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module, but it is {model!r:.60}")
     found = {
-        name.replace(COMPILED, ""): module
+        f"{name}.".replace(COMPILED, "").removesuffix("."): module
         for name, module in model.named_modules()
         if hasattr(type(module), "topk") and hasattr(module, "heads")
     }

@@ -8,14 +8,14 @@ crosses into C++ once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import IntEnum, auto
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vsa.backends.base import Forward
+from vsa.backends.base import Forward, Ready
 from vsa.backends.kernels import low_precision
 from vsa.backends.kernels.calls import (
     Located3,
@@ -128,33 +128,43 @@ class PreparedAttention:
                 counter,
             )
 
-        def native_calls() -> Iterator[Any]:
+        def native_calls() -> tuple[list[Any], list[Any]]:
+            """What reads the choice alone, and what comes after it."""
             # Scores of invalid keys are masked, whatever they are.
             text = text_of(valid, batch, head_dim, grids, [(v, task.kv_grid)], work.part)
-            yield from text.calls
-            yield axis_call(self.bitmap, axes, task.grid.tiles, counter)
+            axis = axis_call(self.bitmap, axes, task.grid.tiles, counter)
             last = fine_call(gates, fine if self.keeps_fine else None, text)
-            if task.tail:  # gates come after it
-                kept_means = tail_tensors(
-                    batch, k.shape[2], task.kv_grid, head_dim, q.dtype, work.part
-                )
-                yield round_call(self.means[1], self.means[2], kept_means, task.kv_grid)
-                yield fine_call(LocatedGates(), None, text)
-                last = _C.TailForward(fine=last, tail=kept_means.keys())
-            yield last
+            if not task.tail:
+                return [axis], [*text.calls, last]
+            # Gates come after the tail.
+            kept_means = tail_tensors(batch, k.shape[2], task.kv_grid, head_dim, q.dtype, work.part)
+            return [axis], [
+                *text.calls,
+                round_call(self.means[1], self.means[2], kept_means, task.kv_grid),
+                fine_call(LocatedGates(), None, text),
+                _C.TailForward(fine=last, tail=kept_means.keys()),
+            ]
 
-        calls = list(of_tiles.calls(tokens, self.bitmap))
         if task.precision == "native":
-            calls += native_calls()
+            early, late = native_calls()
         else:
             asked = low_precision.Call(
                 *(q, k, v, self.bitmap, valid, grids, task.scale, gates, out, self.lse),
                 *(axes, counter, task.precision),
             )
-            calls += low_precision.forward_calls(asked, work.part)
+            early, late = [], list(low_precision.forward_calls(asked, work.part))
+        calls = [*of_tiles.calls(tokens, self.bitmap), *early, *late]
         self.work_bytes, self.kept_bytes = work.nbytes, kept.nbytes
         self.mean_numbers = means.nbytes // 4
-        self.program = _C.Program([call.step() for call in calls])
+        steps = [call.step() for call in calls]
+        self.program = _C.Program(steps)
+        # What reads q and k alone, and the rest, for those whose v comes later.
+        self.parts: tuple[_C.Program, _C.Program] | None = None
+        halves = of_tiles.in_two(tokens, self.bitmap)
+        if halves is not None:
+            parts = [*halves[0], *early], [*halves[1], *late]
+            one, other = (_C.Program([call.step() for call in part]) for part in parts)
+            self.parts = one, other
         self.gradients = (
             PreparedBackward(machine, task, self.lse, self.bitmap) if task.gradients else None
         )
@@ -186,8 +196,11 @@ class PreparedAttention:
             for at, x in enumerate(tensors)
         ]
 
-    def forward(self, *tensors: Tensor | None) -> Forward:
+    def forward(self, *tensors: Tensor | None, ready: Ready | None = None) -> Forward:
         """See ``Prepared.forward``."""
+        parts = self.parts if ready is not None and not self.copied else None
+        if ready is not None and parts is None:
+            ready()
         given = self._readable(tensors)
         q = given[0]
         work = q.new_empty(self.work_bytes, dtype=torch.uint8)
@@ -203,7 +216,13 @@ class PreparedAttention:
             means = q.new_empty(self.mean_numbers, dtype=torch.float32)
         all_tensors = *given, work, out, fine, kept, lse, bitmap, coarse, means
         addresses = [0 if x is None else x.data_ptr() for x in all_tensors]
-        self.machine.run_program(self.program, addresses, self.device)
+        if parts is None:
+            self.machine.run_program(self.program, addresses, self.device)
+        else:
+            assert ready is not None
+            self.machine.run_program(parts[0], addresses, self.device)
+            ready()
+            self.machine.run_program(parts[1], addresses, self.device)
         return Forward(out, fine, kept, lse, bitmap, coarse, means)
 
     def backward(

@@ -27,8 +27,14 @@ COLOURS = {
     "ramp": theme.GREEN,
     "abrupt": theme.BROWN,
 }
-DASHES = ("-", "--", ":", "-.")
+Dash = str | tuple[int, tuple[int, ...]]
+DASHES: tuple[Dash, ...] = (
+    *("-", "--", ":", "-."),
+    *((0, (8, 2, 2, 2, 2, 2)), (0, (1, 3)), (0, (9, 3)), (0, (3, 1, 1, 1))),
+)
 """Of runs that differ in more than the kind, by what they differ in."""
+WIDE = 60
+"""Times the least number of an axis: beyond that fewer of its numbers are written."""
 LAW: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 3, "alpha": 0.45}
 """How a fitted law is drawn."""
 AXES: tuple[tuple[str, str, Callable[[Mapping[str, Any]], float]], ...] = (
@@ -100,7 +106,8 @@ def _draw_curves(
             )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < WIDE * low else (1, 3)))
     axes.yaxis.set_major_locator(MaxNLocator(7))
     axes.yaxis.set_major_formatter("{x:g}")
     for axis in (axes.xaxis, axes.yaxis):
@@ -115,7 +122,7 @@ def _labels(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _dashes(labels: Sequence[str]) -> dict[str, str]:
+def _dashes(labels: Sequence[str]) -> dict[str, Dash]:
     """A dash for each label; they come round again where there are many."""
     return {
         label: DASHES[number % len(DASHES)] for number, label in enumerate(dict.fromkeys(labels))

@@ -17,6 +17,7 @@ from vsa.cli.wan.attention import dense_kernels, preferring
 from vsa.cli.wan.loop import Denoiser, Run, run
 from vsa.cli.wan.model import Size
 from vsa.cli.wan.parts import ATTENTION, PARTS, STEP
+from vsa.cli.wan.ranks import Team
 from vsa.integrations.diffusers import apply_vsa, collect, load_gates, remove_vsa
 from vsa.measure import stage_hooks
 from vsa.measure.timing import spread
@@ -80,6 +81,7 @@ def compare(
     settings: dict[str, Any],
     gates: Gates,
     told: Callable[[str], None],
+    team: Team | None = None,
 ) -> Comparison:
     """Run both.
 
@@ -89,6 +91,7 @@ def compare(
         settings: arguments of ``apply_vsa``.
         gates: what its gates are, where the settings have any.
         told: is told which run it was after every step.
+        team: the processes that share out the video; None for this one alone.
     """
     transformer: Any = denoiser.transformer
     # PyTorch compiles a block a limited number of times, twice for every size.
@@ -97,11 +100,13 @@ def compare(
     config = transformer.config
     kernels = dense_kernels(
         grid.tokens,
-        config.num_attention_heads,
+        config.num_attention_heads // (1 if team is None else team.count),
         config.attention_head_dim,
         denoiser.noise.device,
         denoiser.text.dtype,
     )
+    if team is not None:
+        kernels = team.choice_of_the_first(kernels)
     # every kind of step: dense, one that chooses tiles, one that takes them again
     kinds = settings["dense_steps"] + 1 + (settings["refresh_every"] > 1)
     with preferring(kernels):

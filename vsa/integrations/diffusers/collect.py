@@ -38,7 +38,7 @@ def collect(
         every: steps between two that are noted.
         tiles: query tiles, spread over the video, that recall is measured for.
         maps: layers whose tile maps are kept; None for the first, the middle and the last.
-        curves: also note recall at every budget, which ``vsa.calibrate`` goes by.
+        curves: also note recall and output error at every budget, which ``vsa.calibrate`` goes by.
         score: what tiles are ordered by in them, as in ``vsa.attention``.
         precisions: also note what these change, of "int8" and "fp8", as ``record.precision``:
             simulated, for bf16 and fp16 (``vsa.diagnostics.PrecisionErrors``).

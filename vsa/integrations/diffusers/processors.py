@@ -198,7 +198,7 @@ def sparse(
         if work.store is not None:
             work.store.selection = chosen
         if work.note is not None:
-            work.note(q, k, chosen, v)
+            work.note(q, k, chosen, v, text_valid)
     return out.flatten(2)
 
 

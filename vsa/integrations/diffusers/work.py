@@ -36,7 +36,8 @@ class Work:
         reuse: whether to take the selection that lies in ``store``.
         group: process group whose ranks hold the sequence in shards; None for one process.
         sharding: of video tokens by hooks of ours, which the group is then that of.
-        note: is told the queries, keys, selection and values of this pass, if somebody looks.
+        note: is told the queries, keys, selection, values and valid text of this pass, if somebody
+            looks.
         before: tokens of keyframes that stand before the video, and attend everything.
         after: likewise after it.
         score: what tiles are chosen by, as in ``vsa.attention``.
@@ -51,7 +52,7 @@ class Work:
     reuse: bool = False
     group: Any = None
     sharding: Sharding | None = None
-    note: Callable[[Tensor, Tensor, Selection, Tensor], None] | None = None
+    note: Callable[[Tensor, Tensor, Selection, Tensor, Tensor | None], None] | None = None
     before: int = 0
     after: int = 0
     score: Score = "mean"
