@@ -192,6 +192,12 @@ class Backend:
         """``forward`` in eight bits, "int8" or "fp8", without a backward."""
         raise self._without(f"no forward in {precision}")
 
+    def gated_low_precision(
+        self, problem: Problem, precision: str, gates: Gates
+    ) -> tuple[Tensor, Tensor]:
+        """Where gates are fused: ``gated_inference`` in eight bits."""
+        raise self._without(f"no fused gates in {precision}")
+
     def tail_forward(self, problem: Problem, means: TailMeans, most: int) -> tuple[Tensor, Tensor]:
         """``forward``, and in the same softmax the tail: the means of tiles that were not chosen.
 

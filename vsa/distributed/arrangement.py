@@ -19,6 +19,7 @@ from vsa.values import checks
 from vsa.values.budget import LayerBudget, TopK
 from vsa.values.budget import resolve as resolve_budget
 from vsa.values.grid import Extent, Grid
+from vsa.values.precision import Precision, check_tail
 from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection
 
@@ -42,6 +43,7 @@ class Asked(NamedTuple):
     tail: bool
     return_selection: bool
     return_lse: bool
+    precision: Precision
     backend: str
     head_groups: int | None
 
@@ -120,7 +122,6 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
     whole = _grid("grid", asked.grid, asked.tile)
     keys = whole if asked.kv_grid is None else _grid("kv_grid", asked.kv_grid, asked.tile)
     replicated = _is_replicated(asked.text, ranks)
-    checks.flag("tail", asked.tail)
     lengths, kv_lengths = _shares(asked, ranks, whole, keys, replicated)
     mine = grid_of_row(whole, lengths, ranks)
     for name, x, counts, of in (
@@ -140,6 +141,7 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
     repeats = ranks.columns // math.gcd(ranks.columns, k.shape[2])
     kv_heads = k.shape[2] * repeats // ranks.columns
     # Views of the shapes that attention will get: all its checks, before anything is communicated.
+    gates = dict(zip(GATES, (gate_coarse, gate_fine), strict=True))
     call = inputs.resolve(
         *(
             x[:, :1, :count].expand(-1, extent.length, -1, -1)
@@ -150,10 +152,12 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
         scale=asked.scale,
         text_valid=text_valid,
         selection=selection,
+        gates=gates,
         backend=asked.backend,
+        precision=asked.precision,
     )
+    check_tail(call.precision, asked.tail)
     runs_of(asked.score)
-    gates = dict(zip(GATES, (gate_coarse, gate_fine), strict=True))
     for name, gate in gates.items():
         checks.gate(name, gate, q)
         if gate is not None and min(lengths) == 1:
@@ -227,6 +231,7 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
         "score": asked.score,
         "scale": call.scale,
         "tail": asked.tail,
+        "precision": asked.precision,
         "return_lse": asked.return_lse,
         "head_groups": len(groups),
         "requires_grad": inputs.wants_gradients(*(x for x in given[:5] if x is not None)),

@@ -37,6 +37,7 @@ from vsa.stages import eager, inputs
 from vsa.values import checks
 from vsa.values.budget import TopK
 from vsa.values.grid import Extent, Grid
+from vsa.values.precision import Precision
 from vsa.values.remembered import Remembered
 from vsa.values.score import Score
 from vsa.values.selection import Selection
@@ -67,6 +68,7 @@ def ulysses_attention(
     tail: bool = False,
     return_selection: bool = False,
     return_lse: bool = False,
+    precision: Precision = "native",
     backend: str = "auto",
     head_groups: int | None = None,
 ) -> Any:
@@ -111,6 +113,7 @@ def ulysses_attention(
         tail: as in ``vsa.attention``.
         return_selection: also return the selection of heads / P heads that this rank computed.
         return_lse: also return the log-sum-exp of this rank's tokens.
+        precision: as in ``vsa.attention``, for inference.
         backend: as in ``vsa.attention``.
         head_groups: most groups of heads that travel one after the other; None decides by size.
 
@@ -139,6 +142,7 @@ def ulysses_attention(
         tail,
         return_selection,
         return_lse,
+        precision,
         backend,
         head_groups,
     )
@@ -175,7 +179,7 @@ def _key(given: Tensors, asked: Asked, ranks: Ranks) -> Hashable | None:
     q, k, v, gate_coarse, gate_fine, text_valid, selection = given
     rest = (
         *(asked.grid, asked.kv_grid, asked.tile, asked.scale, asked.backend, asked.score),
-        *(asked.return_lse, asked.return_selection, asked.tail),
+        *(asked.return_lse, asked.return_selection, asked.tail, asked.precision),
     )
     kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, asked.topk, rest)
     counts: list[tuple[object, ...] | None] = []
@@ -307,7 +311,7 @@ def _attend(
     if heads.later:
         tile = inputs.DEFAULT_TILE
         rest = how.grid, how.keys, tile, asked.scale, asked.backend, asked.score
-        flags = asked.return_lse, asked.return_selection, asked.tail
+        flags = asked.return_lse, asked.return_selection, asked.tail, asked.precision
         kind = eager.kind_of(
             q, k, v, gate_fine, gate_coarse, text_valid, selection, heads.topk, rest + flags
         )
@@ -338,6 +342,7 @@ def _attend(
         tail=asked.tail,
         return_selection=asked.return_selection,
         return_lse=asked.return_lse,
+        precision=asked.precision,
         backend=asked.backend,
     )
     out, *extras = found if isinstance(found, tuple) else (found,)

@@ -20,6 +20,7 @@ from vsa.cli.outputs import INTERRUPTED, check_output
 from vsa.measure.machine import machine
 from vsa.measure.provenance import provenance, write
 from vsa.stages.inputs import DEFAULT_TILE
+from vsa.values import precision as precisions
 
 if TYPE_CHECKING:
     from vsa.cli.wan.model import Size
@@ -84,6 +85,14 @@ def wan(
     refresh_every: Annotated[
         int, typer.Option(min=1, help="Choose tiles every so many steps.")
     ] = 1,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="native, int8 or fp8, or one of them for each layer, separated by commas. Then "
+            "the sparse run in native precision stands beside.",
+        ),
+    ] = "native",
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the blocks, for both runs.")
     ] = False,
@@ -137,6 +146,7 @@ def wan(
     if dense_steps >= steps:
         _refuse("--dense-steps", f"{dense_steps} of {steps} steps leave none to be sparse")
     sizes = [_parse_size(name) for name in size or (["tiny"] if tiny else ["480p", "448p"])]
+    is_low = {options.parse_precision(name) for name in precision.split(",")} != {"native"}
     if ranks is not None and ranks > 1 and not wan_ranks.is_launched():
         if device.type == "cuda" and ranks > torch.cuda.device_count():
             there = torch.cuda.device_count()
@@ -149,7 +159,7 @@ def wan(
     device = team.device
     if report is not None and team.count > 1:
         _refuse("--report", "a report is of whole sequences, which no process has: leave one out")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if device.type == "cuda" or is_low else torch.float32
 
     console = Console(quiet=team.rank > 0)
     json_file = json_file if team.rank == 0 else None
@@ -171,9 +181,13 @@ def wan(
         "dense_layers": _parse_layers(dense_layers, len(transformer.blocks)),
         "dense_steps": dense_steps,
         "refresh_every": refresh_every,
+        "precision": _parse_precision(precision, len(transformer.blocks)),
     }
     config = transformer.config
-    backend = options.check_backend("auto", device, dtype, config.attention_head_dim, False)
+    for kind in precisions.in_any_layer(settings["precision"]):
+        backend = options.check_backend(
+            "auto", device, dtype, config.attention_head_dim, False, kind
+        )
     prompt = _text(text, 1 if guidance is None else 2, config.text_dim).to(device, dtype)
     team.share([prompt])
     if compiled:
@@ -204,7 +218,7 @@ def wan(
     interrupted = False
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        total = steps * (2 * len(sizes) + (report is not None))
+        total = steps * ((2 + is_low) * len(sizes) + (report is not None))
         task = progress.add_task("warming up", total=total)
         keep(complete=False)
         try:
@@ -240,6 +254,8 @@ def wan(
     )
     for found in comparisons:
         console.print(f"the results at {found.size} differ by {found.difference:.1%}")
+        if found.of_precision is not None:
+            console.print(f"low precision changes the sparse one by {found.of_precision:.1%}")
     if interrupted:
         console.print(f"interrupted after {len(comparisons)} of {len(sizes)} videos", style="red")
         raise typer.Exit(INTERRUPTED)
@@ -313,6 +329,16 @@ def _parse_layers(text: str, count: int) -> list[int]:
     if any(not -count <= number < count for number in numbers):
         _refuse("--dense-layers", f"numbers from {-count} to {count - 1} are needed: {text}")
     return numbers
+
+
+def _parse_precision(text: str, layers: int) -> Any:
+    """A name, or as many as there are layers; "native" where all of them are."""
+    names = text.split(",")
+    try:
+        found = precisions.of_layers(names if len(names) > 1 else text, layers)
+    except ValueError as error:
+        _refuse("--precision", str(error))
+    return "native" if precisions.in_any_layer(found) == {"native"} else found
 
 
 def _text(file: Path | None, passes: int, channels: int) -> Tensor:
