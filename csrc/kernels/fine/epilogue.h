@@ -59,10 +59,10 @@ struct GatedOutput {
  private:
   // x = fn(x, gate, channel) for all channels of the tokens. Each way of reading has a loop of its
   // own without branches, so that the loads of many channels are in flight together.
-  template <class Element, int D, class Fn>
+  template <class Element, int D, class Sequence, class Fn>
   VSA_DEVICE static void apply(Fragment<D>& out,
                                const Gate& gate,
-                               const TiledSequence& queries,
+                               const Sequence& queries,
                                const Assignment& work,
                                const TilePlace& at,
                                uint64_t rows,
@@ -75,10 +75,10 @@ struct GatedOutput {
       apply_as<Element, Gate::Reading::Scalar>(out, gate, queries, work, at, rows, fn);
   }
 
-  template <class Element, Gate::Reading How, int D, class Fn>
+  template <class Element, Gate::Reading How, int D, class Sequence, class Fn>
   VSA_DEVICE static void apply_as(Fragment<D>& out,
                                   const Gate& gate,
-                                  const TiledSequence& queries,
+                                  const Sequence& queries,
                                   const Assignment& work,
                                   const TilePlace& at,
                                   uint64_t rows,
