@@ -3,6 +3,7 @@
 
 usage: python bench/draw.py roofline --ceilings ceilings.json --peers peers.json --out roofline.png
        python bench/draw.py stages --rows coarse_select.json --out stages.png
+       python bench/draw.py scaling --rows parallel.json --out scaling.png
 
 Roofline: forward TFLOP/s against the products per byte that come from L2. Both ceilings were
 measured by bench/ceilings.py: the fastest wgmma, and tiles of 4x4x4 tokens by TMA at the smallest
@@ -39,6 +40,10 @@ MODELS = {
     "720p": "Wan2.1-14B at 720p: 21x45x80 tokens, 40 heads of 128",
 }
 """What the videos of bench/coarse_select.py are layers of."""
+EVEN = "even shares"
+"""The case of bench/parallel.py that is drawn."""
+LINES = theme.BLUE, theme.ORANGE, theme.GREEN, theme.PURPLE, theme.PINK, theme.BROWN
+"""Colours of its shapes."""
 WHOLE = "attention, inference"
 """Rows of bench/coarse_select.py that are the whole operation."""
 
@@ -173,6 +178,41 @@ def _bars(axes: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
     axes.set_xlim(0, 1.12 * max(bars.values()))
 
 
+def scaling(measured: Row, path: Path) -> None:
+    """Eager calls of bench/parallel.py on several GPUs over one, by shape; written to a PNG."""
+    rows = [row for row in measured["rows"] if row["mode"] == "eager" and row["case"] == EVEN]
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    counts = sorted({row["ranks"] for row in rows})
+    with theme.new_figure(8.4, 4.4, path) as figure:
+        panels = figure.subplots(1, len(theme.DIRECTIONS), sharey=True)
+        for axes, what in zip(panels, theme.DIRECTIONS, strict=True):
+            axes.plot(counts, counts, color=theme.PALE, linestyle="--", label="as many times")
+            for shape, colour in zip(shapes, LINES, strict=False):
+                gains = gains_of(
+                    [row for row in rows if (row["shape"], row["what"]) == (shape, what)]
+                )
+                axes.plot(*zip(*gains.items(), strict=True), color=colour, marker="o", label=shape)
+                last = max(gains)
+                axes.annotate(f"{gains[last]:.2f}", (last, gains[last]), (6, -3), **SMALL)
+            axes.set(title=what, xlabel="GPUs", xticks=counts)
+            axes.grid()
+        panels[0].set_ylabel("times the speed of one")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        commit = (measured["commit"] or "unknown")[:12]
+        text = f"A layer over several GPUs, {measured['device']}, commit {commit}"
+        theme.title(figure, f"{text}, {measured['date']}")
+
+
+def gains_of(rows: Sequence[Row]) -> dict[int, float]:
+    """Of one shape and direction: how often as fast as one GPU, by their number, by default."""
+    (one,) = [row["ms"] for row in rows if row["ranks"] == 1][:1]
+    found = {1: 1.0}
+    for row in rows:
+        if row["ranks"] > 1:
+            found.setdefault(row["ranks"], one / row["ms"])  # the first way is the default one
+    return found
+
+
 def main() -> None:
     """Read JSON, write a PNG."""
     parser = argparse.ArgumentParser(
@@ -184,12 +224,16 @@ def main() -> None:
     roof.add_argument("--peers", type=Path, required=True, metavar="FILE")
     bars = kinds.add_parser("stages", help="stacked bars of bench/coarse_select.py")
     bars.add_argument("--rows", type=Path, required=True, metavar="FILE")
-    for each in (roof, bars):
+    lines = kinds.add_parser("scaling", help="speed-up of bench/parallel.py by GPUs")
+    lines.add_argument("--rows", type=Path, required=True, metavar="FILE")
+    for each in (roof, bars, lines):
         each.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .png file")
     options = parser.parse_args()
     try:
         if options.kind == "roofline":
             roofline(read(options.peers), read(options.ceilings), options.out)
+        elif options.kind == "scaling":
+            scaling(read(options.rows), options.out)
         else:
             stages(read(options.rows), options.out)
     except (ImportError, OSError, ValueError) as error:

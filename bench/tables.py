@@ -204,17 +204,40 @@ def _clock_and_power(gpu: dict[str, float]) -> str:
 
 
 def parallel(rows: Sequence[Row]) -> Iterator[str]:
-    """One GPU and several, and what they exchange; a column for each case."""
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    found: dict[tuple[str, int], dict[str, str]] = {}
-    for row in rows:
-        speed = f", {row['sent'] / row['ms'] / 1e6:.0f} GB/s" if row["sent"] else ""
-        text = f"{row['ms']:.3f} ±{row['spread']:.1%}{speed}"
-        found.setdefault((row["what"], row["ranks"]), {})[row["case"]] = text
-    yield markdown(
-        ("ms", "GPUs", *cases),
-        ([what, str(ranks), *(of[case] for case in cases)] for (what, ranks), of in found.items()),
-    )
+    """For every shape and case, one GPU and several; a second table of parts and the host."""
+    calls = [row for row in rows if row["mode"] not in ("part", "host")]
+    of_one = {
+        (row["shape"], row["case"], row["mode"], row["what"]): row["ms"]
+        for row in calls
+        if row["ranks"] == 1
+    }
+    found = []
+    for row in calls:
+        key = row["shape"], row["case"], row["mode"], row["what"]
+        gain = f"{of_one[key] / row['ms']:.2f}" if key in of_one and row["ranks"] > 1 else "-"
+        found.append([*key, str(row["ranks"]), row["way"] or "-", _ranks_ms(row), gain])
+    head = "shape", "shares", "mode", "call", "GPUs", "way", "ms", "times one GPU"
+    yield markdown(head, found)
+    others = [row for row in rows if row["mode"] in ("part", "host")]
+    if others:
+        yield markdown(
+            ("shape", "GPUs", "part", "ms", "each rank, ms", "GB/s from each"),
+            (
+                [
+                    row["shape"],
+                    str(row["ranks"]),
+                    row["what"] if row["mode"] == "part" else f"host, {row['what']}",
+                    _ranks_ms(row),
+                    ", ".join(f"{ms:.3f}" for ms in row["per_rank_ms"]),
+                    f"{row['sent'] / row['ms'] / 1e6:.0f}" if row["sent"] else "-",
+                ]
+                for row in others
+            ),
+        )
+
+
+def _ranks_ms(row: Row) -> str:
+    return f"{row['ms']:.3f} ±{row['spread']:.1%}"
 
 
 def host(rows: Sequence[Row]) -> Iterator[str]:

@@ -166,10 +166,8 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
-    rest = grid, kv_grid, tile, scale, backend, score, return_lse, return_selection, tail
-    kind = None
-    if precision == "native":
-        kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, topk, rest)
+    rest = grid, kv_grid, tile, scale, backend, score, return_lse, return_selection, tail, precision
+    kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, topk, rest)
     plan = None if kind is None else eager.plan_of(kind)
     tokens = q, k, v, gate_fine, gate_coarse
     if plan is not None and plan.prepared is not None:
@@ -199,9 +197,10 @@ def attention(
     runs, gives = runs_of(score), (return_lse, return_selection)
     chooses = selection is None and not budget.is_everything
     tail = tail and (chooses or selection is not None)  # else nothing is left out
-    fuses_gates = named(call.backend).fuses_gates and precision == "native"
-    at_once = torch.compiler.is_compiling() or runs > 1  # means of tiles and runs are one pass
-    if chooses and at_once and fuses_gates and not tail:
+    fuses_gates = named(call.backend).fuses_gates
+    # Means of tiles and runs are one pass; but a plan saves for hooks what the stages save.
+    at_once = torch.compiler.is_compiling() or (runs > 1 and not eager.is_hooked())
+    if chooses and at_once and fuses_gates and not tail and call.precision == "native":
         with torch.autocast(call.q.device.type, enabled=False):
             out, lse, selection = whole(call, budget, runs, gate_fine, gate_coarse)
         if kind is not None and plan is None:
@@ -318,9 +317,8 @@ def block_sparse_attention(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
-    rest = grid, kv_grid, tile, scale, backend, "mean", return_lse, False, tail
-    native = precision == "native"
-    kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest) if native else None
+    rest = grid, kv_grid, tile, scale, backend, "mean", return_lse, False, tail, precision
+    kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
     plan = None if kind is None else eager.plan_of(kind)
     if plan is not None and plan.prepared is not None:
         planned, of_rows, _ = eager.attend(plan, (q, k, v, None, None), text_valid, selection)

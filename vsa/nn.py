@@ -17,6 +17,7 @@ from vsa.stages.inputs import DEFAULT_TILE, Tile
 from vsa.values import checks
 from vsa.values.budget import TopK, check, varies
 from vsa.values.grid import Extent, Grid
+from vsa.values.precision import Precision, check_tail, named
 from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection
 
@@ -45,6 +46,7 @@ class VideoSparseAttention(nn.Module):
         tile: tokens per tile along (t, h, w), or "auto".
         score: what tiles are chosen by, as in ``vsa.attention``.
         tail: as in ``vsa.attention``; an attribute, too.
+        precision: as in ``vsa.attention``, for inference; an attribute, too.
         bias: whether the projections have biases.
         backend: as in ``vsa.attention``.
 
@@ -63,6 +65,7 @@ class VideoSparseAttention(nn.Module):
         tile: Tile = DEFAULT_TILE,
         score: Score = "mean",
         tail: bool = False,
+        precision: Precision = "native",
         bias: bool = True,
         backend: str = "auto",
     ) -> None:
@@ -85,7 +88,8 @@ class VideoSparseAttention(nn.Module):
         runs_of(score)  # likewise
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
         self.tile, self.score, self.backend = tile, score, backend
-        self.tail = checks.flag("tail", tail)
+        self.tail, self.precision = checks.flag("tail", tail), named(precision)
+        check_tail(precision, tail)
         self.topk = topk
         self.to_qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
         self.to_gate_compress = _gate(dim, start=0.0) if gates else None
@@ -118,7 +122,7 @@ class VideoSparseAttention(nn.Module):
         q, k, v, gate_coarse, gate_fine = self.projections(x)
         if rotary is not None:
             q, k = rotary(q, k)
-        out = attention(
+        out = self.attend(
             q,
             k,
             v,
@@ -131,9 +135,13 @@ class VideoSparseAttention(nn.Module):
             score=self.score,
             text_valid=text_valid,
             tail=self.tail,
+            precision=self.precision,
             backend=self.backend,
         )
         return self.to_out(rearrange(out, "... heads d -> ... (heads d)"))
+
+    attend: Callable[..., Tensor] = staticmethod(attention)
+    """What computes attention; ``vsa.distributed.shard_sequence`` puts another in its place."""
 
     def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """q, k, v and both gates, None for those that are not there."""
@@ -179,7 +187,9 @@ class VideoSparseAttention(nn.Module):
         """What ``print(layer)`` says of the layer itself."""
         score = "" if self.score == "mean" else f", score={self.score}"
         known = f"heads={self.heads}, kv_heads={self.kv_heads}, topk={self.topk}"
-        return f"{known}, tile={self.tile}{score}" + ", tail=True" * self.tail
+        more = ", tail=True" if self.tail else ""
+        more += "" if self.precision == "native" else f", precision={self.precision}"
+        return f"{known}, tile={self.tile}{score}{more}"
 
 
 def _gate(dim: int, start: float) -> nn.Linear:

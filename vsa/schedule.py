@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import numbers
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -82,19 +83,29 @@ class StepSchedule:
                 f"steps must map first steps to budgets, and 0 must be among them, but they are "
                 f"{self.steps!r:.60}"
             )
+        steps: dict[int, TopK | Budgets | None] = {}
         for step, budget in self.steps.items():
-            checks.count("a key of steps", step)
-            if isinstance(budget, (int, float, TopP)):
+            first = checks.count("a key of steps", step)
+            steps[first] = budget
+            if isinstance(budget, tuple):
+                checks.not_empty(f"steps[{step}]", budget)
+                check(budget, len(budget))
+                steps[first] = tuple(map(checks.plain_number, budget))
+            elif isinstance(budget, TopP):
                 check(budget, heads=1)
-            elif budget is not None and not isinstance(budget, (tuple, LayerBudget, Budgets)):
+            elif isinstance(budget, numbers.Real):
+                check(budget, heads=1)
+                steps[first] = checks.plain_number(budget)
+            elif budget is not None and not isinstance(budget, (LayerBudget, Budgets)):
                 raise TypeError(
                     f"steps[{step}] must be None, a number, a vsa.TopP, a tuple with a number per "
                     f"head, or vsa.Budgets, but it is {budget!r:.60}"
                 )
-        object.__setattr__(self, "steps", dict(sorted(self.steps.items())))
+        object.__setattr__(self, "steps", dict(sorted(steps.items())))
 
     def at(self, step: int) -> TopK | Budgets | None:
-        """What a denoising step keeps."""
+        """What a denoising step, counted from 0, keeps."""
+        checks.count("step", step)
         starts = list(self.steps)
         return self.steps[starts[bisect_right(starts, step) - 1]]
 
@@ -118,7 +129,10 @@ class StepSchedule:
         try:
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is {content['format']!r}")
-            return cls({e["from"]: _from_json(e["topk"], str(path)) for e in content["steps"]})
+            steps = {e["from"]: _from_json(e["topk"], str(path)) for e in content["steps"]}
+            if len(steps) != len(content["steps"]):
+                raise ValueError("a step is named twice")
+            return cls(steps)
         except (KeyError, TypeError, ValueError) as error:
             said = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path} must hold a vsa.StepSchedule, but {said}") from None
@@ -131,7 +145,9 @@ class StepSchedule:
 def _as_json(budget: TopK | Budgets | None) -> Any:
     if isinstance(budget, Budgets):
         return budget.as_json()
-    return asdict(budget) if isinstance(budget, (TopP, LayerBudget)) else budget
+    if isinstance(budget, LayerBudget):
+        return {"counts": list(budget.counts), "num_tiles": budget.num_tiles}
+    return asdict(budget) if isinstance(budget, TopP) else budget
 
 
 def _from_json(content: Any, source: str) -> TopK | Budgets | None:

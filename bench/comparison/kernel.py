@@ -13,6 +13,7 @@ from torch import Tensor
 
 from comparison.archives import Unavailable
 from comparison.problem import Inputs, Order, Problem
+from vsa.values.precision import Precision
 
 
 class Kernel(ABC):
@@ -26,6 +27,7 @@ class Kernel(ABC):
         own_pattern: whether it chooses tiles itself.
         gpu_only: whether it refuses a CPU.
         order: the order of tokens that it wants.
+        precision: what its results are held to; what is not native has a forward alone.
     """
 
     title: ClassVar[str]
@@ -33,6 +35,7 @@ class Kernel(ABC):
     own_pattern: ClassVar[bool] = False
     gpu_only: ClassVar[bool] = False
     order: ClassVar[Order] = "raster"
+    precision: ClassVar[Precision] = "native"
 
     def __init__(self, device: torch.device, folders: Sequence[Path]):
         """Load it.

@@ -46,6 +46,36 @@ class Ours(Kernel):
         return torch.ops.vsa.block_sparse_attention_backward(*given)
 
 
+class OursInInt8(Ours):
+    """The same in low precision; keys and values are quantised in every call."""
+
+    title = "vsa, int8"
+    precision = "int8"
+
+    def load(self, folders: Sequence[Path]) -> None:
+        super().load(folders)
+        request = Request(self.device.type, self.device.index, precision=self.precision)
+        if (why_not := BACKENDS[self.backend].why_not(request)) is not None:
+            raise Unavailable(why_not)
+
+    def forward(self, x: Inputs) -> tuple[Tensor, Tensor | None, Any]:
+        *options, topk = self.options
+        out, lse = torch.ops.vsa.low_precision_attention(
+            x.q, x.k, x.v, *options, self.precision, topk
+        )
+        return out, lse, None
+
+    def backward(self, x: Inputs, saved: Any) -> tuple[Tensor, Tensor, Tensor]:
+        raise Unavailable(f"{self.precision} is for inference")
+
+
+class OursInFp8(OursInInt8):
+    """Likewise."""
+
+    title = "vsa, fp8"
+    precision = "fp8"
+
+
 class WholeAttention(Kernel):
     """``vsa.attention`` as users call it: means, scores, choice of tiles and fine stage, no gates.
 
@@ -177,3 +207,34 @@ class CudnnBsa(Kernel):
             x.upstream, x.q, x.k, x.v, *saved, self.lists, **self.options
         )
         return found["dq_tensor"], found["dk_tensor"], found["dv_tensor"]
+
+
+class CudnnBsaInFp8(CudnnBsa):
+    """Its fp8 forward, quantisation included: whole tiles of head_dim 128, equally many in a row.
+
+    It returns no log-sum-exp.
+    """
+
+    title = "cudnn.BSA, fp8"
+    precision = "fp8"
+
+    def plan(self, problem: Problem) -> None:
+        super().plan(problem)
+        if self.head_dim != 128:
+            raise Unavailable(f"it needs head_dim 128, but it is {self.head_dim}")
+        if self.options["block_sizes"] is not None:
+            raise Unavailable("it needs whole tiles, but some are clipped on this grid")
+        count = self.options["q2k_block_nums"]
+        if not bool((count == self.lists.shape[-1]).all()):
+            raise Unavailable("it needs as many key tiles in every row, but their numbers differ")
+        self.scale = problem.scale
+
+    def forward(self, x: Inputs) -> tuple[Tensor, Tensor | None, Any]:
+        found = self.module.block_sparse_attention_fp8_forward(
+            x.q, x.k, x.v, self.lists, self.lists.shape[-1], softmax_scale=self.scale,
+            sparse_block_size=SLOTS,
+        )  # fmt: skip
+        return found["o_tensor"], None, None
+
+    def backward(self, x: Inputs, saved: Any) -> tuple[Tensor, Tensor, Tensor]:
+        raise Unavailable("its fp8 kernel has a forward alone")

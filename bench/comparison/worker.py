@@ -18,7 +18,15 @@ from comparison.dense import CudnnDense, FlashAttention3
 from comparison.flexible import FlexAttention
 from comparison.kernel import Kernel
 from comparison.problem import Case, Problem
-from comparison.sparse import CudnnBsa, Ours, ThunderKittensVsa, WholeAttention
+from comparison.sparse import (
+    CudnnBsa,
+    CudnnBsaInFp8,
+    Ours,
+    OursInFp8,
+    OursInInt8,
+    ThunderKittensVsa,
+    WholeAttention,
+)
 from comparison.timing import rested, rotated
 from vsa.measure import patterns
 from vsa.measure.gpu_monitor import Monitor
@@ -28,14 +36,17 @@ from vsa.verify.sampled import Sample
 Row = dict[str, Any]
 KERNELS: dict[str, type[Kernel]] = {
     "vsa": Ours,
+    "vsa_int8": OursInInt8,
+    "vsa_fp8": OursInFp8,
     "whole": WholeAttention,
     "fa3": FlashAttention3,
     "cudnn": CudnnDense,
     "cudnn_bsa": CudnnBsa,
+    "cudnn_bsa_fp8": CudnnBsaInFp8,
     "tk_vsa": ThunderKittensVsa,
     "flex": FlexAttention,
 }
-"""By the names that options take; the archives of those that need one have the same name."""
+"""By the names that options take; an archive has the name of a kernel in it."""
 
 
 def cases_of(name: str, cases: Sequence[Case]) -> list[Case]:
@@ -80,6 +91,8 @@ def run(
             kernel.plan(problem)
             for row in measure(kernel, problem, directions, budget, monitor):
                 write(row)
+        except Unavailable as reason:
+            write(described(case, kernel) | {"skipped": one_line(reason)})
         except Exception as error:
             write(described(case, kernel) | {"failed": one_line(error)})
 
@@ -118,7 +131,10 @@ def measure(
         about["reuse"] = {str(n): patterns.reuse(problem.selection, n, axes) for n in (2, 3, 4)}
     chosen = problem.selection.mask()[0]
     sample = Sample(
-        problem.grid, torch.ones_like(chosen) if kernel.dense else chosen, *problem.sets[0]
+        problem.grid,
+        torch.ones_like(chosen) if kernel.dense else chosen,
+        *problem.sets[0],
+        precision=kernel.precision,
     )
     items = problem.arranged(kernel.order)
     begin = time.monotonic()

@@ -17,7 +17,8 @@ import peers
 import vsa
 from comparison import report, worker
 from comparison.archives import Unavailable, unpacked
-from comparison.problem import Case
+from comparison.problem import Case, Problem
+from comparison.sparse import CudnnBsaInFp8
 from vsa.measure import patterns
 from vsa.measure.provenance import HEAD
 
@@ -48,6 +49,23 @@ def test_archives_and_folders_are_found_in_any_of_the_folders(tmp_path: Path, mo
         unpacked("cudnn_bsa", folders)
 
 
+def test_cudnns_fp8_is_skipped_where_it_has_no_kernel() -> None:
+    kernel = object.__new__(CudnnBsaInFp8)
+
+    def reason(grid: tuple[int, int, int], head_dim: int) -> str:
+        with pytest.raises(Unavailable) as caught:
+            kernel.plan(Problem(Case(grid, 1, head_dim, "random", 0.5), CPU))
+        return str(caught.value)
+
+    assert reason((4, 4, 8), 64) == "it needs head_dim 128, but it is 64"
+    assert reason((4, 4, 9), 128).startswith("it needs whole tiles")
+    kernel.plan(Problem(Case((4, 4, 8), 1, 128, "random", 0.5), CPU))
+    ragged = Problem(Case((4, 4, 8), 1, 128, "random", 0.5), CPU)
+    ragged.selection = vsa.Selection.from_mask(torch.tensor([[[[True, True], [True, False]]]]))
+    with pytest.raises(Unavailable, match="as many key tiles in every row"):
+        kernel.plan(ragged)
+
+
 # ---- the command --------------------------------------------------------------------------------
 
 
@@ -66,9 +84,15 @@ def test_the_command_measures_what_it_can_and_says_why_not_the_rest(tmp_path: Pa
     assert found["command"].startswith("bench/peers.py --tiny --head-dims 64")
     measured = {(r["kernel"], r["direction"]) for r in found["rows"] if "tflops" in r}
     ours = {(x, y) for x in ("vsa", "whole") for y in ("forward", "backward")}
-    assert measured == {*ours, ("flex", "forward")}
+    low = {(x, "forward") for x in ("vsa_int8", "vsa_fp8")}
+    assert measured == {*ours, *low, ("flex", "forward")}
     skipped = {row["kernel"] for row in found["rows"] if "skipped" in row}
-    assert skipped == {"fa3", "cudnn", "cudnn_bsa", "tk_vsa", "flex"}
+    others = {"fa3", "cudnn", "cudnn_bsa", "cudnn_bsa_fp8", "tk_vsa", "flex"}
+    assert skipped == {*others, "vsa_int8", "vsa_fp8"}
+    assert "vsa, int8, 4x4x9, d 64, random, backward: skipped, int8 is for infer" in done.stdout
+    forward = [x for x in found["rows"] if "tflops" in x and x["direction"] == "forward"]
+    errors = {x["kernel"]: x["errors"]["out"] for x in forward}
+    assert errors["vsa"] < 0.005 < 0.02 < errors["vsa_int8"] < errors["vsa_fp8"] < 0.065
     assert "FlashAttention-3: skipped, it needs a CUDA GPU" in done.stdout
     assert not report.inconsistent(found["rows"])
 

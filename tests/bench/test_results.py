@@ -153,9 +153,13 @@ def test_wan_and_check_and_parallel_have_tables(tmp_path: Path) -> None:
     row |= {"multiples": {"out": 1.25}, "failed": ["out"]}
     text = section_of(tmp_path, "vsa check --shape ltx-2", [row])
     assert "| ltx-2 | 64 | bfloat16 | torch | 1.25 | failed: out |" in text
-    row = {"case": "even", "what": "forward", "ranks": 2, "ms": 2.0, "spread": 0.01, "sent": 4e6}
-    text = section_of(tmp_path, "bench/parallel.py", [row])
-    assert "| forward | 2 | 2.000 ±1.0%, 2 GB/s |" in text
+    row = {"shape": "tiny", "case": "even", "mode": "eager", "what": "forward", "spread": 0.01}
+    one = row | {"ranks": 1, "ms": 3.0, "per_rank_ms": [3.0], "way": "", "sent": 0}
+    two = one | {"ranks": 2, "ms": 2.0, "per_rank_ms": [1.9, 2.0], "way": "2 groups"}
+    part = two | {"mode": "part", "what": "heads to sequence", "sent": 4e6}
+    text = section_of(tmp_path, "bench/parallel.py", [one, two, part])
+    assert "| tiny | even | eager | forward | 2 | 2 groups | 2.000 ±1.0% | 1.50 |" in text
+    assert "| tiny | 2 | heads to sequence | 2.000 ±1.0% | 1.900, 2.000 | 2 |" in text
 
 
 def section_of(folder: Path, command: str, rows: list) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from vsa.backends import BACKENDS, torch_fine
@@ -15,9 +16,10 @@ from vsa.backends.kernels import forward
 from vsa.backends.kernels.text import text_of
 from vsa.cli import app
 from vsa.cli.check import command as check
+from vsa.cli.check import low_precision as check_low
 from vsa.stages import eager
 from vsa.values.remembered import Remembered
-from vsa.verify import parity
+from vsa.verify import low_precision, parity
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
 
@@ -27,11 +29,14 @@ def test_check_passes_here_and_prints_a_reason_for_each_absent_backend() -> None
     assert result.exit_code == 0, result.output
     assert "exact enough" in result.output and "WRONG" not in result.output
     assert "hopper" in result.output and "cannot run here: it needs" in result.output
+    precisions = [line.split()[:3] for line in result.output.splitlines() if "int8" in line]
+    assert ["torch", "cpu", "int8"] in precisions and ["emulated", "cpu", "int8"] in precisions
 
 
 def test_check_fails_when_a_backend_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "PROBLEMS", [parity.by_name("ragged")])
     monkeypatch.setattr(check, "_ratios", lambda *_: {"out": float("nan"), "q": 1.0})
+    monkeypatch.setattr(check, "check_low_precision", lambda console: True)
     result = RUNNER.invoke(app, ["check"])
     assert result.exit_code == 1 and "WRONG" in result.output
 
@@ -59,6 +64,7 @@ def test_check_prints_rows_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None
         return ratios(problem, row)
 
     monkeypatch.setattr(check, "_ratios", noting)
+    monkeypatch.setattr(check, "check_low_precision", lambda console: True)
     assert RUNNER.invoke(app, ["check"]).exit_code == 0
     assert len(seen) > 5 and all(printed[before] == backend for before, backend in seen)
 
@@ -111,7 +117,42 @@ def test_check_finds(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "PROBLEMS", problems)
     rows = [row for row in check._rows() if row.backend == backend]  # the others are right
     monkeypatch.setattr(check, "_rows", lambda: rows)
+    monkeypatch.setattr(check, "check_low_precision", lambda console: True)
     result = RUNNER.invoke(app, ["check"])
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
     verdicts = [line for line in result.output.splitlines() if line.startswith(backend)]
     assert verdicts and all("WRONG" in line for line in verdicts), result.output
+
+
+LOW_FAULTS = {
+    "a wrong output": lambda out, lse: (1.06 * out, lse),
+    "a wrong log-sum-exp": lambda out, lse: (out, lse + 0.04),
+    "NaN": lambda out, lse: (out.index_fill(1, torch.tensor([3]), torch.nan), lse),
+    "a head that is another's": lambda out, lse: (out.roll(1, 2), lse),
+}
+
+
+@pytest.mark.parametrize("backend", ["emulated", "torch"])
+@pytest.mark.parametrize("fault", LOW_FAULTS)
+def test_check_finds_what_is_wrong_in_low_precision(
+    fault: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = BACKENDS[backend]
+    compute = owner.low_precision
+    spoil = LOW_FAULTS[fault]
+    monkeypatch.setattr(owner, "low_precision", lambda *args: spoil(*compute(*args)))
+    cases = [case for case in low_precision.CASES if case.name in ("text", "longer")]
+    monkeypatch.setattr(low_precision, "CASES", cases)
+    rows = [row for row in check_low.rows() if row.backend == backend]
+    assert len(rows) == 2
+    monkeypatch.setattr(check_low, "rows", lambda: rows)
+    console = Console(width=120, record=True)
+    assert not check_low.check_low_precision(console)
+    verdicts = [x for x in console.export_text().splitlines() if x.startswith(backend)]
+    assert len(verdicts) == 2 and all("WRONG" in line for line in verdicts)
+
+
+def test_emulated_eight_bits_are_few_beside_a_gpu() -> None:
+    row = next(row for row in check_low.rows() if row.backend == "emulated")
+    names = {case.name for case in check_low.cases(row._replace(beside_a_gpu=True))}
+    assert names == set(check_low.BESIDE_A_GPU) and len(check_low.cases(row)) > 25

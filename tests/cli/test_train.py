@@ -113,6 +113,12 @@ def test_ctrl_c_finishes_the_step_of_every_kind(tmp_path, monkeypatch):
     assert not found["complete"] and [row["step"] for row in found["rows"]] == [0, 0, 2, 2]
     result = run(*SMALL, "--steps", 4, "--out", tmp_path / "run", "--resume")
     assert result.exit_code == 0 and read(tmp_path / "run" / "loss.json")["complete"]
+    assert "It took no step" not in result.output
+    result = run(
+        *SMALL, "--steps", 3, "--out", tmp_path / "run", "--resume", "--kinds", "full, vsa"
+    )
+    assert result.exit_code == 0, result.output
+    assert "It took no step, and has 4: give it more --steps" in sentence(result)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +133,7 @@ def test_ctrl_c_finishes_the_step_of_every_kind(tmp_path, monkeypatch):
         (("--plot", "a.png"), "it needs runs to draw"),
         (("--resume",), "must hold a checkpoint.pt"),
         (("--out", "/proc/no"), "/proc/no cannot be"),
+        (("--device", "meta"), "device must hold numbers"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(arguments, said, tmp_path, monkeypatch):
@@ -141,6 +148,9 @@ def test_a_finished_run_is_not_overwritten_and_other_files_are_no_runs(folder, t
     assert result.exit_code == 2 and "holds a run" in sentence(result)
     result = run(*SMALL, "--seed", 5, "--out", folder, "--resume")
     assert result.exit_code == 2 and "seed must be 0 as in the run" in sentence(result)
+    result = run(*SMALL, "--start", folder / "loss.json", "--out", tmp_path / "new")
+    assert result.exit_code == 2 and "weights_only" not in result.output
+    assert "must be a file of vsa train, but holds something else" in sentence(result)
     (tmp_path / "no.json").write_text("{}")
     result = run("--read", tmp_path / "no.json", "--plot", tmp_path / "no.png")
     assert result.exit_code == 2 and "must be a file of this project" in sentence(result)

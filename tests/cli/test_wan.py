@@ -77,6 +77,38 @@ def test_settings_reach_the_transformer_and_guidance_doubles_the_passes() -> Non
     assert result.exit_code == 0 and "differ by 0.0%" not in result.output
 
 
+def test_low_precision_stands_beside_native(tmp_path: Path) -> None:
+    file = tmp_path / "wan.json"
+    result = invoke("--precision", "int8", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    for words in ("sparse, native", "low precision", "x native", "bfloat16"):
+        assert words in result.output
+    written = json.loads(file.read_text())
+    (row,) = written["rows"]
+    assert written["precision"] == "int8"
+    assert len(row["native"]["steps_ms"]) == len(row["sparse"]["steps_ms"]) == 2
+    assert 0 < row["difference_to_native"] < 0.05
+    result = invoke("--precision", "native,fp8", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    assert json.loads(file.read_text())["precision"] == ["native", "fp8"]
+    result = invoke("--precision", "native,native", "--json", str(file))
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["native"] is None and row["difference_to_native"] is None
+
+
+@pytest.mark.parametrize(
+    ("precision", "sentence"),
+    [
+        ("int4", 'precision must be "native", "int8" or "fp8", but it is \'int4\''),
+        ("int8,int8,fp8", "precision must have one name for each of the 2 layers, but it has 3"),
+    ],
+)
+def test_precisions_that_are_none_are_refused(precision: str, sentence: str) -> None:
+    result = invoke("--precision", precision)
+    words = " ".join(result.output.replace("│", " ").split())
+    assert result.exit_code == 2 and sentence in words
+
+
 def test_a_report_is_written_of_the_first_video(tmp_path: Path) -> None:
     page = tmp_path / "wan.html"
     result = invoke("--report", str(page), "--size", "5x64x64", "--guidance", "2")

@@ -37,7 +37,7 @@ def bounds(lengths):
     return [sum(lengths[:n]) for n in range(len(lengths) + 1)]
 
 
-def agree(name, group, rank, ranks, lengths=None, default=None, batch=2, **more):
+def agree(name, group, rank, ranks, lengths=None, default=None, batch=2, head_groups=None, **more):
     """The problem on one process and on all: outputs and gradients of this rank's tokens."""
     torch.manual_seed(1)
     grid, kv_grid, kv_heads, coarse, fine, options = PROBLEMS[name]
@@ -80,7 +80,7 @@ def agree(name, group, rank, ranks, lengths=None, default=None, batch=2, **more)
     for q, k, v, gate_coarse, gate_fine in (whole, parts):
         extra = {"gate_coarse": gate_coarse, "gate_fine": gate_fine, "kv_grid": kv_grid}
         if q is parts[0]:
-            extra |= {"lengths": given, "group": group}
+            extra |= {"lengths": given, "group": group, "head_groups": head_groups}
             got = ulysses_attention(q, k, v, grid=grid, **extra, **options)
         else:
             got = vsa.attention(q, k, v, grid=grid, **extra, **options)
@@ -129,6 +129,7 @@ def two(rank):
     )
     assert torch.equal(attend(x), first)
     mixed_types(rank)
+    low_precision(rank)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert ulysses_attention(x, x, x, 2, grid=GRID).dtype == torch.bfloat16
 
@@ -164,6 +165,23 @@ def mixed_types(rank):
     assert own_lse.dtype == torch.float32
     torch.testing.assert_close(own_lse, lse.tensor_split(2, dim=2)[rank], rtol=0, atol=1e-5)
     torch.testing.assert_close(out, expected.tensor_split(2, dim=1)[rank], rtol=1e-2, atol=1e-2)
+
+
+def low_precision(rank):
+    """Every head is quantised by itself, so that who computes it changes no bit."""
+    torch.manual_seed(4)
+    q, k, v = torch.randn(3, 1, GRID.length, 4, 64).bfloat16()
+    options = {"grid": GRID, "precision": "int8"}
+    expected = vsa.attention(q, k, v, 2, **options)
+    q, k, v = (x.tensor_split(2, dim=1)[rank] for x in (q, k, v))
+    assert torch.equal(
+        ulysses_attention(q, k, v, 2, **options), expected.tensor_split(2, dim=1)[rank]
+    )
+    refused("precision must be", precision="int4")
+    refused("q must be bf16 or fp16 for precision='fp8'", TypeError, precision="fp8")
+    more = {"q": q, "k": k, "v": v, "precision": "fp8"}
+    refused("tail must be False for precision='fp8'", tail=True, **more)
+    refused("q wants a gradient", **more | {"q": q.clone().requires_grad_()})
 
 
 def sharded_layer(layer, rank):
@@ -218,10 +236,15 @@ def more_ranks_than_heads(mesh, rank):
     refused("2 heads, which 4 ranks of group cannot", q=q, k=k, v=v, lengths=lengths)
 
 
-def start(rank, job, ranks, path):
+def start(rank, job, ranks, path, backend="gloo"):
     torch.set_num_threads(1)
+    device = None
+    if backend == "nccl":
+        device = torch.device("cuda", rank)
+        torch.cuda.set_device(device)
     dist.init_process_group(
-        "gloo",
+        backend,
+        device_id=device,
         init_method=f"file://{path}",
         rank=rank,
         world_size=ranks,

@@ -11,12 +11,12 @@ from distributed import distributed_jobs
 from torch.multiprocessing import start_processes
 
 
-def run(job: Callable[[int], None], ranks: int, folder: Path) -> None:
+def run(job: Callable[[int], None], ranks: int, folder: Path, backend: str = "gloo") -> None:
     """Calls job(rank) in as many processes, which meet in a file of the folder.
 
     Raises:
         torch.multiprocessing.ProcessRaisedException: what one of them raised first.
     """
     forked.context()
-    arguments = (job, ranks, folder / "store")
+    arguments = (job, ranks, folder / "store", backend)
     start_processes(distributed_jobs.start, arguments, nprocs=ranks, start_method="forkserver")

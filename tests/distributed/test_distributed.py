@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from child_process import run
-from distributed import distributed_jobs
+from distributed import distributed_jobs, fault_jobs, overlap_jobs
 from distributed import ranks as ranks_of
 from integrations import text_jobs
 
@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         (distributed_jobs.two, 2),
         (distributed_jobs.four, 4),
+        (overlap_jobs.grouped, 2),
+        (fault_jobs.two, 2),
         (text_jobs.replicated, 2),
         (text_jobs.replicated, 4),
     ],

@@ -17,7 +17,7 @@ BEFORE, AFTER = (vsa.Grid((5, 6, 7), (2, 3, 4), **{side: 5}) for side in ("prefi
 CLOSE = {"rtol": 0, "atol": 1e-11}
 
 
-def agree(grid, rank, ranks, kv_heads=4, lengths=None, gated=True, **options):
+def agree(grid, rank, ranks, kv_heads=4, lengths=None, gated=True, head_groups=None, **options):
     """One process against all: out, log-sum-exp and gradients, those of the text in parts."""
     torch.manual_seed(4)
     heads = [4, kv_heads, kv_heads, *[4] * gated]
@@ -29,10 +29,11 @@ def agree(grid, rank, ranks, kv_heads=4, lengths=None, gated=True, **options):
         prefix, video, suffix = parted(x, grid)
         return torch.cat([prefix, video.split(counts, dim=1)[rank], suffix], dim=1)
 
+    sharded = {"text": "replicated", "lengths": lengths, "head_groups": head_groups}
     results, leaves = [], []
     for attend, xs, more in (
         (vsa.attention, whole, {}),
-        (ulysses_attention, map(mine, whole), {"text": "replicated", "lengths": lengths}),
+        (ulysses_attention, map(mine, whole), sharded),
     ):
         q, k, v, *gate = own = [x.clone().requires_grad_() for x in xs]
         leaves.append(own)

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,8 +113,77 @@ def test_a_step_takes_the_latest_budget_before_it() -> None:
         ({0: 0.5, -1: 0.5}, "a key of steps must be at least 0"),
         ({0: 1.5}, "topk as a float is a share"),
         ({0: "0.1"}, r"steps\[0\] must be None, a number"),
+        ({0: ()}, r"steps\[0\] must be a tuple or list of at least one"),
+        ({0: (1, "a")}, r"topk\[1\] must be an int"),
     ],
 )
 def test_bad_schedules(steps: Any, sentence: str) -> None:
     with pytest.raises((ValueError, TypeError), match=sentence):
         vsa.StepSchedule(steps)
+
+
+@pytest.mark.parametrize("step", [-1, 1.5, "1"])
+def test_a_step_is_a_count(step: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="step must be"):
+        vsa.StepSchedule({0: None, 4: 0.3})(0, step)
+
+
+def test_every_kind_of_budget_comes_back_from_a_file(tmp_path: Path) -> None:
+    of_layer = vsa.LayerBudget((np.int64(1), 2), np.int64(4))  # type: ignore[arg-type]
+    schedule = vsa.StepSchedule(
+        {
+            0: None,
+            1: 0.3,
+            np.int64(2): np.int64(7),  # type: ignore[dict-item]
+            3: (1, np.float64(0.5)),
+            4: vsa.TopP(np.float32(0.5), np.int64(2)),  # type: ignore[arg-type]
+            5: of_layer,
+            6: vsa.Budgets({"a": of_layer}),
+        }
+    )
+    schedule.save(tmp_path / "schedule.json")
+    found = vsa.StepSchedule.load(tmp_path / "schedule.json")
+    assert repr(found) == repr(schedule)
+    assert [found.at(step) for step in range(6)] == [schedule.at(step) for step in range(6)]
+    budgets = found.at(6)
+    assert isinstance(budgets, vsa.Budgets) and budgets.layers == {"a": of_layer}
+
+
+def test_a_step_that_a_file_names_twice_is_refused(tmp_path: Path) -> None:
+    content = {"format": "vsa step schedule", "steps": [{"from": 0, "topk": 1}] * 2}
+    (tmp_path / "schedule.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="a step is named twice"):
+        vsa.StepSchedule.load(tmp_path / "schedule.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"layers": [1]}, "layers must map names to vsa.LayerBudget"),
+        ({"layers": {3: vsa.LayerBudget((1, 2), 4)}}, "layers must have names, but one is 3"),
+        ({"recall": {}}, "recall must be for all layers and no others"),
+        ({"recall": {"a": (0.5,)}}, r"recall\['a'\] must have one share per query head"),
+        ({"recall_uniform": {"a": ("x", "y")}}, r"recall_uniform\['a'\] must be numbers"),
+        ({"error": {"b": (0.1, 0.2)}}, "error must be for all layers and no others"),
+        ({"aim": 3}, "aim must be a word"),
+        ({"grid": "abc"}, "grid must be three token counts"),
+        ({"grid": (4, 4, 4), "tile": (8, 8, 8)}, "tile must hold at most 64 tokens"),
+        ({"grid": (8, 8, 8), "tile": (4, 4, 4)}, "layers must be for the 8 tiles of the grid"),
+        ({"score": 3}, "score must be a word"),
+    ],
+)
+def test_what_budgets_say_of_themselves_is_checked(arguments: Any, sentence: str) -> None:
+    given = {"layers": {"a": vsa.LayerBudget((1, 2), 4)}} | arguments
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        vsa.Budgets(**given)
+
+
+def test_a_layer_that_is_the_model_has_no_name_compiled_or_not() -> None:
+    budget = vsa.LayerBudget((1, 2), 4)
+    layer = vsa.nn.VideoSparseAttention(128, 2)
+    for model in (layer, torch.compile(layer, backend="eager")):
+        layer.topk = 1.0
+        vsa.Budgets({"": budget}).apply_to(model)
+        assert layer.topk is budget
+    with pytest.raises(TypeError, match="model must be a module"):
+        vsa.Budgets({"": budget}).apply_to(3)  # type: ignore[arg-type]

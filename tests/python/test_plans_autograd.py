@@ -28,7 +28,9 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+import vsa
 from vsa.stages import eager
+from vsa.values.score import Score
 
 
 @pytest.fixture
@@ -115,8 +117,13 @@ def test_hooks_that_change_the_keys_alone(ran: list[int]) -> None:
     "gates", [(None, None), ("contiguous", None), (None, "fp32"), ("fp32", "contiguous")]
 )
 @pytest.mark.parametrize("check", ["default", "none"])
+@pytest.mark.parametrize("score", ["mean", vsa.SubBlocks(4)])
 def test_checkpoints_of_which_one_forward_has_a_plan(
-    shape: tuple[int, ...], gates: tuple[str | None, str | None], check: str, ran: list[int]
+    shape: tuple[int, ...],
+    gates: tuple[str | None, str | None],
+    check: str,
+    score: Score,
+    ran: list[int],
 ) -> None:
     call = Call(shape, gates=gates, wants="qkvfc", grid=(4, 5, 6))
 
@@ -125,7 +132,8 @@ def test_checkpoints_of_which_one_forward_has_a_plan(
 
         def attend(*values: Tensor | None) -> Tensor:
             with contextlib.nullcontext() if next(forwards) else eager.paused():
-                return attention(**dict(zip(tensors, values, strict=True)), grid=(4, 5, 6))
+                named = dict(zip(tensors, values, strict=True))
+                return attention(**named, grid=(4, 5, 6), score=score)
 
         tensors = given(call)
         out = checkpoint(attend, *tensors.values(), use_reentrant=False, determinism_check=check)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -27,6 +27,9 @@ from vsa.values.problem import (
     WholeCall,
     WholeSaved,
 )
+
+Ready = Callable[[], None]
+"""Makes the current stream wait for tensors that are still on their way."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,12 @@ class Backend:
         """``forward`` in eight bits, "int8" or "fp8", without a backward."""
         raise self._without(f"no forward in {precision}")
 
+    def gated_low_precision(
+        self, problem: Problem, precision: str, gates: Gates
+    ) -> tuple[Tensor, Tensor]:
+        """Where gates are fused: ``gated_inference`` in eight bits."""
+        raise self._without(f"no fused gates in {precision}")
+
     def tail_forward(self, problem: Problem, means: TailMeans, most: int) -> tuple[Tensor, Tensor]:
         """``forward``, and in the same softmax the tail: the means of tiles that were not chosen.
 
@@ -321,8 +330,11 @@ class Prepared(Protocol):
 
     copied: frozenset[int]
 
-    def forward(self, *tensors: Tensor | None) -> Forward:
-        """Run it. Tensors are those of the task or their (B, T, H, W, heads, head_dim) views."""
+    def forward(self, *tensors: Tensor | None, ready: Ready | None = None) -> Forward:
+        """Run it. Tensors are those of the task or their (B, T, H, W, heads, head_dim) views.
+
+        Only q and k are read before ``ready`` is called, which makes the others so.
+        """
 
     def backward(
         self, upstream: Upstream, found: Forward, tensors: Sequence[Tensor | None]

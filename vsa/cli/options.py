@@ -11,6 +11,9 @@ import typer
 from vsa import backends
 from vsa.values import checks
 from vsa.values.grid import SLOTS, Extent
+from vsa.values.precision import DTYPES as LOW_DTYPES
+from vsa.values.precision import HEAD_DIMS as LOW_HEAD_DIMS
+from vsa.values.precision import Precision, named
 from vsa.values.score import Score, SubBlocks
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,6 +57,14 @@ def parse_score(text: str) -> Score:
         raise typer.BadParameter(str(error)) from None
 
 
+def parse_precision(text: str) -> Precision:
+    """native, int8 or fp8."""
+    try:
+        return named(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def parse_tile(text: str) -> Extent | Literal["auto"]:
     """A tile such as 4,4,4, or auto."""
     if text == "auto":
@@ -74,6 +85,8 @@ def parse_device(text: str) -> torch.device:
         raise typer.BadParameter(
             f"device must be auto, cpu, cuda or cuda:N, but it is {text!r}"
         ) from None
+    if device.type == "meta":
+        raise typer.BadParameter("device must hold numbers, but it is 'meta'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise typer.BadParameter(
             f"device {text} is not here: {torch.cuda.device_count()} GPUs are visible"
@@ -90,11 +103,25 @@ def parse_dtype(text: str) -> torch.dtype:
 
 
 def check_backend(
-    name: str, device: torch.device, dtype: torch.dtype, head_dim: int, gradients: bool
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    gradients: bool,
+    precision: str = "native",
 ) -> str:
     """The backend that runs, with "auto" resolved."""
+    if precision != "native" and (dtype not in LOW_DTYPES or head_dim not in LOW_HEAD_DIMS):
+        raise typer.BadParameter(
+            f"{precision} takes bf16 or fp16 and a head_dim of "
+            f"{' or '.join(map(str, LOW_HEAD_DIMS))}, but the type is "
+            f"{str(dtype).removeprefix('torch.')} and the head_dim {head_dim}",
+            param_hint="--precision",
+        )
     try:
-        return backends.choose(name, device.type, device.index, str(dtype), head_dim, gradients)
+        return backends.choose(
+            name, device.type, device.index, str(dtype), head_dim, gradients, precision
+        )
     except (ValueError, RuntimeError) as error:
         raise typer.BadParameter(str(error), param_hint="--backend") from None
 

@@ -17,11 +17,13 @@ from vsa.diagnostics.metrics import (
     recall_curve,
     sampled_recall,
 )
-from vsa.diagnostics.watch import watch
+from vsa.diagnostics.precision import PrecisionErrors
+from vsa.diagnostics.watch import watch, watch_precision
 
 __all__ = [
     "Curves",
     "NeighbourOverlap",
+    "PrecisionErrors",
     "RecallCurve",
     "density",
     "head_overlap",
@@ -30,4 +32,5 @@ __all__ = [
     "recall_curve",
     "sampled_recall",
     "watch",
+    "watch_precision",
 ]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-    from vsa.diagnostics import RecallCurve
+    from vsa.diagnostics import PrecisionErrors, RecallCurve
 
 MOST_WRITTEN_HEADS = 16
 """With more heads, shares are shown by colour alone."""
@@ -178,6 +178,45 @@ def tile_map(
         )
         if head is None:
             add_scale(figure, image, panels, ("no head", "half", "all heads"))
+
+
+def precision_errors(errors: PrecisionErrors, path: Path | str) -> None:
+    """Errors of low precision by layer and head, a panel for each precision; all steps together.
+
+    Args:
+        errors: of a model.
+        path: the PNG to write.
+
+    Raises:
+        ValueError: nothing noted.
+    """
+    tables = {each: errors.of(each) for each in errors.precisions}
+    layers, heads = next(iter(tables.values())).shape
+    most = max(float(table.nan_to_num(0).max()) for table in tables.values())
+    width, height = min(6.0, max(3.0, 0.3 * heads + 1.0)), min(9.0, max(2.4, 0.2 * layers + 1.2))
+    with new_figure(width * len(tables) + 1.2, height, path) as figure:
+        panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+        for axes, (name, table) in zip(panels, tables.items(), strict=True):
+            image = axes.imshow(
+                table.numpy(), cmap=shades(), vmin=0, vmax=most, aspect="auto",
+                interpolation="nearest",
+            )  # fmt: skip
+            axes.set_xticks(range(0, heads, math.ceil(heads / 12)))
+            axes.set_yticks(range(0, layers, math.ceil(layers / 20)))
+            axes.set(xlabel="head", title=name)
+            axes.spines[:].set_visible(False)
+            axes.tick_params(length=0)
+        panels[0].set_ylabel("layer")
+        bar = figure.colorbar(image, ax=list(panels), fraction=0.04, pad=0.02)
+        bar.set_ticks([0, most / 2, most], labels=[f"{x:.3f}" for x in (0, most / 2, most)])
+        cast("Any", bar.outline).set_visible(False)
+        figure.suptitle(
+            "What low precision changes in a head's output, relative to native",
+            x=0.01,
+            ha="left",
+            fontsize=12,
+            fontweight="bold",
+        )
 
 
 def _panels_across(layers: int, rows: int, columns: int) -> int:

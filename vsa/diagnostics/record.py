@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vsa.diagnostics import metrics
 from vsa.diagnostics.curves import SAMPLED_TILES, Curves
+from vsa.diagnostics.precision import PrecisionErrors
 from vsa.values import bitmap, checks
 from vsa.values.grid import Grid
 from vsa.values.selection import Selection
@@ -33,6 +34,7 @@ class Record:
         maps: layers whose tile maps are kept.
         curves: recall and output error at every budget, for ``vsa.calibrate``; None where nobody
             asked for them.
+        precision: what low precision changes, see ``vsa.diagnostics.PrecisionErrors``; likewise.
         grid: the video's tokens and tiles, known from the first note on.
     """
 
@@ -41,6 +43,7 @@ class Record:
     tiles: int = SAMPLED_TILES
     maps: Sequence[int] = ()
     curves: Curves | None = None
+    precision: PrecisionErrors | None = None
     grid: Grid | None = field(default=None, init=False)
     _steps: set[int] = field(default_factory=set, init=False)
     _numbers: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
@@ -83,7 +86,8 @@ class Record:
             q: (B, S, heads, head_dim), after the rotary embedding.
             k: likewise, its heads dividing those of q.
             selection: what this layer attended in this step; it knows its grid.
-            v: like k, for the output errors of ``curves``; None for their recall alone.
+            v: like k, for the output errors of ``curves``, which without it have recall alone, and
+                for ``precision``, which needs it.
             text_valid: (B, prefix + suffix) bool, which text tokens are real; None for all.
 
         Raises:
@@ -108,6 +112,12 @@ class Record:
         if self.curves is not None:
             name = self.curves.layers[layer]
             self.curves.note(name, q, k, v, grid=selection.grid, step=step, text_valid=text_valid)
+        if self.precision is not None:
+            if v is None:
+                raise ValueError("v must be given where errors of low precision are noted")
+            self.precision.note(
+                self.precision.layers[layer], q, k, v, selection=selection, step=step
+            )
         if layer in self.maps:
             kept = bitmap.unpack(selection.bitmap[0, :, self.query], selection.num_key_tiles)
             self._maps[layer, step] = kept.float().mean(0)

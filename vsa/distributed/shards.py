@@ -39,9 +39,9 @@ class Ranks:
         """This rank's row."""
         return self.rank // self.columns
 
-    def of_row(self, lengths: Sequence[int]) -> list[int]:
+    def of_row(self, lengths: Sequence[int]) -> tuple[int, ...]:
         """The tokens of the ranks of this row."""
-        return list(lengths[self.row * self.columns : (self.row + 1) * self.columns])
+        return tuple(lengths[self.row * self.columns : (self.row + 1) * self.columns])
 
     def per_row(self, lengths: Sequence[int]) -> list[int]:
         """The tokens of every row."""

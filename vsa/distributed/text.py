@@ -18,19 +18,36 @@ def parted(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     return prefix, video, suffix
 
 
-def around(video: Tensor, held: Tensor, grid: Grid, ranks: Ranks) -> Tensor:
-    """Put this rank's heads of the text that it holds around the whole video.
+class Text:
+    """The text of tensors that are exchanged: this rank's heads of it.
 
     Args:
-        video: (B, T * H * W, heads / P, channels).
-        held: (B, prefix + S_r + suffix, heads, channels), of which the text is taken.
-        grid: of the whole sequence.
+        xs: (B, prefix + S_r + suffix, heads, channels) each.
+        grids: of the whole sequence of each.
         ranks: that share out the heads.
     """
-    heads = video.shape[2]
-    first = ranks.rank % ranks.columns * heads
-    prefix, _, suffix = parted(held[:, :, first : first + heads], grid)
-    return torch.cat([prefix, video, suffix], dim=1)
+
+    def __init__(self, xs: Sequence[Tensor], grids: Sequence[Grid], ranks: Ranks) -> None:
+        parts = [parted(x, grid) for x, grid in zip(xs, grids, strict=True)]
+        self.videos = [video for _, video, _ in parts]
+        self._texts = []
+        for prefix, _, suffix in parts:
+            heads = prefix.shape[2] // ranks.columns
+            first = ranks.rank % ranks.columns * heads
+            mine = slice(first, first + heads)
+            self._texts.append((prefix[:, :, mine], suffix[:, :, mine]))
+
+    def around(self, videos: Sequence[Tensor], heads: Sequence[slice]) -> list[Tensor]:
+        """Put the text around whole videos.
+
+        Args:
+            videos: (B, T * H * W, heads, channels) each.
+            heads: which of this rank's heads of each these are.
+        """
+        return [
+            torch.cat([prefix[:, :, some], video, suffix[:, :, some]], dim=1)
+            for video, (prefix, suffix), some in zip(videos, self._texts, heads, strict=True)
+        ]
 
 
 def for_every_rank(x: Tensor, grid: Grid, lengths: Sequence[int]) -> Tensor:

@@ -3,23 +3,47 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from vsa.distributed.exchange import to_heads, to_tokens
-from vsa.distributed.shards import Ranks, grid_of_row, lengths_of, ranks_of, rows_by_layers
-from vsa.distributed.text import around, for_every_rank, parted
+from vsa.distributed.agreement import agree, can_agree, refuse
+from vsa.distributed.arrangement import (
+    GATES,
+    Arrangement,
+    Asked,
+    HeadGroup,
+    Tensors,
+    arrange,
+    flat,
+)
+from vsa.distributed.exchange import (
+    Exchange,
+    Transport,
+    send_heads,
+    send_tokens,
+    take_heads,
+    take_tokens,
+    to_heads,
+)
+from vsa.distributed.shards import Ranks, ranks_of
+from vsa.distributed.text import Text, for_every_rank
 from vsa.functional import attention
-from vsa.stages import inputs
+from vsa.stages import eager, inputs
 from vsa.values import checks
-from vsa.values.budget import LayerBudget, TopK
-from vsa.values.budget import resolve as resolve_budget
+from vsa.values.budget import TopK
 from vsa.values.grid import Extent, Grid
-from vsa.values.score import Score, runs_of
+from vsa.values.precision import Precision
+from vsa.values.remembered import Remembered
+from vsa.values.score import Score
 from vsa.values.selection import Selection
+
+_arranged: weakref.WeakKeyDictionary[Any, Remembered[Arrangement]] = weakref.WeakKeyDictionary()
+"""For each process group, how calls run that its ranks have agreed on."""
 
 
 def ulysses_attention(
@@ -44,14 +68,17 @@ def ulysses_attention(
     tail: bool = False,
     return_selection: bool = False,
     return_lse: bool = False,
+    precision: Precision = "native",
     backend: str = "auto",
+    head_groups: int | None = None,
 ) -> Any:
     """``vsa.attention`` of a sequence that is sharded over ranks; every rank calls it alike.
 
-    One all-to-all takes q, k, v and gates from shards of the sequence to shards of the heads (one
-    more for each further type among them), one brings the output back; the backward does the same
-    the other way round. Differentiable in q, k, v and the gates. What is the same on all ranks,
-    such as a gate per head, gets its gradient in parts: add them over the group, as for weights.
+    All-to-alls take q, k, v and gates from shards of the sequence to shards of the heads and bring
+    the output back; the backward does the same the other way round. Heads travel in groups, so that
+    one group is exchanged while another is computed, and q and k of the first before its v.
+    Differentiable once, in q, k, v and the gates. What is the same on all ranks, such as a gate per
+    head, gets its gradient in parts: add them over the group, as for weights.
 
     With more ranks than heads, ``group`` is a ``DeviceMesh`` of two dimensions (queries, heads):
     its rows hold whole layers of tiles along t, the ranks of a row share out heads, and keys and
@@ -86,185 +113,247 @@ def ulysses_attention(
         tail: as in ``vsa.attention``.
         return_selection: also return the selection of heads / P heads that this rank computed.
         return_lse: also return the log-sum-exp of this rank's tokens.
+        precision: as in ``vsa.attention``, for inference.
         backend: as in ``vsa.attention``.
+        head_groups: most groups of heads that travel one after the other; None decides by size.
 
     Returns:
         out like q; then, as asked for, the ``Selection`` and the log-sum-exp, (B, heads, S_r).
 
     Raises:
         ValueError, TypeError: bad input, in one sentence that names the argument, before anything
-            is communicated. A rank that alone has bad input raises alone, and the others wait.
-        RuntimeError: torch.distributed is not initialised, or an explicit backend cannot run here.
+            is communicated; also on all ranks where they differ in an argument, which is found out
+            at the first call of a kind, outside of torch.compile.
+        RuntimeError: torch.distributed is not initialised, an explicit backend cannot run here, or
+            another rank has raised an error, has ended or has not come within the group's timeout.
+            NCCL reports the last two by itself.
     """
-    ranks = ranks_of(group)
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        _flat(name, checks.tensor(name, x))
-    q, k, v = inputs.under_autocast(q, k, v)
-    whole = _grid("grid", grid, tile)
-    keys = whole if kv_grid is None else _grid("kv_grid", kv_grid, tile)
-    replicated = _is_replicated(text, ranks)
-    checks.flag("tail", tail)
-    if lengths is None and ranks.rows > 1:
-        if whole.tiles[0] < ranks.rows:
-            raise ValueError(
-                f"group has {ranks.rows} rows, but grid has only {whole.tiles[0]} layers of tiles "
-                "along t to give them: use fewer rows or a tile that is shorter along t"
-            )
-        lengths = rows_by_layers(whole, ranks)
-    lengths = lengths_of("lengths", lengths, whole.tokens if replicated else whole.length, ranks)
-    if kv_lengths is None and kv_grid is None:
-        kv_lengths = lengths
-    kv_total = keys.tokens if replicated else keys.length
-    kv_lengths = lengths_of("kv_lengths", kv_lengths, kv_total, ranks)
-    mine = grid_of_row(whole, lengths, ranks)
-    for name, x, counts, of in (
-        ("q", q, lengths, whole),
-        ("k", k, kv_lengths, keys),
-        ("v", v, kv_lengths, keys),
-    ):
-        _own_length(name, x, counts[ranks.rank] + of.text * replicated, ranks)
-    heads = _heads_per_rank(q.shape[2], ranks)
-    first = ranks.rank % ranks.columns * heads
-    if text_valid is not None and ranks.rows > 1:
-        raise ValueError(
-            "text_valid must be None on a 2-D group, whose rows do not all hold the text: use a "
-            "group of one dimension, or leave invalid text out of the sequence"
-        )
-    checks.keys_match(q[:, :1], k[:, :1], v[:, :1])
-    # Each rank repeats key heads until its query heads have whole ones of their own.
-    repeats = ranks.columns // math.gcd(ranks.columns, k.shape[2])
-    kv_heads = k.shape[2] * repeats // ranks.columns
-    # Views of the shapes that attention will get: all its checks, before anything is communicated.
-    inputs.resolve(
-        *(
-            x[:, :1, :count].expand(-1, extent.length, -1, -1)
-            for x, count, extent in ((q, heads, mine), (k, kv_heads, keys), (v, kv_heads, keys))
-        ),
-        grid=mine,
-        kv_grid=keys,
-        scale=scale,
-        text_valid=text_valid,
-        selection=selection,
-        backend=backend,
-    )
-    runs_of(score)
-    gates = {"gate_coarse": gate_coarse, "gate_fine": gate_fine}
-    for name, gate in gates.items():
-        checks.gate(name, gate, q)
-        if gate is not None and min(lengths) == 1:
-            raise ValueError(
-                f"{name} needs lengths of at least 2, since a gate per token and one for all "
-                "tokens look the same to a rank that has a single token"
-            )
-    if selection is None or topk is not None:
-        resolve_budget(topk, keys.num_tiles, q.shape[2])
-    if isinstance(topk, LayerBudget):
-        topk = topk.of_heads(slice(first, first + heads))
-    elif isinstance(topk, (tuple, list)):
-        topk = tuple(topk[first : first + heads])
-
-    k, v = (x.repeat_interleave(repeats, dim=2) if repeats > 1 else x for x in (k, v))
-    sent = [q, k, v]
-    shares = [ranks.of_row(n) for n in (lengths, kv_lengths, kv_lengths)]
-    travelling = []
-    for name, gate in gates.items():
-        if gate is None:
-            continue
-        gate = gate[(None,) * (4 - gate.ndim)]
-        if gate.shape[1] == 1:  # the same for all tokens: this rank's heads of it are here already
-            gates[name] = gate if gate.shape[2] == 1 else gate[:, :, first : first + heads]
-            continue
-        travelling.append(name)
-        sent.append(gate if gate.shape[2] > 1 else gate.expand(-1, -1, ranks.columns, -1))
-        shares.append(ranks.of_row(lengths))
-    held, grids = sent, [whole, keys, keys, *[whole] * len(travelling)]
-    if replicated:
-        sent = [parted(x, of)[1] for x, of in zip(sent, grids, strict=True)]
-    sent = to_heads(sent, shares, ranks.heads)
-    if replicated:
-        sent = [around(*each, ranks) for each in zip(sent, held, grids, strict=True)]
-    q, k, v, *moved = sent
-    gates.update(zip(travelling, moved, strict=True))
-    if ranks.rows > 1:  # every row gets the keys and values of all rows
-        of_rows = ranks.per_row(kv_lengths)
-        k, v = to_heads(
-            [x.repeat(1, 1, ranks.rows, 1) for x in (k, v)], [of_rows] * 2, ranks.queries
-        )
-
-    out, chosen, lse = attention(
-        q,
-        k,
-        v,
+    given = Tensors(q, k, v, gate_coarse, gate_fine, text_valid, selection)
+    asked = Asked(
         topk,
-        grid=mine,
-        kv_grid=keys,
-        scale=scale,
-        selection=selection,
-        score=score,
-        text_valid=text_valid,
-        tail=tail,
-        return_selection=True,
-        return_lse=True,
-        backend=backend,
-        gate_coarse=gates["gate_coarse"],
-        gate_fine=gates["gate_fine"],
+        grid,
+        lengths,
+        kv_grid,
+        kv_lengths,
+        tile,
+        scale,
+        score,
+        text,
+        tail,
+        return_selection,
+        return_lse,
+        precision,
+        backend,
+        head_groups,
     )
-    back = [out, *[lse.transpose(1, 2).unsqueeze(-1)] * return_lse]
-    if replicated:
-        back = [for_every_rank(x, whole, lengths) for x in back]
-        lengths = [length + whole.text for length in lengths]
-    out, *rest = to_tokens(back, ranks.of_row(lengths), ranks.heads)
-    extras = [chosen] * return_selection + [x.squeeze(-1).transpose(1, 2) for x in rest]
+    return attend_shards(given, asked, ranks_of(group))
+
+
+def attend_shards(
+    given: Tensors, asked: Asked, ranks: Ranks, transport: Transport = "plain"
+) -> Any:
+    """``ulysses_attention`` itself.
+
+    Args:
+        given: tensors.
+        asked: all other arguments.
+        ranks: of the group.
+        transport: by which all-to-alls; bench/parallel.py compares them.
+    """
+    key = _key(given, asked, ranks)
+    known = None if key is None else _arranged.get(ranks.heads)
+    how = None if known is None else known.get(key)
+    if how is None:
+        given, how = _arrange(given, asked, ranks)
+        if key is not None:
+            if ranks.heads not in _arranged:
+                _arranged[ranks.heads] = Remembered(256)
+            _arranged[ranks.heads].put(key, how)
+    else:
+        given = _cast(given)
+    return _run(how, given, asked, ranks, transport)
+
+
+def _key(given: Tensors, asked: Asked, ranks: Ranks) -> Hashable | None:
+    """All that a call depends on besides the numbers in its tensors; None if that is not known."""
+    q, k, v, gate_coarse, gate_fine, text_valid, selection = given
+    rest = (
+        *(asked.grid, asked.kv_grid, asked.tile, asked.scale, asked.backend, asked.score),
+        *(asked.return_lse, asked.return_selection, asked.tail, asked.precision),
+    )
+    kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, asked.topk, rest)
+    counts: list[tuple[object, ...] | None] = []
+    for of_ranks in (asked.lengths, asked.kv_lengths):
+        if not isinstance(of_ranks, (tuple, list, type(None))):
+            return None
+        counts.append(None if of_ranks is None else tuple(of_ranks))
+    given_counts = *(counts[0] or ()), *(counts[1] or ()), asked.head_groups
+    exact = {*map(type, given_counts)} <= {int, type(None)}
+    if kind is None or not exact or type(asked.text) is not str:
+        return None
+    columns = None if ranks.queries is None else ranks.queries.group_name
+    place = ranks.columns, ranks.rows, ranks.rank, columns
+    return kind, place, *counts, asked.text, asked.head_groups
+
+
+def _cast(given: Tensors) -> Tensors:
+    """q, k and v in the type that they travel in."""
+    q, k, v = inputs.under_autocast(*given[:3])
+    return given._replace(q=q, k=k, v=v)
+
+
+def _arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Tensors, Arrangement]:
+    """Check a call with all ranks."""
+    groups = [ranks.heads] if ranks.queries is None else [ranks.heads, ranks.queries]
+    try:
+        for name, x in zip("qkv", given, strict=False):
+            flat(name, checks.tensor(name, x))
+        given = _cast(given)
+        how, alike = arrange(given, asked, ranks)
+    except (ValueError, TypeError, RuntimeError) as error:
+        if can_agree():
+            for group in groups:
+                refuse(group, error)
+        raise
+    if can_agree():
+        for group in groups:
+            agree(group, alike)
+    return given, how
+
+
+def _run(how: Arrangement, given: Tensors, asked: Asked, ranks: Ranks, transport: Transport) -> Any:
+    """Exchange and compute, group by group of heads."""
+    xs, gates = _that_travel(how, given, ranks)
+    text = None
+    if how.replicated:
+        grids = how.whole, how.keys, how.keys, *[how.whole] * len(how.travelling)
+        text = Text(xs, grids, ranks)
+        xs = text.videos
+    sent = Exchange(how.sent, ranks.heads, transport)
+    returned = Exchange(how.returned, ranks.heads, transport)
+    buffers = send_heads(sent, xs)
+    on_the_way: list[Tensor] = []
+    selections: list[Selection] = []
+    for number, heads in enumerate(how.groups):
+        parcels = how.sent.groups[number]
+        own = buffers[parcels[0] : parcels[-1] + 1]
+        arrived = take_heads(sent, number, own, heads.later)
+        if text is not None:
+            arrived = text.around(arrived, how.heads[number])
+        q, k, v, *moved = arrived
+        if ranks.rows > 1:  # every row gets the keys and values of all rows
+            copies = [x.repeat(1, 1, ranks.rows, 1) for x in (k, v)]
+            k, v = to_heads(copies, [how.kv_rows] * 2, ranks.queries)
+        of_group = _of_group(gates | dict(zip(how.travelling, moved, strict=True)), heads, how)
+        part = Tensors(q, k, v, *of_group, given.text_valid, given.selection)
+
+        def ready(later: Sequence[int] = heads.later) -> None:
+            for parcel in later:
+                sent.wait(parcel, buffers[parcel])
+
+        out, lse, chosen = _attend(how, part, heads, asked, ready)
+        back = [out]
+        if lse is not None:
+            back.append(lse.transpose(1, 2).unsqueeze(-1))
+        if chosen is not None:
+            selections.append(chosen)
+        if how.replicated:
+            back = [for_every_rank(x, how.whole, how.lengths) for x in back]
+        on_the_way += send_tokens(returned, number, back)
+    out, *rest = take_tokens(returned, on_the_way)
+    extras: list[Any] = [_joined(selections)] if asked.return_selection else []
+    extras += [x.squeeze(-1).transpose(1, 2) for x in rest]
     return (out, *extras) if extras else out
 
 
-def _flat(name: str, x: Tensor) -> None:
-    if x.ndim != 4:
-        raise ValueError(
-            f"{name} must be (B, S, heads, head_dim) with this rank's part of the sequence, but "
-            f"its shape is {tuple(x.shape)}"
+def _that_travel(
+    how: Arrangement, given: Tensors, ranks: Ranks
+) -> tuple[list[Tensor], dict[str, Tensor | None]]:
+    """Tensors that are exchanged, and gates that are not."""
+    q, k, v = given[:3]
+    if how.repeats > 1:
+        k, v = (x.repeat_interleave(how.repeats, dim=2) for x in (k, v))
+    xs = [q, k, v]
+    gates: dict[str, Tensor | None] = {}
+    for name, gate in zip(GATES, (given.gate_coarse, given.gate_fine), strict=True):
+        whole = None if gate is None else gate[(None,) * (4 - gate.ndim)]
+        if whole is None or name not in how.travelling:
+            gates[name] = whole
+            continue
+        xs.append(whole if whole.shape[2] > 1 else whole.expand(-1, -1, ranks.columns, -1))
+    return xs, gates
+
+
+def _of_group(
+    gates: dict[str, Tensor | None], heads: HeadGroup, how: Arrangement
+) -> tuple[Tensor | None, Tensor | None]:
+    """The heads of a group of both gates: those that came with it have no others."""
+    coarse, fine = (
+        gate
+        if gate is None or name in how.travelling or gate.shape[2] == 1
+        else gate[:, :, heads.of_all]
+        for name, gate in ((name, gates[name]) for name in GATES)
+    )
+    return coarse, fine
+
+
+def _attend(
+    how: Arrangement, part: Tensors, heads: HeadGroup, asked: Asked, ready: Callable[[], None]
+) -> tuple[Tensor, Tensor | None, Selection | None]:
+    """Attention of a group of heads; ``ready`` makes the stream wait for what q and k are not in.
+
+    A prepared call chooses tiles before that.
+    """
+    selection = part.selection
+    if selection is not None and len(how.groups) > 1:
+        selection = replace(selection, bitmap=selection.bitmap[:, heads.heads].contiguous())
+    q, k, v, gate_coarse, gate_fine, text_valid, _ = part
+    if heads.later:
+        tile = inputs.DEFAULT_TILE
+        rest = how.grid, how.keys, tile, asked.scale, asked.backend, asked.score
+        flags = asked.return_lse, asked.return_selection, asked.tail, asked.precision
+        kind = eager.kind_of(
+            q, k, v, gate_fine, gate_coarse, text_valid, selection, heads.topk, rest + flags
         )
-    checks.layout(name, x)
+        plan = None if kind is None else eager.plan_of(kind)
+        if plan is not None and plan.prepared is not None:
+            tokens = q, k, v, gate_fine, gate_coarse
+            out, lse, chosen = eager.attend(plan, tokens, text_valid, selection, ready)
+            return (
+                out,
+                lse if asked.return_lse else None,
+                chosen if asked.return_selection else None,
+            )
+    ready()
+    call: Any = attention  # what it returns depends on two flags
+    found = call(
+        q,
+        k,
+        v,
+        heads.topk,
+        grid=how.grid,
+        kv_grid=how.keys,
+        gate_coarse=gate_coarse,
+        gate_fine=gate_fine,
+        scale=asked.scale,
+        selection=selection,
+        score=asked.score,
+        text_valid=text_valid,
+        tail=asked.tail,
+        return_selection=asked.return_selection,
+        return_lse=asked.return_lse,
+        precision=asked.precision,
+        backend=asked.backend,
+    )
+    out, *extras = found if isinstance(found, tuple) else (found,)
+    chosen = extras.pop(0) if asked.return_selection else None
+    return out, extras[0] if asked.return_lse else None, chosen
 
 
-def _grid(name: str, grid: Extent | Grid, tile: inputs.Tile) -> Grid:
-    if not isinstance(grid, Grid):
-        return Grid(checks.extent(name, grid), tile=tile)
-    if tile not in (inputs.DEFAULT_TILE, "auto", grid.tile):
-        raise ValueError(
-            f"tile is {tile!r}, but {name} is a vsa.Grid whose tile is {grid.tile}: give only one "
-            "of them"
-        )
-    return grid
-
-
-def _is_replicated(text: str, ranks: Ranks) -> bool:
-    if text not in ("sharded", "replicated"):
-        raise ValueError(f'text must be "sharded" or "replicated", but it is {text!r}')
-    if text == "replicated" and ranks.rows > 1:
-        raise ValueError(
-            'text must be "sharded" on a 2-D group, whose rows hold different queries, but it is '
-            '"replicated": use a group of one dimension'
-        )
-    return text == "replicated"
-
-
-def _own_length(name: str, x: Tensor, wanted: int, ranks: Ranks) -> None:
-    if x.shape[1] != wanted:
-        raise ValueError(
-            f"{name} has {x.shape[1]} tokens on rank {ranks.rank} of the group, but its part of "
-            f"the sequence is {wanted}: pass lengths= where shards are not the default"
-        )
-
-
-def _heads_per_rank(heads: int, ranks: Ranks) -> int:
-    if heads % ranks.columns:
-        sizes = [n for n in range(1, heads + 1) if heads % n == 0]
-        fewer = max(n for n in sizes if n < ranks.columns)
-        more = [str(n) for n in sizes if n > ranks.columns][:1]
-        raise ValueError(
-            f"q has {heads} heads, which {ranks.columns} ranks of group cannot share out evenly: "
-            f"use {' or '.join([str(fewer), *more])} ranks, or a 2-D DeviceMesh (queries, heads) "
-            f"whose second dimension is {fewer}"
-        )
-    return heads // ranks.columns
+def _joined(parts: Sequence[Selection]) -> Selection:
+    """Selections of groups of heads as one."""
+    if len(parts) == 1:
+        return parts[0]
+    most = [part.most for part in parts if part.most is not None]
+    bitmap = torch.cat([part.bitmap for part in parts], dim=1)
+    return replace(parts[0], bitmap=bitmap, most=max(most) if len(most) == len(parts) else None)

@@ -111,6 +111,7 @@ FORMULAS: dict[str, Callable[[Named], float]] = {
     "coarse_attention": _coarse,
     "block_sparse_attention": _fine,
     "low_precision_attention": _fine,
+    "gated_low_precision_attention": _fine,
     "block_sparse_attention_backward": _fine_backward,
     "tail_attention": _fine,
     "tail_attention_backward": _fine_backward,

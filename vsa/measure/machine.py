@@ -28,7 +28,8 @@ def input_dtype(device: torch.device) -> torch.dtype:
 
 def machine(device: torch.device) -> str:
     """The device by name, and the PyTorch that runs on it, for a line of text."""
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' * (count > 1)}" if device.type == "cpu" else ""
     return f"{device_name(device)}{threads}, PyTorch {torch.__version__}"
 
 

@@ -34,6 +34,7 @@ _METHODS = {
     "forward": FINE,
     "add_tail": FINE,
     "low_precision": FINE,
+    "gated_low_precision": FINE,
     "gated_inference": FINE,
     "gated_forward": FINE,
     "combine": COMBINE,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fine stage in eight bits, for inference, as an operator without a backward."""
+"""The fine stage in eight bits, for inference, as operators without a backward."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vsa.backends import named
 from vsa.operators.schema import operator
-from vsa.values.problem import EightBits, Problem, RowBound
+from vsa.values.problem import EightBits, Gates, Problem, RowBound
 
 
 def _outputs(problem: Problem, *_: object) -> tuple[Tensor, Tensor]:
@@ -26,6 +26,17 @@ low_precision_attention = operator(
     "(Tensor, Tensor)",
     compute=lambda problem, bits, bound: named(problem.backend).low_precision(
         problem, bits.precision, bound.most
+    ),
+    fake=_outputs,
+)
+
+# gate_fine * fine + gate_coarse * coarse[tile of the token], where gates are fused.
+gated_low_precision_attention = operator(
+    "gated_low_precision_attention",
+    (Problem, EightBits, Gates),
+    "(Tensor, Tensor)",
+    compute=lambda problem, bits, gates: named(problem.backend).gated_low_precision(
+        problem, bits.precision, gates
     ),
     fake=_outputs,
 )

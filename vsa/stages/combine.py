@@ -11,6 +11,7 @@ from vsa.backends import named
 from vsa.backends.tiles import token_valid
 from vsa.operators import attention, coarse_select
 from vsa.operators import fine as operators
+from vsa.operators.low_precision import gated_low_precision_attention
 from vsa.stages import inputs
 from vsa.stages.coarse import coarse_attention
 from vsa.stages.fine import fine, problem
@@ -49,14 +50,16 @@ def gated_attention(
         out: shape and type of q as the user gave it.
         lse: (B, heads, S) fp32, of the fine stage.
     """
-    fuses_gates = named(call.backend).fuses_gates and call.precision == "native"
-    if not fuses_gates or (gate_fine is None and gate_coarse is None):
+    if not named(call.backend).fuses_gates or (gate_fine is None and gate_coarse is None):
         return _stage_by_stage(call, selection, means, gate_fine, gate_coarse, tail)
     if means and coarse is None:
         q_means, k_means, v_means = means
         coarse = coarse_select.coarse_attention(q_means, k_means, v_means, call.scale, call.backend)
     gates = Gates(_as_q(gate_fine, call), _as_q(gate_coarse, call), coarse)
     asked = problem(call, selection)
+    if call.precision != "native":
+        out, lse = gated_low_precision_attention(*asked, call.precision, *gates)
+        return out.view(call.shape), lse
     needed = (call.q, call.k, call.v, *(x for x in gates[:2] if x is not None))
     of_tiles = Means(*means) if means else Means(None, None, None)
     if inputs.wants_gradients(*needed):

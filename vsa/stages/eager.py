@@ -28,7 +28,7 @@ from vsa.values.score import SubBlocks
 from vsa.values.selection import Selection
 from vsa.values.transforms import must_be_copied
 
-__all__ = ["attend", "kind_of", "paused", "plan_of", "remember"]
+__all__ = ["attend", "is_hooked", "kind_of", "paused", "plan_of", "remember"]
 
 NUMBERS = (int, float, TopP, LayerBudget, tuple)
 """Budgets whose equality says that they mean the same, together with their types."""
@@ -59,7 +59,7 @@ def kind_of(
         selection: see q.
         topk: as the user gave it.
         rest: grid, kv_grid, tile, scale, backend, score, whether log-sum-exp and choice are
-            results, and whether there is a tail.
+            results, whether there is a tail, and the precision.
     """
     if torch.compiler.is_compiling():
         return None
@@ -69,6 +69,7 @@ def kind_of(
     budget = type(topk)
     if not _compares(*rest) or is_watched():
         return None
+    low = rest[-1] != "native"
     if selection is not None:
         known = _known_of(selection)
         if known is None:
@@ -110,7 +111,9 @@ def kind_of(
     elif isinstance(topk, TopP):
         kinds = type(topk.floor)
     wants = wants and torch.is_grad_enabled()
-    hooked = wants and _is_hooked()
+    if wants and low:  # refused elsewhere
+        return None
+    hooked = wants and is_hooked()
     return (*shapes, topk, kinds, *rest, cast, misaligned, wants, hooked)
 
 
@@ -124,7 +127,7 @@ def _known_of(selection: Selection) -> tuple[object, ...] | None:
     return *known, must_be_copied(selection.bitmap)
 
 
-def _is_hooked() -> bool:
+def is_hooked() -> bool:
     """Whether hooks see what autograd saves."""
     return _top_saved_tensors_default_hooks(True) is not None
 
@@ -145,6 +148,7 @@ def _compares(
     gives_lse: object,
     gives_choice: object,
     tail: object,
+    precision: object,
 ) -> bool:
     """Whether arguments that are equal to these mean the same: 4.0 == 4, but is an error."""
     return (
@@ -152,7 +156,7 @@ def _compares(
         and (kv_grid is None or _is_exact(kv_grid))
         and (tile is DEFAULT_TILE or _is_exact(tile))
         and (scale is None or type(scale) in (int, float))
-        and type(backend) is str
+        and type(backend) is type(precision) is str
         and type(score) in (str, SubBlocks)
         and type(gives_lse) is type(gives_choice) is type(tail) is bool
     )
@@ -193,7 +197,7 @@ def remember(
         runs: of a tile, whose means are scored for the choice; 1 for its mean.
     """
     gradients = wants_gradients(*(x for x in given if x is not None))
-    hooked = gradients and _is_hooked()
+    hooked = gradients and is_hooked()
     forms = forms_of(call, given)
     q, k, v, *gates = tokens = brought_into(forms, given)
     counts: Sequence[int] = ()
@@ -225,6 +229,7 @@ def remember(
             gives[1] or hooked,
             _misaligned(q, k, v),
             tail,
+            call.precision,
         )
         prepared = named(call.backend).prepare(task)
     layouts = tuple(

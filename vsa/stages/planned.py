@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vsa.backends.base import Forward, Prepared
+from vsa.backends.base import Forward, Prepared, Ready
 from vsa.operators import fine as operators
 from vsa.stages.forms import AS_GIVEN, Forms, Tensors, Tokens, brought_into
 from vsa.stages.select import everything
@@ -63,6 +63,7 @@ def attend(
     tokens: Tokens,
     text_valid: Tensor | None,
     selection: Selection | None,
+    ready: Ready | None = None,
 ) -> tuple[Tensor, Tensor | None, Selection | None]:
     """Run a plan that is prepared: out like q, and as asked for lse (B, heads, S_q), the choice.
 
@@ -71,6 +72,7 @@ def attend(
         tokens: of the call, as the user gave them.
         text_valid: the same.
         selection: as given, or None for a choice that is made.
+        ready: is called before anything but q and k is read.
     """
     assert plan.prepared is not None
     device = tokens[0].device.type
@@ -88,9 +90,9 @@ def attend(
             tokens = brought_into(plan.forms, tokens)
         tensors = *tokens, text_valid, bitmap
         if plan.gradients:
-            out, lse, chosen = _Attention.apply(plan, *tensors)
+            out, lse, chosen = _Attention.apply(plan, ready, *tensors)
         else:
-            found = plan.prepared.forward(*tensors)
+            found = plan.prepared.forward(*tensors, ready=ready)
             out, lse, chosen = found.out, found.lse, found.bitmap
     if selection is None and chosen is not None:
         grids = plan.grid, plan.kv_grid
@@ -102,9 +104,9 @@ class _Attention(torch.autograd.Function):
     """The whole of attention for autograd."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, *tensors: Tensor | None) -> Any:
+    def forward(ctx: Any, plan: Plan, ready: Ready | None, *tensors: Tensor | None) -> Any:
         assert plan.prepared is not None
-        found = plan.prepared.forward(*tensors)
+        found = plan.prepared.forward(*tensors, ready=ready)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         if found.bitmap is not None:
@@ -138,7 +140,7 @@ class _Attention(torch.autograd.Function):
                 None if grad is None else grad.view(shape)
                 for grad, shape in zip(grads, ctx.shapes, strict=True)
             ]
-        return None, *grads, None, None
+        return None, None, *grads, None, None
 
 
 def _as_operators_save(plan: Plan, tensors: Tensors, found: Forward) -> Tensors:

@@ -121,7 +121,11 @@ def _save(content: dict[str, Any], path: Path) -> None:
 def _load(path: Path, parts: tuple[str, ...]) -> dict[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except pickle.UnpicklingError:  # whose sentence advises to run what the file says
+        raise ValueError(
+            f"{path} must be a file of vsa train, but holds something else than tensors and numbers"
+        ) from None
+    except (OSError, RuntimeError, EOFError) as error:
         said = str(error).splitlines()[0]
         raise ValueError(
             f"{path} must be a file of vsa train, but cannot be read: {said}"

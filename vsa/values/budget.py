@@ -40,6 +40,7 @@ class TopP:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mass", checks.share("mass", self.mass))
         checks.top_k(self.floor, num_tiles=1, name="floor")
+        object.__setattr__(self, "floor", checks.plain_number(self.floor))
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class LayerBudget:
                     f"counts[{head}] must be at most num_tiles, but it is {count} of {most} tiles"
                 )
         object.__setattr__(self, "counts", tuple(map(int, self.counts)))
+        object.__setattr__(self, "num_tiles", most)
         shares = [_share_of(count, most) for count in self.counts]
         with torch.inference_mode(False):  # autograd may have to keep them
             numbers = torch.tensor([0.0, *shares], dtype=torch.float64, device="cpu")

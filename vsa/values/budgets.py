@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 from torch import nn
 
+from vsa.values import checks
 from vsa.values.budget import LayerBudget
-from vsa.values.grid import Extent, Grid
+from vsa.values.grid import SLOTS, Extent, Grid
 
 FORMAT = "vsa budgets"
 """What the JSON of budgets says of itself."""
@@ -45,7 +47,8 @@ class Budgets:
         aim: what they were calibrated for, if they were.
 
     Raises:
-        ValueError, TypeError: layers that are no budgets, or of several grids.
+        ValueError, TypeError: layers that are no budgets, or of several grids; a grid that has
+            another number of tiles; recall or errors of other layers or heads.
     """
 
     layers: Mapping[str, LayerBudget]
@@ -60,9 +63,16 @@ class Budgets:
     num_tiles: int = field(init=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layers, Mapping):
+            raise TypeError(
+                f"layers must map names to vsa.LayerBudget, but it is {self.layers!r:.60} of type "
+                f"{type(self.layers).__name__}"
+            )
         if not self.layers:
             raise ValueError("layers must name at least one layer, but there is none")
         for name, budget in self.layers.items():
+            if not isinstance(name, str):
+                raise TypeError(f"layers must have names, but one is {name!r:.60}")
             if not isinstance(budget, LayerBudget):
                 raise TypeError(
                     f"layers[{name!r}] must be a vsa.LayerBudget, but it is {budget!r:.60}"
@@ -74,6 +84,45 @@ class Budgets:
             )
         object.__setattr__(self, "layers", dict(self.layers))
         object.__setattr__(self, "num_tiles", sizes.pop())
+        self._check_origin()
+        for title in MEASURED:
+            self._check_measured(title)
+
+    def _check_origin(self) -> None:
+        """What is said of where they were measured."""
+        for title, word in (("score", self.score), ("aim", self.aim or "")):
+            if not isinstance(word, str):
+                raise TypeError(f"{title} must be a word, but it is {word!r:.60}")
+        grid = None if self.grid is None else checks.extent("grid", self.grid)
+        tile = None if self.tile is None else checks.tile("tile", self.tile, SLOTS)
+        object.__setattr__(self, "grid", grid)
+        object.__setattr__(self, "tile", tile)
+        if grid is None or tile is None:
+            return
+        if (found := Grid(grid, tile).num_tiles) != self.num_tiles:
+            raise ValueError(
+                f"layers must be for the {found} tiles of the grid {grid} in tiles of {tile}, but "
+                f"they are for {self.num_tiles}"
+            )
+
+    def _check_measured(self, title: str) -> None:
+        """A share for each head of each layer, or nothing at all."""
+        measured = getattr(self, title)
+        if measured is None:
+            return
+        if not isinstance(measured, Mapping) or measured.keys() != self.layers.keys():
+            raise ValueError(
+                f"{title} must be for all layers and no others, but it is {measured!r:.60}"
+            )
+        for name, budget in self.layers.items():
+            shares, heads = measured[name], len(budget.counts)
+            if not isinstance(shares, (tuple, list)) or len(shares) != heads:
+                raise ValueError(
+                    f"{title}[{name!r}] must have one share per query head, but it is "
+                    f"{shares!r:.60} for {heads} heads"
+                )
+            if not all(isinstance(share, numbers.Real) for share in shares):
+                raise TypeError(f"{title}[{name!r}] must be numbers, but it is {shares!r:.60}")
 
     @property
     def heads(self) -> int:
@@ -285,10 +334,13 @@ def attention_layers(model: nn.Module) -> dict[str, Any]:
     Names are those that an uncompiled model has.
 
     Raises:
+        TypeError: no model.
         ValueError: there is none.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module, but it is {model!r:.60}")
     found = {
-        name.replace(COMPILED, ""): module
+        f"{name}.".replace(COMPILED, "").removesuffix("."): module
         for name, module in model.named_modules()
         if hasattr(type(module), "topk") and hasattr(module, "heads")
     }

@@ -88,6 +88,13 @@ def top_k(topk: object, num_tiles: int, name: str = "topk") -> int:
     return max(1, math.ceil(value * num_tiles))
 
 
+def plain_number(value: float) -> float:
+    """A real number as Python's own int or float, which files keep; a symbol stays one."""
+    if isinstance(value, SYMBOLS):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
 def number_tensor(name: str, value: Tensor) -> None:
     """A tensor () on the CPU: one number that is read without waiting for a device."""
     kinds = (torch.bool, torch.complex64, torch.complex128)

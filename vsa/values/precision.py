@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -12,22 +12,90 @@ from torch import Tensor
 from vsa.values import checks, transforms
 
 Precision = Literal["native", "int8", "fp8"]
-PRECISIONS = ("native", "int8", "fp8")
+PRECISIONS: tuple[Precision, ...] = ("native", "int8", "fp8")
 DTYPES = (torch.bfloat16, torch.float16)
 """Of q, k and v in low precision."""
 HEAD_DIMS = (64, 128)
+LayerPrecision = Precision | Sequence[Precision] | Callable[[int, int], Precision]
+"""Of all layers of a model: one for all, one for each, or a function precision(layer, step)."""
 
 
-def named(value: object) -> str:
+_ALLOWED = ", ".join(f'"{name}"' for name in PRECISIONS[:-1]) + f' or "{PRECISIONS[-1]}"'
+
+
+def named(value: object) -> Precision:
     """One of ``PRECISIONS``.
 
     Raises:
         ValueError: for anything else.
     """
-    if not isinstance(value, str) or value not in PRECISIONS:
-        allowed = ", ".join(f'"{name}"' for name in PRECISIONS[:-1]) + f' or "{PRECISIONS[-1]}"'
-        raise ValueError(f"precision must be {allowed}, but it is {value!r:.60}")
-    return value
+    if isinstance(value, str):
+        for name in PRECISIONS:
+            if value == name:
+                return name
+    raise ValueError(f"precision must be {_ALLOWED}, but it is {value!r:.60}")
+
+
+def of_layers(value: object, layers: int) -> LayerPrecision:
+    """What ``apply_vsa`` takes; a list of one for each layer becomes a tuple.
+
+    Args:
+        value: see ``LayerPrecision``.
+        layers: how many there are.
+
+    Raises:
+        TypeError: none of these.
+        ValueError: a list of another length, or a name that is no precision.
+    """
+    if isinstance(value, str):
+        return named(value)
+    if callable(value):
+        return value
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(
+            f"precision must be {_ALLOWED}, a list with one of these for each layer, or a function "
+            f"precision(layer, step), but it is a {type(value).__name__}"
+        )
+    if len(value) != layers:
+        raise ValueError(
+            f"precision must have one name for each of the {layers} layers, but it has {len(value)}"
+        )
+    for layer, each in enumerate(value):
+        if each not in PRECISIONS:
+            raise ValueError(
+                f"precision must be {_ALLOWED} in every layer, but it is {each!r:.60} in layer "
+                f"{layer}"
+            )
+    return tuple(value)
+
+
+def in_layer(value: LayerPrecision, layer: int, step: int) -> Precision:
+    """The precision of one layer in one step.
+
+    Args:
+        value: of ``of_layers``.
+        layer: number of the layer.
+        step: number of the denoising step.
+
+    Raises:
+        ValueError: a function that returns something else.
+    """
+    if callable(value):
+        found = value(layer, step)
+        if found not in PRECISIONS:
+            raise ValueError(
+                f"precision must return {_ALLOWED}, but in layer {layer} and step {step} it "
+                f"returns {found!r:.60}"
+            )
+        return found
+    return value if isinstance(value, str) else value[layer]
+
+
+def in_any_layer(value: LayerPrecision) -> frozenset[Precision]:
+    """All that are known before a model runs; none of a function's."""
+    if callable(value):
+        return frozenset()
+    return frozenset((value,) if isinstance(value, str) else value)
 
 
 def check(precision: str, q: Tensor, tensors: Mapping[str, Tensor | None]) -> None:

@@ -338,6 +338,7 @@ class Task(NamedTuple):
         gives_bitmap: whether the choice is a result.
         misaligned: whether q, k and v lie where the kernels cannot read them.
         tail: whether tiles that are not chosen enter the softmax by their means.
+        precision: "native", "int8" or "fp8".
     """
 
     q: Tensor
@@ -358,3 +359,4 @@ class Task(NamedTuple):
     gives_bitmap: bool
     misaligned: tuple[bool, bool, bool] = (False, False, False)
     tail: bool = False
+    precision: str = "native"

@@ -3,7 +3,8 @@
 
 Operators of our own have a backward and nothing else: a tangent would be lost in them without a
 word. Where one is at stake, attention is composed of PyTorch's operators instead
-(``vsa.composite``), and the choice of tiles, through which nothing flows, is made of plain tensors.
+(``vsa.backends.composed``), and the choice of tiles, through which nothing flows, is made of plain
+tensors.
 """
 
 from __future__ import annotations

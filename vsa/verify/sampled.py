@@ -17,6 +17,10 @@ LIMITS = {"out": 0.01, "lse": 0.01, "dq": 0.02, "dk": 0.02, "dv": 0.02}
 """Of the relative error in the Euclidean norm over the sample, of the largest error for lse; in 16
 bits. A hundredth of that in fp32."""
 
+LOW_LIMITS = {"int8": {"out": 0.048, "lse": 0.05}, "fp8": {"out": 0.065, "lse": 0.1}}
+"""The same of low precision, on inputs of N(0,1). Log-sum-exps are off by most where a row attends
+few keys: up to 0.035 in int8, 0.072 in fp8 (``vsa.verify.low_precision``)."""
+
 
 class Sample:
     """Some tiles of the video, each of one head, and their attention in fp64.
@@ -26,12 +30,21 @@ class Sample:
         chosen: (heads, num_tiles, num_tiles), which query tile attends which key tile.
         inputs: q, k, v and the gradient of the output, (1, S, heads, head_dim) each.
         tail: whether tiles that are not chosen enter the softmax by their means.
+        precision: what results are to be held to.
     """
 
-    def __init__(self, grid: Grid, chosen: Tensor, *inputs: Tensor, tail: bool = False):
+    def __init__(
+        self,
+        grid: Grid,
+        chosen: Tensor,
+        *inputs: Tensor,
+        tail: bool = False,
+        precision: str = "native",
+    ):
         self.exact = Exact(grid, chosen, None, *inputs, tail=tail)
         share = 0.01 if inputs[0].dtype in (torch.float32, torch.float64) else 1.0
         self.limits = {name: share * limit for name, limit in LIMITS.items()}
+        self.limits |= LOW_LIMITS.get(precision, {})
         draw, last, heads = random.Random(0), grid.num_tiles - 1, inputs[0].shape[2]
 
         def tiles(of: list[int]) -> list[tuple[int, Tensor]]:

@@ -168,10 +168,10 @@ struct TileSchedule {
 
   // ---- a producer, one thread ----
 
-  // Calls load(work) for each work tile.
-  template <class Load>
+  // Calls load(work) for each work tile. Asleep: whether it sleeps until there is one
+  template <bool Asleep = false, class Load>
   VSA_DEVICE void for_each_work_tile(Load load) {
-    for_each_chunk([&](int, const Chunk& chunk) {
+    for_each_chunk<Asleep>([&](int, const Chunk& chunk) {
       if (chunk.first()) load(chunk.work);
     });
   }
@@ -202,9 +202,10 @@ struct TileSchedule {
   }
 
  private:
-  template <class Each>
+  template <bool Asleep = false, class Each>
   VSA_DEVICE void for_each_chunk(Each each) {
     for (int n = 0;; ++n) {
+      if constexpr (Asleep) full[n % kBuffers].wait_asleep(n / kBuffers);
       full[n % kBuffers].wait(n / kBuffers);
       const Chunk of = chunk(n);
       if (of.finished()) break;

@@ -107,6 +107,12 @@ class KernelBackend(Backend):
         """See ``Backend.low_precision``."""
         return low_precision.forward(self.machine, problem, precision)
 
+    def gated_low_precision(
+        self, problem: Problem, precision: str, gates: Gates
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Backend.gated_low_precision``: combine is the end of the kernel."""
+        return low_precision.forward(self.machine, problem, precision, gates)
+
     def add_tail(
         self, problem: Problem, means: TailMeans, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsa.backends.base import Forward
+from vsa.backends.base import Forward, Ready
+from vsa.backends.kernels import low_precision
 from vsa.backends.kernels.calls import (
     Located3,
     LocatedGates,
@@ -35,7 +36,7 @@ from vsa.backends.kernels.prepared_coarse import CoarseForward, mean_shapes
 from vsa.backends.kernels.sub_blocks import is_scale
 from vsa.backends.kernels.tail_calls import round_call, tail_tensors
 from vsa.backends.kernels.tensors import contiguous_copy, is_addressable
-from vsa.backends.kernels.text import text_of
+from vsa.backends.kernels.text import Text, text_of
 from vsa.values.bitmap import num_words
 from vsa.values.problem import Means, Task, Upstream
 
@@ -107,8 +108,6 @@ class PreparedAttention:
         q, k, v = tokens
         grids = task.grid, task.kv_grid
         valid = None if task.text_valid is None else placeholder(Slot.TEXT_VALID, task.text_valid)
-        # Scores of invalid keys are masked, whatever they are.
-        text = text_of(valid, batch, head_dim, grids, [(v, task.kv_grid)], work.part)
         gates = LocatedGates(
             None if task.gate_fine is None else placeholder(Slot.GATE_FINE, task.gate_fine),
             None if task.gate_coarse is None else placeholder(Slot.GATE_COARSE, task.gate_coarse),
@@ -116,7 +115,7 @@ class PreparedAttention:
         )
         out, fine = (_contiguous(slot, task.q.shape, q.dtype) for slot in (Slot.OUT, Slot.FINE))
 
-        def fine_call(gates: LocatedGates, fine: Placeholder | None) -> Any:
+        def fine_call(gates: LocatedGates, fine: Placeholder | None, text: Text) -> Any:
             return forward_call(
                 Located3(q, q),
                 Located3(k, k),
@@ -129,24 +128,43 @@ class PreparedAttention:
                 counter,
             )
 
-        last = fine_call(gates, fine if self.keeps_fine else None)
-        calls = [
-            *text.calls,
-            *of_tiles.calls(tokens, self.bitmap),
-            axis_call(self.bitmap, axes, task.grid.tiles, counter),
-        ]
-        if task.tail:  # gates come after it
+        def native_calls() -> tuple[list[Any], list[Any]]:
+            """What reads the choice alone, and what comes after it."""
+            # Scores of invalid keys are masked, whatever they are.
+            text = text_of(valid, batch, head_dim, grids, [(v, task.kv_grid)], work.part)
+            axis = axis_call(self.bitmap, axes, task.grid.tiles, counter)
+            last = fine_call(gates, fine if self.keeps_fine else None, text)
+            if not task.tail:
+                return [axis], [*text.calls, last]
+            # Gates come after the tail.
             kept_means = tail_tensors(batch, k.shape[2], task.kv_grid, head_dim, q.dtype, work.part)
-            calls += [
+            return [axis], [
+                *text.calls,
                 round_call(self.means[1], self.means[2], kept_means, task.kv_grid),
-                fine_call(LocatedGates(), None),
+                fine_call(LocatedGates(), None, text),
                 _C.TailForward(fine=last, tail=kept_means.keys()),
             ]
+
+        if task.precision == "native":
+            early, late = native_calls()
         else:
-            calls.append(last)
+            asked = low_precision.Call(
+                *(q, k, v, self.bitmap, valid, grids, task.scale, gates, out, self.lse),
+                *(axes, counter, task.precision),
+            )
+            early, late = [], list(low_precision.forward_calls(asked, work.part))
+        calls = [*of_tiles.calls(tokens, self.bitmap), *early, *late]
         self.work_bytes, self.kept_bytes = work.nbytes, kept.nbytes
         self.mean_numbers = means.nbytes // 4
-        self.program = _C.Program([call.step() for call in calls])
+        steps = [call.step() for call in calls]
+        self.program = _C.Program(steps)
+        # What reads q and k alone, and the rest, for those whose v comes later.
+        self.parts: tuple[_C.Program, _C.Program] | None = None
+        halves = of_tiles.in_two(tokens, self.bitmap)
+        if halves is not None:
+            parts = [*halves[0], *early], [*halves[1], *late]
+            one, other = (_C.Program([call.step() for call in part]) for part in parts)
+            self.parts = one, other
         self.gradients = (
             PreparedBackward(machine, task, self.lse, self.bitmap) if task.gradients else None
         )
@@ -178,8 +196,11 @@ class PreparedAttention:
             for at, x in enumerate(tensors)
         ]
 
-    def forward(self, *tensors: Tensor | None) -> Forward:
+    def forward(self, *tensors: Tensor | None, ready: Ready | None = None) -> Forward:
         """See ``Prepared.forward``."""
+        parts = self.parts if ready is not None and not self.copied else None
+        if ready is not None and parts is None:
+            ready()
         given = self._readable(tensors)
         q = given[0]
         work = q.new_empty(self.work_bytes, dtype=torch.uint8)
@@ -195,7 +216,13 @@ class PreparedAttention:
             means = q.new_empty(self.mean_numbers, dtype=torch.float32)
         all_tensors = *given, work, out, fine, kept, lse, bitmap, coarse, means
         addresses = [0 if x is None else x.data_ptr() for x in all_tensors]
-        self.machine.run_program(self.program, addresses, self.device)
+        if parts is None:
+            self.machine.run_program(self.program, addresses, self.device)
+        else:
+            assert ready is not None
+            self.machine.run_program(parts[0], addresses, self.device)
+            ready()
+            self.machine.run_program(parts[1], addresses, self.device)
         return Forward(out, fine, kept, lse, bitmap, coarse, means)
 
     def backward(

@@ -109,6 +109,25 @@ class CoarseForward:
             means = (of_q, of_k, *of_v)
             yield from attention_calls(means, task.scale, self._scores, out, SCORE_BYTES)
 
+    def in_two(
+        self, tokens: Sequence[Placeholder], bitmap: Placeholder
+    ) -> tuple[list[Any], list[Any]] | None:
+        """``calls`` as those that read q and k alone, which make the choice, and those after them.
+
+        None where that is not how they come: scores of several slices take turns in one memory,
+        and means of runs and of tiles are one pass.
+        """
+        calls = list(self.calls(tokens, bitmap))
+        if self._task.bitmap is not None or self._task.tail:
+            return None
+        if self.out is None:
+            return calls, []
+        if self._by_runs or len(calls) != 4:  # means, scores, choice, coarse output
+            return None
+        first = means_call(tokens[:2], (self._task.grid, self._task.kv_grid), self.means[:2])
+        last = means_call(tokens[2:], (self._task.kv_grid,), self.means[2:])
+        return [first, *calls[1:3]], [last, calls[3]]
+
     def _calls_by_runs(self, tokens: Sequence[Placeholder], bitmap: Placeholder) -> Iterator[Any]:
         task, (queries, keys) = self._task, self._rows
         grids, (matrices, rows) = (task.grid, task.kv_grid), _matrices(task)

@@ -7,7 +7,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend
 
 import vsa
-from vsa.cli.bench.measurement import Measurement
+from vsa.cli.bench.measurement import Measurement, Native
 from vsa.measure import stage_hooks
 from vsa.measure.gpu_monitor import Monitor
 from vsa.measure.nvtx_ranges import record
@@ -24,6 +24,7 @@ from vsa.measure.shapes import Shape
 from vsa.measure.timing import peak_memory, seconds, sets_beyond_cache, settled, spread
 from vsa.measure.ways import QUEUED, host_seconds, in_a_graph
 from vsa.values import checks
+from vsa.values.precision import Precision
 from vsa.values.score import Score
 from vsa.verify.sampled import Sample
 
@@ -59,6 +60,7 @@ class Case:
         with_stages: whether the stages of the sparse runs are timed too, in calls of their own.
         with_ways: whether they are timed in a CUDA graph and compiled too.
         tail: whether tiles that are not chosen enter the softmax by their means.
+        precision: of the sparse runs; where it is not native, native ones are timed beside them.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Case:
     with_stages: bool
     with_ways: bool = False
     tail: bool = False
+    precision: Precision = "native"
 
     def measure(self, direction: str, monitor: Monitor) -> Measurement:
         """Parity first, then both times.
@@ -84,6 +87,8 @@ class Case:
         sets = [tuple(x.detach().requires_grad_(backward) for x in each) for each in self.sets]
         upstream = torch.randn_like(sets[0][0])
         errors = self._errors(sets[0], upstream, backward)
+        other = None if self.precision == "native" else replace(self, precision="native")
+        other_errors = {} if other is None else other._errors(sets[0], upstream, backward)
 
         def timed(run: Callable[[], object]) -> tuple[list[float], dict[str, float]]:
             calls = settled(run, upstream.device)
@@ -93,6 +98,10 @@ class Case:
 
         run_dense = _around(_dense, sets, upstream, backward)
         dense, dense_gpu = timed(run_dense)
+        native = None
+        if other is not None:
+            times, gpu = timed(_around(other._sparse, sets, upstream, backward))
+            native = Native(statistics.median(times), spread(times), gpu, other_errors)
         run = _around(self._sparse, sets, upstream, backward)
         sparse, sparse_gpu = timed(run)
         _, memory = peak_memory(run, upstream.device)
@@ -144,6 +153,8 @@ class Case:
             host=host,
             ways=ways,
             tail=self.tail,
+            precision=self.precision,
+            native=native,
         )
 
     def _sparse(self, q: Tensor, k: Tensor, v: Tensor, **returns: bool) -> Any:
@@ -156,6 +167,7 @@ class Case:
             selection=self.selection,
             score=self.score,
             tail=self.tail,
+            precision=self.precision,
             backend=self.backend,
             **cast("Any", returns),
         )
@@ -185,12 +197,22 @@ class Case:
     def _errors(self, inputs: Inputs, upstream: Tensor, backward: bool) -> dict[str, float]:
         out, chosen, lse = self._sparse(*inputs, return_selection=True, return_lse=True)
         fixed = (x.detach() for x in inputs)
-        exact = Sample(self.layer.grid, chosen.mask()[0], *fixed, upstream, tail=self.tail)
+        exact = Sample(
+            self.layer.grid,
+            chosen.mask()[0],
+            *fixed,
+            upstream,
+            tail=self.tail,
+            precision=self.precision,
+        )
         errors = exact.forward_errors(out.detach(), lse.detach())
         if backward:
             errors |= exact.backward_errors(*torch.autograd.grad(out, inputs, upstream))
         if wrong := exact.verdict(errors):
-            raise WrongResults(f"{self.name}, topk {self.topk:g}, {self.backend}: {wrong}")
+            what = (
+                self.backend if self.precision == "native" else f"{self.backend} {self.precision}"
+            )
+            raise WrongResults(f"{self.name}, topk {self.topk:g}, {what}: {wrong}")
         return errors
 
 

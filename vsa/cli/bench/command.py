@@ -94,6 +94,15 @@ def bench(
         bool,
         typer.Option("--tail", help="Tiles that are not chosen enter the softmax by their means."),
     ] = False,
+    precision: Annotated[
+        Any,
+        typer.Option(
+            "--precision",
+            parser=options.parse_precision,
+            metavar="NAME",
+            help="native; or the fine stage in int8 or fp8, forward only, with native beside it.",
+        ),
+    ] = "native",
     with_stages: Annotated[
         bool, typer.Option("--stages", help="Time the stages too, called one by one.")
     ] = False,
@@ -148,10 +157,16 @@ def bench(
             f"nothing is chosen where --patterns is {pattern}: leave --score out",
             param_hint="--score",
         )
+    low = precision != "native"
+    if tail and low:
+        raise typer.BadParameter(f"{precision} has no tail: leave it out", param_hint="--tail")
+    forward_only |= low
     grid, topk = layers.swept(sweep, shape, grid, topk, device)
     cases = layers.layers(shape, grid, tile, heads, head_dim)
     for each in cases.values():
-        name = options.check_backend(backend, device, dtype, each.head_dim, not forward_only)
+        name = options.check_backend(
+            backend, device, dtype, each.head_dim, not forward_only, precision
+        )
     selections = {
         (called, share): _selection(pattern, layer, share, device)
         for called, layer in cases.items()
@@ -173,7 +188,7 @@ def bench(
         )
     kind = str(dtype).removeprefix("torch.")
     about: dict[str, Any] = provenance(device) | {"backend": name, "dtype": kind, "sweep": sweep}
-    about["score"] = str(score)
+    about |= {"score": str(score), "precision": precision}
     measurements: list[Measurement] = []
 
     def keep(complete: bool) -> None:
@@ -205,6 +220,7 @@ def bench(
                         with_stages,
                         with_ways,
                         tail,
+                        precision,
                     )
                     progress.update(task, description=f"{called}, topk {share:g}, {direction}")
                     measurements.append(case.measure(direction, monitor))
@@ -217,11 +233,16 @@ def bench(
             stopped = f"interrupted after {len(measurements)} of {len(rows)} rows", INTERRUPTED
     console.print(*tables(measurements), sep="\n")
     by = "" if score == "mean" else f", {score}"
+    by += f", {precision} beside native" if low else ""
     head = f"{machine(device)}, backend {name}, {kind}{by}, vsa {vsa.__version__}"
     console.print(f"{head}, {date.today()}; median of {repeats}, ± half the quartile distance")
     if measurements:
         worst = max(max(row.errors.values()) for row in measurements)
         console.print(f"Sampled tiles lie within {worst:.1e} of fp64.")
+        if low:
+            console.print(
+                "Errors are those of the output on sampled tiles, relative, against fp64."
+            )
     if stopped is not None:
         console.print(f"[bold red]{stopped[0]}[/bold red]")
         raise typer.Exit(stopped[1])

@@ -13,6 +13,23 @@ TIMES = ("dense", "sparse", "stages", "host", "ways")
 
 
 @dataclass(frozen=True)
+class Native:
+    """Sparse attention in native precision, beside another one.
+
+    Attributes:
+        seconds: median.
+        spread: half the distance between the quartiles, as a share of the median.
+        gpu: what the GPU did meanwhile.
+        errors: on sampled tiles.
+    """
+
+    seconds: float
+    spread: float
+    gpu: dict[str, float]
+    errors: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Sparse and dense attention on the same inputs in one run.
 
@@ -43,6 +60,8 @@ class Measurement:
             "compiled"; empty on a CPU.
         ways: median seconds of vsa.attention in a "graph" and "compiled"; empty if not asked for.
         tail: whether tiles that were not chosen entered the softmax by their means.
+        precision: of the sparse runs.
+        native: the same runs in native precision; None where that is theirs.
     """
 
     shape: str
@@ -69,13 +88,24 @@ class Measurement:
     host: dict[str, float] = field(default_factory=dict)
     ways: dict[str, float] = field(default_factory=dict)
     tail: bool = False
+    precision: str = "native"
+    native: Native | None = None
+
+    @property
+    def native_tflops(self) -> float:
+        """Of native precision, as ``sparse_tflops``."""
+        seconds = self.sparse if self.native is None else self.native.seconds
+        return self.sparse_tflops * self.sparse / seconds
 
     def row(self) -> dict[str, Any]:
         """As JSON files hold it, with times in ms."""
-        return {
+        row = {
             f"{name}_ms" if name in TIMES else name: _in_ms(value) if name in TIMES else value
             for name, value in asdict(self).items()
         }
+        if row["native"] is not None:
+            row["native"]["ms"] = _in_ms(row["native"].pop("seconds"))
+        return row
 
     @classmethod
     def of_row(cls, row: dict[str, Any]) -> Measurement:
@@ -89,8 +119,11 @@ class Measurement:
             for name, value in row.items()
         }
         try:
+            if given.get("native") is not None:
+                native = dict(given["native"])
+                given["native"] = Native(seconds=_in_seconds(native.pop("ms")), **native)
             return cls(**given)
-        except TypeError:
+        except (TypeError, KeyError):
             raise ValueError(
                 f"rows must be those of vsa bench --json, but one has {', '.join(row)}"
             ) from None

@@ -21,12 +21,20 @@ CHOSEN = "chosen"
 
 def line(row: Measurement) -> str:
     """A row as it comes."""
+    native, called, of_native = "", "sparse", ""
+    if row.native is not None:
+        native = f"native {row.native.seconds * 1e3:,.1f} ms ±{row.native.spread:.0%}, "
+        called = row.precision
+        of_native = (
+            f" dense and {row.native.seconds / row.sparse:.2f}x native, relative error "
+            f"{row.errors['out']:.4f} for {row.native.errors['out']:.4f}"
+        )
     host = f", host {row.host['sparse'] * 1e6:,.0f} µs a call" if row.host else ""
     return (
         f"{row.shape}, {row.kept} of {row.tiles} tiles, {row.direction}: "
         f"dense {row.dense * 1e3:,.1f} ms ±{row.dense_spread:.0%}, "
-        f"sparse {row.sparse * 1e3:,.1f} ms ±{row.sparse_spread:.0%}, "
-        f"{row.dense / row.sparse:.2f}x{host}"
+        f"{native}{called} {row.sparse * 1e3:,.1f} ms ±{row.sparse_spread:.0%}, "
+        f"{row.dense / row.sparse:.2f}x{of_native}{host}"
     )
 
 
@@ -36,15 +44,17 @@ def tables(measurements: list[Measurement]) -> Iterator[Table]:
         rows = list(group)
         table = Table(title=layer, title_justify="left")
         table.add_column("direction", no_wrap=True)
-        for column in ("dense", "sparse", "speed-up", "memory"):
+        low = rows[0].precision if rows[0].native is not None else None
+        kinds = ("sparse",) if low is None else ("native", low)
+        for column in ("dense", *kinds, "speed-up", "memory"):
             table.add_column(column, justify="right")
         for row in rows:
             table.add_row(
                 row.direction,
                 time_and_rate(row.dense, row.dense_spread, row.dense_tflops, row.dense_gpu),
-                time_and_rate(row.sparse, row.sparse_spread, row.sparse_tflops, row.sparse_gpu),
-                f"[bold]{row.dense / row.sparse:.2f}x[/bold]\n"
-                f"{row.sparse_tflops / row.dense_tflops:.0%} rate",
+                *_native_cell(row),
+                _own_cell(row),
+                _gains(row),
                 f"{row.memory / row.inputs:.2f}x\ninputs",
             )
         yield table
@@ -53,6 +63,28 @@ def tables(measurements: list[Measurement]) -> Iterator[Table]:
         for row in rows:
             if row.stages:
                 yield stage_table(row.stages, title=f"stages, {row.direction}")
+
+
+def _native_cell(row: Measurement) -> Iterator[str]:
+    """Native precision beside another one, if there is another."""
+    if (native := row.native) is not None:
+        cell = time_and_rate(native.seconds, native.spread, row.native_tflops, native.gpu)
+        yield f"{cell}\nerror {native.errors['out']:.4f}"
+
+
+def _gains(row: Measurement) -> str:
+    """How much faster than what stands beside it, and the share of the dense rate."""
+    lines = [f"[bold]{row.dense / row.sparse:.2f}x[/bold]"]
+    lines.append(f"{row.sparse_tflops / row.dense_tflops:.0%} rate")
+    if row.native is not None:
+        lines.append(f"{row.native.seconds / row.sparse:.2f}x native")
+    return "\n".join(lines)
+
+
+def _own_cell(row: Measurement) -> str:
+    """The precision that was asked for; its error where native stands beside."""
+    cell = time_and_rate(row.sparse, row.sparse_spread, row.sparse_tflops, row.sparse_gpu)
+    return cell if row.native is None else f"{cell}\nerror {row.errors['out']:.4f}"
 
 
 def _ways(rows: list[Measurement]) -> Table:

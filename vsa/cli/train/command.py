@@ -93,7 +93,7 @@ def train(
     tiny = size == "tiny"
     try:
         settings = Settings(
-            kinds=tuple(kinds.split(",")),
+            kinds=tuple(kind.strip() for kind in kinds.split(",")),
             size=size,
             grid=grid,
             topk=topk,
@@ -147,20 +147,23 @@ def train(
         "start": origin,
         "dense_kernel": _dense_kernel(settings, device),
     }
+    before = run.step
     with _threads(1 if tiny else None):  # a model this small gains nothing from more
         stopped = _trained(run, steps, until, out / FILE, head, console)
+        ran_on = machine(device)
     if keep == "all":
         checkpoints.save_whole(run, out)
     if keep != "nothing":
         checkpoints.save_weights(run, out)
     for table in tables(run.rows, run.parameters, run.baseline):
         console.print(table)
-    console.print(f"{machine(device)}, backend {backend}; results are in [bold]{out}[/bold].")
-    if not run.step:
-        console.print("There was no time for a step: give it more --minutes.")
-    elif find_spec("matplotlib") is not None:
+    console.print(f"{ran_on}, backend {backend}; results are in [bold]{out}[/bold].")
+    if run.step == before:
+        more = "--steps" if steps is not None and run.step >= steps else "--minutes"
+        console.print(f"It took no step, and has {run.step}: give it more {more}.")
+    if run.step and find_spec("matplotlib") is not None:
         _draw([out / FILE], out / PICTURE)
-    else:
+    elif run.step:
         console.print(f"{PICTURE} needs matplotlib: vsa train --read draws it elsewhere.")
     if stopped:
         console.print(f"[bold red]interrupted after {run.step} steps[/bold red]")

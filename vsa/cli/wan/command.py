@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -19,6 +20,7 @@ from vsa.cli.outputs import INTERRUPTED, check_output
 from vsa.measure.machine import machine
 from vsa.measure.provenance import provenance, write
 from vsa.stages.inputs import DEFAULT_TILE
+from vsa.values import precision as precisions
 
 if TYPE_CHECKING:
     from vsa.cli.wan.model import Size
@@ -32,6 +34,7 @@ COMPILED = ", compiled (self-attention and other parts timed uncompiled)"
 
 
 def wan(
+    context: typer.Context,
     model: Annotated[
         Literal["1.3b", "14b"], typer.Option(help="Which Wan2.1 text-to-video model.")
     ] = "1.3b",
@@ -82,6 +85,14 @@ def wan(
     refresh_every: Annotated[
         int, typer.Option(min=1, help="Choose tiles every so many steps.")
     ] = 1,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="native, int8 or fp8, or one of them for each layer, separated by commas. Then "
+            "the sparse run in native precision stands beside.",
+        ),
+    ] = "native",
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the blocks, for both runs.")
     ] = False,
@@ -92,6 +103,14 @@ def wan(
         bool, typer.Option("--tiny", help="A small model and video instead, for a CPU.")
     ] = False,
     device: options.Device = "auto",
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="GPUs that share out the video, a process for each; under torchrun those it has "
+            "started.",
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all figures to this .json file.")
     ] = None,
@@ -113,7 +132,8 @@ def wan(
     require_diffusers_extra("vsa wan runs a transformer of diffusers")
     from vsa.cli.wan import compare as wan_compare
     from vsa.cli.wan import loop as wan_loop
-    from vsa.cli.wan import model as wan_model  # these need the extra
+    from vsa.cli.wan import model as wan_model
+    from vsa.cli.wan import ranks as wan_ranks  # these need the extra
 
     check_output(json_file, ".json", "--json")
     if report is not None:
@@ -126,13 +146,34 @@ def wan(
     if dense_steps >= steps:
         _refuse("--dense-steps", f"{dense_steps} of {steps} steps leave none to be sparse")
     sizes = [_parse_size(name) for name in size or (["tiny"] if tiny else ["480p", "448p"])]
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    is_low = {options.parse_precision(name) for name in precision.split(",")} != {"native"}
+    if ranks is not None and ranks > 1 and not wan_ranks.is_launched():
+        if device.type == "cuda" and ranks > torch.cuda.device_count():
+            there = torch.cuda.device_count()
+            _refuse("--ranks", f"a GPU for each process is needed, but there are {there}")
+        raise typer.Exit(wan_ranks.launch(ranks))
+    try:
+        team = context.with_resource(wan_ranks.joined(ranks, device))
+    except ValueError as error:
+        _refuse("--ranks", str(error))
+    device = team.device
+    if report is not None and team.count > 1:
+        _refuse("--report", "a report is of whole sequences, which no process has: leave one out")
+    dtype = torch.bfloat16 if device.type == "cuda" or is_low else torch.float32
 
-    console = Console()
+    console = Console(quiet=team.rank > 0)
+    json_file = json_file if team.rank == 0 else None
     with console.status("building the model"):
         transformer, trained, source = _loaded(
             weights, gates, "tiny" if tiny else model, layers, device, dtype
         )
+    for each in sizes:
+        heads = transformer.config.num_attention_heads
+        reason = wan_ranks.why_not(team.count, heads, math.prod(each.grid))
+        if reason is not None:
+            _refuse("--ranks", f"{reason} at {each}")
+    team.share(wan_ranks.tensors_of(transformer))
+    team.parallelise(transformer)
     settings = {
         "topk": topk,
         "tile": DEFAULT_TILE if trained and tile == "auto" else tile,  # that of their training
@@ -140,10 +181,15 @@ def wan(
         "dense_layers": _parse_layers(dense_layers, len(transformer.blocks)),
         "dense_steps": dense_steps,
         "refresh_every": refresh_every,
+        "precision": _parse_precision(precision, len(transformer.blocks)),
     }
     config = transformer.config
-    backend = options.check_backend("auto", device, dtype, config.attention_head_dim, False)
+    for kind in precisions.in_any_layer(settings["precision"]):
+        backend = options.check_backend(
+            "auto", device, dtype, config.attention_head_dim, False, kind
+        )
     prompt = _text(text, 1 if guidance is None else 2, config.text_dim).to(device, dtype)
+    team.share([prompt])
     if compiled:
         # Each size compiled for itself, as in a pipeline that only ever makes one.
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
@@ -157,6 +203,7 @@ def wan(
         "dtype": str(dtype).removeprefix("torch."),
         "backend": backend,
         "compiled": compiled,
+        "ranks": team.count,
         "guidance": guidance,
         **settings,
         "gates_from": None if source is None else str(source),
@@ -171,7 +218,7 @@ def wan(
     interrupted = False
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        total = steps * (2 * len(sizes) + (report is not None))
+        total = steps * ((2 + is_low) * len(sizes) + (report is not None))
         task = progress.add_task("warming up", total=total)
         keep(complete=False)
         try:
@@ -181,8 +228,9 @@ def wan(
                     progress.update(task, advance=1, description=f"{each}, {kind}")
 
                 noise = torch.randn(1, wan_model.LATENT_CHANNELS, *each.latents, device=device)
+                team.share([noise])
                 denoiser = wan_loop.Denoiser(transformer, noise, prompt, steps, guidance)
-                found = wan_compare.compare(denoiser, each, settings, trained, told)
+                found = wan_compare.compare(denoiser, each, settings, trained, told, team)
                 comparisons.append(found)
                 progress.console.print(wan_compare.table(found, transformer, compiled))
                 progress.console.print(wan_compare.kernel_line(found))
@@ -200,11 +248,14 @@ def wan(
     if trained:
         console.print(f"sparse runs add the coarse branch behind the gates of {source}")
     console.print(
-        f"{machine(device)}, diffusers {origin['diffusers']}, vsa {origin['vsa']}, commit "
+        f"{f'{team.count} x ' * (team.count > 1)}{machine(device)}, "
+        f"diffusers {origin['diffusers']}, vsa {origin['vsa']}, commit "
         f"{(origin['commit'] or 'unknown')[:12]}, {origin['date']}"
     )
     for found in comparisons:
         console.print(f"the results at {found.size} differ by {found.difference:.1%}")
+        if found.of_precision is not None:
+            console.print(f"low precision changes the sparse one by {found.of_precision:.1%}")
     if interrupted:
         console.print(f"interrupted after {len(comparisons)} of {len(sizes)} videos", style="red")
         raise typer.Exit(INTERRUPTED)
@@ -278,6 +329,16 @@ def _parse_layers(text: str, count: int) -> list[int]:
     if any(not -count <= number < count for number in numbers):
         _refuse("--dense-layers", f"numbers from {-count} to {count - 1} are needed: {text}")
     return numbers
+
+
+def _parse_precision(text: str, layers: int) -> Any:
+    """A name, or as many as there are layers; "native" where all of them are."""
+    names = text.split(",")
+    try:
+        found = precisions.of_layers(names if len(names) > 1 else text, layers)
+    except ValueError as error:
+        _refuse("--precision", str(error))
+    return "native" if precisions.in_any_layer(found) == {"native"} else found
 
 
 def _text(file: Path | None, passes: int, channels: int) -> Tensor:

@@ -17,6 +17,7 @@ from vsa.cli.wan.attention import dense_kernels, preferring
 from vsa.cli.wan.loop import Denoiser, Run, run
 from vsa.cli.wan.model import Size
 from vsa.cli.wan.parts import ATTENTION, PARTS, STEP
+from vsa.cli.wan.ranks import Team
 from vsa.integrations.diffusers import apply_vsa, collect, load_gates, remove_vsa
 from vsa.measure import stage_hooks
 from vsa.measure.timing import spread
@@ -44,6 +45,7 @@ class Comparison:
         sparse: the sparse run.
         kernels: seconds of each dense kernel for one layer, that of the runs first; empty where
             PyTorch offers no choice.
+        native: the sparse run in native precision, where ``sparse`` has another one.
     """
 
     size: Size
@@ -52,12 +54,25 @@ class Comparison:
     dense: Run
     sparse: Run
     kernels: dict[str, float]
+    native: Run | None = None
 
     @property
     def difference(self) -> float:
         """Distance of the results as a share of the dense one's norm."""
-        dense, sparse = self.dense.video, self.sparse.video
-        return float((sparse - dense).norm() / dense.norm())
+        return _distance(self.sparse, self.dense)
+
+    @property
+    def of_precision(self) -> float | None:
+        """Distance of the sparse results as a share of the native one's norm."""
+        return None if self.native is None else _distance(self.sparse, self.native)
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """All of them by name, as they ran."""
+        sparse = {"sparse": self.sparse}
+        if self.native is not None:
+            sparse = {"sparse, native": self.native, "sparse, low precision": self.sparse}
+        return {"dense": self.dense, **sparse}
 
 
 def compare(
@@ -66,6 +81,7 @@ def compare(
     settings: dict[str, Any],
     gates: Gates,
     told: Callable[[str], None],
+    team: Team | None = None,
 ) -> Comparison:
     """Run both.
 
@@ -74,7 +90,8 @@ def compare(
         size: of the video.
         settings: arguments of ``apply_vsa``.
         gates: what its gates are, where the settings have any.
-        told: is told "dense" or "sparse" after every step.
+        told: is told which run it was after every step.
+        team: the processes that share out the video; None for this one alone.
     """
     transformer: Any = denoiser.transformer
     # PyTorch compiles a block a limited number of times, twice for every size.
@@ -83,21 +100,26 @@ def compare(
     config = transformer.config
     kernels = dense_kernels(
         grid.tokens,
-        config.num_attention_heads,
+        config.num_attention_heads // (1 if team is None else team.count),
         config.attention_head_dim,
         denoiser.noise.device,
         denoiser.text.dtype,
     )
+    if team is not None:
+        kernels = team.choice_of_the_first(kernels)
     # every kind of step: dense, one that chooses tiles, one that takes them again
     kinds = settings["dense_steps"] + 1 + (settings["refresh_every"] > 1)
     with preferring(kernels):
-        dense = run(denoiser, 1, lambda: told("dense"))
+        dense, native = run(denoiser, 1, lambda: told("dense")), None
+        warm_up = min(kinds, denoiser.steps)
+        if settings["precision"] != "native":
+            make_sparse(transformer, settings | {"precision": "native"}, gates)
+            native = run(denoiser, warm_up, lambda: told("sparse, native"))
         make_sparse(transformer, settings, gates)
-        sparse = run(denoiser, min(kinds, denoiser.steps), lambda: told("sparse"))
+        sparse = run(denoiser, warm_up, lambda: told("sparse"))
         remove_vsa(transformer)
-    return Comparison(
-        size, grid, checks.top_k(settings["topk"], grid.num_tiles), dense, sparse, kernels
-    )
+    kept = checks.top_k(settings["topk"], grid.num_tiles)
+    return Comparison(size, grid, kept, dense, sparse, kernels, native)
 
 
 @torch.no_grad()
@@ -154,48 +176,49 @@ def table(found: Comparison, transformer: nn.Module, compiled: bool) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    for column in ("dense", "sparse", "gain"):
+    runs = list(found.runs.values())
+    for column in (*found.runs, "gain"):
         result.add_column(column, justify="right")
-    pair = found.dense, found.sparse
-    medians = [statistics.median(one.steps) for one in pair]
+    medians = [statistics.median(one.steps) for one in runs]
     result.add_row(
         "[bold]a step[/bold], median",
         *(
             f"{_time(median)} ±{spread(one.steps):.0%}"
-            for median, one in zip(medians, pair, strict=True)
+            for median, one in zip(medians, runs, strict=True)
         ),
-        _gain(*medians),
+        _gains(medians),
     )
-    attention = [one.stages[ATTENTION] for one in pair]
+    attention = [one.stages[ATTENTION] for one in runs]
     wholes = medians
     if not compiled:  # a compiled step has no parts to time, so its own time is all there is
-        wholes = [one.stages[STEP] for one in pair]
-        result.add_row("one more step, in parts", *map(_time, wholes), _gain(*wholes))
+        wholes = [one.stages[STEP] for one in runs]
+        result.add_row("one more step, in parts", *map(_time, wholes), _gains(wholes))
     result.add_row(
         "  self-attention",
         *(
             f"{_time(part)} ({part / whole:.0%})"
             for part, whole in zip(attention, wholes, strict=True)
         ),
-        _gain(*attention),
+        _gains(attention),
     )
     for stage in stage_hooks.FORWARD:
         if stage in found.sparse.stages:
-            result.add_row(f"    {stage}", "", _time(found.sparse.stages[stage]), "")
+            times = (_time(one.stages[stage]) if stage in one.stages else "" for one in runs)
+            result.add_row(f"    {stage}", *times, "")
     rest = [whole - part for part, whole in zip(attention, wholes, strict=True)]
     result.add_row("  everything else", *map(_time, rest), "")
     if not compiled:
         for part in PARTS:
-            result.add_row(f"    {part}", *(_time(one.stages[part]) for one in pair), "")
+            result.add_row(f"    {part}", *(_time(one.stages[part]) for one in runs), "")
         result.add_row(
-            "    rotation, modulation, sums", *(_time(remainder(one)) for one in pair), ""
+            "    rotation, modulation, sums", *(_time(remainder(one)) for one in runs), ""
         )
         result.caption = PARTS_CAPTION
-    totals = [one.total for one in pair]
+    totals = [one.total for one in runs]
     count = len(found.dense.steps)
-    result.add_row(f"[bold]{count} steps[/bold], end to end", *map(_time, totals), _gain(*totals))
-    result.add_row("warm-up before", *(_time(one.warm_up) for one in pair), "")
-    result.add_row("peak memory beyond the weights", *(in_bytes(one.memory) for one in pair), "")
+    result.add_row(f"[bold]{count} steps[/bold], end to end", *map(_time, totals), _gains(totals))
+    result.add_row("warm-up before", *(_time(one.warm_up) for one in runs), "")
+    result.add_row("peak memory beyond the weights", *(in_bytes(one.memory) for one in runs), "")
     return result
 
 
@@ -225,8 +248,10 @@ def figures(found: Comparison) -> dict[str, Any]:
         "tiles": found.grid.num_tiles,
         "dense": of_run(found.dense),
         "sparse": of_run(found.sparse),
+        "native": None if found.native is None else of_run(found.native),
         "dense_kernels_ms": {name: seconds * 1e3 for name, seconds in found.kernels.items()},
         "difference": found.difference,
+        "difference_to_native": found.of_precision,
     }
 
 
@@ -244,8 +269,15 @@ def in_bytes(count: int) -> str:
     return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
-def _gain(dense: float, sparse: float) -> str:
-    return f"[bold]{dense / sparse:.2f}x[/bold]"
+def _gains(times: list[float]) -> str:
+    """Of the last run over the dense one, and over the native one where there are three."""
+    dense, *native, last = times
+    beside = "".join(f"\n{other / last:.2f}x native" for other in native)
+    return f"[bold]{dense / last:.2f}x[/bold]{beside}"
+
+
+def _distance(one: Run, other: Run) -> float:
+    return float((one.video - other.video).norm() / other.video.norm())
 
 
 def _time(seconds: float) -> str:

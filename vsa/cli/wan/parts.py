@@ -15,7 +15,7 @@ from vsa.measure import stage_hooks
 
 STEP = "step"
 ATTENTION = "attention"
-"""Self-attention proper: after projections, norms and rotation."""
+"""Self-attention proper: after projections, norms and rotation, with the exchange of its ranks."""
 CROSS, LINEAR, NORMS = "cross-attention", "linear layers", "norms"
 PARTS = (LINEAR, NORMS, CROSS)
 """What else is told apart, without overlap: cross-attention has its own projections and norms in
@@ -97,12 +97,14 @@ def _self_attention(transformer: Any, open_range: stage_hooks.Range) -> Iterator
     for block in transformer.blocks:
         layer: nn.Module = block.attn1
         handles += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
-    dense, sparse = transformer_wan.dispatch_attention_fn, processors.attention
+    dense = transformer_wan.dispatch_attention_fn
+    sparse, sharded = processors.attention, processors.ulysses_attention
     transformer_wan.dispatch_attention_fn = ranged(dense)
-    processors.attention = ranged(sparse)
+    processors.attention, processors.ulysses_attention = ranged(sparse), ranged(sharded)
     try:
         yield
     finally:
-        transformer_wan.dispatch_attention_fn, processors.attention = dense, sparse
+        transformer_wan.dispatch_attention_fn = dense
+        processors.attention, processors.ulysses_attention = sparse, sharded
         for handle in handles:
             handle.remove()

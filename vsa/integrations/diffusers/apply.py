@@ -25,9 +25,11 @@ from vsa.integrations.diffusers.steps import Steps
 from vsa.schedule import StepSchedule
 from vsa.stages.inputs import DEFAULT_TILE, Tile
 from vsa.values import checks
+from vsa.values import precision as precisions
 from vsa.values.budget import TopK, check
 from vsa.values.budgets import Budgets
 from vsa.values.grid import SLOTS
+from vsa.values.precision import LayerPrecision
 from vsa.values.score import Score, runs_of
 
 Transformer = TypeVar("Transformer", bound=nn.Module)
@@ -45,6 +47,7 @@ def apply_vsa(
     gates: Literal["coarse"] | None = ...,
     refresh_every: int = ...,
     tail: bool = ...,
+    precision: LayerPrecision = ...,
     group: Any = ...,
 ) -> Transformer: ...
 
@@ -61,6 +64,7 @@ def apply_vsa(
     gates: Literal["coarse"] | None = ...,
     refresh_every: int = ...,
     tail: bool = ...,
+    precision: LayerPrecision = ...,
     group: Any = ...,
 ) -> list[Transformer]: ...
 
@@ -76,6 +80,7 @@ def apply_vsa(
     gates: Literal["coarse"] | None = None,
     refresh_every: int = 1,
     tail: bool = False,
+    precision: LayerPrecision = "native",
     group: Any = None,
 ) -> Any:
     """Make the self-attention of a diffusers video transformer sparse, in place.
@@ -109,6 +114,9 @@ def apply_vsa(
             those in the local folder that it was loaded from, else zero until trained or loaded.
         refresh_every: tiles are chosen every so many steps and taken again in between.
         tail: as in ``vsa.attention``: tiles that are not chosen enter the softmax by their means.
+        precision: as in ``vsa.attention``, for inference; or a list with one for each layer, such
+            as ``vsa.diagnostics.PrecisionErrors.choose`` makes; or a function precision(layer,
+            step) that returns one. What is dense computes as diffusers does.
         group: process group, or ``DeviceMesh`` of one dimension, whose ranks share out the video
             of HunyuanVideo, HunyuanVideo 1.5, CogVideoX or Mochi; they must divide the heads.
             Every rank calls the transformer with the same input and gets the whole result;
@@ -127,7 +135,17 @@ def apply_vsa(
     several = isinstance(transformer, (list, tuple))
     prepared = [
         _prepare(
-            each, topk, tile, score, dense_layers, dense_steps, gates, refresh_every, tail, group
+            each,
+            topk,
+            tile,
+            score,
+            dense_layers,
+            dense_steps,
+            gates,
+            refresh_every,
+            tail,
+            precision,
+            group,
         )
         for each in (transformer if several else [transformer])
     ]
@@ -161,6 +179,7 @@ def _prepare(
     gates: str | None,
     refresh_every: int,
     tail: bool,
+    precision: LayerPrecision,
     group: Any,
 ) -> Prepared:
     """Everything that may be refused, before anything is changed."""
@@ -176,8 +195,11 @@ def _prepare(
         gates=gates,
         score=score,
         tail=checks.flag("tail", tail),
+        precision=precisions.of_layers(precision, len(layers)),
     )
     runs_of(score)
+    for each in precisions.in_any_layer(settings.precision):
+        precisions.check_tail(each, settings.tail)
     if gates not in (None, "coarse"):
         raise ValueError(f'gates must be None or "coarse", but it is {gates!r}')
     heads: Any = next(iter(layers.values())).heads

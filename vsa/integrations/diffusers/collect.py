@@ -10,8 +10,10 @@ from typing import Any
 from torch import nn
 
 from vsa.diagnostics.curves import SAMPLED_TILES, Curves, Order
+from vsa.diagnostics.precision import PrecisionErrors
 from vsa.diagnostics.record import Record
 from vsa.integrations.diffusers.plan import PLAN, Plan
+from vsa.values.precision import Precision
 
 
 @contextmanager
@@ -23,6 +25,7 @@ def collect(
     maps: Sequence[int] | None = None,
     curves: bool = False,
     score: Order = "mean",
+    precisions: Sequence[Precision] = (),
 ) -> Iterator[Record]:
     """Note recall, density and tile maps of every sparse layer while the transformer runs.
 
@@ -37,6 +40,8 @@ def collect(
         maps: layers whose tile maps are kept; None for the first, the middle and the last.
         curves: also note recall and output error at every budget, which ``vsa.calibrate`` goes by.
         score: what tiles are ordered by in them, as in ``vsa.attention``.
+        precisions: also note what these change, of "int8" and "fp8", as ``record.precision``:
+            simulated, for bf16 and fp16 (``vsa.diagnostics.PrecisionErrors``).
 
     Yields:
         The record, which fills while the transformer runs.
@@ -59,7 +64,10 @@ def collect(
     count = len(plan.layers)
     chosen = sorted({0, count // 2, count - 1}) if maps is None else maps
     noted = Curves(list(plan.layers), tiles=tiles, score=score) if curves else None
-    plan.record = record = Record(count, every, tiles, chosen, noted)
+    errors = None
+    if precisions:
+        errors = PrecisionErrors(list(plan.layers), precisions=precisions, tiles=tiles)
+    plan.record = record = Record(count, every, tiles, chosen, noted, errors)
     try:
         with uncompiled(module):
             yield record

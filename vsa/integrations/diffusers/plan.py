@@ -28,6 +28,7 @@ from vsa.stages.inputs import Tile
 from vsa.values.budget import LayerBudget, TopK, check, resolve
 from vsa.values.budgets import Budgets
 from vsa.values.grid import Grid, best_tile
+from vsa.values.precision import LayerPrecision, in_layer
 from vsa.values.score import Score
 
 Schedule = Callable[[int, int], TopK | Budgets | None]
@@ -52,11 +53,13 @@ class Settings:
     gates: str | None = None
     score: Score = "mean"
     tail: bool = False
+    precision: LayerPrecision = "native"
 
     @property
     def need_steps(self) -> bool:
         """Whether the denoising step makes a difference."""
-        return callable(self.topk) or self.dense_steps > 0 or self.refresh_every > 1
+        by_step = callable(self.topk) or callable(self.precision)
+        return by_step or self.dense_steps > 0 or self.refresh_every > 1
 
     def __str__(self) -> str:
         topk: object = self.topk
@@ -71,7 +74,17 @@ class Settings:
         words += [f"dense_steps={self.dense_steps}"] if self.dense_steps else []
         words += [f"refresh_every={self.refresh_every}"] if self.refresh_every > 1 else []
         words += ["tail=True"] if self.tail else []
+        words += [f"precision={_in_words(self.precision)}"] if self.precision != "native" else []
         return ", ".join(words)
+
+
+def _in_words(precision: LayerPrecision) -> str:
+    """A name, how many layers have each, or a function's name."""
+    if callable(precision):
+        return getattr(precision, "__name__", "function")
+    if isinstance(precision, str):
+        return precision
+    return ", ".join(f"{precision.count(name)} x {name}" for name in dict.fromkeys(precision))
 
 
 class Stores(OfThread):
@@ -245,6 +258,7 @@ class Plan:
             after,
             settings.score,
             settings.tail,
+            "native" if topk is None else in_layer(settings.precision, layer, step),
         )
 
     def _topk(self, layer: int, step: int, grid: Grid) -> TopK | None:

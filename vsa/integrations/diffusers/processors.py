@@ -190,6 +190,7 @@ def sparse(
         score=work.score,
         text_valid=text_valid,
         tail=work.tail,
+        precision=work.precision,
         return_selection=work.store is not None or work.note is not None,
     )
     if isinstance(out, tuple):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vsa.values.budget import TopK
 from vsa.values.grid import Extent, Grid
+from vsa.values.precision import Precision
 from vsa.values.score import Score
 from vsa.values.selection import Selection
 
@@ -41,6 +42,7 @@ class Work:
         after: likewise after it.
         score: what tiles are chosen by, as in ``vsa.attention``.
         tail: as in ``vsa.attention``.
+        precision: as in ``vsa.attention``.
     """
 
     shape: Extent
@@ -55,6 +57,7 @@ class Work:
     after: int = 0
     score: Score = "mean"
     tail: bool = False
+    precision: Precision = "native"
 
     @property
     def tokens(self) -> int:
