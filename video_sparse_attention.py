@@ -3,7 +3,8 @@
 
 The distribution ``vsa`` on the package index (0.0.5 and before) is FastVideo's own VSA kernels.
 Its files lie under the same import name, so that installing it after this project overwrites
-``vsa/__init__.py``, and uninstalling it deletes that file. What tells so cannot lie in ``vsa``.
+``vsa/__init__.py``, and uninstalling it deletes that file. What tells so, and puts the file back,
+cannot lie in ``vsa``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ FOREIGN = "vsa"
 """The distribution whose files have the same import name."""
 MARK = "from vsa.installation import"
 """A line that only our own vsa/__init__.py has."""
+KEPT = "vsa/_kept_init.txt"
+"""A copy of our vsa/__init__.py in what was installed, which no other distribution has."""
+MEND = "run: vsa mend (both distributions stay, and import vsa gives this project again)"
 REPAIR = (
     f"run: pip uninstall -y {FOREIGN} {DISTRIBUTION}, then install {DISTRIBUTION} again "
     "(pip install . in its folder)"
@@ -53,17 +57,50 @@ def overwritten() -> str | None:
     if spec is None or spec.origin is None:
         return (
             f"vsa/__init__.py of {DISTRIBUTION} is missing, as after pip uninstall {FOREIGN}, "
-            f"which takes what both have written; {REPAIR}"
+            f"which takes what both have written; {repair()}"
         )
     origin = Path(spec.origin)
+    others = [path for path in _shared() if path != origin and origin.parent in path.parents]
     changed = [] if MARK in origin.read_text(errors="replace") else [origin]
-    changed += [path for path in _shared() if path != origin and origin.parent in path.parents]
+    changed += others
     if not changed:
         return None
+    how = REPAIR if others else repair()
     return (
         f"{', '.join(map(str, changed))} was overwritten by {blame}, whose import name is vsa as "
-        f"that of {DISTRIBUTION} is; {REPAIR}"
+        f"that of {DISTRIBUTION} is; {how}"
     )
+
+
+def mend() -> str | None:
+    """Put our vsa/__init__.py back where the other distribution overwrote or removed it.
+
+    Returns:
+        What was done, in one sentence; None where there is no copy of it to put back.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    kept, target = _file(KEPT), _file("vsa/__init__.py")
+    if kept is None or target is None or not _as_installed(kept):
+        return None
+    Path(str(target.locate())).write_bytes(Path(str(kept.locate())).read_bytes())
+    theirs = neighbour()
+    beside = f", with {theirs} beside it" if theirs else ""
+    return f"{target.locate()} is that of {DISTRIBUTION} again{beside}"
+
+
+def repair() -> str:
+    """What to run where ``import vsa`` does not give our files: one command."""
+    kept = _file(KEPT)
+    return REPAIR if kept is None or not _as_installed(kept) else MEND
+
+
+def _file(name: str) -> PackagePath | None:
+    """A file of ours, as it was recorded when it was installed."""
+    ours = installed(DISTRIBUTION)
+    recorded = ours.files or () if ours else ()
+    return next((path for path in recorded if str(path) == name), None)
 
 
 def _shared() -> list[Path]:
@@ -90,6 +127,12 @@ def _as_installed(path: PackagePath) -> bool:
 def main() -> None:
     """Entry point of the ``vsa`` script and of ``python -m vsa``."""
     why = overwritten()
+    if why is not None and sys.argv[1:] == ["mend"]:
+        done = mend()
+        why = overwritten()  # more than that file may have been overwritten
+        if done is not None and why is None:
+            print(f"vsa: {done}")
+            return
     if why is None:
         from vsa.cli import main as command
 

@@ -210,6 +210,8 @@ class FineProblem:
         query_axes: Address,
         query_text_rows: Address,
         key_text_rows: Address,
+        sizes: Address,
+        kv_sizes: Address,
     ) -> None: ...
 
 @final
@@ -252,6 +254,7 @@ class MeanTensor:
         *,
         tokens: TokenView,
         grid: GridSizes,
+        sizes: Address,
         heads: int,
         means: Address,
     ) -> None: ...

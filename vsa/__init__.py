@@ -12,6 +12,11 @@ if take_built(Path(__file__).resolve().parent):  # else the installed package is
     from vsa.calibration import calibrate
     from vsa.cost import flops
     from vsa.diagnostics import plots
+    from vsa.drop_ins import (
+        block_sparse_attn,
+        block_sparse_attn_from_indices,
+        video_sparse_attn,
+    )
     from vsa.functional import attention, block_sparse_attention, select
     from vsa.measure.flop_formulas import register_when_imported
     from vsa.schedule import SparsityRamp, StepSchedule
@@ -35,6 +40,8 @@ __all__ = [
     "attention",
     "best_tile",
     "block_sparse_attention",
+    "block_sparse_attn",
+    "block_sparse_attn_from_indices",
     "calibrate",
     "diagnostics",
     "distributed",
@@ -42,4 +49,5 @@ __all__ = [
     "nn",
     "plots",
     "select",
+    "video_sparse_attn",
 ]

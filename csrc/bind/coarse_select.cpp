@@ -11,9 +11,10 @@ using MeanDtype = OneOf<launch::MeanDtypes>;
 
 void bind_means(py::module_& m) {
   using Tensor = launch::MeanTensor;
-  bind_struct<Tensor>(m, kClass<Tensor>, "A tensor of tokens, and where the means of its tiles go.",
-                      {VSA_FIELD(Tensor, tokens, NotNull), VSA_FIELD(Tensor, grid),
-                       VSA_FIELD(Tensor, heads, Positive), VSA_FIELD(Tensor, means, NotNull)});
+  bind_struct<Tensor>(
+      m, kClass<Tensor>, "A tensor of tokens, and where the means of its tiles go.",
+      {VSA_FIELD(Tensor, tokens, NotNull), VSA_FIELD(Tensor, grid), VSA_FIELD(Tensor, sizes),
+       VSA_FIELD(Tensor, heads, Positive), VSA_FIELD(Tensor, means, NotNull)});
   using Call = launch::TileMeans;
   auto bound =
       bind_struct<Call>(m, "TileMeans", "Means of the tiles of up to three tensors.",

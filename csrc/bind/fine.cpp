@@ -13,13 +13,14 @@ struct FineDtype : OneOf<launch::FineDtypes> {};
 
 void bind_problem(py::module_& m) {
   using Call = launch::FineProblem;
-  bind_struct<Call>(m, kClass<Call>, "What both directions of the fine stage are told.",
-                    {VSA_FIELD(Call, grid), VSA_FIELD(Call, kv_grid),
-                     VSA_FIELD(Call, batch, Positive), VSA_FIELD(Call, heads, Positive),
-                     VSA_FIELD(Call, kv_heads, Positive), VSA_FIELD(Call, head_dim, FineHeadDim),
-                     VSA_FIELD(Call, dtype, FineDtype), VSA_FIELD(Call, scale),
-                     VSA_FIELD(Call, bitmap, NotNull), VSA_FIELD(Call, query_axes, NotNull),
-                     VSA_FIELD(Call, query_text_rows), VSA_FIELD(Call, key_text_rows)});
+  bind_struct<Call>(
+      m, kClass<Call>, "What both directions of the fine stage are told.",
+      {VSA_FIELD(Call, grid), VSA_FIELD(Call, kv_grid), VSA_FIELD(Call, batch, Positive),
+       VSA_FIELD(Call, heads, Positive), VSA_FIELD(Call, kv_heads, Positive),
+       VSA_FIELD(Call, head_dim, FineHeadDim), VSA_FIELD(Call, dtype, FineDtype),
+       VSA_FIELD(Call, scale), VSA_FIELD(Call, bitmap, NotNull),
+       VSA_FIELD(Call, query_axes, NotNull), VSA_FIELD(Call, query_text_rows),
+       VSA_FIELD(Call, key_text_rows), VSA_FIELD(Call, sizes), VSA_FIELD(Call, kv_sizes)});
 }
 
 void bind_gates(py::module_& m) {

@@ -15,6 +15,7 @@ using MeanDtypes = Values<Dtype::Bf16, Dtype::Fp16, Dtype::Fp32>;
 struct MeanTensor {
   TokenView tokens;  // text included
   Grid grid;
+  const int* sizes;  // [tiles] of padded tiles the real tokens, null for a video
   int heads;
   float* means;  // [batch, heads, tiles, head_dim]
 };

@@ -43,6 +43,7 @@ inline std::string make_params(TileMeansParams& p, const TileMeans& call) {
     to.token_stride = x.token_stride;
     to.head_stride = x.head_stride;
     to.grid = tensor.grid;
+    to.sizes = {tensor.sizes};
     for (int row = 0; row < kTileRows; ++row) {
       const Axes at = row_offset(tensor.grid.tile, row), size = tensor.grid.video;
       const bool inside = row < tensor.grid.tile.volume();

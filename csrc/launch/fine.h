@@ -55,6 +55,9 @@ struct FineProblem {
   const int* query_axes;            // [batch, heads] of AxisChoice
   const uint64_t* query_text_rows;  // [batch, text tiles of the queries], null without text
   const uint64_t* key_text_rows;    // [batch, text tiles of the keys], null without text
+  // Of padded tiles the real tokens, [n_q] and [n_k] (TileSizes); null for grids of a video. What
+  // is written has to hold zeros in padding beforehand, lse -inf: the kernels leave that as it is.
+  const int *sizes, *kv_sizes;
 };
 
 struct FineForward : FineProblem {

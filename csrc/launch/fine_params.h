@@ -14,8 +14,11 @@
 
 namespace vsa::launch {
 
-inline TiledSequence tiled(const Grid& grid, const uint64_t* text_rows) {
-  return {grid, ceil_div(grid.prefix, kTileRows) + ceil_div(grid.suffix, kTileRows), text_rows};
+inline PaddableSequence tiled(const Grid& grid,
+                              const uint64_t* text_rows,
+                              const int* sizes = nullptr) {
+  const int text_tiles = ceil_div(grid.prefix, kTileRows) + ceil_div(grid.suffix, kTileRows);
+  return paddable({grid, text_tiles, text_rows}, {sizes});
 }
 
 // One tensor of a call and where its maps go.
@@ -51,8 +54,8 @@ std::string make_tensors(std::initializer_list<MappedTensor> tensors,
 
 template <class Encode>
 std::string make_params(FineForwardParams& p, const FineForward& call, Encode encode) {
-  p.queries = tiled(call.grid, call.query_text_rows);
-  p.keys = tiled(call.kv_grid, call.key_text_rows);
+  p.queries = tiled(call.grid, call.query_text_rows, call.sizes);
+  p.keys = tiled(call.kv_grid, call.key_text_rows, call.kv_sizes);
   p.bitmap = call.bitmap;
   p.query_axes = call.query_axes;
   p.lse = call.lse;
@@ -70,8 +73,8 @@ std::string make_params(FineForwardParams& p, const FineForward& call, Encode en
 
 template <class Encode>
 std::string make_params(FineBackwardParams& p, const FineBackward& call, Encode encode) {
-  p.queries = tiled(call.grid, call.query_text_rows);
-  p.keys = tiled(call.kv_grid, call.key_text_rows);
+  p.queries = tiled(call.grid, call.query_text_rows, call.sizes);
+  p.keys = tiled(call.kv_grid, call.key_text_rows, call.kv_sizes);
   p.bitmap = call.bitmap;
   p.transposed_bitmap = call.transposed_bitmap;
   p.row_stats = static_cast<const RowStats*>(call.row_stats);
@@ -134,7 +137,7 @@ inline BackwardRowsParams backward_rows_params(const FineBackward& call) {
           token_rows<const uint16_t>(call.grad_out),
           call.lse,
           call.grad_lse,
-          tiled(call.grid, call.query_text_rows),
+          tiled(call.grid, call.query_text_rows, call.sizes),
           static_cast<RowStats*>(call.row_stats),
           call.heads,
           gate(call.gates.fine),

@@ -6,11 +6,11 @@
 namespace vsa::launch {
 namespace {
 
-constexpr int kWarpsPerBlock = 8;
+constexpr int kWarpsPerBlock = 8, kBlocks = 3;  // of a multiprocessor
 
 // A warp for each piece of work.
 template <class Kernel>
-__global__ void __launch_bounds__(kWarpsPerBlock* kWarpThreads)
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarpThreads, kBlocks)
     warps_kernel(const __grid_constant__ QuantiseTilesParams params) {
   // Through a shuffle, so that the compiler knows it to be the same for the whole warp.
   const int own = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpThreads, 0);
@@ -61,7 +61,7 @@ std::string quantise_tiles(const QuantiseTiles& call, int device, void* stream) 
     const int tiles = params.keys.grid.num_tiles() + params.keys.text_tiles;
     found = with_quantisation(call, [&](auto first, auto second) {
       using First = decltype(first);
-      error = launch_warps<First>(params, heads * ceil_div(tiles, First::kTiles), stream);
+      error = launch_warps<First>(params, heads * ceil_div(tiles, params.together), stream);
       if (error == cudaSuccess)
         error = launch_warps<decltype(second)>(params, heads * tiles, stream);
     });

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // From calls to kernel parameters and the kernels that they need, the same for both machines.
 #pragma once
+#include <algorithm>
+#include <cstdint>
+
 #include "kernels/coarse/quantise_tiles.h"
 #include "kernels/fine/low_precision_forward.h"
 #include "launch/fine_params.h"
@@ -8,24 +11,33 @@
 
 namespace vsa::launch {
 
-static_assert(sizeof(ChannelRecord) == kRecordBytes);
+static_assert(sizeof(HeadRecord<64>) == 64 * kRecordBytes &&
+              sizeof(HeadRecord<128>) == 128 * kRecordBytes);
 
 inline std::string make_params(QuantiseTilesParams& p, const QuantiseTiles& call) {
   const auto tokens = [](const TokenView& x) {
-    return TokensToQuantise{x.data, x.batch_stride, x.token_stride, x.head_stride};
+    return TokensToQuantise{x.data, x.batch_stride, x.head_stride,
+                            static_cast<int>(x.token_stride)};
   };
   for (const TokenView* x : {&call.k, &call.v}) {
     const int64_t strides = x->token_stride | (call.batch > 1 ? x->batch_stride : 0) |
                             (call.heads > 1 ? x->head_stride : 0);
     if (strides % kChunkElements != 0 || reinterpret_cast<uintptr_t>(x->data) % kChunkBytes != 0)
       return "keys and values that become eight bits must be aligned to 16 bytes, token by token";
+    if (x->token_stride > INT32_MAX)
+      return "keys and values that become eight bits must have less than 2^31 elements from token "
+             "to token";
   }
   p.k = tokens(call.k);
   p.v = tokens(call.v);
   p.keys = tiled(call.grid, call.text_rows);
   p.batch = call.batch;
   p.heads = call.heads;
-  p.records = static_cast<ChannelRecord*>(call.records);
+  // Enough warps for all multiprocessors of a GPU, and no more atomics than needed.
+  constexpr int64_t kWarps = 6144;
+  const int64_t tiles = int64_t{call.batch} * call.heads * p.keys.num_tiles();
+  p.together = static_cast<int>(std::clamp<int64_t>(tiles / kWarps, 1, 8));
+  p.records = call.records;
   p.channels = call.channels;
   p.images = static_cast<unsigned char*>(call.images);
   return "";

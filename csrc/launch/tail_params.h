@@ -37,6 +37,7 @@ template <class FineParams, class Encode>
 std::string make_params(TailForwardParams<FineParams>& p, const TailForward& call, Encode encode) {
   p.text = any(call.gates);
   const std::string error = make_params(static_cast<FineParams&>(p), call, encode);
+  p.queries = static_cast<FineParams&>(p).queries;
   return error.empty() ? make_keys(p.tail, call.tail, call, encode) : error;
 }
 

@@ -101,12 +101,14 @@ struct Mbarrier {
     host::machine->block_until(Phase(barrier, use));
     meet(use);
   }
+  void wait_asleep(int use) { wait(use); }
   bool is_over(int use) {
     reject_alias(state().completed > use + 1, use);
     if (((state().completed ^ use) & 1) == 0) return false;
     meet(use);
     return true;
   }
+  bool is_over(int use, bool wanted) { return wanted && is_over(use); }
 
   host::BarrierState& state() const {
     if (word >= host::machine->barriers.size())

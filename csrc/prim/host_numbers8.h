@@ -89,11 +89,7 @@ uint32_t pack8(float a, float b, float c, float d) {
 inline float biased_float(int x) { return static_cast<float>(x) + kNearestInteger; }
 
 inline uint32_t line_codes(float lo, float hi) {
-  const auto code = [](float x) -> uint32_t {
-    const float positive = x < 0 ? 0 : x;
-    const float half = host::widen(Fp16{}, host::narrow(Fp16{}, positive));
-    return host::narrow(Fp16{}, half + 1024);
-  };
+  const auto code = [](float x) -> uint32_t { return host::narrow(Fp16{}, x < 0 ? 0 : x); };
   return code(lo) | code(hi) << 16;
 }
 
@@ -113,8 +109,11 @@ inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
 
 inline uint32_t line_codes(uint32_t x, uint32_t slope, uint32_t offset) {
   const uint32_t y = fma_halves(x, slope, offset);
-  return line_codes(host::widen(Fp16{}, static_cast<uint16_t>(y)),
-                    host::widen(Fp16{}, static_cast<uint16_t>(y >> 16)));
+  const auto code = [=](int shift) -> uint32_t {
+    const float half = host::widen(Fp16{}, static_cast<uint16_t>(y >> shift));
+    return host::narrow(Fp16{}, (half < 0 ? 0 : half) + 1024);
+  };
+  return code(0) | code(16) << 16;
 }
 
 inline uint32_t max_halves(uint32_t a, uint32_t b) {

@@ -192,20 +192,34 @@ void neighbour_reduce(Fragment<N>& f, Op op) {
   }
 }
 
-template <class Test, class Then>
-void if_any_row(const RowValues& values, Test test, Then then) {
-  host::Agent& agent = host::whole_warpgroup("if_any_row");
-  for (int first = 0; first < kWarpgroupThreads; first += kWarpThreads) {
-    bool any = false;
-    for (int t = first; t < first + kWarpThreads; ++t)
-      any |= test(values.x[t][0]) || test(values.x[t][1]);
-    if (!any) continue;
-    agent.first_lane = first;
-    agent.last_lane = first + kWarpThreads;
+struct WarpFlag {
+  bool of[kWarpgroupThreads / kWarpThreads];
+};
+
+template <class Test>
+WarpFlag any_row(const RowValues& a, const RowValues& b, const RowValues& c, Test test) {
+  host::whole_warpgroup("any_row");
+  WarpFlag flag = {};
+  for (int t = 0; t < kWarpgroupThreads; ++t)
+    for (int half = 0; half < 2; ++half)
+      flag.of[t / kWarpThreads] |= test(a.x[t][half], b.x[t][half], c.x[t][half]);
+  return flag;
+}
+template <class Then>
+void if_warp(const WarpFlag& flag, Then then) {
+  host::Agent& agent = host::whole_warpgroup("if_warp");
+  for (int warp = 0; warp < kWarpgroupThreads / kWarpThreads; ++warp) {
+    if (!flag.of[warp]) continue;
+    agent.first_lane = warp * kWarpThreads;
+    agent.last_lane = agent.first_lane + kWarpThreads;
     then();
   }
   agent.first_lane = 0;
   agent.last_lane = kWarpgroupThreads;
+}
+template <class Test, class Then>
+void if_any_row(const RowValues& values, Test test, Then then) {
+  if_warp(any_row(values, values, values, [&](float x, float, float) { return test(x); }), then);
 }
 
 inline int no_hoist(int x) { return x; }

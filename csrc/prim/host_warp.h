@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <type_traits>
 
 #include "prim/host.h"
@@ -13,6 +14,31 @@ inline int float_bits(float x) { return std::bit_cast<int>(x); }
 inline float float_of(int bits) { return std::bit_cast<float>(bits); }
 
 inline float reciprocal_approx(float x) { return 1 / x; }
+
+namespace host {
+
+// Of two 16-bit numbers: NaN, or the one that choose(a, b) says, b or not.
+template <class Element, class Choose>
+uint32_t choose_pairs(uint32_t a, uint32_t b, Choose choose) {
+  const auto each = [&](int shift) -> uint32_t {
+    const auto x = static_cast<uint16_t>(a >> shift), y = static_cast<uint16_t>(b >> shift);
+    const float wide_x = widen(Element{}, x), wide_y = widen(Element{}, y);
+    if (std::isnan(wide_x) || std::isnan(wide_y)) return 0x7fff;
+    return choose(wide_x, wide_y) ? y : x;
+  };
+  return each(0) | each(16) << 16;
+}
+
+}  // namespace host
+
+template <class Element>
+uint32_t max_pairs(uint32_t a, uint32_t b) {
+  return host::choose_pairs<Element>(a, b, [](float x, float y) { return y > x; });
+}
+template <class Element>
+uint32_t min_pairs(uint32_t a, uint32_t b) {
+  return host::choose_pairs<Element>(a, b, [](float x, float y) { return y < x; });
+}
 
 inline int64_t nearest_integer(float x) { return std::llrint(x); }
 inline void atomic_max(int* to, int x) { *to = std::max(*to, x); }

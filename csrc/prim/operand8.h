@@ -26,6 +26,7 @@ constexpr int kHalfRowBytes = 64;            // bytes of the shorter rows
 constexpr float kMostE4m3 = 448;             // the largest number
 constexpr float kMostS8 = 127;               // of either sign
 constexpr float kNearestInteger = 12582912;  // 1.5 x 2^23: x + this ends in the integer next to x
+constexpr float kCodeUnit = 0x1p-24f;        // what stands for a code of 1: the smallest half
 // The tensor cores line up all products of a step and the accumulator, and cut off what lies so
 // many bits below the largest exponent. A product has the sum of its factors' exponents, even where
 // its mantissa is two or more. A sum in fp32 is then cut off so many bits below its leading bit;

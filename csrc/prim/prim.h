@@ -12,16 +12,15 @@
 //                                   integers, from -127 to 127; the nearest e4m3, 448 for all that
 //                                   is larger, infinity too, and NaN for NaN
 //   biased_float(x)                 the float x + kNearestInteger of an integer below 2^22
-//   line_codes(lo, hi)              two floats as non-negative integers below 1024, each the low
-//                                   byte of 16 bits where it fits, 0xff for NaN: e4m3 codes of
-//                                   powers of two whose mantissa is taken to be linear
+//   line_codes(lo, hi)              two floats as multiples of kCodeUnit, the nearest integers that
+//                                   are not negative, each the low byte of 16 bits where it fits,
+//                                   0xff for NaN: e4m3 codes of powers of two whose mantissa is
+//                                   taken to be linear
 //   low_bytes(ab, cd)               the even bytes of both: four codes
-//   line_codes(x, slope, offset)    the same of x slope + offset, pairs of halves
-//   max_halves(a, b)                the larger ones of two pairs of halves
-//   fma_halves(a, b, c)             a b + c of pairs of halves
-//   exp2_approx, log2_approx, max2, fma
-//   max3(a, b, c)                   of ints
-//   load_global(pointer)            a value that no one writes while the kernel runs
+//   line_codes(x, slope, offset)    the same of x slope + offset, pairs of halves, as multiples of
+//   1 max_halves(a, b)                the larger ones of two pairs of halves fma_halves(a, b, c) a
+//   b + c of pairs of halves exp2_approx, log2_approx, max2, fma max3(a, b, c)                   of
+//   ints load_global(pointer)            a value that no one writes while the kernel runs
 //   load_global(pointer, wanted)    the same, or zeros, of a float or a pair of them
 //   take_tile(counter)              0, 1, 2, ... to all blocks of a launch, in any order
 //
@@ -49,6 +48,9 @@
 //   if_any_row(values, test, then)  then() is run by each WARP that has a row with test(value).
 //                                   Inside, VSA_EACH_LANE and all that is made of it mean that
 //                                   warp's lanes. then() may change registers and nothing else
+//   WarpFlag                        one bit of each warp
+//   any_row(a, b, c, test)          a flag: the warps that have a row with test(a, b, c)
+//   if_warp(flag, then)             then() by the warps whose bit is set, as in if_any_row
 //
 // Shared memory through ordinary loads and stores: the generic proxy
 //   smem_address(p)                 its address in shared memory, bytes
@@ -65,7 +67,9 @@
 //   Mbarrier::arrive_one(times)     by one thread, as if by so many
 //   Mbarrier::arrive_expect_tx(n)   by one thread; the phase waits for n bytes of copies as well
 //   Mbarrier::wait(use)             until phase `use` (0, 1, ...) has completed; -1 always has
+//   Mbarrier::wait_asleep(use)      the same, for who has time to wake up
 //   Mbarrier::is_over(use)          whether it has; true means as much as having waited
+//   Mbarrier::is_over(use, wanted)  the same, or false
 //   named_sync(id, threads)         whole warpgroups meet; id 1..15
 //
 // Copies by the TMA engine, called by one thread

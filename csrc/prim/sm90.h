@@ -181,6 +181,19 @@ VSA_DEVICE void if_any_row(const RowValues& values, Test test, Then then) {
   if (__any_sync(~0u, test(values.x[0]) || test(values.x[1]))) then();
 }
 
+struct WarpFlag {
+  bool set;
+};
+
+template <class Test>
+VSA_DEVICE WarpFlag any_row(const RowValues& a, const RowValues& b, const RowValues& c, Test test) {
+  return {__any_sync(~0u, test(a.x[0], b.x[0], c.x[0]) | test(a.x[1], b.x[1], c.x[1])) != 0};
+}
+template <class Then>
+VSA_DEVICE void if_warp(const WarpFlag& flag, Then then) {
+  if (flag.set) then();
+}
+
 VSA_DEVICE int no_hoist(int x) {
   asm volatile("" : "+r"(x));
   return x;
@@ -231,6 +244,16 @@ struct Mbarrier {
         "r"(use & 1)
         : "memory");
   }
+  // With a limit, here 10 ms, ptxas puts a sleep between two looks that the barrier ends; without
+  // one the thread looks again every 15 clocks.
+  VSA_DEVICE void wait_asleep(int use) {
+    asm volatile(
+        "{.reg .pred done;\nAGAIN_%=:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, %2;\n@!done bra AGAIN_%=;}" ::"r"(
+            address()),
+        "r"(use & 1), "r"(10000000)
+        : "memory");
+  }
   VSA_DEVICE bool is_over(int use) {
     uint32_t over;
     asm volatile(
@@ -239,6 +262,18 @@ struct Mbarrier {
         "selp.u32 %0, 1, 0, over;}"
         : "=r"(over)
         : "r"(address()), "r"(use & 1)
+        : "memory");
+    return over != 0;
+  }
+  // By a predicate on the instruction: no branch.
+  VSA_DEVICE bool is_over(int use, bool wanted) {
+    uint32_t over;
+    asm volatile(
+        "{.reg .pred over, wanted;\nsetp.ne.s32 wanted, %3, 0;\nsetp.ne.s32 over, 0, 0;\n"
+        "@wanted mbarrier.test_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, over;}"
+        : "=r"(over)
+        : "r"(address()), "r"(use & 1), "r"(int{wanted})
         : "memory");
     return over != 0;
   }

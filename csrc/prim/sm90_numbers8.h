@@ -37,11 +37,8 @@ __device__ __forceinline__ float biased_float(int x) {
 }
 
 __device__ __forceinline__ uint32_t line_codes(float lo, float hi) {
-  uint32_t codes;
-  asm("{.reg .b32 halves;\ncvt.rn.relu.f16x2.f32 halves, %2, %1;\n"
-      "add.rn.f16x2 %0, halves, %3;}"
-      : "=r"(codes)
-      : "f"(lo), "f"(hi), "r"(0x64006400));  // 1024: the integer is in the low bits
+  uint32_t codes;  // the smallest halves are the multiples of kCodeUnit, in order
+  asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(codes) : "f"(hi), "f"(lo));
   return codes;
 }
 
@@ -50,7 +47,7 @@ __device__ __forceinline__ uint32_t line_codes(uint32_t x, uint32_t slope, uint3
   asm("{.reg .b32 halves;\nfma.rn.relu.f16x2 halves, %1, %2, %3;\n"
       "add.rn.f16x2 %0, halves, %4;}"
       : "=r"(codes)
-      : "r"(x), "r"(slope), "r"(offset), "r"(0x64006400));
+      : "r"(x), "r"(slope), "r"(offset), "r"(0x64006400));  // 1024: the integer is in the low bits
   return codes;
 }
 

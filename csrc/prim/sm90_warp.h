@@ -14,6 +14,25 @@ VSA_DEVICE float reciprocal_approx(float x) {
   return y;
 }
 
+template <class Element>
+VSA_DEVICE uint32_t max_pairs(uint32_t a, uint32_t b) {
+  uint32_t most;
+  if constexpr (std::is_same_v<Element, Bf16>)
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
+  else
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
+  return most;
+}
+template <class Element>
+VSA_DEVICE uint32_t min_pairs(uint32_t a, uint32_t b) {
+  uint32_t least;
+  if constexpr (std::is_same_v<Element, Bf16>)
+    asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(least) : "r"(a), "r"(b));
+  else
+    asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(least) : "r"(a), "r"(b));
+  return least;
+}
+
 VSA_DEVICE int64_t nearest_integer(float x) { return __float2ll_rn(x); }
 VSA_DEVICE void atomic_max(int* to, int x) { atomicMax(to, x); }
 VSA_DEVICE void atomic_add(int* to, int x) { atomicAdd(to, x); }

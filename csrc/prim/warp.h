@@ -10,6 +10,8 @@
 //                                   not wanted, though they are read. N elements are 16 aligned
 //                                   bytes, or N is 1; of Bf16 and Fp16 also 8 or 4 aligned bytes.
 //                                   Element: Bf16, Fp16 or float
+//   max_pairs, min_pairs<Element>(a, b)
+//                                   the larger or smaller ones of two pairs; NaN if either is
 //   nearest_integer(x)              as 64 bits; ties to even
 //   atomic_max(p, x)                of ints in global memory
 //   atomic_add(p, x)                of an int or int64_t in global memory
@@ -22,7 +24,8 @@
 //   sum(value)                      of value(lane), an int, uint64_t or float, over all lanes;
 //                                   floats in another order on each machine
 //   greatest(value)                 the largest value(lane), an int, over all lanes
-//   broadcast(values, lane)         that lane's part of a PerLane
+//   broadcast(values, lane)         that lane's part of a PerLane; inside each_lane, by all lanes
+//                                   together, each may ask for another one
 //   first_lane(fn)                  fn() by one lane alone, its result in all
 //   warp_sync()                     what a lane has stored is there for the others
 //

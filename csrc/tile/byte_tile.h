@@ -27,16 +27,24 @@ constexpr Layout kByteLayout = RowBytes == kRowBytes ? Layout::Swizzled : Layout
 
 // ---- products, by the whole warpgroup; wgmma_commit closes the group ----------------------------
 
-// d = (d +) a b^T, summed over the bytes of rows
+// d = (d +) a b^T, summed over the bytes of rows. b: the descriptor of a tile's first bytes
+template <class Element, int N, class T, int RowBytes>
+VSA_DEVICE void mma8_ABt(Fragment<N, T>& d,
+                         const Operand8<RowBytes>& a,
+                         uint64_t b,
+                         bool accumulate = false) {
+  wgmma_fence();
+  VSA_UNROLL
+  for (int k = 0; k < RowBytes / kReduction8; ++k)
+    wgmma8<Element>(d, a, k, advance(b, k * kReduction8), accumulate || k > 0);
+}
+
 template <class Element, int N, class T, int RowBytes>
 VSA_DEVICE void mma8_ABt(Fragment<N, T>& d,
                          const Operand8<RowBytes>& a,
                          const ByteTile<N, RowBytes>& b,
                          bool accumulate = false) {
-  wgmma_fence();
-  VSA_UNROLL
-  for (int k = 0; k < RowBytes / kReduction8; ++k)
-    wgmma8<Element>(d, a, k, bytes_descriptor<RowBytes>(b.address(), k), accumulate || k > 0);
+  mma8_ABt<Element>(d, a, bytes_descriptor<RowBytes>(b.address(), 0), accumulate);
 }
 
 template <class Element, int N, class T, int RowBytes>

@@ -37,7 +37,7 @@ struct Problem {
   std::vector<uint32_t> selected;  // [heads, tiles, words]
   int query_axes[kHeads] = {kAlongT, kAlongW};
   int tile_counter = 0;
-  std::vector<ChannelRecord> records;
+  HeadRecord<D> record = {};
   std::vector<float> channels;  // [2, D]
   std::vector<Chunk> images;
 
@@ -52,7 +52,6 @@ struct Problem {
         lse(kHeads * tokens, NAN),
         wanted_lse(kHeads * tokens, -INFINITY),
         selected(kHeads * tiles * bitmap::words(key_tiles)),
-        records(D),
         channels(2 * D),
         images(size_t(key_tiles) * QuantisedTile<D>::kImageBytes / sizeof(Chunk)) {
     std::mt19937 rng(seed);
@@ -90,7 +89,8 @@ struct Problem {
     p.v = {v.data.data(), int64_t{keys} * D, D, D};
     p.keys = launch::tiled(kv_grid, nullptr);
     p.batch = p.heads = 1;
-    p.records = records.data();
+    p.records = &record;
+    p.together = 1;
     p.channels = channels.data();
     p.images = reinterpret_cast<unsigned char*>(images.data());
     using First = ChannelStatistics<Element, D>;

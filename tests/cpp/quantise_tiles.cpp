@@ -34,11 +34,8 @@ struct Problem {
   std::vector<uint16_t> k, v;       // [batch, tokens, heads, D]
   std::vector<float> channels;      // [batch, heads, 2, D]
   std::vector<unsigned char> images;
-  struct Record {
-    int64_t sum;
-    int count, most;
-  };
-  std::vector<Record> records;
+  std::vector<HeadRecord<D>> records;
+  const int together;
 
   explicit Problem(unsigned seed)
       : rng(seed),
@@ -48,18 +45,28 @@ struct Problem {
         v(k.size()),
         channels(kBatch * kHeads * 2 * D, NAN),
         images(size_t{kBatch} * kHeads * tiles * Image::kImageBytes, 0xaa),
-        records(kBatch * kHeads * D) {
+        records(kBatch * kHeads),
+        together(1 + static_cast<int>(seed % 3)) {
     std::normal_distribution<float> normal;
     for (size_t i = 0; i < k.size(); ++i) {
       k[i] = host::narrow(Element{}, normal(rng) + static_cast<float>(i % D % 7));
       v[i] = host::narrow(Element{}, normal(rng) * static_cast<float>(1 + i % D));
     }
-    for (int b = 0; b < kBatch; ++b) text_rows[b * 3] = rng() | 1;
+    for (int b = 0; b < kBatch; ++b) {
+      text_rows[b * 3] = rng() | 1;
+      if (seed % 2) text_rows[b * 3 + 1] = 0;
+    }
+    // Large numbers in text that is no token, with the next row's.
+    for (int row = 0; row < 2; ++row)
+      v[at(0, keys.token(keys.place(tiles - 2), row), 0) + 7] = host::narrow(Element{}, 3e4f);
     const_cast<const uint64_t*&>(keys.text_rows) = text_rows.data();
     if (seed % 3 == 1) {
       const uint16_t special = seed % 2 ? 0x7fc0 : 0xff80;  // NaN, minus infinity
       for (std::vector<uint16_t>* x : {&k, &v}) (*x)[rng() % x->size()] = special;
       k[at(0, keys.token(keys.place(3), 0), 1) + 5] = special;  // enters the mean if any does
+      // Beside the largest number, which the same lane reads.
+      v[at(0, keys.token(keys.place(3), 0), 1) + 5] = special;
+      v[at(0, keys.token(keys.place(3), 4), 1) + 5] = host::narrow(Element{}, 3e4f);
     }
   }
 
@@ -72,14 +79,15 @@ struct Problem {
 
   template <class Params>
   Params params() {
-    const int64_t token = kHeads * D, batch = tokens * token;
+    const int64_t batch = int64_t{tokens} * kHeads * D;
     Params p{};
-    p.k = {k.data(), batch, token, D};
-    p.v = {v.data(), batch, token, D};
+    p.k = {k.data(), batch, D, kHeads * D};
+    p.v = {v.data(), batch, D, kHeads * D};
     p.keys = keys;
     p.batch = kBatch;
     p.heads = kHeads;
-    p.records = reinterpret_cast<decltype(p.records)>(records.data());
+    p.together = together;
+    p.records = records.data();
     p.channels = channels.data();
     p.images = images.data();
     return p;

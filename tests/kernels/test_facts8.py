@@ -14,6 +14,8 @@ from kernels.facts_library import Facts, address, load
 
 CODES = torch.arange(256, dtype=torch.uint8)
 LARGEST, NAN = 0x7E, 0x7F
+CODE_UNIT = 2.0**-24
+"""What stands for a code of 1 (operand8.h)."""
 
 
 def test_e4m3_codes_are_pytorchs(facts: Facts):
@@ -57,9 +59,10 @@ def test_fours_are_in_order(facts: Facts):
 
 def test_line_codes_are_integers_and_e4m3_of_powers_of_two(facts: Facts):
     x = torch.tensor([[0.0, -5.0, 119.4, 120.0], [0.5, 1.5, 2.5, torch.nan]])
-    assert facts.line_fours(x).tolist() == [[0, 0, 119, 120], [0, 2, 2, 255]]
+    assert facts.line_fours(x * CODE_UNIT).tolist() == [[0, 0, 119, 120], [0, 2, 2, 255]]
     exponents = torch.arange(-6, 9)
-    codes = facts.line_fours((8.0 * (exponents + 7)).repeat(4).view(-1, 4)).flatten()[:15]
+    units = CODE_UNIT * 8.0 * (exponents + 7)
+    codes = facts.line_fours(units.repeat(4).view(-1, 4)).flatten()[:15]
     assert torch.equal(facts.from_e4m3(codes), torch.exp2(exponents.float()))
 
 
@@ -145,7 +148,7 @@ def test_device_converts_as_the_emulator(facts: Facts, device, which):
     if which == 1:
         x = x.nan_to_num(0).clamp(-127, 127)
     elif which == 2:
-        x = x.clamp(max=126)
+        x = x.clamp(max=126) * CODE_UNIT
         x[:4, 2] = torch.nan
     wanted = facts.line_fours(x) if which == 2 else facts.pack8(x, ("e4m3", "s8")[which])
     given, found = x.cuda(), torch.zeros(x.shape, dtype=torch.uint8, device="cuda")

@@ -64,9 +64,9 @@ def test_kernels_of_means_selection_and_text_stay_in_registers(sass, tmp_path: P
     assert max(map(int, re.findall(r"Used (\d+) registers", said))) <= 168
 
 
-MOST_IN_EIGHT_BITS = {("S8", 128): 225, ("S8", 64): 212, ("E4m3", 128): 156, ("E4m3", 64): 153}
+MOST_IN_EIGHT_BITS = {("S8", 128): 194, ("S8", 64): 194, ("E4m3", 128): 147, ("E4m3", 64): 141}
 """Instructions of a warp per tile of the low-precision forward, by scores and head_dim."""
-LOCAL_IN_EIGHT_BITS = {128: 0, 64: 6}
+LOCAL_IN_EIGHT_BITS = {128: 0, 64: 4}
 """Accesses to local memory in its main loop, those of rare branches included."""
 
 
@@ -90,7 +90,7 @@ def test_kernels_that_quantise_stay_in_registers(low_precision) -> None:
     ]
     assert len(memory) == 4 + 8  # both passes, of both types, sizes and precisions
     assert all((stack, spills) == ("0", "0") for stack, spills, _ in memory)
-    assert max(int(registers) for *_, registers in memory) <= 96  # five warps each
+    assert max(int(registers) for *_, registers in memory) <= 80  # six warps each
 
 
 def test_softmax_in_eight_bits_runs_while_products_are_in_flight(sass, low_precision) -> None:
@@ -110,7 +110,7 @@ def test_softmax_in_eight_bits_runs_while_products_are_in_flight(sass, low_preci
 
         def is_main(body: list[str], wide: str = wide) -> bool:
             both = any(wide in x for x in body) and any("HGMMA.64x64" in x for x in body)
-            return both and sum("HADD2" in x for x in body) >= 16
+            return both and sum("RELU" in x for x in body) >= 16
 
         found = (loop for loop in sass.loops(code, labels) if is_main(code[loop]))
         loop = sass.smallest(found)

@@ -48,14 +48,14 @@ IN_FORWARD: MutantTable = {
         rf"(NEVER WRITTEN|RACE): .*(scale|k)\[\d+\]|{WRONG}",
     ),
     "ScoresBeforeTheirTile": (
-        "s_.ring.wait_both(step); issue_scores(step);",
-        "issue_scores(step); s_.ring.wait_both(step);",
+        "s_.ring.wait_both(step); issue_scores(keys);",
+        "issue_scores(keys); s_.ring.wait_both(step);",
         r"(NEVER WRITTEN|RACE): .*k\[\d+\]",
     ),
     # products
     "ScoresNotAwaited": (
-        "wgmma_wait<1>(scores_); weigh(next);",
-        "weigh(next); wgmma_wait<1>(scores_);",
+        "wgmma_wait<1>(scores_); weigh(scale);",
+        "weigh(scale); wgmma_wait<1>(scores_);",
         "FRAGMENT IN FLIGHT",
     ),
     "OutputNotAwaited": (
@@ -64,31 +64,53 @@ IN_FORWARD: MutantTable = {
         "WGMMA STILL IN FLIGHT",
     ),
     "PackedWhileInFlight": (
-        "finish_output(held); softmax_.rescale(out_); add_when_due(); pack_weights();",
-        "pack_weights(); finish_output(held); softmax_.rescale(out_); add_when_due();",
+        "finish_output(held); if (has_sums()) softmax_.rescale(out_);"
+        " else add_to_total(softmax_.factor()); pack_weights();",
+        "pack_weights(); finish_output(held); if (has_sums()) softmax_.rescale(out_);"
+        " else add_to_total(softmax_.factor());",
         "FRAGMENT IN FLIGHT",
     ),
     "ValuesOfTheNext": (
-        "issue_scores(next); issue_output(held);",
-        "issue_scores(next); issue_output(next);",
+        "issue_scores(keys); issue_output(held_keys);",
+        "issue_scores(keys); issue_output(keys);",
         WRONG,
     ),
     # sums
-    "NotRescaled": ("softmax_.rescale(out_); add_when_due();", "add_when_due();", WRONG),
-    "AddedBeforeRescaling": (
-        "softmax_.rescale(out_); add_when_due();",
-        "add_when_due(); softmax_.rescale(out_);",
+    "NotRescaled": (
+        "if (has_sums()) softmax_.rescale(out_); else",
+        "if (!has_sums())",
+        WRONG,
+    ),
+    "BegunWithTheLastRunsTiles": ("pack_weights(); tiles_ = 0;", "pack_weights();", WRONG),
+    "AddedWithoutRescaling": (
+        "add_to_total(softmax_.factor());",
+        "add_to_total(ones());",
         WRONG,
     ),
     "TotalForgotten": (
-        "if (has_sums()) return;",
-        "return;",
-        f"NEVER WRITTEN|WRONG SWIZZLE|{WRONG}",
+        "else add_to_total(softmax_.factor());",
+        "else { }",
+        WRONG,
+    ),
+    "LastTotalForgotten": (
+        "add_to_total(ones());",
+        "",
+        WRONG,
+    ),
+    "TotalNotCleared": (
+        "Total::clear(s_.q[w_], s_.totals[w_]);",
+        "",
+        f"NEVER WRITTEN|WRONG SWIZZLE|RACE|{WRONG}",
     ),
     "SumsNotBegunAnew": (
-        "s_.kv[step.first().stage].v, has_sums()",
-        "s_.kv[step.first().stage].v, tiles_ > 0",
+        "values_beside(keys), has_sums()",
+        "values_beside(keys), tiles_ > 0",
         WRONG,
+    ),
+    "ValuesOfTheNextStage": (
+        "step.first().stage * sizeof(QuantisedTile<D>)",
+        "(step.first().stage + 1) % kStages * sizeof(QuantisedTile<D>)",
+        rf"(NEVER WRITTEN|RACE): .*[kv]\[\d+\]|{WRONG}",
     ),
     "MeanForgotten": (
         "return fma(mean, p_.scale, x) * kLn2;",
@@ -131,8 +153,8 @@ IN_SOFTMAX: MutantTable = {
         WRONG,
     ),
     "MaximumOfSomeColumns": (
-        "max3(x[2 * half + 25], x[2 * half + 29], most)",
-        "most",
+        "other = max3(other, x[i + 4], x[i + 5]);",
+        "other = max3(other, x[i + 4], other);",
         WRONG,
     ),
     "ScaleForgotten": (
@@ -141,29 +163,29 @@ IN_SOFTMAX: MutantTable = {
         WRONG,
     ),
     "TopElsewhere": (
-        "return fma(-8, seen, kTopCode);",
-        "return fma(-8, seen, kTopCode - 8);",
+        "return fma(-8 * unit, seen, kTopCode * unit);",
+        "return fma(-8 * unit, seen, (kTopCode - 8) * unit);",
         "WRONG NUMBERS in lse",
     ),
-    "SlopeOfFour": ("return 8 * by;", "return 4 * by;", WRONG),
+    "SlopeOfFour": ("return 8 * unit * by;", "return 4 * unit * by;", WRONG),
     "RowsExchanged": (
-        "fma(biased_float(x[2 * p]), by[p & 1], start[p & 1])",
-        "fma(biased_float(x[2 * p]), by[1 - (p & 1)], start[1 - (p & 1)])",
+        "fma(float_of(x[2 * p]), by[p & 1], start[p & 1])",
+        "fma(float_of(x[2 * p]), by[1 - (p & 1)], start[1 - (p & 1)])",
         WRONG,
     ),
     "SteepNotFlattened": (
-        "x > kSteep && x < kSteepest",
-        "x > kSteepest",
+        "if (!(step > kSteep && step < kSteepest)) continue;",
+        "continue;",
         WRONG,
     ),
     "FlattenedToTheSlope": (
-        "static_cast<int>(nearest(below)); } } by[half] = 1; start[half] = kTopCode;",
-        "static_cast<int>(nearest(below)); } } start[half] = kTopCode;",
+        "by[half] = kCodeUnit; start[half] = kTopCode * kCodeUnit;",
+        "start[half] = kTopCode * kCodeUnit;",
         WRONG,
     ),
     "FlatRowsKeepTheirStart": (
-        "static_cast<int>(nearest(below)); } } by[half] = 1; start[half] = kTopCode;",
-        "static_cast<int>(nearest(below)); } } by[half] = 1;",
+        "by[half] = kCodeUnit; start[half] = kTopCode * kCodeUnit;",
+        "by[half] = kCodeUnit;",
         WRONG,
     ),
     "RescaledByTheMaximum": (
@@ -175,29 +197,39 @@ IN_SOFTMAX: MutantTable = {
 
 IN_TOTAL: MutantTable = {
     "TotalNotRescaled": (
-        "const float by = there ? exp2_approx(row.max[half] - max[half]) : 0;",
+        "const float by = exp2_approx(number(row, 2 + half) - max[half]);",
         "const float by = 1;",
         WRONG,
     ),
     "SumsOfTheTotalForgotten": (
-        "all[half] = fma(row.sum[half], by[half], all[half]);",
-        "",
+        "fma(number(row, half), by, sum)",
+        "sum",
         WRONG,
     ),
     "UnitOfTheTotalForgotten": (
-        "const float factor = by[pair & 1] / kUnit;",
-        "const float factor = by[pair & 1];",
+        "to[2 * pair] = widen_low<Fp16>(halves.pairs[j]) / kUnit;",
+        "to[2 * pair] = widen_low<Fp16>(halves.pairs[j]);",
         WRONG,
     ),
     "RowsExchanged": (
-        "all[half] = has_sums ? x[D / 2 + 2 * half] : 0;",
-        "all[half] = has_sums ? x[D / 2 + 2 - 2 * half] : 0;",
+        "const float sum = x[D / 2 + 2 * half] * own[half];",
+        "const float sum = x[D / 2 + 2 - 2 * half] * own[half];",
         WRONG,
     ),
-    "FirstAdditionTakenForAnother": (
-        "if (there) halves = at;",
-        "halves = at; there = true;",
-        f"WRONG SWIZZLE|{WRONG}",
+    "OutputNotRescaled": (
+        "const float unit[2] = {own[0] * kUnit, own[1] * kUnit};",
+        "const float unit[2] = {kUnit, kUnit};",
+        WRONG,
+    ),
+    "MaximaOfTheFirstAddition": (
+        "row.pairs[2 + half] = static_cast<uint32_t>(float_bits(max[half]));",
+        "row.pairs[2 + half] = static_cast<uint32_t>(float_bits(0));",
+        WRONG,
+    ),
+    "HalvesExchanged": (
+        "to[2 * pair + 1] = widen_high<Fp16>(halves.pairs[j]) / kUnit;",
+        "to[2 * pair + 1] = widen_low<Fp16>(halves.pairs[j]) / kUnit;",
+        WRONG,
     ),
 }
 
@@ -233,8 +265,8 @@ IN_HALVES: MutantTable = {
         WRONG,
     ),
     "FarNotFlattened": (
-        "by < kSteepest && (by > kSteepHalves || far > kFarHalves) ? 1 : 0",
-        "by < 0 && far < 0 ? 1 : 0",
+        "if (!((by[half] > kSteepHalves || is_far(seen[half])) && by[half] < kSteepest)) continue;",
+        "continue;",
         WRONG,
     ),
     "FlattenedToZero": (

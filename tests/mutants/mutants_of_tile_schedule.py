@@ -127,7 +127,7 @@ IN_SCHEDULE: MutantTable = {
     ),
     # what a load and a step say
     "PlaceInTilesNotTokens": (
-        "w * tile.w}",
+        "w * sequence.step_tokens()}",
         "w}",
         "WRONG NUMBERS",
     ),

@@ -3,62 +3,97 @@
 
 from __future__ import annotations
 
+import pytest
 from mutants.mutant_programs import ROOT, MutantTable, Planted, build
 
 PROGRAM = ROOT / "tests" / "cpp" / "quantise_tiles.cpp"
-HEADER = "kernels/coarse/quantise_tiles.h"
+STATISTICS = "kernels/coarse/channel_statistics.h"
+TILES = "kernels/coarse/quantise_tiles.h"
 SEEDS = 12
 WRONG = "WRONG NUMBERS in "
 
-MUTANTS: MutantTable = {
+IN_STATISTICS: MutantTable = {
     "InvalidTextCounts": (
-        "load_floats<Element, kChannels>(x.data, x.offset(batch, token, head) + channel, there)",
-        "load_floats<Element, kChannels>(x.data, x.offset(batch, token, head) + channel, true)",
-        WRONG + "(means|values|scales of values)",
+        "if (tile.rows != 0) fn(tile);",
+        "fn(tile);",
+        WRONG + "(scales of )?values",
+    ),
+    "RowsOfTheOtherHalf": (
+        "tokens_[1][lane] = token(lane + kWarpThreads);",
+        "tokens_[1][lane] = token(lane);",
+        WRONG,
+    ),
+    "GapsAreOtherTokens": (
+        "keys.token(at, rows >> row & 1 ? row : first)",
+        "keys.token(at, 0)",
+        WRONG,
+    ),
+    "GapsAreNotZeros": (
+        "pair = is_token(row) ? pair : 0;",
+        "",
+        WRONG + "(means|values)",
     ),
     "TextEntersTheMean": (
-        "if (at.region != Region::Video) continue;",
+        "if (tile.at.region != Region::Video) return;",
         "",
         WRONG + "means",
     ),
     "RowsCountedAsIfAllWereTokens": (
-        "count += popcount(rows & kSampledRows);",
+        "count += popcount(tile.rows & kSampledRows);",
         "count += 4;",
         WRONG + "means",
     ),
     "InfinityEntersTheLargest": (
-        "return bits < kInfinityBits ? bits : 0;",
-        "return bits;",
+        "if (greatest_bits >= kInfinityBits) find_finite(here, p, tile);",
+        "",
+        WRONG + "scales of values",
+    ),
+    "NextToInfinityAllIsForgotten": (
+        "larger(most[lane].bits[c], finite_magnitude(Tile::number(x, c)))",
+        "0",
         WRONG + "scales of values",
     ),
     "NaNEntersTheMean": (
-        "const bool kept = x.x[c] >= -kMostInMean && x.x[c] <= kMostInMean;",
+        "const bool kept = key >= -kMostInMean && key <= kMostInMean;",
         "const bool kept = true;",
         WRONG + "means",
     ),
     "LastTilesLeft": (
-        "return ceil_div(keys.num_tiles(), kTiles);",
-        "return keys.num_tiles() / kTiles;",
+        "return ceil_div(p.keys.num_tiles(), p.together);",
+        "return p.keys.num_tiles() / p.together;",
         WRONG + "(means|scales of values)",
     ),
+    "RowsNotFolded": ("fold_rows(most);", "", WRONG + "scales of values"),
+}
+IN_TILES: MutantTable = {
     "MeanNotSubtracted": (
-        "x[i].x[c] = rows != 0 ? x[i].x[c] - means.x[c] : 0;",
-        "x[i].x[c] = rows != 0 ? x[i].x[c] : 0;",
+        "(Tile::number(x, first + c) - means[lane].x[first + c]) * factor",
+        "Tile::number(x, first + c) * factor",
+        WRONG + "keys",
+    ),
+    "ScaleOfAllButTheMean": (
+        "Tile::number(most, c) - means.x[c]",
+        "Tile::number(most, c)",
         WRONG + "scales of keys",
     ),
     "MeanOfTheFirstChannels": (
-        "means[lane].x[c] = mean(p, of_head, Lanes::channel(lane) + c);",
-        "means[lane].x[c] = mean(p, of_head, c);",
+        "of_head.of(Tile::channel(lane), c)",
+        "of_head.of(0, c)",
         WRONG + "scales of keys",
     ),
+    "FactorsOfTheFirstChannels": (
+        "factors.of(channel, c)",
+        "factors.of(0, c)",
+        WRONG + "values",
+    ),
     "ScaleOfALane": (
-        "const int bits = greatest([&](int lane) { return most[lane]; });",
-        "const int bits = most[0];",
+        "greatest([&](int lane) { return most[lane]; })",
+        "most[0]",
         WRONG + "scales of keys",
     ),
     "NegativeKeysForgotten": (
-        "const int bits = float_bits(x.x[c]) & 0x7fffffff; most[lane]",
-        "const int bits = float_bits(x.x[c]); most[lane]",
+        "bits = max3(bits, above, below);",
+        "bits = max3(bits, above, above);",
         WRONG + "scales of keys",
     ),
     "NaNClamped": (
@@ -66,30 +101,25 @@ MUTANTS: MutantTable = {
         "lane > 0 ? 0 : magnitude / kMost",
         WRONG + "scales of keys",
     ),
-    "GapsAreZeros": (
-        "rows >> row & 1 ? row : first, rows != 0,",
-        "row, rows >> row & 1,",
-        WRONG + "(scales of )?keys",
-    ),
     "KeysSwizzledAsValues": (
-        "Keys::place(row, Lanes::channel(lane))",
-        "row * D + Lanes::channel(lane)",
+        "Keys::place(row, Tile::channel(lane))",
+        "row * D + Tile::channel(lane)",
         WRONG + "keys",
     ),
-    "HalfOfTheChannels": ("words[1] = finite ? pack(4) : 0;", "", WRONG + "keys"),
+    "HalfOfTheChannels": ("pack(0) | pack(4) << 32", "pack(0)", WRONG + "keys"),
     "ValuesInTheOrderOfKeys": (
-        "const int row = key_at(place + i); x[i]",
-        "const int row = place + i; x[i]",
+        "tokens[i] = tile.token(key_at(place + i));",
+        "tokens[i] = tile.token(place + i);",
         WRONG + "values",
     ),
     "SumsInTheOrderOfKeys": (
-        "rows >> key_at(place + i) & 1 ? 1.f : 0.f",
-        "rows >> (place + i) & 1 ? 1.f : 0.f",
+        "tile.is_token(key_at(place + i)) ? 1.f : 0.f",
+        "tile.is_token(place + i) ? 1.f : 0.f",
         WRONG + "rows of sums",
     ),
     "InfiniteValuesClamped": (
-        "return finite ? x[i].x[c] * factor : float_of(kNanBits);",
-        "return x[i].x[c] * factor;",
+        "return fma(value, 0, value);",
+        "return value;",
         WRONG + "values",
     ),
     "AllRowsAreSums": (
@@ -98,11 +128,12 @@ MUTANTS: MutantTable = {
         WRONG + "rows of sums",
     ),
     "ScalesOfTheFirstHead": (
-        "p.channels[(of_head * 2 + 1) * D + c] =",
-        "p.channels[D + c] =",
-        WRONG + "scales of values",
+        "write_channels(p.channels + of_head * 2 * D, record);",
+        "write_channels(p.channels, record);",
+        WRONG + "(means|scales of values)",
     ),
 }
+TABLES = {STATISTICS: IN_STATISTICS, TILES: IN_TILES}
 
 
 def test_every_byte_is_right(compiler, tmp_path):
@@ -111,8 +142,14 @@ def test_every_byte_is_right(compiler, tmp_path):
     assert program("vsa", "tiles", 3 * SEEDS) == "nothing"
 
 
-def test_mutants_are_reported_by_name(compiler, tmp_path):
-    tables = {HEADER: {("tiles",): MUTANTS}}
+@pytest.fixture(scope="module")
+def planted(compiler, tmp_path_factory):
+    tables = {header: {("tiles",): table} for header, table in TABLES.items()}
     includes = ("kernels/schedule/sequence.h", "prim/warp.h", "tile/quantised_tile.h")
-    planted = Planted(compiler, PROGRAM, tmp_path, (HEADER,), tables, ("tiles",), SEEDS, *includes)
-    assert not planted.unnoticed(HEADER)
+    folder = tmp_path_factory.mktemp("quantise_tiles")
+    return Planted(compiler, PROGRAM, folder, tuple(TABLES), tables, ("tiles",), SEEDS, *includes)
+
+
+@pytest.mark.parametrize("header", TABLES)
+def test_mutants_are_reported_by_name(planted, header):
+    assert not planted.unnoticed(header)

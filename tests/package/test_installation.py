@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import vsa
-from video_sparse_attention import DISTRIBUTION, FOREIGN
+from video_sparse_attention import DISTRIBUTION, FOREIGN, KEPT
 from vsa import installation
 
 PACKAGE = Path(vsa.__file__).parent
@@ -51,11 +51,14 @@ def uninstall(site: Path, name: str) -> None:
     shutil.rmtree(info)
 
 
-def ours() -> dict[str, bytes]:
+def ours(keeps: bool = False) -> dict[str, bytes]:
+    """Files of the package; a wheel keeps a copy of its face, a build in place does not."""
     found = {f"vsa/{path.relative_to(PACKAGE)}": path for path in PACKAGE.rglob("*.py")}
     found |= {f"vsa/{path.name}": path for path in PACKAGE.glob("_C*.so")}
     found["vsa/_build.json"] = PACKAGE / "_build.json"
     found["video_sparse_attention.py"] = LAUNCHER
+    if keeps:
+        found[KEPT] = PACKAGE / "__init__.py"
     return {name: path.read_bytes() for name, path in found.items()}
 
 
@@ -89,6 +92,62 @@ def test_uninstalling_the_other_one_leaves_a_hole_that_is_named(tmp_path: Path) 
     uninstall(tmp_path, FOREIGN)
     done = python(tmp_path, "-S", "-c", COMMAND, "info")  # no other package of ours behind it
     assert done.returncode == 1 and "vsa/__init__.py" in done.stdout and "is missing" in done.stdout
+
+
+CALLS = (
+    "import torch, vsa; from vsa import video_sparse_attn, block_sparse_attn\n"
+    "x, sizes = torch.ones(1, 1, 128, 16), torch.tensor([64, 9])\n"
+    "out = video_sparse_attn(x, x, x, variable_block_sizes=sizes, topk=1, block_size=(4, 4, 4))\n"
+    "kept = torch.ones(1, 1, 2, 2, dtype=torch.bool)\n"
+    "print(vsa.__file__, float(out[0, 0, 0, 0]), *block_sparse_attn(x, x, x, kept, sizes)[0].shape)"
+)
+"""Import lines and calls of a host of the other one's functions."""
+
+
+@pytest.mark.parametrize("order", ["overwritten", "removed"])
+def test_one_command_makes_it_right(order: str, tmp_path: Path) -> None:
+    """Both stay installed, and the other one's functions are ours."""
+    first = (DISTRIBUTION, "0.2.0", ours(keeps=True)), (FOREIGN, "0.0.4", THEIRS)
+    for name, version, files in first if order == "overwritten" else reversed(first):
+        install(tmp_path, name, version, files)
+    if order == "removed":
+        uninstall(tmp_path, FOREIGN)
+    broken = python(tmp_path, "-S", "-c", COMMAND, "info")
+    assert broken.returncode == 1 and "run: vsa mend" in broken.stdout
+    mended = python(tmp_path, "-S", "-c", COMMAND, "mend")
+    assert mended.returncode == 0 and mended.stderr == "", mended.stderr
+    assert "is that of video-sparse-attention again" in mended.stdout
+    assert ("with vsa 0.0.4" in mended.stdout) == (order == "overwritten")
+    done = python(tmp_path, "-c", CALLS)
+    assert done.stdout.split() == [f"{tmp_path}/vsa/__init__.py", "2.0", "1", "1", "128", "16"]
+    again = python(tmp_path, "-c", COMMAND, "mend")
+    assert again.returncode == 0 and "nothing to mend" in again.stdout
+
+
+def test_beside_the_other_one_its_functions_are_ours(tmp_path: Path) -> None:
+    """As in an environment of SGLang, whose extra installs the other one first."""
+    install(tmp_path, FOREIGN, "0.0.4", THEIRS)
+    install(tmp_path, DISTRIBUTION, "0.2.0", ours(keeps=True))
+    done = python(tmp_path, "-c", CALLS)
+    assert done.stdout.split()[0] == f"{tmp_path}/vsa/__init__.py", done.stderr
+
+
+def test_without_a_copy_to_put_back_mend_says_what_to_run(tmp_path: Path) -> None:
+    for files in (ours(), ours(keeps=True) | {KEPT: b"changed"}):
+        site = tmp_path / str(len(files))
+        install(site, DISTRIBUTION, "0.2.0", files)
+        if KEPT in files:
+            (site / KEPT).write_bytes(b"not what was installed")
+        install(site, FOREIGN, "0.0.4", THEIRS)
+        done = python(site, "-c", COMMAND, "mend")
+        assert done.returncode == 1 and f"pip uninstall -y vsa {DISTRIBUTION}" in done.stderr
+
+
+def test_a_wheel_keeps_a_copy_of_its_face() -> None:
+    kept = PACKAGE / Path(KEPT).name
+    if not kept.is_file():
+        pytest.skip("vsa was built in place, which keeps none")
+    assert kept.read_bytes() == (PACKAGE / "__init__.py").read_bytes()
 
 
 def test_installed_before_ours_the_other_one_is_stated_and_ours_works(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vsa.backends import torch_coarse, torch_sub_blocks, torch_tail
+from vsa.backends import torch_coarse, torch_padded, torch_sub_blocks, torch_tail
 from vsa.backends.torch_combine import combine
 from vsa.values.grid import Grid
 from vsa.values.problem import (
+    FineProblem,
     Gates,
     Means,
     Problem,
@@ -106,6 +107,14 @@ class Backend:
         """
         return torch_coarse.spread_means(grad, grid, dtype)
 
+    def padded_tile_means(self, xs: Sequence[Tensor], sizes: Sequence[Tensor]) -> list[Tensor]:
+        """Mean of the real tokens of every padded tile, see ``torch_padded``."""
+        return [torch_padded.tile_means(x, of) for x, of in zip(xs, sizes, strict=True)]
+
+    def spread_padded_means(self, grad: Tensor, sizes: Tensor, dtype: torch.dtype) -> Tensor:
+        """The gradient of ``padded_tile_means`` in one of its tensors."""
+        return torch_padded.spread_means(grad, sizes, dtype)
+
     def select(
         self, scores: TileScores, v_means: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -168,7 +177,7 @@ class Backend:
         """Gated sum of the two branches, see ``vsa.backends.torch_combine.combine``."""
         return combine(fine, coarse, gate_fine, gate_coarse, grid)
 
-    def forward(self, problem: Problem, most: int) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: FineProblem, most: int) -> tuple[Tensor, Tensor]:
         """Exact attention over the selected tiles.
 
         Args:
@@ -183,7 +192,7 @@ class Backend:
         raise self._without("no forward")
 
     def backward(
-        self, upstream: Upstream, saved: Saved, problem: Problem, most: int
+        self, upstream: Upstream, saved: Saved, problem: FineProblem, most: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of ``forward``: dq, dk and dv like q, k and v, contiguous."""
         raise self._without("no backward of its own")
@@ -238,7 +247,7 @@ class Backend:
         return dq, dk, dv
 
     def gated_forward(
-        self, problem: Problem, gates: Gates, tail: TailMeans | None = None
+        self, problem: FineProblem, gates: Gates, tail: TailMeans | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Where gates are fused: out and lse, and the fine stage's output before its gate.
 
@@ -247,7 +256,7 @@ class Backend:
         raise self._without("no fused gates")
 
     def gated_inference(
-        self, problem: Problem, gates: Gates, tail: TailMeans | None = None
+        self, problem: FineProblem, gates: Gates, tail: TailMeans | None = None
     ) -> tuple[Tensor, Tensor]:
         """Where gates are fused and no gradient is wanted: out and lse."""
         raise self._without("no fused gates")
@@ -256,7 +265,7 @@ class Backend:
         self,
         upstream: Upstream,
         saved: Saved,
-        problem: Problem,
+        problem: FineProblem,
         means: Means,
         gates: Gates,
         tail: TailMeans | None = None,

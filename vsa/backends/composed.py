@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vsa.backends.tiles import accumulation_dtype, slot_tokens, token_valid
+from vsa.backends.tiles import accumulation_dtype, real_tokens, slot_tokens
 from vsa.backends.torch_coarse import for_query_heads
 from vsa.backends.torch_fine import query_blocks
 from vsa.values.grid import Grid
-from vsa.values.problem import Problem
+from vsa.values.problem import FineProblem
 
 
 def coarse_attention(q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float) -> Tensor:
@@ -27,21 +27,21 @@ def coarse_attention(q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: f
     return ((q_means @ k_means.mT) * scale).softmax(-1) @ v_means
 
 
-def forward(problem: Problem, most: int) -> tuple[Tensor, Tensor]:
+def forward(problem: FineProblem, most: int) -> tuple[Tensor, Tensor]:
     """Arguments and results as in ``vsa.backends.base.Backend.forward``."""
     # Autocast does not reach operators of our own, and must not reach what stands in for them.
     with torch.autocast(problem.q.device.type, enabled=False):
         return _forward(problem, most)
 
 
-def _forward(problem: Problem, most: int) -> tuple[Tensor, Tensor]:
-    q, k, v, text_valid = problem.q, problem.k, problem.v, problem.text_valid
+def _forward(problem: FineProblem, most: int) -> tuple[Tensor, Tensor]:
+    q, k, v = problem.q, problem.k, problem.v
     grid, kv_grid = problem.grids
     dtype, group = q.dtype, q.shape[2] // k.shape[2]
     q, k, v = (x.to(accumulation_dtype(x)) for x in (q, k, v))
     token, key_token = (_positions(each, q.device) for each in (grid, kv_grid))
     key_token = functional.pad(key_token, (0, 0, 0, 1), value=-1)  # an empty tile, to pad rows with
-    real, key_real = (token_valid(text_valid, each, q.device) for each in (grid, kv_grid))
+    real, key_real = real_tokens(problem)
     slot = _slots(token, grid.length)
     key_slots = v.new_empty(1, 1, v.shape[-1]).expand(*key_token.shape, -1)  # shape and type alone
     outs, lses = [], []

@@ -18,10 +18,10 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 
 from vsa.backends import torch_tail
 from vsa.backends.base import Backend, Request
-from vsa.backends.tiles import slot_tokens, token_valid
+from vsa.backends.tiles import real_tokens, slot_tokens
 from vsa.values import bitmap
 from vsa.values.grid import SLOTS
-from vsa.values.problem import Problem, TailMeans
+from vsa.values.problem import FineProblem, Problem, TailMeans
 
 KERNEL_BLOCKS = dict.fromkeys(
     ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2"), SLOTS
@@ -52,7 +52,7 @@ class FlexBackend(Backend):
             return f"FlexAttention needs a head_dim of at least 16 on a GPU, not {request.head_dim}"
         return None
 
-    def forward(self, problem: Problem, most: int) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: FineProblem, most: int) -> tuple[Tensor, Tensor]:
         """See ``Backend.forward``."""
         return attend(problem)
 
@@ -61,16 +61,16 @@ class FlexBackend(Backend):
         return torch_tail.composed(problem, means, *self.forward(problem, most))
 
 
-def attend(problem: Problem) -> tuple[Tensor, Tensor]:
+def attend(problem: FineProblem) -> tuple[Tensor, Tensor]:
     """The fine stage, differentiable through FlexAttention itself.
 
     Returns:
         out (B, S_q, heads, head_dim) and lse (B, heads, S_q) fp32.
     """
     q, k, v = problem.q, problem.k, problem.v
-    text_valid, (grid, kv_grid) = problem.text_valid, problem.grids
+    grid, kv_grid = problem.grids
     token, key_token = (slot_tokens(g, SLOTS, q.device) for g in (grid, kv_grid))
-    real, key_real = (token_valid(text_valid, g, q.device) for g in (grid, kv_grid))
+    real, key_real = real_tokens(problem)
     key_valid = functional.pad(key_real, (0, 1))[:, key_token.flatten()]
     out, aux = _flex(q.device)(
         _to_slots(q, real, token),

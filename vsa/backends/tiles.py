@@ -6,7 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vsa.values import padded
 from vsa.values.grid import Grid
+from vsa.values.problem import FineProblem
 
 
 def slot_tokens(grid: Grid, slots: int, device: torch.device) -> Tensor:
@@ -39,6 +41,18 @@ def token_valid(text_valid: Tensor | None, grid: Grid, device: torch.device) -> 
         valid[:, : grid.prefix] = text_valid[:, : grid.prefix]
         valid[:, grid.length - grid.suffix :] = text_valid[:, grid.prefix :]
     return valid
+
+
+def real_tokens(problem: FineProblem) -> tuple[Tensor, Tensor]:
+    """Which tokens of the queries and of the keys are real, (B or 1, length) bool each."""
+    sides = zip(problem.grids, problem.tile_sizes, strict=True)
+    queries, keys = (
+        token_valid(problem.text_valid, grid, problem.q.device)
+        if sizes is None
+        else padded.real_slots(sizes).view(1, -1)
+        for grid, sizes in sides
+    )
+    return queries, keys
 
 
 def smallest_tile(grid: Grid) -> int:

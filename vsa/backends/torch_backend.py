@@ -10,6 +10,7 @@ from vsa.backends.base import Backend, Request
 from vsa.backends.tiles import accumulation_dtype
 from vsa.values import transforms
 from vsa.values.problem import (
+    FineProblem,
     Problem,
     Saved,
     SubBlockScores,
@@ -26,12 +27,12 @@ class TorchBackend(Backend):
         """Nothing is missing anywhere."""
         return None
 
-    def forward(self, problem: Problem, most: int) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: FineProblem, most: int) -> tuple[Tensor, Tensor]:
         """See ``Backend.forward``."""
         return torch_fine.forward(problem, most)
 
     def backward(
-        self, upstream: Upstream, saved: Saved, problem: Problem, most: int
+        self, upstream: Upstream, saved: Saved, problem: FineProblem, most: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Backend.backward``."""
         return torch_fine.backward(upstream, saved, problem, most)
@@ -97,7 +98,7 @@ class TransformsBackend(TorchBackend):
         """Written out: PyTorch's fused attention has no forward-mode derivative."""
         return composed.coarse_attention(q_means, k_means, v_means, scale)
 
-    def forward(self, problem: Problem, most: int) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: FineProblem, most: int) -> tuple[Tensor, Tensor]:
         """See ``Backend.forward``."""
         return composed.forward(problem, most)
 

@@ -259,9 +259,9 @@ class CoarseOutput:
         """For queries (B, heads, n_q, head_dim) and values (B, kv_heads, n_k, head_dim)."""
         self.rows: Tensor | None = None
         if v_means is not None:
-            self.rows = torch.empty_like(q_means, memory_format=torch.contiguous_format)
+            self.rows = q_means.new_empty(*q_means.shape[:3], v_means.shape[-1])
             self._values = v_means.flatten(0, 1)
-            self._matrices = self.rows.view(len(self._values), -1, q_means.shape[-1])
+            self._matrices = self.rows.view(len(self._values), -1, v_means.shape[-1])
 
     def add(self, part: ScoreSlice, weights: Tensor) -> None:
         """The rows of a slice: the softmax of its scores, times the values."""

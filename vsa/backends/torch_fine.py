@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vsa.backends.tiles import accumulation_dtype, slot_tokens, token_valid
+from vsa.backends.tiles import accumulation_dtype, real_tokens, slot_tokens
 from vsa.values import bitmap
 from vsa.values.grid import Grid
-from vsa.values.problem import Problem, Saved, Upstream
+from vsa.values.problem import FineProblem, Saved, Upstream
 
 THREAD_CHUNK_BYTES = 8 << 20
 """Scratch memory of a chunk per CPU thread: small for caches, large next to call overhead."""
@@ -29,15 +29,15 @@ CHUNK_BYTES = 256 << 20
 """Scratch memory of a chunk on other devices: enough work to fill them."""
 
 
-def forward(problem: Problem, most: int) -> tuple[Tensor, Tensor]:
+def forward(problem: FineProblem, most: int) -> tuple[Tensor, Tensor]:
     """Arguments and results as in ``vsa.backends.base.Backend.forward``."""
-    q, k, v, text_valid = problem.q, problem.k, problem.v, problem.text_valid
+    q, k, v = problem.q, problem.k, problem.v
     grid, kv_grid = problem.grids
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(
         q.shape[0], q.shape[2], q.shape[1], dtype=accumulation_dtype(q), device=q.device
     )
-    real, key_real = (token_valid(text_valid, each, q.device) for each in (grid, kv_grid))
+    real, key_real = real_tokens(problem)
     token, key_token = (slot_tokens(each, volume(each), q.device) for each in (grid, kv_grid))
     for batch, kv_head, heads in heads_of(q, k):
         keys = _KeyTiles.gather(
@@ -62,7 +62,7 @@ def forward(problem: Problem, most: int) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    upstream: Upstream, saved: Saved, problem: Problem, most: int
+    upstream: Upstream, saved: Saved, problem: FineProblem, most: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments and results as in ``vsa.backends.base.Backend.backward``."""
     q, k, v = problem.q, problem.k, problem.v
@@ -70,7 +70,8 @@ def backward(
     out, lse = saved
     grad_out, grad_lse = upstream
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    key_real = token_valid(problem.text_valid, kv_grid, q.device)
+    _, key_real = real_tokens(problem)
+    padded = problem.tile_sizes[0] is not None
     token, key_token = (slot_tokens(each, volume(each), q.device) for each in (grid, kv_grid))
     for batch, kv_head, heads in heads_of(q, k):
         keys = _KeyTiles.gather(
@@ -104,8 +105,8 @@ def backward(
                     grads[rows],
                     deltas[rows],
                     lses[rows],
-                    # Of the video's tiles idle rows find padding alone, of the text's every key.
-                    idle_rows[rows] if rows.start >= grid.num_tiles else None,
+                    # Idle rows of a video's tiles find padding alone, of the text's every key.
+                    idle_rows[rows] if padded or rows.start >= grid.num_tiles else None,
                 )
                 sums.add(tile, tile_dk, tile_dv)
             dq[batch, :, head] = to_sequence(tile_dq, token, len(idle)).mul_(problem.scale)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``vsa info | demo | check | bench | profile | wan | train``."""
+"""The command line: ``vsa info | demo | check | bench | profile | wan | train | mend``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import vsa
-from vsa.cli import info
+from vsa.cli import info, mend
 from vsa.cli.bench import command as bench
 from vsa.cli.check import command as check
 from vsa.cli.demo import command as demo
@@ -45,7 +45,7 @@ def _options(
 
 COMMANDS = (
     *(info.info, demo.demo, check.check, bench.bench, profile.profile),
-    *(wan.wan, train.train),
+    *(wan.wan, train.train, mend.mend),
 )
 for command in COMMANDS:
     # Rich breaks paragraphs for the terminal; it would keep the breaks of the source as well.

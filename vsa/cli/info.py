@@ -18,8 +18,9 @@ from vsa.backends import BACKENDS, Request, choose
 from vsa.measure.machine import processor
 
 BESIDE = (
-    "its import name is vsa too, and its vsa/__init__.py gave way to this project's, so its "
-    f"functions cannot be imported from vsa; to have only this project, {REPAIR}"
+    "its import name is vsa too; import vsa gives this project, whose video_sparse_attn and "
+    "block_sparse_attn take the calls of its functions; if it overwrites vsa/__init__.py later, "
+    f"run: vsa mend; to have only this project, {REPAIR}"
 )
 """What another distribution of the import name means while our own files are whole."""
 

@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from vsa.cost import BACKWARD
 from vsa.values import bitmap
-from vsa.values.grid import Grid
+from vsa.values.grid import SLOTS, Grid
 
 COUNTER = "torch.utils.flop_counter"
 Named = dict[str, Any]
@@ -48,6 +48,22 @@ def _select_by_sub_blocks(call: Named) -> float:
 
 def _coarse(call: Named) -> float:
     return 4.0 * _pairs_of_tiles(call["q_means"], call["k_means"])
+
+
+def _padded_fine(call: Named) -> float:
+    tokens, kv_tokens = (_sum_of(call[x], SLOTS) for x in ("sizes", "kv_sizes"))
+    batch, _, heads, head_dim = call["q"].shape
+    tiles = len(call["kv_sizes"])
+    kept = _kept(call["bitmap"], call.get("most", tiles)) / tiles * kv_tokens
+    return 4.0 * batch * heads * head_dim * tokens * kept
+
+
+def _padded_backward(call: Named) -> float:
+    return BACKWARD * _padded_fine(call)
+
+
+def _padded_gated_backward(call: Named) -> float:
+    return BACKWARD * (_padded_fine(call) + _coarse(call))
 
 
 def _fine(call: Named) -> float:
@@ -105,6 +121,11 @@ FORMULAS: dict[str, Callable[[Named], float]] = {
     "gated_tail_attention": _fine,
     "gated_tail_attention_inference": _fine,
     "gated_tail_attention_backward": _gated_backward,
+    "padded_attention": _padded_fine,
+    "padded_attention_backward": _padded_backward,
+    "padded_gated_attention": _padded_fine,
+    "padded_gated_attention_inference": _padded_fine,
+    "padded_gated_attention_backward": _padded_gated_backward,
     "attention": _whole,
     "attention_inference": _whole,
     "attention_backward": _whole_backward,
@@ -124,6 +145,15 @@ def _kept(chosen: Tensor, most: int) -> float:
     if chosen.is_cuda and torch.cuda.is_current_stream_capturing():
         return most
     return bitmap.count(chosen).double().mean().item()
+
+
+def _sum_of(sizes: Tensor, most: int) -> float:
+    """Real tokens of padded tiles, or all slots where the sizes are no numbers yet."""
+    if isinstance(sizes, FakeTensor) or sizes.is_meta:
+        return most * len(sizes)
+    if sizes.is_cuda and torch.cuda.is_current_stream_capturing():
+        return most * len(sizes)
+    return sizes.sum().item()
 
 
 def register(counter: ModuleType) -> None:

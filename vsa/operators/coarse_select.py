@@ -84,8 +84,8 @@ select_tiles = operator(
     fake=_empty_bitmap,
 )
 
-# The same, and the coarse attention out of the same scores, (B, heads, n_q, head_dim), the type of
-# the means, contiguous, without gradient.
+# The same, and the coarse attention out of the same scores, (B, heads, n_q, channels of v_means),
+# the type of the means, contiguous, without gradient.
 select_and_attend = operator(
     "select_and_attend",
     (TileScores, CoarseValues),
@@ -93,7 +93,7 @@ select_and_attend = operator(
     compute=_select,
     fake=lambda scores, values: (
         _empty_bitmap(scores),
-        scores.q_means.new_empty(scores.q_means.shape),
+        scores.q_means.new_empty(*scores.q_means.shape[:3], values.v_means.shape[3]),
     ),
 )
 

@@ -14,10 +14,19 @@ from torch import Tensor
 from vsa.backends import named
 from vsa.backends.tiles import accumulation_dtype
 from vsa.operators.schema import cast_under_autocast, differentiable, operator
-from vsa.values.problem import Gates, Means, Problem, RowBound, Saved, TailMeans, Upstream
+from vsa.values.problem import (
+    FineProblem,
+    Gates,
+    Means,
+    Problem,
+    RowBound,
+    Saved,
+    TailMeans,
+    Upstream,
+)
 
 
-def _outputs(problem: Problem, *_: object) -> tuple[Tensor, Tensor]:
+def outputs(problem: FineProblem, *_: object) -> tuple[Tensor, Tensor]:
     """Out (B, S_q, heads, head_dim) and lse (B, heads, S_q), empty."""
     q = problem.q
     batch, length, heads = q.shape[:3]
@@ -25,7 +34,7 @@ def _outputs(problem: Problem, *_: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), lse
 
 
-def _like(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+def like(*tensors: Tensor | None) -> tuple[Tensor, ...]:
     """Contiguous and empty, of no elements for None."""
     q = tensors[0]
     assert q is not None
@@ -41,7 +50,7 @@ block_sparse_attention = operator(
     FINE,
     "(Tensor, Tensor)",
     compute=lambda problem, bound: named(problem.backend).forward(problem, bound.most),
-    fake=_outputs,
+    fake=outputs,
 )
 
 # dq, dk, dv: like q, k and v, contiguous.
@@ -52,7 +61,7 @@ block_sparse_attention_backward = operator(
     compute=lambda upstream, saved, problem, bound: named(problem.backend).backward(
         upstream, saved, problem, bound.most
     ),
-    fake=lambda upstream, saved, problem, bound: _like(problem.q, problem.k, problem.v),
+    fake=lambda upstream, saved, problem, bound: like(problem.q, problem.k, problem.v),
 )
 differentiable(
     block_sparse_attention,
@@ -75,7 +84,7 @@ tail_attention = operator(
     compute=lambda problem, means, bound: named(problem.backend).tail_forward(
         problem, means, bound.most
     ),
-    fake=_outputs,
+    fake=outputs,
 )
 
 # dq, dk, dv: like q, k and v, contiguous; what reaches k and v through the means is in them.
@@ -86,7 +95,7 @@ tail_attention_backward = operator(
     compute=lambda upstream, saved, problem, means, bound: named(problem.backend).tail_backward(
         upstream, saved, problem, means, bound.most
     ),
-    fake=lambda upstream, saved, problem, *_: _like(problem.q, problem.k, problem.v),
+    fake=lambda upstream, saved, problem, *_: like(problem.q, problem.k, problem.v),
 )
 differentiable(
     tail_attention,
@@ -106,7 +115,7 @@ gated_attention = operator(
     GATED,
     "(Tensor, Tensor, Tensor)",
     compute=lambda problem, means, gates: named(problem.backend).gated_forward(problem, gates),
-    fake=lambda problem, *_: (*_outputs(problem), problem.q.new_empty(problem.q.shape)),
+    fake=lambda problem, *_: (*outputs(problem), problem.q.new_empty(problem.q.shape)),
 )
 
 # The same bits where no gradient is wanted: the fine stage's part is not written.
@@ -115,7 +124,7 @@ gated_attention_inference = operator(
     (Problem, Gates),
     "(Tensor, Tensor)",
     compute=lambda problem, gates: named(problem.backend).gated_inference(problem, gates),
-    fake=_outputs,
+    fake=outputs,
 )
 
 # dq, dk, dv, dgate_fine, dgate_coarse: like what they belong to, contiguous; empty where that was
@@ -128,7 +137,7 @@ gated_attention_backward = operator(
         problem.q.new_empty(0) if grad is None else grad
         for grad in named(problem.backend).gated_backward(upstream, saved, problem, means, gates)
     ),
-    fake=lambda upstream, saved, problem, means, gates: _like(
+    fake=lambda upstream, saved, problem, means, gates: like(
         problem.q, problem.k, problem.v, gates.gate_fine, gates.gate_coarse
     ),
 )
@@ -152,7 +161,7 @@ gated_tail_attention = operator(
     compute=lambda problem, tail, means, gates: named(problem.backend).gated_forward(
         problem, gates, tail
     ),
-    fake=lambda problem, *_: (*_outputs(problem), problem.q.new_empty(problem.q.shape)),
+    fake=lambda problem, *_: (*outputs(problem), problem.q.new_empty(problem.q.shape)),
 )
 gated_tail_attention_inference = operator(
     "gated_tail_attention_inference",
@@ -161,7 +170,7 @@ gated_tail_attention_inference = operator(
     compute=lambda problem, tail, gates: named(problem.backend).gated_inference(
         problem, gates, tail
     ),
-    fake=_outputs,
+    fake=outputs,
 )
 gated_tail_attention_backward = operator(
     "gated_tail_attention_backward",
@@ -173,7 +182,7 @@ gated_tail_attention_backward = operator(
             upstream, saved, problem, means, gates, tail
         )
     ),
-    fake=lambda upstream, saved, problem, tail, means, gates: _like(
+    fake=lambda upstream, saved, problem, tail, means, gates: like(
         problem.q, problem.k, problem.v, gates.gate_fine, gates.gate_coarse
     ),
 )

@@ -101,7 +101,7 @@ def resolve(
     return Inputs(
         scale=checks.scale(scale, q.shape[-1]),
         text_valid=None if text_valid is None else transforms.savable(text_valid),
-        backend=_chosen(backend, q, k, v, gates or {}, bits),
+        backend=chosen(backend, q, k, v, gates or {}, bits),
         # Last, since strides may make these copies, and what is above may refuse.
         q=_flat(q),
         k=_flat(k),
@@ -114,13 +114,13 @@ def resolve(
     )
 
 
-def _chosen(
+def chosen(
     backend: str,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     gates: Mapping[str, Tensor | None],
-    precision: str,
+    precision: str = "native",
 ) -> str:
     """Name of the backend; that of ``TRANSFORMS`` where a tensor needs more than a backward."""
     named = {"q": q, "k": k, "v": v, **gates}

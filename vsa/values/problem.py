@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from vsa.values import padded
 from vsa.values.grid import Grid
 
 
@@ -44,6 +45,55 @@ class Problem(NamedTuple):
     def grids(self) -> tuple[Grid, Grid]:
         """Of the queries and of the keys."""
         return Grid.from_ints(self.grid), Grid.from_ints(self.kv_grid)
+
+    @property
+    def tile_sizes(self) -> tuple[None, None]:
+        """Those of the queries and of the keys follow from the grids."""
+        return None, None
+
+
+class PaddedProblem(NamedTuple):
+    """What the fine stage computes over padded tiles: 64 slots each, the first of which are real.
+
+    Attributes:
+        q: (B, 64 * n_q, heads, head_dim), any strides but a contiguous last dimension.
+        k: (B, 64 * n_k, kv_heads, head_dim), the same.
+        v: like k.
+        bitmap: (B, heads, n_q, words) int32, the key tiles of every query tile, none among them
+            that has no real token.
+        sizes: (n_q,) int32, real tokens of each query tile, 0 to 64.
+        kv_sizes: (n_k,) int32, the same of the keys.
+        scale: factor of the scores.
+        backend: name of the backend that computes it, never "auto".
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bitmap: Tensor
+    sizes: Tensor
+    kv_sizes: Tensor
+    scale: float
+    backend: str
+
+    @property
+    def grids(self) -> tuple[Grid, Grid]:
+        """Of the queries and of the keys: a tile after the other, whole ones."""
+        return padded.grid_of(len(self.sizes)), padded.grid_of(len(self.kv_sizes))
+
+    @property
+    def tile_sizes(self) -> tuple[Tensor, Tensor]:
+        """Of the queries and of the keys."""
+        return self.sizes, self.kv_sizes
+
+    @property
+    def text_valid(self) -> None:
+        """There is no text."""
+        return None
+
+
+FineProblem = Problem | PaddedProblem
+"""A problem of the fine stage, over either kind of tiles."""
 
 
 class RowBound(NamedTuple):

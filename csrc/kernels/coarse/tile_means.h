@@ -6,6 +6,7 @@
 // order, some at a time. No lane needs another, and the order does not depend on strides, so views
 // give the bits of copies and every machine the same ones.
 #pragma once
+#include "kernels/schedule/sequence.h"
 #include "prim/warp.h"
 
 namespace vsa {
@@ -14,6 +15,7 @@ struct TokensToMean {
   const void* data;                                 // [batch, tokens, heads, head_dim]
   int64_t batch_stride, token_stride, head_stride;  // elements; channels are contiguous
   Grid grid;
+  TileSizes sizes;
   int64_t row_offsets[kTileRows];  // elements, of a tile's rows from its first
   int heads;
   float* means;   // [batch, heads, tiles, head_dim]
@@ -48,7 +50,7 @@ class TileMeans {
     const int head = row % x.heads, tile = row / x.heads;
 
     const Place place = x.grid.place(tile);
-    const uint64_t real = x.grid.rows[place.clip];
+    const uint64_t real = x.sizes.known() ? x.sizes.first_rows(tile) : x.grid.rows[place.clip];
     const int64_t start = batch * x.batch_stride + head * x.head_stride +
                           x.grid.token(place, 0) * x.token_stride + channel;
     Floats<N> total = {};
@@ -69,7 +71,8 @@ class TileMeans {
       add(total, token[0]);
     }
 
-    const float size = static_cast<float>(popcount(real));
+    const int tokens = popcount(real);
+    const float size = static_cast<float>(tokens > 0 ? tokens : 1);  // no token: zeros
     const int64_t first = ((int64_t{batch} * x.heads + head) * tiles + tile) * p.head_dim + channel;
     VSA_UNROLL
     for (int c = 0; c < N; ++c) x.means[first + c] = total.x[c] / size;

@@ -110,7 +110,7 @@ struct FineBackwardKeys {
   // the other.
   VSA_DEVICE static void schedule(const Params& p, SharedMemory& s) {
     TileScheduler<kConsumers, Config::kScheduleWords, Config::kChunkLoads, Rings::kFirst,
-                  Rings::kSecond>
+                  Rings::kSecond, PaddableSequence>
         scheduler(s.schedule, p.keys, p.queries, p.grad_out, p.q);
     const WorkList list(p.keys, kConsumers, p.batch, p.kv_heads, p.key_axes);
     const int tiles = p.keys.grid.num_tiles(), words = bitmap::words(p.queries.grid.num_tiles());

@@ -10,7 +10,7 @@ struct FineBackwardParams {
   TokenTensor q, k, v, grad_out;
   TokenTensor grad_q, grad_k, grad_v;
   MeanGradient grad_q_means, grad_k_means, grad_v_means;
-  TiledSequence queries, keys;
+  PaddableSequence queries, keys;
   const uint32_t* bitmap;  // [batch, heads, n_q, words(n_k)] key tiles of each query tile
   const uint32_t*
       transposed_bitmap;      // [batch, heads, n_k, words(n_q)] query tiles of each key tile

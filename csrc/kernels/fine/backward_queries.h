@@ -95,7 +95,7 @@ struct FineBackwardQueries {
 
   VSA_DEVICE static void schedule(const Params& p, SharedMemory& s) {
     TileScheduler<kConsumers, Config::kScheduleWords, Config::kChunkLoads, Rings::kFirst,
-                  Rings::kSecond>
+                  Rings::kSecond, PaddableSequence>
         scheduler(s.schedule, p.queries, p.keys, p.v, p.k);
     scheduler.add_query_tiles(p, p.query_tile_counter);
     scheduler.finish();

@@ -23,7 +23,7 @@ struct BackwardRowsParams {
   TokenRows<const uint16_t> out, gradient;  // the fine stage's output; gradient of the operation's
   const float* lse;                         // [batch, heads, S_q] natural logarithm
   const float* grad_lse;                    // [batch, heads, S_q], or null for zeros
-  TiledSequence queries;
+  PaddableSequence queries;
   RowStats* stats;  // [batch, heads, tiles of the queries, the text's last]
   int heads;
   // With gates:
@@ -49,7 +49,7 @@ struct BackwardRows {
           tile(tile),
           at(p.queries.place(tile)),
           rows(p.queries.rows(at, batch)),
-          first(p.queries.token(at, 0)) {}
+          first(p.queries.readable_token(at)) {}
   };
 
   // One row of a tile, one lane. sum_lanes(x) adds up what the lanes of a token have. A row that is

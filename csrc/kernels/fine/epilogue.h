@@ -15,9 +15,9 @@ namespace vsa {
 struct PlainOutput {
   using Params = FineForwardParams;
 
-  template <class Element, int D, class Write>
+  template <class Element, int D, class AnyParams, class Write>
   VSA_DEVICE static void finish(Fragment<D>&,
-                                const Params&,
+                                const AnyParams&,
                                 const Assignment&,
                                 const TilePlace&,
                                 uint64_t,
@@ -36,9 +36,10 @@ struct GatedOutput {
 
   // rows: of the tile, those that are real tokens; the others stay as they are
   // write(to): the tile as it is, rounded, to a tensor
-  template <class Element, int D, class Write>
+  // AnyParams: Params, or more
+  template <class Element, int D, class AnyParams, class Write>
   VSA_DEVICE static void finish(Fragment<D>& out,
-                                const Params& p,
+                                const AnyParams& p,
                                 const Assignment& work,
                                 const TilePlace& at,
                                 uint64_t rows,
@@ -59,10 +60,10 @@ struct GatedOutput {
  private:
   // x = fn(x, gate, channel) for all channels of the tokens. Each way of reading has a loop of its
   // own without branches, so that the loads of many channels are in flight together.
-  template <class Element, int D, class Fn>
+  template <class Element, int D, class Sequence, class Fn>
   VSA_DEVICE static void apply(Fragment<D>& out,
                                const Gate& gate,
-                               const TiledSequence& queries,
+                               const Sequence& queries,
                                const Assignment& work,
                                const TilePlace& at,
                                uint64_t rows,
@@ -75,10 +76,10 @@ struct GatedOutput {
       apply_as<Element, Gate::Reading::Scalar>(out, gate, queries, work, at, rows, fn);
   }
 
-  template <class Element, Gate::Reading How, int D, class Fn>
+  template <class Element, Gate::Reading How, int D, class Sequence, class Fn>
   VSA_DEVICE static void apply_as(Fragment<D>& out,
                                   const Gate& gate,
-                                  const TiledSequence& queries,
+                                  const Sequence& queries,
                                   const Assignment& work,
                                   const TilePlace& at,
                                   uint64_t rows,

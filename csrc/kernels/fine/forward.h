@@ -88,7 +88,7 @@ struct FineForward {
 
   VSA_DEVICE static void schedule(const Params& p, SharedMemory& s) {
     TileScheduler<kConsumers, Config::kScheduleWords, Config::kChunkLoads, Rings::kFirst,
-                  Rings::kSecond>
+                  Rings::kSecond, PaddableSequence>
         scheduler(s.schedule, p.queries, p.keys, p.k, p.v);
     scheduler.add_query_tiles(p, p.tile_counter);
     scheduler.finish();

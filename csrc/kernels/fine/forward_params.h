@@ -7,7 +7,7 @@ namespace vsa {
 
 struct FineForwardParams {
   TokenTensor q, k, v, out;
-  TiledSequence queries, keys;
+  PaddableSequence queries, keys;
   const uint32_t* bitmap;  // [batch, heads, n_q, words] bitmap rows of the video's query tiles
   const int* query_axes;   // [batch, heads] along which query tiles are neighbours
   float* lse;              // [batch, heads, S_q] natural logarithm

@@ -11,18 +11,21 @@
 //     scores(next)  out += weights V(held)     in flight together
 //     read the step after next
 //     wait for scores -> softmax
-//     wait for out -> release the held tile -> rescale out, add it to the total when due
+//     wait for out -> release the held tile -> rescale out, or add it to the total when due
 //     pack weights
 //
 // The tensor cores cut e4m3 sums off at 13 bits below their largest term, so that long sums come
 // out too small (prim/operand8.h). Every kPeriod tiles `out` is therefore added to a total, as
-// halves, in the place that Q has left, and begins anew. Each thread keeps its own part there.
+// halves, in the place that Q has left, and begins anew. Each thread keeps its own part there. The
+// end of a run of tiles adds what is left.
 //
 //   barriers   guard                                            see
 //   resident   Q, until out has been stored from its place      kernels/schedule/resident_tiles.h
 //   ring       keys and values of the selected tiles            kernels/schedule/image_ring.h
 //   schedule   tile loads and the steps of each consumer        kernels/schedule/tile_schedule.h
 #pragma once
+#include <cstddef>
+
 #include "kernels/fine/epilogue.h"
 #include "kernels/fine/low_precision_queries.h"
 #include "kernels/fine/low_precision_softmax.h"
@@ -115,8 +118,9 @@ struct LowPrecisionForward {
 
     VSA_DEVICE void run_queries() {
       prefetch_map(p_.q.video.map);
+      Sleeper schedule{s_.schedule};
       s_.resident.load_work_tiles(
-          s_.schedule, p_.queries,
+          schedule, p_.queries,
           [&](int w, const WorkTile& work, const TilePlace& at, Mbarrier& full) {
             const TileBox q = box_of(p_.q, at, work.head, work.batch);
             full.arrive_expect_tx(p_.queries.box_rows(at) * D * kElementBytes);
@@ -128,6 +132,16 @@ struct LowPrecisionForward {
     }
 
    private:
+    // The schedule for who sleeps until there is another work tile, which takes no issue slots.
+    struct Sleeper {
+      KeySchedule& schedule;
+
+      template <class Load>
+      VSA_DEVICE void for_each_work_tile(Load load) {
+        schedule.template for_each_work_tile<true>(load);
+      }
+    };
+
     VSA_DEVICE void load_image(int n, int i) {
       constexpr int kBytes = QuantisedTile<D>::kImageBytes;
       const TileLoad load = s_.schedule.tile_load(n, i);
@@ -147,13 +161,18 @@ struct LowPrecisionForward {
   class Consumer {
    public:
     VSA_DEVICE Consumer(const Params& p, SharedMemory& s, int w)
-        : p_(p), s_(s), w_(w), steps_(s.schedule, s.ring, w) {}
+        : p_(p),
+          s_(s),
+          w_(w),
+          first_keys_(bytes_descriptor<D>(s.kv[0].k.address(), 0)),
+          steps_(s.schedule, s.ring, w) {}
 
     VSA_DEVICE void run() {
       s_.resident.for_each_work_tile(w_, [&](const Assignment& work) {
         if (work.tile >= 0) {
           Queries::read(q_, q_scale_, s_.of_mean[w_], s_.q[w_], channels(work), p_.scale);
           named_sync(consumer_barrier(w_), kWarpgroupThreads);  // its place is free
+          Total::clear(s_.q[w_], s_.totals[w_]);
         }
         mainloop();
         if (work.tile >= 0) store(work);
@@ -168,53 +187,71 @@ struct LowPrecisionForward {
     }
 
     VSA_DEVICE void mainloop() {
-      fill(out_, 0.f);
       softmax_.reset();
-      tiles_ = 0;
       const auto wait = [&](const ConsumerStep& step) { s_.ring.wait_both(step); };
       ConsumerStep held = steps_.first();
       while (held.is(ConsumerStep::kCompute)) {
-        start(held);
+        uint64_t held_keys = keys_of(held);
+        start(held, held_keys);
         ConsumerStep next = steps_.next_compute(steps_.take(), wait);
-        while (next.is(ConsumerStep::kCompute)) {
-          issue_scores(next);
-          issue_output(held);
+        bool there = next.is(ConsumerStep::kCompute);
+        while (there) {
+          const uint64_t keys = keys_of(next);
+          issue_scores(keys);
+          issue_output(held_keys);
           ConsumerStep after = steps_.take();
+          const float scale = scale_of(next);
           wgmma_wait<1>(scores_);
-          weigh(next);
+          weigh(scale);
           // A real branch between the waits: without one, ptxas hoists the second above softmax.
           after = steps_.past_chunk_end(after);
-          const bool there = after.is(ConsumerStep::kCompute) && s_.ring.has_both(after);
+          there = s_.ring.has_both(after, after.is(ConsumerStep::kCompute));
           finish_output(held);
-          softmax_.rescale(out_);
-          add_when_due();
+          if (has_sums())
+            softmax_.rescale(out_);
+          else
+            add_to_total(softmax_.factor());
           pack_weights();
           held = next;
-          next = there ? after : steps_.next_compute(after, wait);
+          held_keys = keys;
+          next = after;
+          if (there) continue;
+          next = steps_.next_compute(after, wait);
+          there = next.is(ConsumerStep::kCompute);
         }
-        issue_output(held);
+        issue_output(held_keys);
         finish_output(held);
-        add_when_due();
+        add_to_total(ones());
         held = steps_.resume(next);
       }
       steps_.end_work_tile();
     }
 
     // The first tile of a run: nothing else is in flight.
-    VSA_DEVICE void start(const ConsumerStep& step) {
+    VSA_DEVICE void start(const ConsumerStep& step, uint64_t keys) {
       s_.ring.wait_both(step);
-      issue_scores(step);
+      issue_scores(keys);
+      const float scale = scale_of(step);
       wgmma_wait<0>(scores_);
-      weigh(step);
-      softmax_.rescale(out_);
+      weigh(scale);
       pack_weights();
+      tiles_ = 0;
     }
-    VSA_DEVICE void issue_scores(const ConsumerStep& step) {
-      mma8_ABt<Key>(scores_, q_, s_.kv[step.first().stage].k);
+    // Descriptors of a stage. They are made once, from that of the first, and those of values from
+    // those of the keys beside them, which is cheaper than from addresses.
+    VSA_DEVICE uint64_t keys_of(const ConsumerStep& step) const {
+      return advance(first_keys_, step.first().stage * sizeof(QuantisedTile<D>));
+    }
+    VSA_DEVICE static uint64_t values_beside(uint64_t keys) {
+      constexpr uint64_t kHigh = bytes_descriptor<kHalfRowBytes>(0, 0) >> 32 << 32;
+      return kHigh | static_cast<uint32_t>(advance(keys, offsetof(QuantisedTile<D>, v)));
+    }
+    VSA_DEVICE void issue_scores(uint64_t keys) {
+      mma8_ABt<Key>(scores_, q_, keys);
       wgmma_commit();
     }
-    VSA_DEVICE void issue_output(const ConsumerStep& step) {
-      mma8_ABt<E4m3>(out_, weights_, s_.kv[step.first().stage].v, has_sums());
+    VSA_DEVICE void issue_output(uint64_t keys) {
+      mma8_ABt<E4m3>(out_, weights_, values_beside(keys), has_sums());
       wgmma_commit();
     }
     VSA_DEVICE void finish_output(const ConsumerStep& held) {
@@ -222,10 +259,12 @@ struct LowPrecisionForward {
       s_.ring.release_second(held);
       ++tiles_;
     }
-    VSA_DEVICE void weigh(const ConsumerStep& step) {
+    VSA_DEVICE float scale_of(const ConsumerStep& step) const {
       const float& scale = s_.kv[step.first().stage].scale;
       note_read(&scale, sizeof scale, Layout::Any);
-      const float k_scale = scale;
+      return scale;
+    }
+    VSA_DEVICE void weigh(float k_scale) {
       RowValues both = q_scale_;
       zip(both, q_scale_, [=](float, float q_scale) { return q_scale * k_scale; });
       softmax_.weigh(codes_, scores_, both);
@@ -239,17 +278,22 @@ struct LowPrecisionForward {
       }
     }
 
+    // Whether out_ holds sums that the total does not.
     VSA_DEVICE bool has_sums() const { return tiles_ % Config::kPeriod != 0; }
-    VSA_DEVICE void add_when_due() {
-      if (has_sums()) return;
-      Total::add(s_.q[w_], s_.totals[w_], out_, softmax_.max(), tiles_ > Config::kPeriod);
+    // factor: what out_ must be multiplied by to be relative to the maxima
+    VSA_DEVICE void add_to_total(const RowValues& factor) {
+      Total::add(s_.q[w_], s_.totals[w_], out_, softmax_.max(), factor);
+    }
+    VSA_DEVICE static RowValues ones() {
+      RowValues values;
+      fill(values, 1.f);
+      return values;
     }
 
-    // out = (out + total) / sum of weights * scales of the values; lse beside it.
+    // out = total / sum of weights * scales of the values; lse beside it.
     VSA_DEVICE void finish(Fragment<D>& out, RowValues& lse, const float* scales) {
       RowValues sum, products;
-      Total::take(out, sum, s_.q[w_], s_.totals[w_], out_, softmax_.max(), has_sums(),
-                  tiles_ >= Config::kPeriod);
+      Total::take(out, sum, s_.q[w_], s_.totals[w_]);
       // One lane of four has a row's sum, the others zeros.
       quad_reduce(sum, [](float a, float b) { return a + b; });
       note_read(s_.of_mean[w_], sizeof s_.of_mean[w_]);
@@ -319,6 +363,7 @@ struct LowPrecisionForward {
     const Params& p_;
     SharedMemory& s_;
     const int w_;
+    const uint64_t first_keys_;  // descriptor of the first stage
     ConsumerSteps<KeySchedule, Ring> steps_;
     LowPrecisionSoftmax softmax_;
     Operand8<D> q_;
@@ -327,7 +372,7 @@ struct LowPrecisionForward {
     LowPrecisionSoftmax::Codes codes_;
     Operand8<64> weights_;
     Fragment<D + kSumRows> out_;
-    int tiles_;  // of the work tile that have entered out_, which begins anew every kPeriod
+    int tiles_;  // of the run that have entered out_, which begins anew every kPeriod
   };
 
   VSA_DEVICE static void produce(const Params& p, SharedMemory& s, int which) {

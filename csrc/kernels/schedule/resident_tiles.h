@@ -27,10 +27,8 @@ struct ResidentTiles {
 
   // The producer, one thread. Calls load(w, work, place, barrier) for each tile of a work tile;
   // what that loads must count on the barrier.
-  template <class TileSchedule, class Load>
-  VSA_DEVICE void load_work_tiles(TileSchedule& schedule,
-                                  const TiledSequence& sequence,
-                                  Load load) {
+  template <class TileSchedule, class Sequence, class Load>
+  VSA_DEVICE void load_work_tiles(TileSchedule& schedule, const Sequence& sequence, Load load) {
     int round = 0;
     schedule.for_each_work_tile([&](const WorkTile& work) {
       for (int w = 0; w < Consumers; ++w) {

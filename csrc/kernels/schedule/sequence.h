@@ -27,7 +27,7 @@ enum class Region { Video, Prefix, Suffix };
 struct TilePlace {
   Region region;
   int text;       // index among the text's tiles, negative for the video's
-  Axes first;     // tokens: coordinates of row 0 in its region, text along w
+  Axes first;     // tokens: coordinates of row 0 in its region, text along w; w < 0: see TileSizes
   unsigned clip;  // Clip bits
 };
 
@@ -68,7 +68,77 @@ struct TiledSequence {
     if (token >= (prefix ? grid.prefix : grid.suffix)) return -1;
     return prefix ? token : grid.suffix_begin() + token;
   }
+
+  // A tile's place as a TileLoad holds it: counted in tiles, and what its steps along w are, in
+  // tokens and in tiles.
+  VSA_DEVICE Axes steps(const TilePlace& at, int tile) const {
+    return at.region == Region::Video ? grid.in_tiles(tile) : Axes{0, 0, at.first.w / kTileRows};
+  }
+  VSA_DEVICE int step_tokens() const { return grid.tile.w; }
+  VSA_DEVICE int step_tiles() const { return 1; }
 };
+
+// Padded tiles, each with a number of real tokens of its own: the grid is {tiles, 1, 64} slots in
+// tiles of {1, 1, 64}, and the first slots of a tile are its tokens. Its box is laid so that it
+// ends with the last of them: what comes before the tile's first slot, at w < 0, is out of bounds,
+// zeros where it is loaded and nothing where it is stored. So no padding is ever read or written.
+struct TileSizes {
+  const int* of_tiles;  // [tiles] 0 to 64, others are taken for the nearest; null for a video
+
+  VSA_DEVICE bool known() const { return of_tiles != nullptr; }
+  VSA_DEVICE int size(int tile) const {
+    const int size = load_global(of_tiles + tile);
+    return size < 0 ? 0 : size > kTileRows ? kTileRows : size;
+  }
+  // The slots of a tile that are tokens, as a mask.
+  VSA_DEVICE uint64_t first_rows(int tile) const {
+    const int real = size(tile);
+    return real > 0 ? ~uint64_t{0} >> (kTileRows - real) : 0;
+  }
+};
+
+// A tiled sequence whose tiles may be padded ones. Kernels that never meet those take the sequence
+// that it is made from.
+struct PaddableSequence : TiledSequence {
+  TileSizes sizes;
+  // Along w a TileLoad of a padded tile counts the rows before its first slot, backwards.
+  int w_tokens, w_tiles;
+
+  VSA_DEVICE TilePlace place(int tile) const {
+    if (sizes.known() && !is_text(tile))
+      return {Region::Video, -1, {tile, 0, sizes.size(tile) - kTileRows}, kWhole};
+    return TiledSequence::place(tile);
+  }
+  VSA_DEVICE uint64_t rows(const TilePlace& at, int batch) const {
+    return at.first.w < 0 ? rows_from(-at.first.w) : TiledSequence::rows(at, batch);
+  }
+  VSA_DEVICE int token(const TilePlace& at, int row) const {
+    return row + at.first.w < 0 ? -1 : TiledSequence::token(at, row);
+  }
+  // A token of a tile whose numbers may be read where a row is none: the first, or of a padded tile
+  // its first slot.
+  VSA_DEVICE int readable_token(TilePlace at) const {
+    if (at.first.w < 0) at.first.w = 0;
+    return TiledSequence::token(at, 0);
+  }
+
+  VSA_DEVICE Axes steps(const TilePlace& at, int tile) const {
+    return sizes.known() ? Axes{tile, 0, -at.first.w} : TiledSequence::steps(at, tile);
+  }
+  VSA_DEVICE int step_tokens() const { return w_tokens; }
+  VSA_DEVICE int step_tiles() const { return w_tiles; }
+
+ private:
+  // All rows but the first so many, of which there may be 64.
+  VSA_DEVICE static uint64_t rows_from(int row) {
+    return row < kTileRows ? ~uint64_t{0} << row : 0;
+  }
+};
+// On the host.
+inline PaddableSequence paddable(const TiledSequence& sequence, TileSizes sizes) {
+  const bool padded = sizes.of_tiles != nullptr;
+  return {sequence, sizes, padded ? -1 : sequence.grid.tile.w, padded ? 0 : 1};
+}
 
 // Which map holds a tile of one head, and where in it.
 struct TileBox {

@@ -20,13 +20,15 @@ struct TileLoad {
   static constexpr int kClip = 48, kRegion = 52, kFlags = 56;
   static constexpr int kMostTiles = 1 << 16;  // along an axis
 
-  uint64_t bits;  // from the lowest: w, h, t in tiles, 16 each, text along w; Clip, Region, flags
+  // From the lowest: w, h, t in tiles, 16 each, text along w; Clip, Region, flags. In padded tiles
+  // w is how many rows come before the first slot.
+  uint64_t bits;
 
   // flags: bit w: consumer w waits for the tile and releases its stage
-  VSA_DEVICE static TileLoad of(const TiledSequence& sequence, int tile, uint32_t flags) {
+  template <class Sequence>
+  VSA_DEVICE static TileLoad of(const Sequence& sequence, int tile, uint32_t flags) {
     const TilePlace at = sequence.place(tile);
-    const Axes in_tiles = at.region == Region::Video ? sequence.grid.in_tiles(tile)
-                                                     : Axes{0, 0, at.first.w / kTileRows};
+    const Axes in_tiles = sequence.steps(at, tile);
     return {static_cast<uint64_t>(in_tiles.w) | static_cast<uint64_t>(in_tiles.h) << 16 |
             static_cast<uint64_t>(in_tiles.t) << 32 | uint64_t{at.clip} << kClip |
             static_cast<uint64_t>(at.region) << kRegion | uint64_t{flags} << kFlags};
@@ -39,14 +41,15 @@ struct TileLoad {
   VSA_DEVICE int wanted_tile() const { return static_cast<int>(bits); }
 
   VSA_DEVICE uint32_t flags() const { return static_cast<uint32_t>(bits >> kFlags); }
-  VSA_DEVICE TilePlace place(const TiledSequence& sequence) const {
+  template <class Sequence>
+  VSA_DEVICE TilePlace place(const Sequence& sequence) const {
     const int w = bits & 0xffff, h = bits >> 16 & 0xffff, t = bits >> 32 & 0xffff;
     const Axes& tile = sequence.grid.tile;
     const auto region = static_cast<Region>(bits >> kRegion & 3);
     if (region == Region::Video)
       return {region,
               -1,
-              {t * tile.t, h * tile.h, w * tile.w},
+              {t * tile.t, h * tile.h, w * sequence.step_tokens()},
               static_cast<unsigned>(bits >> kClip & 7)};
     return {region,
             region == Region::Prefix ? w : sequence.prefix_tiles() + w,
@@ -54,11 +57,13 @@ struct TileLoad {
             kWhole};
   }
   // The tile's number.
-  VSA_DEVICE int tile(const TiledSequence& sequence) const {
+  template <class Sequence>
+  VSA_DEVICE int tile(const Sequence& sequence) const {
     const int w = bits & 0xffff, h = bits >> 16 & 0xffff, t = bits >> 32 & 0xffff;
     const Grid& grid = sequence.grid;
     const auto region = static_cast<Region>(bits >> kRegion & 3);
-    if (region == Region::Video) return (t * grid.tiles.h + h) * grid.tiles.w + w;
+    if (region == Region::Video)
+      return (t * grid.tiles.h + h) * grid.tiles.w + w * sequence.step_tiles();
     return grid.num_tiles() + (region == Region::Prefix ? w : sequence.prefix_tiles() + w);
   }
 };
@@ -163,10 +168,10 @@ struct TileSchedule {
 
   // ---- a producer, one thread ----
 
-  // Calls load(work) for each work tile.
-  template <class Load>
+  // Calls load(work) for each work tile. Asleep: whether it sleeps until there is one
+  template <bool Asleep = false, class Load>
   VSA_DEVICE void for_each_work_tile(Load load) {
-    for_each_chunk([&](int, const Chunk& chunk) {
+    for_each_chunk<Asleep>([&](int, const Chunk& chunk) {
       if (chunk.first()) load(chunk.work);
     });
   }
@@ -197,9 +202,10 @@ struct TileSchedule {
   }
 
  private:
-  template <class Each>
+  template <bool Asleep = false, class Each>
   VSA_DEVICE void for_each_chunk(Each each) {
     for (int n = 0;; ++n) {
+      if constexpr (Asleep) full[n % kBuffers].wait_asleep(n / kBuffers);
       full[n % kBuffers].wait(n / kBuffers);
       const Chunk of = chunk(n);
       if (of.finished()) break;

@@ -19,7 +19,8 @@ namespace vsa {
 // Words: of the bitmap, whose tiles are put in order together
 // First, Second: stages of the rings that the tiles are loaded into; consumers hold their tile of
 // the second while they take the next (kernels/schedule/rings.h)
-template <int Rows, int Words, int Loads, int First, int Second>
+// Sequence: of both sides; one of padded tiles has to say so
+template <int Rows, int Words, int Loads, int First, int Second, class Sequence = TiledSequence>
 class TileScheduler {
  public:
   using TileSchedule = vsa::TileSchedule<Rows, Loads>;
@@ -28,8 +29,8 @@ class TileScheduler {
 
   // first, second: the tensors whose tiles the columns are
   VSA_DEVICE TileScheduler(TileSchedule& schedule,
-                           const TiledSequence& rows,
-                           const TiledSequence& columns,
+                           const Sequence& rows,
+                           const Sequence& columns,
                            const TokenTensor& first,
                            const TokenTensor& second)
       : schedule_(schedule), rows_(rows), columns_(columns), first_(first), second_(second) {}
@@ -294,8 +295,8 @@ class TileScheduler {
   }
 
   TileSchedule& schedule_;
-  const TiledSequence& rows_;
-  const TiledSequence& columns_;
+  const Sequence& rows_;
+  const Sequence& columns_;
   const TokenTensor& first_;
   const TokenTensor& second_;
   int tiles_[Rows];                                  // of the work tile, -1 where a row has none

@@ -20,6 +20,7 @@ struct TailKeys {
 // FineParams: of the fine stage's kernel with this epilogue; its keys are not used
 template <class FineParams>
 struct TailForwardParams : FineParams {
+  TiledSequence queries;  // instead of the fine stage's, whose tiles may be padded
   TailKeys tail;
   bool text;  // whether tiles of text are worked on
 };

@@ -23,6 +23,7 @@ from vsa.backends.kernels.machine import Emulator, Gpu, Machine
 from vsa.backends.kernels.prepared import PreparedAttention, can_prepare
 from vsa.values.grid import Grid
 from vsa.values.problem import (
+    FineProblem,
     Gates,
     Means,
     Problem,
@@ -56,6 +57,12 @@ class KernelBackend(Backend):
             return coarse_select.tile_means(self.machine, xs, grids)
         return super().tile_means(xs, grids)
 
+    def padded_tile_means(self, xs: Sequence[Tensor], sizes: Sequence[Tensor]) -> list[Tensor]:
+        """See ``Backend.padded_tile_means``; up to three tensors in one launch."""
+        if coarse_select.can_mean(xs):
+            return coarse_select.padded_tile_means(self.machine, xs, sizes)
+        return super().padded_tile_means(xs, sizes)
+
     def select(
         self, scores: TileScores, v_means: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -85,12 +92,12 @@ class KernelBackend(Backend):
             return sub_blocks.select(self.machine, asked, v)
         return super().select_by_sub_blocks(asked, v)
 
-    def forward(self, problem: Problem, most: int) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: FineProblem, most: int) -> tuple[Tensor, Tensor]:
         """See ``Backend.forward``."""
         return forward.forward(self.machine, problem, Gates())
 
     def backward(
-        self, upstream: Upstream, saved: Saved, problem: Problem, most: int
+        self, upstream: Upstream, saved: Saved, problem: FineProblem, most: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Backend.backward``."""
         means = Means(None, None, None)
@@ -121,10 +128,11 @@ class KernelBackend(Backend):
         return self.gated_backward(upstream, saved, problem, none, Gates(), means)[:3]
 
     def gated_forward(
-        self, problem: Problem, gates: Gates, tail: TailMeans | None = None
+        self, problem: FineProblem, gates: Gates, tail: TailMeans | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Backend.gated_forward``."""
         if tail is not None:
+            assert isinstance(problem, Problem)  # padded tiles have no operator with a tail
             out, lse = forward.forward(self.machine, problem, Gates())
             fine = torch.empty_like(out)
             tail_forward.add(self.machine, problem, tail, gates, out, lse, fine)
@@ -132,15 +140,16 @@ class KernelBackend(Backend):
         if gates.gate_fine is None and gates.gate_coarse is None:
             out, lse = forward.forward(self.machine, problem, gates)
             return out, lse, out.clone()
-        fine = torch.empty(problem.q.shape, dtype=problem.q.dtype, device=problem.q.device)
+        fine = forward.written(problem, problem.q)
         out, lse = forward.forward(self.machine, problem, gates, fine)
         return out, lse, fine
 
     def gated_inference(
-        self, problem: Problem, gates: Gates, tail: TailMeans | None = None
+        self, problem: FineProblem, gates: Gates, tail: TailMeans | None = None
     ) -> tuple[Tensor, Tensor]:
         """See ``Backend.gated_inference``: combine is the end of the last kernel."""
         if tail is not None:
+            assert isinstance(problem, Problem)  # padded tiles have no operator with a tail
             out, lse = forward.forward(self.machine, problem, Gates())
             tail_forward.add(self.machine, problem, tail, gates, out, lse)
             return out, lse
@@ -150,7 +159,7 @@ class KernelBackend(Backend):
         self,
         upstream: Upstream,
         saved: Saved,
-        problem: Problem,
+        problem: FineProblem,
         means: Means,
         gates: Gates,
         tail: TailMeans | None = None,

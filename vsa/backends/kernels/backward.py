@@ -10,6 +10,8 @@ any; there is no copy of tokens in fp32.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -22,8 +24,17 @@ from vsa.backends.kernels.calls import (
     order_call,
     transpose_call,
 )
-from vsa.backends.kernels.coarse_backward import coarse_attention_backward
-from vsa.backends.kernels.forward import neighbour_axes, new_on, positive_scale
+from vsa.backends.kernels.coarse_backward import (
+    coarse_attention_backward,
+    without_empty_backward,
+)
+from vsa.backends.kernels.forward import (
+    neighbour_axes,
+    new_on,
+    positive_scale,
+    whole_numbers,
+    written,
+)
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.tail_calls import sums_call
 from vsa.backends.kernels.tail_forward import rounded
@@ -31,14 +42,14 @@ from vsa.backends.kernels.tensors import addressable, text_tiles
 from vsa.backends.kernels.text import text_of
 from vsa.values.bitmap import num_words
 from vsa.values.grid import SLOTS
-from vsa.values.problem import Gates, Means, Problem, Saved, TailMeans, Upstream
+from vsa.values.problem import FineProblem, Gates, Means, Saved, TailMeans, Upstream
 
 
 def backward(
     machine: Machine,
     upstream: Upstream,
     saved: Saved,
-    problem: Problem,
+    problem: FineProblem,
     means: Means,
     gates: Gates,
     tail: TailMeans | None = None,
@@ -74,14 +85,14 @@ def backward(
     query_axes = neighbour_axes(machine, bitmap, grid.tiles, q.shape[2], tile_counters)
     key_axes = neighbour_axes(machine, transposed, kv_grid.tiles, k.shape[2])
     order = longest_first(machine, counts, key_axes, text_tiles(kv_grid), kv_grid.tiles[0])
-    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+    grads = [written(problem, x) for x in (q, k, v)]
     # What a fine gate makes of the gradient lies where dq will: the pass over query tiles, the last
     # that reads it, loads a tile of it before it stores that tile of dq. That of a tail is later.
     of_fine = gradient
     if gates.gate_fine is not None:
         of_fine = grads[0] if tail is None else torch.empty_like(grads[0])
     of_gates = [
-        None if gate is None else torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+        None if gate is None else written(problem, gate)
         for gate in (gates.gate_fine, gates.gate_coarse)
     ]
     of_coarse = None if gates.coarse is None else torch.empty_like(gates.coarse)
@@ -105,7 +116,15 @@ def backward(
         clean[0],
         clean[1],
         clean[2],
-        Shared(grids, scale, bitmap, query_axes, text.query_rows, text.key_rows),
+        Shared(
+            grids,
+            scale,
+            bitmap,
+            query_axes,
+            text.query_rows,
+            text.key_rows,
+            whole_numbers(problem),
+        ),
         LocatedGates(*gates),
         Gradients(
             fine_out=out,
@@ -131,9 +150,12 @@ def backward(
     of_forward = [mean for mean in means if mean is not None]
     if of_coarse is not None and gates.coarse is not None:
         of_all = [grad for grad in of_means if grad is not None]
-        coarse_attention_backward(
-            machine, of_coarse, gates.coarse, of_forward, problem.scale, of_all
+        coarse_backward = (
+            coarse_attention_backward
+            if problem.tile_sizes[1] is None
+            else partial(without_empty_backward, problem.tile_sizes[1])
         )
+        coarse_backward(machine, of_coarse, gates.coarse, of_forward, problem.scale, of_all)
         if sign != 1:
             of_all[0] *= sign
     of_tail = None

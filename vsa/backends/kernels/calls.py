@@ -53,6 +53,8 @@ class Shared(NamedTuple):
         query_axes: (B, heads) int32 of ``axis_call``.
         query_text_rows: of ``vsa.backends.kernels.text``, None without text.
         key_text_rows: the same of the keys.
+        sizes: (n_q,) and (n_k,) int32, real tokens of padded tiles of the queries and of the keys,
+            or twice None.
     """
 
     grids: Grids
@@ -61,6 +63,7 @@ class Shared(NamedTuple):
     query_axes: Located
     query_text_rows: Located | None
     key_text_rows: Located | None
+    sizes: tuple[Located | None, Located | None] = (None, None)
 
 
 def check_length(name: str, x: Located, grid: Grid) -> None:
@@ -94,6 +97,8 @@ def _problem(q: Located, k: Located, v: Located, shared: Shared) -> _C.FineProbl
         query_axes=shared.query_axes.data_ptr(),
         query_text_rows=address(shared.query_text_rows),
         key_text_rows=address(shared.key_text_rows),
+        sizes=address(shared.sizes[0]),
+        kv_sizes=address(shared.sizes[1]),
     )
 
 
@@ -284,9 +289,15 @@ def order_call(
 
 
 def means_call(
-    xs: Sequence[Located], grids: Sequence[Grid], means: Sequence[Located]
+    xs: Sequence[Located],
+    grids: Sequence[Grid],
+    means: Sequence[Located],
+    sizes: Sequence[Located | None] | None = None,
 ) -> _C.TileMeans:
-    """Means of the tiles of up to three tensors, into ``means``, (B, heads, tiles, head_dim)."""
+    """Means of the tiles of up to three tensors, into ``means``, (B, heads, tiles, head_dim).
+
+    ``sizes`` (tiles,) int32 are the real tokens of each, where tiles are padded.
+    """
     from vsa import _C
 
     for x, grid in zip(xs, grids, strict=False):
@@ -294,9 +305,13 @@ def means_call(
     return _C.TileMeans(
         tensors=[
             _C.MeanTensor(
-                tokens=view(x), grid=grid.as_ints(), heads=x.shape[2], means=mean.data_ptr()
+                tokens=view(x),
+                grid=grid.as_ints(),
+                sizes=address(of),
+                heads=x.shape[2],
+                means=mean.data_ptr(),
             )
-            for x, grid, mean in zip(xs, grids, means, strict=True)
+            for x, grid, mean, of in zip(xs, grids, means, sizes or [None] * len(xs), strict=True)
         ],
         batch=xs[0].shape[0],
         head_dim=xs[0].shape[3],

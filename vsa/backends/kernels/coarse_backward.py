@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from vsa.backends.kernels.coarse_calls import gradient_calls, score_numbers
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.tensors import as_matrices
+from vsa.backends.torch_padded import without_empty
 
 PROBABILITY_BYTES = 64 << 20
 """Probabilities that exist at a time; the gradients of scores take as much again."""
@@ -49,3 +51,31 @@ def coarse_attention_backward(
         upstream, coarse, of_means[:3], scale, of_means[3:], scratch, PROBABILITY_BYTES
     ):
         machine.run(call, grad.device)
+
+
+def without_empty_backward(
+    kv_sizes: Tensor,
+    machine: Machine,
+    grad: Tensor,
+    out: Tensor,
+    means: Sequence[Tensor],
+    scale: float,
+    grads: Sequence[Tensor],
+) -> None:
+    """``coarse_attention_backward`` where key tiles without a token took no part.
+
+    Args:
+        kv_sizes: (n_k,) int32, real tokens of each key tile; the rest as there.
+        machine: see there.
+        grad: see there.
+        out: see there.
+        means: see there.
+        scale: see there.
+        grads: see there.
+    """
+    queries, keys = without_empty(means[0], means[1], kv_sizes)
+    wider = [queries, keys, means[2]]
+    of_wider = [torch.empty_like(mean) for mean in wider]
+    coarse_attention_backward(machine, grad, out, wider, scale, of_wider)
+    for to, found in zip(grads, of_wider, strict=True):
+        to.copy_(found[..., : to.shape[-1]])

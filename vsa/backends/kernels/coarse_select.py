@@ -21,9 +21,9 @@ from vsa.backends.kernels.coarse_calls import (
     score_numbers,
 )
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.tensors import as_matrices, dtype_name
+from vsa.backends.kernels.tensors import as_matrices, dtype_name, one_per_tile
 from vsa.backends.torch_coarse import SCORE_BYTES
-from vsa.values import bitmap
+from vsa.values import bitmap, padded
 from vsa.values.grid import Grid
 from vsa.values.problem import TileScores
 
@@ -42,13 +42,19 @@ def can_mean(xs: Sequence[Tensor]) -> bool:
     )
 
 
-def tile_means(machine: Machine, xs: Sequence[Tensor], grids: Sequence[Grid]) -> list[Tensor]:
+def tile_means(
+    machine: Machine,
+    xs: Sequence[Tensor],
+    grids: Sequence[Grid],
+    sizes: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
     """Means of up to three tensors, bf16, fp16 or fp32, that ``can_mean`` accepts.
 
     Args:
         machine: what runs the kernel.
         xs: (B, length, heads, head_dim) each.
         grids: their grids.
+        sizes: of padded tiles, contiguous int32, the real tokens.
 
     Returns:
         (B, heads, num_tiles, head_dim) fp32 each.
@@ -59,9 +65,23 @@ def tile_means(machine: Machine, xs: Sequence[Tensor], grids: Sequence[Grid]) ->
         )
         for x, grid in zip(xs, grids, strict=True)
     ]
-    call = means_call(xs, grids, means)
+    call = means_call(xs, grids, means, sizes)
     machine.run(call, xs[0].device)
     return means
+
+
+def padded_tile_means(
+    machine: Machine, xs: Sequence[Tensor], sizes: Sequence[Tensor]
+) -> list[Tensor]:
+    """``tile_means`` of padded tiles.
+
+    Args:
+        machine: what runs the kernel.
+        xs: (B, 64 * n, heads, head_dim) each.
+        sizes: (n,) int32 of each, real tokens of its tiles.
+    """
+    grids = [padded.grid_of(len(of)) for of in sizes]
+    return tile_means(machine, xs, grids, [one_per_tile("sizes", of) for of in sizes])
 
 
 def can_select(scores: TileScores) -> bool:
@@ -88,7 +108,7 @@ def select(
     memory = q_means.new_empty(numbers)
     coarse = None
     if v_means is not None:
-        coarse = torch.empty_like(q_means, memory_format=torch.contiguous_format)
+        coarse = q_means.new_empty(batch, heads, tiles, v_means.shape[-1])
     q, k, v, out = (
         None if x is None else as_matrices(x, matrices) for x in (q_means, k_means, v_means, coarse)
     )

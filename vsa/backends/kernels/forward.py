@@ -14,14 +14,14 @@ from vsa.backends.kernels.calls import (
     forward_call,
 )
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.tensors import addressable
+from vsa.backends.kernels.tensors import addressable, one_per_tile
 from vsa.backends.kernels.text import Make, text_of
 from vsa.values.grid import Extent
-from vsa.values.problem import Gates, Problem
+from vsa.values.problem import FineProblem, Gates
 
 
 def forward(
-    machine: Machine, problem: Problem, gates: Gates, fine: Tensor | None = None
+    machine: Machine, problem: FineProblem, gates: Gates, fine: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Results as in ``vsa.backends.base.Backend.forward``.
 
@@ -32,8 +32,12 @@ def forward(
     sign, scale = positive_scale(problem.scale)
     q = addressable(problem.q * sign if sign != 1 else problem.q)
     k, v = addressable(problem.k), addressable(problem.v)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=q.device)
+    out = written(problem, q)
+    of_rows = q.shape[0], q.shape[2], q.shape[1]
+    lse = torch.empty(of_rows, dtype=torch.float32, device=q.device)
+    sizes = whole_numbers(problem)
+    if sizes[0] is not None:
+        lse.fill_(float("-inf"))
     bitmap, text_valid = problem.bitmap.contiguous(), problem.text_valid
     # Scores of invalid keys are masked, whatever they are.
     text = text_of(text_valid, q.shape[0], q.shape[3], grids, [(v, grids[1])], new_on(q.device))
@@ -45,7 +49,7 @@ def forward(
         Located3(q, q),
         Located3(k, k),
         text.clean[0],
-        Shared(grids, scale, bitmap, axes, text.query_rows, text.key_rows),
+        Shared(grids, scale, bitmap, axes, text.query_rows, text.key_rows, sizes),
         LocatedGates(*gates),
         out,
         fine,
@@ -54,6 +58,20 @@ def forward(
     )
     machine.run(fine_call, q.device)
     return out, lse
+
+
+def written(problem: FineProblem, x: Tensor) -> Tensor:
+    """A contiguous tensor like x that kernels write but for padding, which holds zeros."""
+    padded = problem.tile_sizes[0] is not None
+    return (torch.zeros if padded else torch.empty)(x.shape, dtype=x.dtype, device=x.device)
+
+
+def whole_numbers(problem: FineProblem) -> tuple[Tensor | None, Tensor | None]:
+    """Sizes of padded tiles as kernels read them."""
+    sizes, kv_sizes = problem.tile_sizes
+    if sizes is None or kv_sizes is None:
+        return None, None
+    return one_per_tile("sizes", sizes), one_per_tile("kv_sizes", kv_sizes)
 
 
 def neighbour_axes(

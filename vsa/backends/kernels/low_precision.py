@@ -124,7 +124,9 @@ def forward_calls(of: Call, make: Make) -> Iterator[Any]:
     room = Quantised.room(kv_grid, 1, step, of.k.shape[3], make)
     for b in range(batch):
         one = slice(b, b + 1)
-        rows = [None if x is None else x[one] for x in (text.query_rows, text.key_rows)]
+        query_rows, key_rows = (
+            None if x is None else x[one] for x in (text.query_rows, text.key_rows)
+        )
         for first in range(0, kv_heads, step):
             of_keys = slice(first, min(first + step, kv_heads))
             of_queries = slice(of_keys.start * group, of_keys.stop * group)
@@ -137,14 +139,14 @@ def forward_calls(of: Call, make: Make) -> Iterator[Any]:
             )
             coarse = None if of.gates.coarse is None else of.gates.coarse[one, of_queries]
             tiles = room.of_heads(of_keys.stop - of_keys.start)
-            yield quantise_call(k, v, kv_grid, rows[1], tiles, of.precision)
+            yield quantise_call(k, v, kv_grid, key_rows, tiles, of.precision)
             yield axis_call(bitmap, axes, grid.tiles, of.tile_counter)
             yield _C.LowPrecisionForward(
                 forward=forward_call(
                     Located3(q, q),
                     Located3(k, k),
                     Located3(v, v),
-                    Shared(of.grids, of.scale, bitmap, axes, *rows),
+                    Shared(of.grids, of.scale, bitmap, axes, query_rows, key_rows),
                     LocatedGates(gate_fine, gate_coarse, coarse),
                     out,
                     None,

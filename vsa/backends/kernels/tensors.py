@@ -99,6 +99,20 @@ def text_tiles(grid: Grid) -> int:
     return -(-grid.prefix // SLOTS) - (-grid.suffix // SLOTS)
 
 
+def one_per_tile(name: str, x: Tensor) -> Tensor:
+    """Numbers of real tokens of padded tiles as kernels read them.
+
+    Raises:
+        TypeError: numbers of another kind, which an operator alone can bring here.
+    """
+    if x.dtype is not torch.int32 or x.ndim != 1:
+        raise TypeError(
+            f"{name} must be int32 with one number for each tile, but it is {x.dtype} of the shape "
+            f"{tuple(x.shape)}"
+        )
+    return x.contiguous()
+
+
 def address(x: Located | None) -> int:
     """Where a tensor lies, 0 for none."""
     return 0 if x is None else x.data_ptr()
