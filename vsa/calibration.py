@@ -33,7 +33,7 @@ def calibrate(
     topk: float | StepSchedule = 0.1,
     *,
     run: Callable[[], object] | None = None,
-    aim: Literal["worst", "mean", "error"] = "worst",
+    aim: Literal["worst", "mean", "error"] = "error",
     per_step: bool = False,
     least: float = 1,
     tiles: int = SAMPLED_TILES,

@@ -90,7 +90,7 @@ def test_no_score_keeps_more_than_the_oracle() -> None:
 
 def test_budgets_say_the_score_that_they_were_found_by() -> None:
     model, x = Model(), torch.randn(1, 5, 6, 7, 32)
-    found = vsa.calibrate(model, 4, run=lambda: model(x), score=vsa.SubBlocks(2))
+    found = vsa.calibrate(model, 4, run=lambda: model(x), score=vsa.SubBlocks(2), aim="worst")
     assert isinstance(found, vsa.Budgets) and found.score == "SubBlocks(n=2)"
     assert found.total == 24
 
@@ -135,12 +135,12 @@ def test_a_diffuse_head_gets_what_sharp_heads_can_spare() -> None:
     q, k = one_diffuse_head(grid)
     curves = Curves(["layer"])
     curves.note("layer", q, k, grid=grid)
-    budgets = vsa.calibrate(curves, 0.25)
+    budgets = vsa.calibrate(curves, 0.25, aim="worst")
     assert isinstance(budgets, vsa.Budgets)
     counts = budgets.layers["layer"].counts
     assert budgets.total == sum(counts) == 8 * 4 and budgets.uniform == 4
     assert 1 <= min(counts) < 3 and counts[0] == max(counts) > 2 * 4
-    floor = vsa.calibrate(curves, 0.25, least=3)
+    floor = vsa.calibrate(curves, 0.25, least=3, aim="worst")
     assert isinstance(floor, vsa.Budgets) and min(floor.of("layer").counts) == 3
     assert floor.total == budgets.total
     mean = vsa.calibrate(curves, 0.25, aim="mean")
@@ -185,7 +185,7 @@ def test_a_compiled_model_has_the_same_names() -> None:
     model, x = Model(), torch.randn(1, 5, 6, 7, 32)
     compiled = torch.compile(model, backend="aot_eager")
     with torch.no_grad():
-        found = vsa.calibrate(compiled, 4, run=lambda: compiled(x))
+        found = vsa.calibrate(compiled, 4, run=lambda: compiled(x), aim="worst")
         assert isinstance(found, vsa.Budgets) and list(found.layers) == ["first", "second"]
         found.apply_to(compiled)
         assert model.first.topk is found.layers["first"]
@@ -198,7 +198,7 @@ def test_each_step_may_have_its_own_budgets_at_the_same_total() -> None:
     sharp, diffuse = one_diffuse_head(grid), random(grid, 8, 8)
     curves.note("layer", sharp[0], sharp[1], grid=grid, step=2)
     curves.note("layer", diffuse[0] / 9, diffuse[1], grid=grid, step=6)
-    found = vsa.calibrate(curves, 0.25, per_step=True)
+    found = vsa.calibrate(curves, 0.25, per_step=True, aim="worst")
     assert isinstance(found, vsa.StepSchedule) and list(found.steps) == [0, 6]
     first, second = found.at(3), found.at(99)
     assert isinstance(first, vsa.Budgets) and isinstance(second, vsa.Budgets)
@@ -211,7 +211,7 @@ def test_a_schedule_is_calibrated_part_by_part() -> None:
     for step in (1, 2, 5):
         q, k = random(grid, 4, 4) if step == 5 else one_diffuse_head(grid, 4)
         curves.note("layer", q, k, grid=grid, step=step)
-    found = vsa.calibrate(curves, vsa.StepSchedule({0: None, 1: 0.5, 4: 0.25}))
+    found = vsa.calibrate(curves, vsa.StepSchedule({0: None, 1: 0.5, 4: 0.25}), aim="worst")
     assert isinstance(found, vsa.StepSchedule)
     dense, wide, narrow = (found.at(step) for step in (0, 3, 4))
     assert dense is None
@@ -224,17 +224,17 @@ def test_a_schedule_is_calibrated_part_by_part() -> None:
         setattr(late, name, {key: value for key, value in noted if key[1] >= 4})
     early.grid = late.grid = grid
     for part, topk, own in ((early, 0.5, wide), (late, 0.25, narrow)):
-        alone = vsa.calibrate(part, topk)
+        alone = vsa.calibrate(part, topk, aim="worst")
         assert isinstance(alone, vsa.Budgets) and alone.layers == own.layers
     with pytest.raises(ValueError, match="source must have noted a step from 9 on"):
-        vsa.calibrate(curves, vsa.StepSchedule({0: 0.5, 9: 0.25}))
+        vsa.calibrate(curves, vsa.StepSchedule({0: 0.5, 9: 0.25}), aim="worst")
     with pytest.raises(TypeError, match="topk must be a schedule of numbers"):
-        vsa.calibrate(curves, vsa.StepSchedule({0: vsa.TopP(0.5)}))
+        vsa.calibrate(curves, vsa.StepSchedule({0: vsa.TopP(0.5)}), aim="worst")
 
 
 def test_files_hold_everything_and_are_checked(tmp_path: Path) -> None:
     model, x = Model(), torch.randn(1, 5, 6, 7, 32)
-    found = vsa.calibrate(model, 4, run=lambda: model(x))
+    found = vsa.calibrate(model, 4, run=lambda: model(x), aim="worst")
     assert isinstance(found, vsa.Budgets)
     file = tmp_path / "budgets.json"
     found.save(file)
@@ -265,7 +265,7 @@ def test_files_hold_everything_and_are_checked(tmp_path: Path) -> None:
 
 def test_budgets_for_another_model_are_refused_and_change_nothing() -> None:
     model, x = Model(), torch.randn(1, 5, 6, 7, 32)
-    found = vsa.calibrate(model, 4, run=lambda: model(x))
+    found = vsa.calibrate(model, 4, run=lambda: model(x), aim="worst")
     assert isinstance(found, vsa.Budgets)
     with pytest.raises(ValueError, match="one number per query head, but they have 4 for the 8"):
         found.apply_to(other := Model(heads=8))
@@ -310,7 +310,7 @@ def bad_calls() -> list[tuple[str, Any, dict[str, Any]]]:
 def test_bad_calls_of_calibrate(case: tuple[str, Any, dict[str, Any]]) -> None:
     sentence, source, options = case
     with pytest.raises((ValueError, TypeError), match=sentence):
-        vsa.calibrate(source, **{"topk": 4} | options)
+        vsa.calibrate(source, **{"topk": 4, "aim": "worst"} | options)
 
 
 def test_bad_notes() -> None:

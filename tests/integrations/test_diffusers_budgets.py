@@ -27,7 +27,7 @@ def test_every_family_is_calibrated_and_keeps_its_budgets(family: Any) -> None:
     model, inputs = family()
     inputs = at(inputs, 950.0)
     apply_vsa(model, topk=1.0, tile=(2, 3, 4))
-    budgets = vsa.calibrate(model, 4, run=lambda: run(model, inputs))
+    budgets = vsa.calibrate(model, 4, run=lambda: run(model, inputs), aim="worst")
     assert isinstance(budgets, vsa.Budgets)
     assert len(budgets.layers) == 2 and budgets.total == 2 * HEADS * 4
     assert (budgets.grid, budgets.tile, budgets.num_tiles) == (GRID, (2, 3, 4), 12)
@@ -49,7 +49,7 @@ def test_dense_layers_need_no_budget_and_the_rest_do() -> None:
     model, inputs = wan()
     tile = (2, 3, 4)
     apply_vsa(model, topk=1.0, tile=tile, dense_layers=[0])
-    budgets = vsa.calibrate(model, 4, run=lambda: run(model, inputs))
+    budgets = vsa.calibrate(model, 4, run=lambda: run(model, inputs), aim="worst")
     assert isinstance(budgets, vsa.Budgets) and list(budgets.layers) == ["blocks.1"]
     apply_vsa(model, topk=budgets, tile=tile, dense_layers=[0])
     before = run(model, inputs)
@@ -83,7 +83,7 @@ def test_a_schedule_spends_more_in_early_steps(tmp_path: Path) -> None:
     with collect(model, tiles=4, curves=True) as record:
         for timestep in STEPS:
             run(model, at(inputs, timestep))
-    schedule = vsa.calibrate(record, vsa.StepSchedule({0: None, 1: 0.5, 3: 0.25}))
+    schedule = vsa.calibrate(record, vsa.StepSchedule({0: None, 1: 0.5, 3: 0.25}), aim="worst")
     assert isinstance(schedule, vsa.StepSchedule)
     schedule.save(tmp_path / "schedule.json")
     apply_vsa(model, topk=vsa.StepSchedule.load(tmp_path / "schedule.json"), tile=tile)
@@ -95,7 +95,7 @@ def test_a_schedule_spends_more_in_early_steps(tmp_path: Path) -> None:
     torch.testing.assert_close(tiles[:, 1:].mean(0), torch.tensor([6.0, 6.0, 3.0]))
     remove_vsa(model)
     assert torch.equal(outs[0], run(model, at(inputs, STEPS[0])))
-    each = vsa.calibrate(record, 4, per_step=True)
+    each = vsa.calibrate(record, 4, per_step=True, aim="worst")
     assert isinstance(each, vsa.StepSchedule) and list(each.steps) == [0, 1, 2, 3]
     totals = [budgets.total for budgets in each.steps.values() if isinstance(budgets, vsa.Budgets)]
     assert sum(totals) == 4 * 2 * HEADS * 4
