@@ -73,7 +73,7 @@ def low_precision(rows: Sequence[Row]) -> Iterator[str]:
                 f"{row['ms']:.3f}",
                 f"{row['of_native']:.2f}",
                 *(
-                    f"{row[key]:.{digits}f}" if key in row else ""
+                    "" if row.get(key) is None else f"{row[key]:.{digits}f}"
                     for key, digits in (("tflops", 0), ("error", 4), ("lse_error", 4))
                 ),
             ]

@@ -121,6 +121,7 @@ def chosen(
     v: Tensor,
     gates: Mapping[str, Tensor | None],
     precision: str = "native",
+    padded: bool = False,
 ) -> str:
     """Name of the backend; that of ``TRANSFORMS`` where a tensor needs more than a backward."""
     named = {"q": q, "k": k, "v": v, **gates}
@@ -142,6 +143,7 @@ def chosen(
         operator.index(q.shape[-1]),
         wants_gradients(q, k, v),
         precision,
+        padded,
     )
 
 

@@ -112,7 +112,7 @@ def compare(
     with preferring(kernels):
         dense, native = run(denoiser, 1, lambda: told("dense")), None
         warm_up = min(kinds, denoiser.steps)
-        if settings["precision"] != "native":
+        if settings.get("precision", "native") != "native":
             make_sparse(transformer, settings | {"precision": "native"}, gates)
             native = run(denoiser, warm_up, lambda: told("sparse, native"))
         make_sparse(transformer, settings, gates)
