@@ -30,6 +30,8 @@ def problem(**changed):
         "query_axes": 16,
         "query_text_rows": 0,
         "key_text_rows": 0,
+        "sizes": 0,
+        "kv_sizes": 0,
     }
     return _C.FineProblem(**fields | changed)
 

@@ -108,7 +108,7 @@ def test_grid_has_at_most_eight_kinds_of_tile(facts: Facts):
 def test_bad_grid_is_refused_with_a_sentence(grid, complaint):
     _C = pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
     with pytest.raises(ValueError, match=f"MeanTensor: grid: .*{complaint}"):
-        _C.MeanTensor(tokens=(16, 1, 1, 1), grid=grid, heads=1, means=16)
+        _C.MeanTensor(tokens=(16, 1, 1, 1), grid=grid, sizes=0, heads=1, means=16)
 
 
 @settings(deadline=None)
