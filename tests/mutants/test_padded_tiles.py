@@ -67,22 +67,18 @@ def test_places_rows_loads_and_means(compiler, tmp_path):
 
 
 def test_mutants_are_reported_by_name(compiler, tmp_path):
-    found = {header: in_copies(HEADERS, header, table) for header, table in MUTANTS.items()}
+    found = in_copies(HEADERS, MUTANTS)
     includes = (
         '#include "kernels/schedule/work_list.h"\n#include "prim/warp.h"\n#include "tile/ring.h"\n'
     )
-    code = includes + "\n".join(each.code for each in found.values())
-    places = [
-        (found[header].namespace(name), "tiles") for header in MUTANTS for name in MUTANTS[header]
-    ]
-    copies = write(tmp_path / "mutants.h", code, ["tiles"], places)
+    named = [(header, name) for header in MUTANTS for name in MUTANTS[header]]
+    places = [(found.namespace(*each), "tiles") for each in named]
+    copies = write(tmp_path / "mutants.h", includes + found.code, ["tiles"], places)
     program = build(compiler, PROGRAM, tmp_path / "mutants", "-Og", "-w", "-include", copies)
-    for each in found.values():
-        assert program(each.common, SEEDS, 0) == "nothing"  # none of its mutants is chosen
+    assert program(found.common, SEEDS, 0) == "nothing"  # none of its mutants is chosen
     missed = {}
-    for header, table in MUTANTS.items():
-        for name, mutant in table.items():
-            said = program(*found[header].words(name, SEEDS))
-            if not is_named(said, mutant):
-                missed[name] = said
+    for header, name in named:
+        said = program(*found.words(header, name, SEEDS))
+        if not is_named(said, MUTANTS[header][name]):
+            missed[name] = said
     assert not missed

@@ -66,7 +66,6 @@ class PrecisionErrors:
         self._squares: dict[Key, tuple[Tensor, Tensor]] = {}
         self._worst: dict[Key, Tensor] = {}
 
-    @torch.compiler.disable
     @torch.no_grad()
     def note(
         self, layer: str, q: Tensor, k: Tensor, v: Tensor, *, selection: Selection, step: int = 0
@@ -217,6 +216,10 @@ class PrecisionErrors:
         found = [of(each) if each else None for each in at]
         nothing = torch.full_like(next(x for x in found if x is not None), math.nan)
         return torch.stack([nothing if x is None else x for x in found])
+
+
+# What torch.compiler.disable sets. The decorator itself would load torch._dynamo, as long as torch.
+PrecisionErrors.note._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def checked(precisions: object) -> tuple[Precision, ...]:
