@@ -174,8 +174,8 @@ def check_device(name: str, x: Tensor, device: torch.device) -> None:
 def check_numbers(right: Tensor, x: Tensor, validate: bool, sentence: str) -> None:
     """All of ``right``: read on the host where that waits for nothing or is asked for.
 
-    Elsewhere the device asks, without being waited for: a wrong number stops it by an assertion,
-    which on a GPU names no argument (PyTorch 2.13); ``validate=True`` does.
+    Elsewhere the device asks, without being waited for, and a wrong number is to stop it by an
+    assertion (untested on a GPU), which names no argument there; ``validate=True`` does.
 
     Args:
         right: bool, which numbers of ``x`` are allowed.
