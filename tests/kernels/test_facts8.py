@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,6 +127,17 @@ def test_row_sums_fall_short_as_measured_on_an_h200(facts: Facts, keys, bias):
         sums = facts.sum_fp8(weights[:, first : first + 32], torch.ones(32), sums)
     found = (sums / weights.double().sum(1) - 1).mean().item()
     assert abs(found - bias) < 0.06 * abs(bias) + 1e-4
+
+
+def test_sums_are_those_that_an_h200_gave(facts: Facts):
+    """One block of each kind of bench/fp8_sums.py."""
+    with gzip.open(Path(__file__).parent / "fp8_sums_h200.pt.gz") as file:
+        kinds = torch.load(file, weights_only=True)
+    assert len(kinds) == 12
+    for name, of in kinds.items():
+        left, right = _factors(facts, of["a"], of["b"])
+        found = facts.sum_fp8(left, right, of["start"].flatten(), in_halves=of["held"] == 1)
+        assert torch.equal(found, of["found"].flatten()), name
 
 
 @pytest.fixture(scope="module")
