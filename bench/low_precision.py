@@ -3,12 +3,15 @@
 
 usage: python bench/low_precision.py [--shape wan-1.3b-480p ...] [--out low_precision.json]
        [--commit HASH] [--smoke]
+       ncu --set full -k regex:persistent --launch-skip 4 --launch-count 1
+       python bench/low_precision.py --shape wan-14b-720p --once int8
 
 Given lists, random and correlated, inputs of N(0,1). Of each precision sampled tiles are held to
 fp64 first; then calls of the fine stage are timed by turns, so that all meet the same clock, and
 the pass that makes eight bits of keys and values by itself. A rate is that of the kept tiles'
-products, whatever they are computed in. --smoke runs a tiny case on the emulator, whose times mean
-nothing.
+products, whatever they are computed in. On a GPU a row also has the microseconds of each kernel of
+a call, by PyTorch's profiler. --once calls one precision twice and measures nothing, for ncu.
+--smoke runs a tiny case on the emulator, whose times mean nothing.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import vsa
+from host_parts import kernels
 from vsa.backends import BACKENDS
 from vsa.backends.kernels import KernelBackend, low_precision
 from vsa.measure import patterns, shapes
@@ -38,25 +43,38 @@ PRECISIONS = ("native", "int8", "fp8")
 ALLOWED = {"native": 0.01, "int8": 0.048, "fp8": 0.065}
 
 
-def measure(
-    name: str, shape: shapes.Shape, kind: str, device: torch.device, backend: str
-) -> Iterator[dict[str, Any]]:
-    """A row for each precision, and one for the pass before it."""
+def prepared(
+    shape: shapes.Shape, kind: str, device: torch.device, backend: str
+) -> tuple[list[Tensor], vsa.Selection, Callable[[str], Any]]:
+    """q, k and v, the lists, and a call of the fine stage by precision."""
     grid, heads, head_dim = shape.grid, shape.heads, shape.head_dim
     generator = torch.Generator(device).manual_seed(0)
     q, k, v = (
         torch.randn(1, grid.length, heads, head_dim, device=device, generator=generator).bfloat16()
         for _ in "qkv"
     )
-    topk = max(1, round(SHARE * grid.num_tiles))
-    selection = patterns.selection(kind, grid, heads, topk, device)
-    sample = Sample(grid, selection.mask()[0], q, k, v, torch.zeros_like(q))
+    selection = patterns.selection(kind, grid, heads, kept_tiles(grid), device)
 
     def call(precision: str) -> Any:
         return vsa.block_sparse_attention(
             q, k, v, selection, precision=precision, return_lse=True, backend=backend
         )  # type: ignore[call-overload]
 
+    return [q, k, v], selection, call
+
+
+def kept_tiles(grid: vsa.Grid) -> int:
+    """Of each query tile."""
+    return max(1, round(SHARE * grid.num_tiles))
+
+
+def measure(
+    name: str, shape: shapes.Shape, kind: str, device: torch.device, backend: str
+) -> Iterator[dict[str, Any]]:
+    """A row for each precision, and one for the pass before it."""
+    grid, heads, head_dim = shape.grid, shape.heads, shape.head_dim
+    (q, k, v), selection, call = prepared(shape, kind, device, backend)
+    sample = Sample(grid, selection.mask()[0], q, k, v, torch.zeros_like(q))
     errors = {each: sample.forward_errors(*call(each)) for each in PRECISIONS}
     for each, found in errors.items():
         if not found["out"] <= ALLOWED[each]:
@@ -75,7 +93,7 @@ def measure(
     for _ in range(rounds):
         for each, function in calls.items():
             times[each] += seconds(function, device, 1, in_a_row[each])
-    tokens = grid.tokens * topk / grid.num_tiles * grid.tokens
+    tokens = grid.tokens * kept_tiles(grid) / grid.num_tiles * grid.tokens
     for each in calls:
         ms = 1e3 * statistics.median(times[each])
         yield {
@@ -88,6 +106,7 @@ def measure(
             if each.startswith("quantise")
             else 4e-9 * heads * head_dim * tokens / ms,
             "of_native": 1e3 * statistics.median(times["native"]) / ms,
+            "kernels us": kernels(calls[each]) if device.type == "cuda" else None,
             "error": errors.get(each, {}).get("out"),
             "lse_error": errors.get(each, {}).get("lse"),
         }
@@ -99,6 +118,7 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", default=SHAPES, choices=sorted(shapes.SHAPES))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--commit")
+    parser.add_argument("--once", choices=PRECISIONS, help="two calls of it alone, for a profiler")
     parser.add_argument("--smoke", action="store_true")
     given = parser.parse_args()
     device = torch.device("cpu" if given.smoke else "cuda")
@@ -110,6 +130,11 @@ def main() -> None:
     head = provenance(device, command=command, commit=given.commit)
     rows: list[dict[str, Any]] = []
     with torch.no_grad():
+        if given.once:
+            _, _, call = prepared(cases[0][1], "correlated", device, backend)
+            for _ in range(2):
+                call(given.once)
+            return
         for name, shape in cases:
             for kind in patterns.DRAWN:
                 for row in measure(name, shape, kind, device, backend):
