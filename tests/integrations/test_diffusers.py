@@ -20,6 +20,7 @@ from integrations.tiny_transformers import (
     HEAD_DIM,
     HEADS,
     TEXT,
+    UNLIKE,
     cogvideox,
     framepack,
     hunyuan,
@@ -172,7 +173,7 @@ def test_gradient_checkpointing_recomputes_with_the_grid_of_its_own_forward(fami
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", UNLIKE)
 def test_blocks_compile_as_one_graph(family: Any) -> None:
     model, inputs = family()
     apply_vsa(model, topk=0.3, gates="coarse")

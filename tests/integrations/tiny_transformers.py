@@ -348,6 +348,9 @@ FAMILIES = [
     *(wan_vace, wan_animate, ltx2, ltx23, skyreels, kandinsky5, framepack),
 ]
 
+UNLIKE = [family for family in FAMILIES if family not in (wan_animate, skyreels, ltx2)]
+"""Without those whose attention is computed by lines that another one runs too, for slow tests."""
+
 
 def run(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     out = model(**inputs, return_dict=False)
