@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -226,3 +227,32 @@ def test_a_group_is_refused_where_nobody_shares_the_video_out(family: Any) -> No
     ):
         apply_vsa(model, topk=2, group=object())
     assert not hasattr(model, "_vsa_plan")
+
+
+@torch.no_grad()
+def test_ltx2s_calls_of_one_step_are_one_step_whatever_their_batch() -> None:
+    model, inputs = ltx23()
+    one = {
+        name: x[:1] if isinstance(x, Tensor) else x for name, x in inputs.items() if x is not None
+    }
+    both = {name: torch.cat([x, x]) if isinstance(x, Tensor) else x for name, x in one.items()}
+    calls = (
+        both,
+        {**one, "spatio_temporal_guidance_blocks": [1]},
+        {**one, "isolate_modalities": True},
+    )
+    apply_vsa(model, topk=2, dense_steps=1)
+    steps = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for timestep in (990.0, 700.0):
+            latents = torch.randn_like(one["hidden_states"])
+            for call in calls:
+                videos = call["hidden_states"].shape[0]
+                given = {
+                    "hidden_states": latents.expand(videos, -1, -1),
+                    "timestep": torch.full((videos,), timestep),
+                }
+                run(model, {**call, **given})
+                steps.append(model._vsa_plan.steps.step)
+    assert steps == [0, 0, 0, 1, 1, 1]
