@@ -243,7 +243,7 @@ def ltx2(**config: Any) -> Problem:
     }
 
 
-def ltx23() -> Problem:
+def ltx23(**config: Any) -> Problem:
     """As LTX-2.3: gates per head, prompts modulated, values in the place of attention on demand."""
     return ltx2(
         rope_type="split",
@@ -252,6 +252,7 @@ def ltx23() -> Problem:
         cross_attn_mod=True,
         audio_cross_attn_mod=True,
         perturbed_attn=True,
+        **config,
     )
 
 
