@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``install`` changes in FastVideo, which has no place where others may register."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+
+from vsa.integrations.fastvideo.kernel import stand_in
+from vsa.integrations.hosts.implementation import in_raster_order
+from vsa.integrations.hosts.lists import PROVIDED
+from vsa.integrations.hosts.patches import Patches
+
+HOST = "FastVideo"
+LAYER = "fastvideo.attention.backends.video_sparse_attn"
+H3_LAYER = "fastvideo.attention.backends.video_sparse_attn_h3"
+H3_KERNELS = {
+    "block_sparse_attn_64_bhsd": PROVIDED["fastvideo_kernel.block_sparse_attn"][
+        "block_sparse_attn"
+    ],
+    "block_sparse_attn_256_bshd": PROVIDED["fastvideo_kernel.block_sparse_attn_256"][
+        "block_sparse_attn_256_bshd"
+    ],
+}
+"""Kernels by the names under which FastVideo's MiniMax-H3 layer keeps them."""
+
+_patches = Patches(HOST)
+
+
+def install(*, lists: bool = False) -> None:
+    """Let FastVideo's VIDEO_SPARSE_ATTN layers that are made from now on run on ``vsa.attention``.
+
+    Call it before FastVideo makes a model, at the top level of the program and not behind
+    ``if __name__ == "__main__"``: FastVideo's workers are new processes, which run the top level
+    alone. For its command line there is ``python -m vsa.integrations.fastvideo.run``. A second call
+    changes nothing but ``lists``. Where ``fastvideo_kernel`` cannot be imported, a module with
+    our drop-ins takes its name.
+
+    Args:
+        lists: also replace the functions of ``fastvideo_kernel`` over padded tiles, which
+            FastVideo's MiniMax-H3 layers call with maps of tiles.
+
+    Raises:
+        ImportError: FastVideo is not installed, or does not have what is replaced.
+    """
+    if not isinstance(lists, bool):
+        raise TypeError(f"lists must be True or False, but it is {lists!r}")
+    if find_spec("fastvideo") is None:
+        raise ImportError("fastvideo is not installed: run pip install fastvideo==0.2.1")
+    with _patches.lock:
+        done = _names()
+        if not done:
+            _install_layer()
+        if lists and "lists" not in done:
+            _install_lists()
+
+
+def uninstall() -> None:
+    """FastVideo as it was before ``install``; layers that were made in between keep what they have.
+
+    Raises:
+        RuntimeError: someone else has replaced the same since; nothing is changed then.
+    """
+    _patches.undo()
+    _done.clear()
+
+
+_done: set[str] = set()
+
+
+def _names() -> set[str]:
+    return _done if _patches else set()
+
+
+def _install_layer() -> None:
+    stand_in(_patches)
+    backend = import_module(LAYER).VideoSparseAttentionBackend
+    theirs = backend.get_impl_cls
+
+    def get_impl_cls() -> type:
+        return in_raster_order(theirs(), HOST)
+
+    _patches.put(backend, "get_impl_cls", staticmethod(get_impl_cls))
+    _done.add("layer")
+
+
+def _install_lists() -> None:
+    for name, functions in PROVIDED.items():
+        module = import_module(name)
+        for function, ours in functions.items():
+            _patches.put(module, function, ours)
+    layer = import_module(H3_LAYER)
+    for name, ours in H3_KERNELS.items():
+        if not hasattr(layer, name):
+            raise ImportError(f"{H3_LAYER} has no {name}: this FastVideo is another than 0.2.1")
+        _patches.put(layer, name, ours)
+    _done.add("lists")

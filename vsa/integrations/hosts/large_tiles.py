@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Raster attention by tiles of 128 or 256 tokens: means and choice of the whole, kernels on 64s.
+
+A tile of (4, 8, 8) is four of (4, 4, 4) that lie beside each other. Its mean is theirs weighted by
+their sizes, and all of them share its row of the choice; then the fine stage runs as ever, on the
+tokens where they lie.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import vsa
+from vsa.backends import named
+from vsa.operators import coarse_select
+from vsa.stages import inputs
+from vsa.stages.coarse import tile_means
+from vsa.values import bitmap, checks
+from vsa.values import budget as budgets
+from vsa.values.grid import SLOTS, Extent, Grid
+from vsa.values.problem import TileScores
+from vsa.values.selection import Selection
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topk: int,
+    *,
+    grid: Extent,
+    tile: Extent,
+    gate: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """``vsa.attention`` for tiles above 64 tokens; differentiable in q, k, v and the gate.
+
+    Args:
+        q: (B, S, heads, head_dim) in raster order.
+        k: (B, S, kv_heads, head_dim).
+        v: like k.
+        topk: large key tiles per large query tile, clamped to their number.
+        grid: (T, H, W).
+        tile: tokens along (t, h, w), 128 or 256 in all, of which every part of 64 is an even share.
+        gate: factor of the coarse output, broadcastable to q; None leaves it out.
+        scale: factor of the scores, by default head_dim ** -0.5.
+        backend: as in ``vsa.attention``.
+
+    Raises:
+        ValueError, TypeError: bad input, in one sentence that names the argument.
+    """
+    split = parts_of(tile)
+    part = tile[0] // split[0], tile[1] // split[1], tile[2] // split[2]
+    cut = Grid(grid, tile=part)
+    checks.gate("gate", gate, q)
+    gates = {} if gate is None else {"gate": gate}
+    call = inputs.resolve(q, k, v, grid=cut, scale=scale, gates=gates, backend=backend)
+    large, counts = _large_tiles(cut, part, split, q.device)
+    budget = budgets.resolve(topk, counts.numel(), q.shape[2])
+    who = named(call.backend)
+    with torch.autocast(q.device.type, enabled=False):
+        xs: list[Tensor] = [call.q.detach(), call.k.detach()]
+        if gate is not None:
+            xs = [call.q, call.k, call.v]
+        means = [
+            _merged(mean, cut, split, counts)
+            for mean in tile_means(xs, [cut] * len(xs), call.backend)
+        ]
+        scores = TileScores(
+            means[0].detach(),
+            means[1].detach(),
+            None,
+            budget.counts,
+            budget.mass,
+            budget.numbers,
+            call.scale,
+            call.backend,
+        )
+        if "select" in who.composed:
+            chosen = who.select(scores)[0]
+        else:
+            chosen = coarse_select.select_tiles(*scores)
+        kept = bitmap.unpack(chosen, counts.numel())
+        kept = kept.index_select(-1, large).index_select(-2, large)
+        most = None if budget.most is None else budget.most * math.prod(split)
+        selection = Selection(bitmap.pack(kept), cut.num_tiles, cut, cut, most)
+        out = vsa.block_sparse_attention(
+            call.q, call.k, call.v, selection, grid=cut, scale=scale, backend=call.backend
+        )
+        if gate is None:
+            return out
+        coarse = who.coarse_attention(means[0], means[1], means[2], call.scale)
+        coarse = coarse.index_select(2, large)
+        return who.combine(out, coarse, None, gate, cut)
+
+
+def parts_of(tile: Extent) -> Extent:
+    """How many tiles of at most 64 tokens a large one is along (t, h, w): (1, 2, 2) of (4, 8, 8).
+
+    Raises:
+        ValueError: a tile that even halves do not bring to 64 tokens.
+    """
+    left = list(tile)
+    while math.prod(left) > SLOTS:
+        axis = max(range(3), key=lambda axis: (left[axis] % 2 == 0, left[axis]))
+        if left[axis] % 2:
+            raise ValueError(
+                f"the host's tile must be at most {SLOTS} tokens, or such tiles times a power of "
+                f"two, but it is {tile}"
+            )
+        left[axis] //= 2
+    return tile[0] // left[0], tile[1] // left[1], tile[2] // left[2]
+
+
+def _large_tiles(
+    cut: Grid, part: Extent, split: Extent, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The large tile that each small one lies in, and the tokens of each large one."""
+    axes = [
+        torch.arange(count, device=device) // parts
+        for count, parts in zip(cut.tiles, split, strict=True)
+    ]
+    _, nh, nw = _over(cut.tiles, split)
+    large = ((axes[0][:, None, None] * nh + axes[1][:, None]) * nw + axes[2]).flatten()
+    sizes = cut.tile_sizes(device).view(1, 1, -1, 1)
+    return large, _summed(sizes, cut.tiles, split).flatten()
+
+
+def _merged(mean: Tensor, cut: Grid, split: Extent, counts: Tensor) -> Tensor:
+    """(B, heads, n, head_dim) means of large tiles, from those of small ones."""
+    weighted = mean * cut.tile_sizes(mean.device).view(-1, 1)
+    return _summed(weighted, cut.tiles, split) / counts.view(-1, 1)
+
+
+def _summed(x: Tensor, tiles: Extent, split: Extent) -> Tensor:
+    """Sums over the small tiles of each large one: (B, heads, n, D) to (B, heads, large n, D)."""
+    large = _over(tiles, split)
+    short = [n * parts - tile for n, parts, tile in zip(large, split, tiles, strict=True)]
+    x = x.unflatten(2, tiles)
+    x = functional.pad(x, (0, 0, 0, short[2], 0, short[1], 0, short[0]))
+    for axis in (2, 1, 0):
+        x = x.unflatten(2 + axis, (large[axis], split[axis])).sum(3 + axis)
+    return x.flatten(2, 4)
+
+
+def _over(tiles: Extent, split: Extent) -> Extent:
+    t, h, w = (-(-tile // parts) for tile, parts in zip(tiles, split, strict=True))
+    return t, h, w
