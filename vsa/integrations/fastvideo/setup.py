@@ -85,11 +85,13 @@ def _install_layer() -> None:
 
 
 def _install_lists() -> None:
-    for name, functions in PROVIDED.items():
-        module = import_module(name)
-        for function, ours in functions.items():
-            _patches.put(module, function, ours)
+    # All first: an import of fastvideo_kernel.block_sparse_attn sets that name of the package,
+    # which is a function's.
+    modules = {name: import_module(name) for name in PROVIDED}
     layer = import_module(H3_LAYER)
+    for name, functions in PROVIDED.items():
+        for function, ours in functions.items():
+            _patches.put(modules[name], function, ours)
     for name, ours in H3_KERNELS.items():
         if not hasattr(layer, name):
             raise ImportError(f"{H3_LAYER} has no {name}: this FastVideo is another than 0.2.1")
