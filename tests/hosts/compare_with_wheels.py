@@ -102,11 +102,9 @@ def _value(scope: ast.AST | None, name: str) -> str | None:
 
 def _imported(tree: ast.AST, name: str) -> bool | None:
     module, _, what = name.rpartition(".")
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == module:
-            if what in [alias.name for alias in node.names]:
-                return True
-    return None
+    found = [each for each in ast.walk(tree) if isinstance(each, ast.ImportFrom)]
+    names = [alias.name for each in found if each.module == module for alias in each.names]
+    return True if what in names else None
 
 
 def _calls(node: ast.AST, name: str) -> bool:
@@ -150,17 +148,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for host in wheels.facts():
             if host["version"] is None:
-                print(
-                    f"{host['distribution']}: has no wheel, its {len(host['facts'])} facts are read"
-                )
+                print(f"{host['distribution']} has no wheel: its facts are read, not compared")
                 continue
             version = others.get(host["distribution"], host["version"])
             folder = options.folder or Path(temporary)
             root = wheels.fetch(host["distribution"], version, folder)
             these = list(moved(host, lambda module, root=root: wheels.source(root, module)))
-            print(
-                f"{host['distribution']} {version}: {len(host['facts'])} facts, {len(these)} moved"
-            )
+            name, count = host["distribution"], len(host["facts"])
+            print(f"{name} {version}: {count} facts, {len(these)} moved")
             sentences += these
     print(*sentences, sep="\n")
     sys.exit(bool(sentences))

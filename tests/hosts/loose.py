@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,8 +53,6 @@ class Anything:
 class LooseModule(ModuleType):
     """A module that has every name."""
 
-    __path__: list[str] = []
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -65,22 +65,17 @@ class Only(MetaPathFinder, Loader):
     Args:
         root: where the packages lie.
         packages: names of packages.
-        real: dotted modules to run; the packages above them are empty and find these alone.
+        real: dotted modules to run; the packages above them are loose.
     """
 
     def __init__(self, root: Path, packages: set[str], real: set[str]) -> None:
         self.root, self.packages, self.real = root, packages, real
-        self.above = {
-            name.rsplit(".", depth)[0] for name in real for depth in range(1, name.count(".") + 1)
-        }
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
         if name.split(".")[0] not in self.packages:
             return None
         if name in self.real:
             file = self.root.joinpath(*name.split(".")).with_suffix(".py")
-            from importlib.util import spec_from_file_location
-
             return spec_from_file_location(name, file)
         return ModuleSpec(name, self, is_package=True)
 
@@ -102,6 +97,4 @@ class Only(MetaPathFinder, Loader):
 
 def give(name: str, **values: Any) -> None:
     """Names of a loose module that a layer does use."""
-    import importlib
-
     vars(importlib.import_module(name)).update(values)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host's VSA layer is to compute, from the tile of each token, in fp64 and without tricks."""
+"""What a host's VSA layer is to compute, from the tile of each token, in fp64."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ REAL = {
 SEGMENTS, GRID = (70, 20, 64), (5, 12, 10)
 FP32 = 1e-6
 """Means and scores of the host's MiniMax-H3 layer are fp32."""
+PADDED = "their padding, our kernel"
 
 
 def run(folder: Path) -> Iterator[Found]:
@@ -39,9 +40,9 @@ def run(folder: Path) -> Iterator[Found]:
         layer = importlib.import_module(f"{BASE}.layer").DistributedAttention_VSA
         shape = dict(num_heads=HEADS, head_size=HEAD_DIM)
         module.video_sparse_attn = vsa.video_sparse_attn
-        yield from layers(module, layer(**shape), context, _call, "their padding, our kernel")
+        yield from layers(module, layer(**shape), context, _call, PADDED, ours=False)
         install(lists=True)
-        yield from layers(module, layer(**shape), context, _call, "after install()")
+        yield from layers(module, layer(**shape), context, _call, "after install()", ours=True)
         yield from _h3()
         uninstall()
         if module.VideoSparseAttentionBackend.get_impl_cls() is not module.VideoSparseAttentionImpl:

@@ -27,6 +27,8 @@ REAL = {
     "sglang.srt.plugins.hook_registry",
 }
 
+PADDED = "their padding, our kernel"
+
 
 class Backends(enum.Enum):
     """Members that the layer asks for."""
@@ -47,13 +49,13 @@ def run(folder: Path) -> Iterator[Found]:
         layer = importlib.import_module(f"{BASE}.layers.attention.layer").UlyssesAttention_VSA
         shape = dict(num_heads=HEADS, head_size=HEAD_DIM)
         module.video_sparse_attn = vsa.video_sparse_attn
-        yield from layers(module, layer(**shape), context, _call, "their padding, our kernel")
+        yield from layers(module, layer(**shape), context, _call, PADDED, ours=False)
         sglang.plugin()
         hooks = importlib.import_module(f"{BASE}.platforms.plugins").HookRegistry
         hooks.apply_hooks()
         if sglang.LAYER not in hooks._patched:
             raise SystemExit("SGLang did not apply the hook")
-        yield from layers(module, layer(**shape), context, _call, "by the plugin")
+        yield from layers(module, layer(**shape), context, _call, "by the plugin", ours=True)
 
 
 def _make_ready(context: Any) -> None:

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import importlib
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
 from hosts import loose, reference, wheels
 from hosts.wan_layers import Found, error, tensors
 
@@ -38,7 +38,9 @@ def run(folder: Path) -> Iterator[Found]:
 
 
 def _make_ready() -> None:
-    one = lambda: 1  # noqa: E731
+    def one() -> int:
+        return 1
+
     loose.give(
         "xfuser.core.distributed",
         get_ulysses_parallel_world_size=one,
@@ -62,16 +64,5 @@ def _make_ready() -> None:
         ),
     )
     loose.give("xfuser.core.distributed.fp8_comms", fp8_attention_kwargs=lambda *_: {})
-    packages = {}
-    loose.give(
-        "xfuser.envs",
-        PACKAGES_CHECKER=SimpleNamespace(get_packages_info=lambda: _Flags(packages)),
-    )
-
-
-class _Flags(dict):
-    def __missing__(self, key: str) -> bool:
-        return False
-
-
-__all__ = ["run", "torch"]
+    absent = SimpleNamespace(get_packages_info=lambda: defaultdict(bool))
+    loose.give("xfuser.envs", PACKAGES_CHECKER=absent)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One way through FastVideo's and SGLang's VSA layers: builder, layer, gate, and what is right."""
+"""One way through FastVideo's and SGLang's VSA layers, and what is right."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def error(out: Tensor, right: Tensor) -> float:
 
 
 def layers(
-    module: Any, made: Any, context: Any, call: Callable[..., Tensor], path: str
+    module: Any, made: Any, context: Any, call: Callable[..., Tensor], path: str, ours: bool
 ) -> Iterator[Found]:
     """A layer on grids that tiles divide and do not, at several sparsities.
 
@@ -47,7 +47,10 @@ def layers(
         context: the forward context, into which the host's metadata goes.
         call: how the layer is called with q, k, v and the gate.
         path: what runs, in words.
+        ours: whether the layer is to have our class in it.
     """
+    if ours != type(made.attn_impl).__module__.startswith("vsa."):
+        raise SystemExit(f"{path}: the layer has a {type(made.attn_impl)}")
     for grid in GRIDS:
         for sparsity in SPARSITIES:
             q, k, v, gate = tensors(grid[0] * grid[1] * grid[2])

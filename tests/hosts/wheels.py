@@ -26,12 +26,9 @@ def fetch(distribution: str, version: str, folder: Path) -> Path:
     """
     target = folder / f"{distribution.replace('-', '_')}-{version}"
     if not target.is_dir():
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            + ["--only-binary=:all:", "--python-version=3.12", "--dest", str(folder)]
-            + [f"{distribution}=={version}"],
-            check=True,
-        )
+        options = ["--quiet", "--no-deps", "--only-binary=:all:", "--python-version=3.12"]
+        command = [sys.executable, "-m", "pip", "download", *options]
+        subprocess.run([*command, f"{distribution}=={version}", "-d", str(folder)], check=True)
         (wheel,) = folder.glob(f"{distribution.replace('-', '_')}-{version}-*.whl")
         with zipfile.ZipFile(wheel) as packed:
             packed.extractall(target)

@@ -27,7 +27,7 @@ BESIDE = (
 
 
 def info() -> None:
-    """What is built, which backend runs on each device here and why, which hosts take it and how."""
+    """What is built, which backend runs on each device here and why, and which hosts take it."""
     console = Console()
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold")

@@ -57,7 +57,7 @@ HOSTS = (
 
 
 def hosts_found() -> list[tuple[str, str]]:
-    """Distribution with version of every host that is installed, and whether and how it takes us."""
+    """Distribution and version of every host that is installed, and how it takes us."""
     found = []
     for host in HOSTS:
         try:
@@ -69,9 +69,7 @@ def hosts_found() -> list[tuple[str, str]]:
 
 
 def _state(host: Host, here: str) -> str:
-    other = (
-        "" if here == host.read else f"; {host.read} is the version that was tried, not this one"
-    )
+    other = "" if here == host.read else f"; tried was {host.read}, not this one"
     if host.group is None:
         return f"takes it by {host.how}{other}"
     if why := _not_loaded(host, host.group):
