@@ -62,7 +62,7 @@ class VsaOperator:
                 raise ValueError(f"{name} must name one sequence, but names {ends.numel() - 1}")
         kept = mask.bool()
         selection = vsa.Selection.from_mask(kept[None] if kept.ndim == 3 else kept)
-        out = vsa.block_sparse_attention(q[None], k[None], v[None], selection)
+        out = vsa.block_sparse_attention(q[None], k[None], v[None], selection, tile=(1, 1, SLOTS))
         return out.flatten(2)[0]
 
 

@@ -41,12 +41,29 @@ def from_lists(
     return result if out is None else out.copy_(result)
 
 
-def from_map_bshd(
-    q: Tensor, k: Tensor, v: Tensor, block_map: Tensor, variable_block_sizes: Tensor
+def from_map_256_bshd(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    logical_block_map_256: Tensor,
+    logical_variable_block_sizes_256: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """In place of FastVideo's ``block_sparse_attn_{128,256}_bshd``: (B, slots, heads, head_dim)."""
+    """In place of FastVideo's ``block_sparse_attn_256_bshd``.
+
+    Args:
+        q: (B, slots, heads, head_dim), and so are k and v.
+        k: see q.
+        v: see q.
+        logical_block_map_256: (B, heads, n, n) or (heads, n, n) bool, tiles of 256 that are kept.
+        logical_variable_block_sizes_256: (n,), real tokens of each.
+
+    Returns:
+        out, like q; and the log-sum-exp, (B, heads, slots).
+    """
+    kept = logical_block_map_256
+    kept = kept.expand(q.shape[0], -1, -1, -1) if kept.ndim == 3 else kept
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out, lse = vsa.block_sparse_attn(q, k, v, block_map, variable_block_sizes)
+    out, lse = vsa.block_sparse_attn(q, k, v, kept, logical_variable_block_sizes_256)
     return out.transpose(1, 2), lse
 
 
@@ -84,10 +101,7 @@ PROVIDED: dict[str, dict[str, Any]] = {
         "block_sparse_attn_from_indices": vsa.block_sparse_attn_from_indices,
     },
     "fastvideo_kernel.block_sparse_attn_256": {
-        "block_sparse_attn_128": vsa.block_sparse_attn,
-        "block_sparse_attn_256": vsa.block_sparse_attn,
-        "block_sparse_attn_128_bshd": from_map_bshd,
-        "block_sparse_attn_256_bshd": from_map_bshd,
+        "block_sparse_attn_256_bshd": from_map_256_bshd,
     },
 }
 """Functions of ours by the modules of fastvideo-kernel that hold theirs, and by their names."""
