@@ -25,6 +25,7 @@ import vsa
 
 FASTVIDEO = "fastvideo.attention.backends.video_sparse_attn"
 FASTVIDEO_H3 = "fastvideo.attention.backends.video_sparse_attn_h3"
+FASTVIDEO_WORKERS = "fastvideo.worker.multiproc_executor"
 SGLANG = "sglang.multimodal_gen.runtime"
 SGLANG_VSA = f"{SGLANG}.layers.attention.backends.video_sparse_attn"
 SGLANG_H3 = f"{SGLANG}.layers.attention.backends.vsa_h3_kernels"
@@ -167,6 +168,15 @@ def kernels() -> dict[str, dict[str, Any]]:
         f"fastvideo_kernel{module}": {name: function(name) for name in of}
         for module, of in names.items()
     }
+
+
+class WorkerMultiprocProc:
+    """FastVideo's worker process."""
+
+    @staticmethod
+    def worker_main(*args: Any, **kwargs: Any) -> Any:
+        backend = sys.modules[FASTVIDEO].VideoSparseAttentionBackend
+        return backend.get_impl_cls().__name__, args, kwargs
 
 
 class HookType(enum.Enum):

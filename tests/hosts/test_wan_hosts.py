@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import pickle
 import runpy
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,11 @@ def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         FASTVIDEO_H3,
         block_sparse_attn_64_bhsd="theirs",
         block_sparse_attn_256_bshd="theirs",
+    )
+    stand_ins.put(
+        monkeypatch,
+        stand_ins.FASTVIDEO_WORKERS,
+        WorkerMultiprocProc=stand_ins.WorkerMultiprocProc,
     )
     where = FASTVIDEO if name == "fastvideo" else SGLANG_VSA
     yield stand_ins.put(monkeypatch, where, **stand_ins.wan_like(ranks))
@@ -165,6 +171,30 @@ def test_install_is_done_once_and_undone_whole(host: ModuleType) -> None:
     assert kernel.block_sparse_attn is theirs
     assert importlib.import_module(FASTVIDEO_H3).block_sparse_attn_64_bhsd == "theirs"
     assert not hasattr(sys.modules["fastvideo_kernel"], "block_sparse_attn_from_indices")
+
+
+def test_a_worker_is_installed_before_it_begins(host: ModuleType) -> None:
+    """A new process knows of the parent's install() by the function that it is given alone."""
+    before = vars(stand_ins.WorkerMultiprocProc)["worker_main"]
+    for lists in (False, True):
+        fastvideo.install(lists=lists)
+        started = pickle.loads(pickle.dumps(stand_ins.WorkerMultiprocProc.worker_main))
+        fastvideo.uninstall()  # as in a new process
+        said = started(1, rank=0)
+        assert said == ("RasterVideoSparseAttention", (1,), {"rank": 0})
+        kernel = sys.modules["fastvideo_kernel.block_sparse_attn"].block_sparse_attn
+        assert (kernel is vsa.block_sparse_attn) == lists
+        assert started(2) == ("RasterVideoSparseAttention", (2,), {})  # installed already
+        fastvideo.uninstall()
+        assert vars(stand_ins.WorkerMultiprocProc)["worker_main"] is before
+
+
+def test_what_fails_half_way_changes_nothing(host: ModuleType) -> None:
+    before = vars(host.VideoSparseAttentionBackend)["get_impl_cls"]
+    del sys.modules[FASTVIDEO_H3].block_sparse_attn_64_bhsd
+    with pytest.raises(ImportError, match=r"has no block_sparse_attn_64_bhsd: this FastVideo is"):
+        fastvideo.install(lists=True)
+    assert vars(host.VideoSparseAttentionBackend)["get_impl_cls"] is before
 
 
 def test_undoing_what_another_has_replaced_is_refused(

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a module of FastVideo after ``install``: ``python -m vsa.integrations.fastvideo.run MODULE``.
 
-What follows MODULE is what that module gets as its command line. FastVideo starts its workers as
-new processes, which import this module again, and so are installed too.
+What follows MODULE is what that module gets as its command line.
 """
 
 from __future__ import annotations

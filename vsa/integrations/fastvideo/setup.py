@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from vsa.integrations.fastvideo.kernel import stand_in
 from vsa.integrations.hosts.implementation import in_raster_order
@@ -14,6 +16,7 @@ from vsa.integrations.hosts.patches import Patches
 HOST = "FastVideo"
 LAYER = "fastvideo.attention.backends.video_sparse_attn"
 H3_LAYER = "fastvideo.attention.backends.video_sparse_attn_h3"
+WORKERS = "fastvideo.worker.multiproc_executor"
 H3_KERNELS = {
     "block_sparse_attn_64_bhsd": PROVIDED["fastvideo_kernel.block_sparse_attn"][
         "block_sparse_attn"
@@ -25,34 +28,38 @@ H3_KERNELS = {
 """Kernels by the names under which FastVideo's MiniMax-H3 layer keeps them."""
 
 _patches = Patches(HOST)
+_done: set[str] = set()
 
 
 def install(*, lists: bool = False) -> None:
     """Let FastVideo's VIDEO_SPARSE_ATTN layers that are made from now on run on ``vsa.attention``.
 
-    Call it before FastVideo makes a model, at the top level of the program and not behind
-    ``if __name__ == "__main__"``: FastVideo's workers are new processes, which run the top level
-    alone. For its command line there is ``python -m vsa.integrations.fastvideo.run``. A second call
-    changes nothing but ``lists``. Where ``fastvideo_kernel`` cannot be imported, a module with
-    our drop-ins takes its name.
+    Call it before FastVideo makes a model. Its worker processes, which are new ones and know
+    nothing of what was changed here, are installed as they start. A second call changes nothing
+    but ``lists``. Where ``fastvideo_kernel`` cannot be imported, a module with our drop-ins takes
+    its name.
 
     Args:
         lists: also replace the functions of ``fastvideo_kernel`` over padded tiles, which
             FastVideo's MiniMax-H3 layers call with maps of tiles.
 
     Raises:
-        ImportError: FastVideo is not installed, or does not have what is replaced.
+        ImportError: FastVideo is not installed, or does not have what is replaced; nothing is
+            changed then.
     """
     if not isinstance(lists, bool):
         raise TypeError(f"lists must be True or False, but it is {lists!r}")
     if find_spec("fastvideo") is None:
         raise ImportError("fastvideo is not installed: run pip install fastvideo==0.2.1")
     with _patches.lock:
-        done = _names()
-        if not done:
-            _install_layer()
-        if lists and "lists" not in done:
-            _install_lists()
+        try:
+            if "layer" not in _done:
+                _install_layer()
+            if lists and "lists" not in _done:
+                _install_lists()
+        except BaseException:
+            uninstall()
+            raise
 
 
 def uninstall() -> None:
@@ -65,11 +72,11 @@ def uninstall() -> None:
     _done.clear()
 
 
-_done: set[str] = set()
-
-
-def _names() -> set[str]:
-    return _done if _patches else set()
+def worker_main(lists: bool, *args: Any, **keywords: Any) -> Any:
+    """The main function of a worker process: installed, and then FastVideo's own."""
+    install(lists=lists)
+    theirs = _patches.old(import_module(WORKERS).WorkerMultiprocProc, "worker_main")
+    return theirs.__func__(*args, **keywords)
 
 
 def _install_layer() -> None:
@@ -81,6 +88,7 @@ def _install_layer() -> None:
         return in_raster_order(theirs(), HOST)
 
     _patches.put(backend, "get_impl_cls", staticmethod(get_impl_cls))
+    _put_worker_main(lists=False)
     _done.add("layer")
 
 
@@ -96,4 +104,11 @@ def _install_lists() -> None:
         if not hasattr(layer, name):
             raise ImportError(f"{H3_LAYER} has no {name}: this FastVideo is another than 0.2.1")
         _patches.put(layer, name, ours)
+    _put_worker_main(lists=True)
     _done.add("lists")
+
+
+def _put_worker_main(lists: bool) -> None:
+    """A process takes this function along by its name and module, and so imports ``vsa``."""
+    started = functools.partial(worker_main, lists)
+    _patches.put(import_module(WORKERS).WorkerMultiprocProc, "worker_main", staticmethod(started))

@@ -34,7 +34,7 @@ HOSTS = (
     Host(
         "fastvideo",
         "0.2.1",
-        "vsa.integrations.fastvideo.install() at the top level of a program, or "
+        "vsa.integrations.fastvideo.install() before it makes a model, or "
         "python -m vsa.integrations.fastvideo.run MODULE",
     ),
     Host(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 MISSING = object()
 
@@ -24,10 +25,16 @@ class Patches:
         return bool(self._old)
 
     def put(self, owner: object, name: str, value: object) -> None:
-        """Set an attribute, and keep what was there."""
-        old = vars(owner).get(name, MISSING)
+        """Set an attribute, and keep what was there; one that is ours already changes alone."""
+        old = self.old(owner, name)
         setattr(owner, name, value)
-        self._old.append((owner, name, old, vars(owner)[name]))
+        others = [each for each in self._old if each[0] is not owner or each[1] != name]
+        self._old = [*others, (owner, name, old, vars(owner)[name])]
+
+    def old(self, owner: object, name: str) -> Any:
+        """What an attribute was before it was set here; MISSING where there was none."""
+        known = [old for whose, what, old, _ in self._old if whose is owner and what == name]
+        return known[0] if known else vars(owner).get(name, MISSING)
 
     def undo(self) -> None:
         """Put everything back, the latest first.
