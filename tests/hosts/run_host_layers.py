@@ -14,11 +14,12 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from hosts import run_fastvideo, run_sglang, run_vllm_omni, run_xdit
+from hosts import run_fastvideo, run_sglang, run_sglang_h3, run_vllm_omni, run_xdit
 
 RUNS = {
     "fastvideo": run_fastvideo.run,
     "sglang": run_sglang.run,
+    "sglang-h3": run_sglang_h3.run,
     "vllm-omni": run_vllm_omni.run,
     "xfuser": run_xdit.run,
 }
