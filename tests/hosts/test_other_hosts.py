@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import vsa
 from vsa.cli import app
 from vsa.integrations import comfyui, lightx2v, xdit
-from vsa.integrations.hosts import found, large_tiles, lists
+from vsa.integrations.hosts import found, lists
 
 GRID = (5, 7, 9)
 TILES = reference.video_tiles(GRID, (4, 4, 4))
@@ -161,19 +161,6 @@ def test_lists_and_maps_in_the_forms_of_the_hosts() -> None:
     assert torch.equal(lists.from_map_256_bshd(*flat, kept[0], sizes)[0].transpose(1, 2), right)
     whole = lists.whole_bshd(*flat, sizes, sizes, 2, (4, 4, 4), flat[0]).transpose(1, 2)
     assert torch.equal(whole, vsa.video_sparse_attn(q, k, v, sizes, sizes, 2, 64, q))
-
-
-@pytest.mark.parametrize(("tile", "parts"), [((4, 8, 8), (1, 2, 2)), ((4, 4, 8), (1, 1, 2))])
-def test_large_tiles_are_even_parts(tile: Any, parts: Any) -> None:
-    assert large_tiles.parts_of(tile) == parts
-    assert large_tiles.parts_of((4, 4, 4)) == (1, 1, 1)
-    with pytest.raises(
-        ValueError, match=r"the host's tile must be at most 64 .* but it is \(9, 9, 1\)"
-    ):
-        large_tiles.parts_of((9, 9, 1))
-    with pytest.raises(ValueError, match="gate must be broadcastable to q"):
-        x = torch.zeros(1, 315, 1, 16)
-        large_tiles.attention(x, x, x, 1, grid=GRID, tile=tile, gate=torch.zeros(3, 315, 1, 16))
 
 
 def versions(monkeypatch: pytest.MonkeyPatch, plugins: bool = True, **known: str) -> None:
