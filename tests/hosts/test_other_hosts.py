@@ -6,9 +6,12 @@ from __future__ import annotations
 import enum
 import importlib.metadata
 import math
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import child_process
 import pytest
 import torch
 from hosts import reference, stand_ins
@@ -188,3 +191,16 @@ def test_info_names_hosts_and_how_they_take_it(monkeypatch: pytest.MonkeyPatch) 
     versions(monkeypatch, plugins=False, **{"vllm-omni": "0.30.0"})
     (row,) = found.hosts_found()
     assert row[0] == "vllm-omni 0.30.0" and "installed without its entry points" in row[1]
+
+
+@pytest.mark.parametrize("plugin", ["sglang", "vllm_omni", "fastvideo"])
+def test_plugins_say_that_another_package_has_the_name(plugin: str, tmp_path: Path) -> None:
+    """Hosts log what a plugin raises and go on; without this it would fail at the first layer."""
+    (tmp_path / "vsa").mkdir()
+    ours = Path(vsa.__file__).parent
+    (tmp_path / "vsa" / "__init__.py").write_text(f"__path__.append({str(ours)!r})\n")
+    paths = [str(tmp_path), str(ours.parent)]
+    code = f"import sys; sys.path[:0] = {paths}; import vsa.integrations.{plugin}"
+    done = child_process.run([sys.executable, "-c", code], cwd=tmp_path)
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("ImportError:") and "whose import name is vsa" in said, said
