@@ -37,12 +37,31 @@ def test_means_and_choice_are_those_of_the_whole_tile(
         assert error(out, right(x, tile, topk, gated)) < 1e-12
 
 
+@pytest.mark.parametrize("tile", [(4, 4, 4), (4, 4, 8), (4, 8, 8)])
+@pytest.mark.parametrize("segments", [(70, 20, 64), (1,), (256, 300)])
+def test_segments_before_the_video_have_tiles_of_their_own(
+    tile: tuple[int, int, int], segments: tuple[int, ...]
+) -> None:
+    x = tensors(sum(segments) + LENGTH)
+    tiles, before = reference.packed_tiles(
+        segments, reference.video_tiles(GRID, tile), math.prod(tile)
+    )
+    for gate in (None, x[3]):
+        out = raster.attend(*x[:3], 3, grid=GRID, tile=tile, gate=gate, segments=segments)
+        wanted = reference.attention(*x[:3], tiles, 3, gate, before)
+        assert error(out, wanted) < 1e-12
+
+
 def test_gradients_reach_all_inputs() -> None:
-    x = [each.requires_grad_() for each in tensors(LENGTH)]
+    segments, tile = (70, 20), (4, 8, 8)
+    x = [each.requires_grad_() for each in tensors(90 + LENGTH)]
+    video = reference.video_tiles(GRID, tile)
+    tiles, before = reference.packed_tiles(segments, video, 256)
+    given: dict[str, Any] = dict(grid=GRID, tile=tile, gate=x[3], segments=segments)
     found = []
     for call in (
-        lambda: large_tiles.attention(*x[:3], 3, grid=GRID, tile=(4, 8, 8), gate=x[3]),
-        lambda: right(x, (4, 8, 8), 3, True),
+        lambda: large_tiles.attention(*x[:3], 3, **given),
+        lambda: reference.attention(*x[:3], tiles, 3, x[3], before),
     ):
         call().square().sum().backward()
         found.append([each.grad for each in x])

@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raster attention by tiles of 128 or 256 tokens: means and choice of the whole, kernels on 64s.
+"""Raster attention by tiles of 128 or 256 tokens, and behind segments with tiles of their own.
 
 A tile of (4, 8, 8) is four of (4, 4, 4) that lie beside each other. Its mean is theirs weighted by
 their sizes, and all of them share its row of the choice; then the fine stage runs as ever, on the
 tokens where they lie.
+
+Segments before the video (text, conditions, audio) are runs of tokens, cut into tiles of as many
+tokens as the video's, none of which holds tokens of two segments. All queries keep them, and their
+queries keep everything, which is what text is to the fine stage. What tiles they have matters to
+the coarse branch alone, where they stand before the video's.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -35,19 +41,22 @@ def attention(
     grid: Extent,
     tile: Extent,
     gate: Tensor | None = None,
+    segments: Sequence[int] = (),
     scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """``vsa.attention`` for tiles above 64 tokens; differentiable in q, k, v and the gate.
+    """``vsa.attention`` for such tiles and segments; differentiable in q, k, v and the gate.
 
     Args:
-        q: (B, S, heads, head_dim) in raster order.
+        q: (B, S, heads, head_dim), the segments and then the video in raster order.
         k: (B, S, kv_heads, head_dim).
         v: like k.
         topk: large key tiles per large query tile, clamped to their number.
         grid: (T, H, W).
-        tile: tokens along (t, h, w), 128 or 256 in all, of which every part of 64 is an even share.
+        tile: tokens along (t, h, w), at most 64 in all, or 128 or 256, of which every part of 64
+            is an even share.
         gate: factor of the coarse output, broadcastable to q; None leaves it out.
+        segments: tokens of each segment before the video.
         scale: factor of the scores, by default head_dim ** -0.5.
         backend: as in ``vsa.attention``.
 
@@ -56,7 +65,7 @@ def attention(
     """
     split = parts_of(tile)
     part = tile[0] // split[0], tile[1] // split[1], tile[2] // split[2]
-    cut = Grid(grid, tile=part)
+    cut = Grid(grid, tile=part, prefix=sum(segments))
     checks.gate("gate", gate, q)
     gates = {} if gate is None else {"gate": gate}
     call = inputs.resolve(q, k, v, grid=cut, scale=scale, gates=gates, backend=backend)
@@ -94,9 +103,44 @@ def attention(
         )
         if gate is None:
             return out
+        gate = gate.expand(q.shape)
+        before = _tiles_of_segments(segments, math.prod(tile), q.device)
+        means = [
+            torch.cat([_segment_means(x, segments, math.prod(tile), mean.dtype), mean], dim=2)
+            for x, mean in zip(xs, means, strict=True)
+        ]
         coarse = who.coarse_attention(means[0], means[1], means[2], call.scale)
-        coarse = coarse.index_select(2, large)
-        return who.combine(out, coarse, None, gate, cut)
+        first = coarse.shape[2] - counts.numel()
+        whole = who.combine(out, coarse.index_select(2, first + large), None, gate, cut)
+        if not segments:
+            return whole
+        spread = coarse.index_select(2, before).transpose(1, 2)
+        end = cut.prefix
+        head = (out[:, :end].to(spread.dtype) + gate[:, :end] * spread).to(out.dtype)
+        return torch.cat([head, whole[:, end:]], dim=1)
+
+
+def _tiles_of_segments(segments: Sequence[int], volume: int, device: torch.device) -> Tensor:
+    """The tile of every token before the video, counted over all segments."""
+    tiles, before = [torch.zeros(0, dtype=torch.int64, device=device)], 0
+    for length in segments:
+        tiles.append(before + torch.arange(length, device=device) // volume)
+        before += -(-length // volume)
+    return torch.cat(tiles)
+
+
+def _segment_means(x: Tensor, segments: Sequence[int], volume: int, dtype: torch.dtype) -> Tensor:
+    """(B, heads, n, head_dim) means of the tiles before the video, of x (B, S, heads, head_dim)."""
+    means, begin = [x.new_zeros(x.shape[0], x.shape[2], 0, x.shape[3], dtype=dtype)], 0
+    for length in segments:
+        short = -length % volume
+        tokens = x[:, begin : begin + length].transpose(1, 2)
+        tiles = functional.pad(tokens, (0, 0, 0, short)).unflatten(2, (-1, volume))
+        sizes = torch.full((tiles.shape[2], 1), volume, dtype=dtype, device=x.device)
+        sizes[-1] -= short
+        means.append(tiles.sum(3, dtype=dtype) / sizes)
+        begin += length
+    return torch.cat(means, dim=2)
 
 
 def parts_of(tile: Extent) -> Extent:

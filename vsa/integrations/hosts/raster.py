@@ -49,20 +49,24 @@ def attend(
     grid: Extent,
     tile: Extent,
     gate: Tensor | None,
+    segments: Sequence[int] = (),
     scale: float | None = None,
     named: str = "dit_seq_shape",
 ) -> Tensor:
     """Sparse attention of a video's tokens where they lie, without padding or gathers.
 
     Args:
-        q: (B, S, heads, head_dim) in raster order, any strides but of the last dimension.
+        q: (B, S, heads, head_dim), segments and then the video in raster order; any strides but of
+            the last dimension.
         k: (B, S, kv_heads, head_dim); kv_heads divides heads.
         v: like k.
         topk: the host's tiles per query tile; clamped to their number.
-        grid: (T, H, W) with T * H * W = S.
+        grid: (T, H, W) of the video, the last T * H * W tokens.
         tile: tokens of the host's tile along (t, h, w): 64 in all, or 128 or 256, which are two or
             four tiles of 64 that share a choice.
         gate: factor of the coarse output, broadcastable to q; None leaves it out.
+        segments: tokens of each segment before the video, with tiles of its own; all queries keep
+            them, and theirs keep everything.
         scale: factor of the scores, by default head_dim ** -0.5.
         named: what the host calls the grid, for the error sentence.
 
@@ -72,16 +76,18 @@ def attend(
     Raises:
         ValueError, TypeError: what does not fit, in one sentence.
     """
-    tokens = math.prod(grid)
+    tokens = sum(segments) + math.prod(grid)
     for name, x in (("query", q), ("key", k), ("value", v)):
         if x.ndim != 4 or x.shape[1] != tokens:
             raise ValueError(
                 f"{name} must be (B, S, heads, head_dim) with S = {tokens}, the tokens of "
-                f"{named} {grid}, but its shape is {tuple(x.shape)}: text beside the video and "
-                "padding of a sequence that was cut into ranks have no place in this call"
+                f"{named} {grid} and of segments {tuple(segments)} before them, but its shape is "
+                f"{tuple(x.shape)}: other tokens beside the video, and padding of a sequence that "
+                "was cut into ranks, have no place in this call"
             )
-    if math.prod(tile) > SLOTS:
-        return large_tiles.attention(q, k, v, topk, grid=grid, tile=tile, gate=gate, scale=scale)
-    return vsa.attention(
-        q, k, v, topk, grid=vsa.Grid(grid, tile=tile), gate_coarse=gate, scale=scale
-    )
+    if math.prod(tile) > SLOTS or (segments and gate is not None):
+        return large_tiles.attention(
+            q, k, v, topk, grid=grid, tile=tile, gate=gate, segments=segments, scale=scale
+        )
+    cut = vsa.Grid(grid, tile=tile, prefix=sum(segments))
+    return vsa.attention(q, k, v, topk, grid=cut, gate_coarse=gate, scale=scale)
