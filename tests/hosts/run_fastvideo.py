@@ -16,6 +16,7 @@ from torch import Tensor
 
 import vsa
 from vsa.integrations.fastvideo import install, uninstall
+from vsa.integrations.hosts import lists
 
 BASE = "fastvideo.attention"
 REAL = {
@@ -41,9 +42,13 @@ def run(folder: Path) -> Iterator[Found]:
         shape = dict(num_heads=HEADS, head_size=HEAD_DIM)
         module.video_sparse_attn = vsa.video_sparse_attn
         yield from layers(module, layer(**shape), context, _call, PADDED, ours=False)
+        h3 = importlib.import_module(f"{BASE}.backends.video_sparse_attn_h3")
+        h3.block_sparse_attn_64_bhsd = vsa.block_sparse_attn
+        h3.block_sparse_attn_256_bshd = lists.from_map_256_bshd
+        yield from _h3(h3, PADDED)
         install(lists=True)
         yield from layers(module, layer(**shape), context, _call, "after install()", ours=True)
-        yield from _h3()
+        yield from _h3(h3, "after install()")
         uninstall()
         if module.VideoSparseAttentionBackend.get_impl_cls() is not module.VideoSparseAttentionImpl:
             raise SystemExit("uninstall() left something behind")
@@ -72,13 +77,12 @@ def _call(layer: Any, q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
     return layer(q, k, v, q.shape[1], gate_compress=gate)[0]
 
 
-def _h3() -> Iterator[Found]:
-    module = importlib.import_module(f"{BASE}.backends.video_sparse_attn_h3")
+def _h3(module: Any, path: str) -> Iterator[Found]:
     length = sum(SEGMENTS) + GRID[0] * GRID[1] * GRID[2]
     for volume, tile in ((64, (4, 4, 4)), (256, (4, 8, 8))):
         tiles, before = reference.packed_tiles(SEGMENTS, reference.video_tiles(GRID, tile), volume)
         for sparsity in (0.5, 0.8):
-            made = module.MiniMaxH3VSAImpl(HEADS, HEAD_DIM, False, HEAD_DIM**-0.5)
+            made = module.MiniMaxH3VSABackend.get_impl_cls()(HEADS, HEAD_DIM, False, HEAD_DIM**-0.5)
             meta = module.MiniMaxH3VSAMetadataBuilder().build(
                 current_timestep=0,
                 raw_latent_shape=GRID,
@@ -93,5 +97,5 @@ def _h3() -> Iterator[Found]:
             out = made.postprocess_output(made.forward(*tiled.chunk(4), meta), meta)
             topk = module.compute_topk(sparsity, meta.num_video_tiles)
             right = reference.attention(q, k, v, tiles, topk, gate, before)
-            name = f"MiniMaxH3VSAImpl, their maps of {volume}, our kernel, {sparsity}"
+            name = f"{type(made).__name__}, {path}, tiles of {volume}, {sparsity}"
             yield Found(name, error(out, right), FP32)

@@ -17,6 +17,7 @@ import torch
 from hosts import loose, reference, wheels
 from hosts.wan_layers import HEAD_DIM, HEADS, Found, error, tensors
 from torch import Tensor
+from torch.nn import functional
 
 from vsa.integrations import sglang
 
@@ -49,13 +50,17 @@ def run(folder: Path) -> Iterator[Found]:
         named = SimpleNamespace(get=lambda: f"vsa,{sglang.LISTS}")
         loose.give("sglang.srt.environ", envs=SimpleNamespace(SGLANG_PLUGINS=named))
         module = importlib.import_module(f"{BACKENDS}.video_sparse_attn_h3")
-        sglang.lists_plugin()
-        importlib.import_module(f"{BASE}.platforms.plugins").HookRegistry.apply_hooks()
-        for volume, tile in ((64, (4, 4, 4)), (128, (4, 4, 8))):
-            yield from _layer(module, volume, tile)
+        hooks = importlib.import_module(f"{BASE}.platforms.plugins").HookRegistry
+        for plugin in (sglang.lists_plugin, sglang.h3_plugin):
+            plugin()
+            hooks.apply_hooks()
+            for volume, tile in ((64, (4, 4, 4)), (128, (4, 4, 8))):
+                yield from _layer(module, volume, tile, plugin.__name__)
+        if not {sglang.H3_BUILD, sglang.H3_FORWARD, sglang.H3_KERNEL} <= hooks._patched:
+            raise SystemExit("SGLang did not apply the hooks")
 
 
-def _layer(module: Any, volume: int, tile: tuple[int, int, int]) -> Iterator[Found]:
+def _layer(module: Any, volume: int, tile: tuple[int, int, int], path: str) -> Iterator[Found]:
     tiles, before = reference.packed_tiles(SEGMENTS, reference.video_tiles(GRID, tile), volume)
     for sparsity in (0.5, 0.8):
         made = module.VideoSparseAttentionH3Impl(
@@ -72,20 +77,19 @@ def _layer(module: Any, volume: int, tile: tuple[int, int, int]) -> Iterator[Fou
         )
         length = meta.total_seq_length
         inputs = [x[:1].float() for x in tensors(length)]
-        q, k, v, gate = (x[0] for x in inputs)
-        out = made.forward_varlen(
-            q,
-            k,
-            v,
-            cu_seqlens=torch.tensor([0, length]),
-            max_seqlen=length,
-            attn_metadata=meta,
-            gate_compress=gate,
-        )
+        q, k, v, gate = (functional.pad(x[0], (0, 0, 0, 0, 0, 5)) for x in inputs)
+        call = dict(cu_seqlens=torch.tensor([0, length, length + 5]), max_seqlen=length)
+        call |= dict(cu_seqlens_host=(0, length, length + 5), attn_metadata=meta)
         topk = module._compute_topk(sparsity, meta.num_video_tiles)
+        name = f"VideoSparseAttentionH3Impl, {path}, tiles of {volume}, {sparsity}"
+        out = made.forward_varlen(q, k, v, gate_compress=gate, **call)
         right = reference.attention(*inputs[:3], tiles, topk, inputs[3], before)
-        name = f"VideoSparseAttentionH3Impl, their lists of {volume}, our kernel, {sparsity}"
-        yield Found(name, error(out[None], right), FP32)
+        yield Found(name, error(out[None, :length], right) + out[length:].abs().max().item(), FP32)
+        # As after an all-to-all, where the gate's rows are another rank's.
+        out, coarse = made.forward_varlen(q, k, v, return_compress=True, **call)
+        blocks = meta.unpack_index[:length].long() // 64
+        whole = out[:length] + gate[:length] * coarse[:, blocks].transpose(0, 1)
+        yield Found(f"{name}, coarse apart", error(whole[None], right), FP32)
 
 
 def _no(*_: Any) -> bool:
@@ -100,14 +104,14 @@ def _pack(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    gate: Tensor,
+    gate: Tensor | None,
     source: Tensor,
     sizes: Tensor,
     tiled: Tensor,
     pooled: Tensor,
 ) -> None:
     rows = torch.where(source >= 0, source, 0).long()
-    for index, x in enumerate((q, k, v, gate)):
+    for index, x in enumerate((q, k, v, gate) if gate is not None else (q, k, v)):
         gathered = torch.where((source >= 0)[:, None, None], x[rows], 0).transpose(0, 1)
         tiled[index, :, : len(source)] = gathered
         if index < 3:
@@ -119,7 +123,15 @@ def _write_lists(picked: Tensor, mask: Tensor, out: Tensor, before: int) -> None
 
 
 def _untile(
-    tiled: Tensor, gate: Tensor, coarse: Tensor, rows: Tensor, used: int, result: Tensor
+    tiled: Tensor,
+    gate: Tensor | None,
+    coarse: Tensor | None,
+    rows: Tensor,
+    used: int,
+    result: Tensor,
 ) -> None:
-    whole = tiled + gate * coarse.repeat_interleave(64, dim=1)[:, : tiled.shape[1]]
+    result.zero_()
+    whole = tiled
+    if gate is not None and coarse is not None:
+        whole = tiled + gate * coarse.repeat_interleave(64, dim=1)[:, : tiled.shape[1]]
     result[:used] = whole[:, rows[:used].long()].transpose(0, 1)

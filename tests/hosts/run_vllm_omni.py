@@ -41,9 +41,10 @@ def run(folder: Path) -> Iterator[Found]:
         vllm_omni.plugin()
         registry = importlib.import_module(f"{BASE}.backends.registry")
         ours = registry.DiffusionAttentionBackendEnum.FASTVIDEO_VSA.get_class()
-        ours.validate_available()
         yield from _wan(ours.get_impl_cls())
-        yield from _h3(ours.get_impl_cls())
+        yield from _h3(ours.get_impl_cls(), "their maps, our kernel")
+        ours.validate_available()  # as the host does before it makes a model
+        yield from _h3(ours.get_impl_cls(), "by the plugin")
 
 
 def _make_ready() -> None:
@@ -51,7 +52,8 @@ def _make_ready() -> None:
     platform = SimpleNamespace(is_cuda=lambda: True, is_rocm=lambda: False)
     loose.give("vllm_omni.platforms", current_omni_platform=platform)
     loose.give("vllm_omni.diffusion.forward_context", is_forward_context_available=lambda: False)
-    loose.give("vllm_omni.diffusion.config", get_current_diffusion_config_or_none=lambda: None)
+    config = SimpleNamespace(model_class_name="MiniMaxH3Pipeline", parallel_config=None)
+    loose.give("vllm_omni.diffusion.config", get_current_diffusion_config_or_none=lambda: config)
     loose.give("vllm.utils.import_utils", resolve_obj_by_qualname=_resolve)
     loose.give(
         f"{BASE}.backends.utils.attn_runtime_selector", can_sdpa_use_fused_gqa=lambda *_: True
@@ -98,7 +100,7 @@ def _wan(ours: Any) -> Iterator[Found]:
                 yield Found(f"Wan, {name}, {gated}, padding {padding}", error(out, right), HALF)
 
 
-def _h3(ours: Any) -> Iterator[Found]:
+def _h3(ours: Any, path: str) -> Iterator[Found]:
     abstract = importlib.import_module(f"{BASE}.backends.abstract")
     name = "vllm_omni.diffusion.models.minimax_h3.attention.fastvideo_h3"
     layer = importlib.import_module(name).MiniMaxH3VSAImpl
@@ -116,4 +118,4 @@ def _h3(ours: Any) -> Iterator[Found]:
     tiles, before = reference.packed_tiles(SEGMENTS, reference.video_tiles(grid, (4, 4, 4)), 64)
     right = reference.attention(q, k, v, tiles, 4, gate, before)
     out = made.forward(q, k, v, meta)
-    yield Found("MiniMax-H3, their maps, our kernel", error(out, right), HALF)
+    yield Found(f"MiniMax-H3, {path}", error(out, right), HALF)

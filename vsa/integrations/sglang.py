@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vsa.integrations.hosts import packed
 from vsa.integrations.hosts.implementation import in_raster_order
 from vsa.integrations.hosts.lists import from_lists
 
 HOST = "SGLang"
 BACKENDS = "sglang.multimodal_gen.runtime.layers.attention.backends"
 LAYER = f"{BACKENDS}.video_sparse_attn.VideoSparseAttentionBackend.get_impl_cls"
+H3_BUILD = f"{BACKENDS}.video_sparse_attn_h3.VideoSparseAttentionH3MetadataBuilder.build"
+H3_FORWARD = f"{BACKENDS}.video_sparse_attn_h3.VideoSparseAttentionH3Impl.forward_varlen"
 H3_KERNEL = f"{BACKENDS}.vsa_h3_kernels.vsa_h3_block_sparse_attn_forward"
 LISTS = "vsa_h3_lists"
 """The entry point that replaces the kernel of MiniMax-H3."""
@@ -26,11 +29,17 @@ def plugin() -> None:
     _register(LAYER, _raster_class, "AROUND")
 
 
+def h3_plugin() -> None:
+    """Let ``transformer=video_sparse_attn_h3`` (MiniMax-H3) run in raster order as well."""
+    _register(H3_BUILD, packed.build, "AROUND")
+    _register(H3_FORWARD, packed.sglang_forward, "AROUND")
+
+
 def lists_plugin() -> None:
     """Let MiniMax-H3's kernel over lists of padded tiles be ours, where SGLANG_PLUGINS names it.
 
-    SGLang loads all plugins unless told otherwise, and its own kernel is the better one on GPUs
-    whose padded tiles our kernels refuse.
+    SGLang loads all plugins unless told otherwise. This one is for requests that ``h3_plugin``
+    refuses, and for GPUs whose padded tiles our kernels take.
     """
     from sglang.srt.environ import envs
 

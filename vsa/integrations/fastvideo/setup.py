@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from vsa.integrations.fastvideo.kernel import stand_in
+from vsa.integrations.hosts import packed
 from vsa.integrations.hosts.implementation import in_raster_order
 from vsa.integrations.hosts.lists import PROVIDED
 from vsa.integrations.hosts.patches import Patches
@@ -32,16 +33,16 @@ _done: set[str] = set()
 
 
 def install(*, lists: bool = False) -> None:
-    """Let FastVideo's VIDEO_SPARSE_ATTN layers that are made from now on run on ``vsa.attention``.
+    """Let FastVideo's VSA layers that are made from now on run on ``vsa.attention``.
 
-    Call it before FastVideo makes a model. Its worker processes, which are new ones and know
-    nothing of what was changed here, are installed as they start. A second call changes nothing
-    but ``lists``. Where ``fastvideo_kernel`` cannot be imported, a module with our drop-ins takes
-    its name.
+    These are VIDEO_SPARSE_ATTN (Wan, LTX-2) and VIDEO_SPARSE_ATTN_H3 (MiniMax-H3). Call it before
+    FastVideo makes a model. Its worker processes, which are new ones and know nothing of what was
+    changed here, are installed as they start. A second call changes nothing but ``lists``. Where
+    ``fastvideo_kernel`` cannot be imported, a module with our drop-ins takes its name.
 
     Args:
-        lists: also replace the functions of ``fastvideo_kernel`` over padded tiles, which
-            FastVideo's MiniMax-H3 layers call with maps of tiles.
+        lists: also replace the functions of ``fastvideo_kernel`` over padded tiles, for whoever
+            calls them besides.
 
     Raises:
         ImportError: FastVideo is not installed, or does not have what is replaced; nothing is
@@ -88,8 +89,26 @@ def _install_layer() -> None:
         return in_raster_order(theirs(), HOST)
 
     _patches.put(backend, "get_impl_cls", staticmethod(get_impl_cls))
+    if find_spec(H3_LAYER) is not None:
+        _install_h3()
     _put_worker_main(lists=False)
     _done.add("layer")
+
+
+def _install_h3() -> None:
+    layer = import_module(H3_LAYER)
+    backend, builder = layer.MiniMaxH3VSABackend, layer.MiniMaxH3VSAMetadataBuilder
+    theirs, build = backend.get_impl_cls, builder.build
+
+    def get_impl_cls() -> type:
+        return packed.fastvideo_class(theirs())
+
+    @functools.wraps(build)
+    def noted(*args: Any, **keywords: Any) -> Any:
+        return packed.build(build, *args, **keywords)
+
+    _patches.put(backend, "get_impl_cls", staticmethod(get_impl_cls))
+    _patches.put(builder, "build", noted)
 
 
 def _install_lists() -> None:

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 import vsa
 from vsa.backends import named
+from vsa.backends.torch_combine import combine
 from vsa.operators import coarse_select
 from vsa.stages import inputs
 from vsa.stages.coarse import tile_means
@@ -63,18 +64,67 @@ def attention(
     Raises:
         ValueError, TypeError: bad input, in one sentence that names the argument.
     """
+    checks.gate("gate", gate, q)
+    out, coarse, cut = _both(
+        q, k, v, topk, grid, tile, gate, segments, scale, backend, with_coarse=gate is not None
+    )
+    if coarse is None or gate is None:
+        return out
+    with torch.autocast(q.device.type, enabled=False):
+        return _gated(out, coarse, gate.expand(q.shape), cut, tile, segments)
+
+
+def branches(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topk: int,
+    *,
+    grid: Extent,
+    tile: Extent,
+    segments: Sequence[int] = (),
+    scale: float | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The fine output, and the coarse one of every tile, ungated; arguments as in ``attention``.
+
+    Returns:
+        out: (B, S, heads, head_dim).
+        coarse: (B, heads, n, head_dim) fp32 or wider, tiles of segments first.
+    """
+    out, coarse, _ = _both(
+        q, k, v, topk, grid, tile, None, segments, scale, backend, with_coarse=True
+    )
+    assert coarse is not None
+    return out, coarse
+
+
+def _both(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    topk: int,
+    grid: Extent,
+    tile: Extent,
+    gate: Tensor | None,
+    segments: Sequence[int],
+    scale: float | None,
+    backend: str,
+    *,
+    with_coarse: bool,
+) -> tuple[Tensor, Tensor | None, Grid]:
+    """The fine output, the coarse one of every tile if asked for, and the grid of small tiles."""
     split = parts_of(tile)
     part = tile[0] // split[0], tile[1] // split[1], tile[2] // split[2]
     cut = Grid(grid, tile=part, prefix=sum(segments))
-    checks.gate("gate", gate, q)
     gates = {} if gate is None else {"gate": gate}
     call = inputs.resolve(q, k, v, grid=cut, scale=scale, gates=gates, backend=backend)
-    large, counts = _large_tiles(cut, part, split, q.device)
+    large, counts = _large_tiles(cut, split, q.device)
     budget = budgets.resolve(topk, counts.numel(), q.shape[2])
     who = named(call.backend)
     with torch.autocast(q.device.type, enabled=False):
         xs: list[Tensor] = [call.q.detach(), call.k.detach()]
-        if gate is not None:
+        if with_coarse:
             xs = [call.q, call.k, call.v]
         means = [
             _merged(mean, cut, split, counts)
@@ -101,23 +151,28 @@ def attention(
         out = vsa.block_sparse_attention(
             call.q, call.k, call.v, selection, grid=cut, scale=scale, backend=call.backend
         )
-        if gate is None:
-            return out
-        gate = gate.expand(q.shape)
-        before = _tiles_of_segments(segments, math.prod(tile), q.device)
+        if not with_coarse:
+            return out, None, cut
         means = [
             torch.cat([_segment_means(x, segments, math.prod(tile), mean.dtype), mean], dim=2)
             for x, mean in zip(xs, means, strict=True)
         ]
-        coarse = who.coarse_attention(means[0], means[1], means[2], call.scale)
-        first = coarse.shape[2] - counts.numel()
-        whole = who.combine(out, coarse.index_select(2, first + large), None, gate, cut)
-        if not segments:
-            return whole
-        spread = coarse.index_select(2, before).transpose(1, 2)
-        end = cut.prefix
-        head = (out[:, :end].to(spread.dtype) + gate[:, :end] * spread).to(out.dtype)
-        return torch.cat([head, whole[:, end:]], dim=1)
+        return out, who.coarse_attention(means[0], means[1], means[2], call.scale), cut
+
+
+def _gated(
+    out: Tensor, coarse: Tensor, gate: Tensor, cut: Grid, tile: Extent, segments: Sequence[int]
+) -> Tensor:
+    """Out + gate * coarse of the token's tile."""
+    large, counts = _large_tiles(cut, parts_of(tile), out.device)
+    first = coarse.shape[2] - counts.numel()
+    whole = combine(out, coarse.index_select(2, first + large), None, gate, cut)
+    if not segments:
+        return whole
+    before = _tiles_of_segments(segments, math.prod(tile), out.device)
+    spread = coarse.index_select(2, before).transpose(1, 2)
+    head = (out[:, : cut.prefix].to(spread.dtype) + gate[:, : cut.prefix] * spread).to(out.dtype)
+    return torch.cat([head, whole[:, cut.prefix :]], dim=1)
 
 
 def _tiles_of_segments(segments: Sequence[int], volume: int, device: torch.device) -> Tensor:
@@ -161,9 +216,7 @@ def parts_of(tile: Extent) -> Extent:
     return tile[0] // left[0], tile[1] // left[1], tile[2] // left[2]
 
 
-def _large_tiles(
-    cut: Grid, part: Extent, split: Extent, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _large_tiles(cut: Grid, split: Extent, device: torch.device) -> tuple[Tensor, Tensor]:
     """The large tile that each small one lies in, and the tokens of each large one."""
     axes = [
         torch.arange(count, device=device) // parts

@@ -9,7 +9,7 @@ raises. Here a call is computed as asked, or refused in a sentence.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +27,8 @@ from vsa.integrations.hosts import raster
 HOST = "vLLM-Omni"
 TOPK = 64
 BLOCK = (4, 8, 8)
+H3_LAYER = "vllm_omni.diffusion.models.minimax_h3.attention.fastvideo_h3"
+H3_TILE = (4, 4, 4)
 SETTINGS = {"topk", "block_size"}
 """What a user's choice of the backend may hold; the rest is not taken in silence."""
 
@@ -36,11 +38,12 @@ class VsaBackend(FastVideoVSABackend):
 
     @classmethod
     def validate_available(cls) -> None:
-        """MiniMax-H3 alone, whose layers stay the host's, needs FastVideo's kernels."""
+        """What the host asks before it makes a model; FastVideo's kernels are not needed."""
+        refuse_shared_keys()
         config = get_current_diffusion_config_or_none()
-        model = str(getattr(config, "model_class_name", None))
-        if model.startswith("MiniMaxH3") and find_spec("fastvideo_kernel") is None:
-            super().validate_available()
+        if str(getattr(config, "model_class_name", None)).startswith("MiniMaxH3"):
+            # Its layer brings a class of its own in the place of a backend's.
+            import_module(H3_LAYER).MiniMaxH3VSAImpl.forward_cuda = forward_h3
 
     @staticmethod
     def get_impl_cls() -> type:
@@ -82,11 +85,8 @@ class VsaImpl(AttentionImpl):
         self.softmax_scale = softmax_scale
         self.causal = causal
         self.role = role
-        if role == "self" and (shares := _shares()):
-            raise ValueError(
-                f"{shares} must be 1 with FASTVIDEO_VSA, whose choice of tiles needs all keys of a "
-                f"head at once: {HOST} would run its own attention, dense in a ring; use Ulysses"
-            )
+        if role == "self":
+            refuse_shared_keys()
         self.dense = SDPAImpl(
             num_heads=num_heads,
             head_size=head_size,
@@ -132,23 +132,17 @@ class VsaImpl(AttentionImpl):
                 raise ValueError(f"{name} must be None with FASTVIDEO_VSA, which has no masks")
         if self.causal:
             raise ValueError("causal must be False with FASTVIDEO_VSA, which has no causal mask")
-        length = query.shape[1]
-        real = _real_length(attn_metadata, length)
-        gate = extra.get("gate_compress")
-        if gate is not None and real < length:
-            gate = gate[:, :real]
-        out = raster.attend(
-            query[:, :real],
-            key[:, :real],
-            value[:, :real],
+        return _padded(
+            query,
+            key,
+            value,
+            extra.get("gate_compress"),
+            attn_metadata,
             self.topk,
-            grid=raster.extent("vsa_dit_seq_shape", extra["vsa_dit_seq_shape"]),
-            tile=self.block_size,
-            gate=gate,
-            scale=self.softmax_scale,
-            named="vsa_dit_seq_shape",
+            extra["vsa_dit_seq_shape"],
+            self.block_size,
+            self.softmax_scale,
         )
-        return functional.pad(out, (0, 0, 0, 0, 0, length - real)) if real < length else out
 
 
 def _real_length(attn_metadata: AttentionMetadata, length: int) -> int:
@@ -164,11 +158,80 @@ def _real_length(attn_metadata: AttentionMetadata, length: int) -> int:
     return min(int(packed.q_length), length)
 
 
-def _shares() -> str | None:
-    """How ranks share keys, where no rank ever sees all of a head's, or queries lack some."""
+def refuse_shared_keys() -> None:
+    """Raises where no rank ever sees all keys of a head, or its queries are not all there."""
     config = get_current_diffusion_config_or_none()
     parallel = getattr(config, "parallel_config", None)
     for name in ("ring_degree", "allgather_degree"):
         if getattr(parallel, name, 1) > 1:
-            return name
-    return None
+            raise ValueError(
+                f"{name} must be 1 with FASTVIDEO_VSA, whose choice of tiles needs all keys of a "
+                f"head at once: {HOST} would run its own attention, dense in a ring; use Ulysses"
+            )
+
+
+def forward_h3(
+    layer: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_metadata: AttentionMetadata | None = None,
+) -> Tensor:
+    """In place of MiniMax-H3's ``forward_cuda``: segments and the video after them, as they lie.
+
+    Calls without that layout, those of its text refiner, are the host's.
+    """
+    layout = import_module(H3_LAYER)._get_h3_layout(attn_metadata)
+    if layout is None or attn_metadata is None:
+        return FastVideoVSAImpl.forward_cuda(layer, query, key, value, attn_metadata)
+    segments, grid, start = layout
+    if sum(segments) != start:
+        raise ValueError(
+            f"vsa_h3_prefix_segments must sum to {start}, where the video begins, but they are "
+            f"{segments}: reference videos before it are not taken"
+        )
+    gate = attn_metadata.extra.get("gate_compress")
+    return _padded(
+        query,
+        key,
+        value,
+        gate,
+        attn_metadata,
+        layer.topk,
+        grid,
+        H3_TILE,
+        layer.softmax_scale,
+        segments,
+    )
+
+
+def _padded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor | None,
+    attn_metadata: AttentionMetadata,
+    topk: int,
+    grid: object,
+    tile: tuple[int, int, int],
+    scale: float,
+    segments: tuple[int, ...] = (),
+) -> Tensor:
+    """Attention of the real tokens, and zeros for the padding after them."""
+    length = query.shape[1]
+    real = _real_length(attn_metadata, length)
+    if gate is not None and real < length:
+        gate = gate[:, :real]
+    out = raster.attend(
+        query[:, :real],
+        key[:, :real],
+        value[:, :real],
+        topk,
+        grid=raster.extent("vsa_dit_seq_shape", grid),
+        tile=tile,
+        gate=gate,
+        segments=segments,
+        scale=scale,
+        named="vsa_dit_seq_shape",
+    )
+    return functional.pad(out, (0, 0, 0, 0, 0, length - real)) if real < length else out
