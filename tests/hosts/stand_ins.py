@@ -170,6 +170,64 @@ def kernels() -> dict[str, dict[str, Any]]:
     }
 
 
+def h3_like() -> dict[str, Any]:
+    """FastVideo's module of MiniMax-H3, and what SGLang's has in common with it."""
+
+    class MiniMaxH3VSAImpl:
+        def __init__(
+            self,
+            num_heads: int,
+            head_size: int,
+            causal: bool,
+            softmax_scale: float,
+            num_kv_heads: int | None = None,
+            prefix: str = "",
+            **extra_impl_args: Any,
+        ) -> None:
+            self.layer_idx = int(prefix or -1)
+
+        def preprocess_qkv(self, qkv: Tensor, attn_metadata: Any) -> Tensor:
+            raise AssertionError("tokens are gathered into tiles")
+
+        postprocess_output = preprocess_qkv
+
+        def forward(
+            self, query: Any, key: Any, value: Any, gate_compress: Any, attn_metadata: Any
+        ) -> Tensor:
+            raise AssertionError("the host's own")
+
+    class MiniMaxH3VSAMetadataBuilder:
+        def build(
+            self,
+            current_timestep: int,
+            raw_latent_shape: Any,
+            patch_size: Any,
+            VSA_sparsity: float,
+            prefix_segments: Any,
+            device: Any,
+            exempt: bool = True,
+            dense_layers: tuple[int, ...] = (),
+            tile_size: int = 256,
+            **kwargs: Any,
+        ) -> Any:
+            return SimpleNamespace(
+                VSA_sparsity=VSA_sparsity, dense_layers=dense_layers, exempt=exempt
+            )
+
+    class MiniMaxH3VSABackend:
+        @staticmethod
+        def get_impl_cls() -> type:
+            return MiniMaxH3VSAImpl
+
+    MiniMaxH3VSAMetadataBuilder.build.__module__ = FASTVIDEO_H3
+    return {
+        "VSA_H3_TILE_SHAPES": {64: (4, 4, 4), 256: (4, 8, 8)},
+        "MiniMaxH3VSAImpl": MiniMaxH3VSAImpl,
+        "MiniMaxH3VSAMetadataBuilder": MiniMaxH3VSAMetadataBuilder,
+        "MiniMaxH3VSABackend": MiniMaxH3VSABackend,
+    }
+
+
 class WorkerMultiprocProc:
     """FastVideo's worker process."""
 

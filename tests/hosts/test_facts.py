@@ -15,7 +15,7 @@ from hosts import compare_with_wheels, stand_ins, wheels
 import vsa
 from vsa.integrations import sglang
 from vsa.integrations.fastvideo import setup
-from vsa.integrations.hosts import found, lists
+from vsa.integrations.hosts import found, lists, packed
 from vsa.integrations.vllm_omni import plugins
 
 TREE = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def test_versions_are_those_that_info_names() -> None:
 
 def test_what_is_hooked_is_in_the_facts() -> None:
     known = {f"{each['module']}.{each['name']}" for _, each in FACTS}
-    assert {sglang.LAYER, sglang.H3_KERNEL} <= known
+    assert {sglang.LAYER, sglang.H3_KERNEL, sglang.H3_BUILD, sglang.H3_FORWARD} <= known
     assert fact("parameters", setup.LAYER, "VideoSparseAttentionBackend.get_impl_cls") == []
     for name in setup.H3_KERNELS:
         assert call(setup.H3_LAYER, "MiniMaxH3VSAImpl.forward", name)["positional"] == 5
@@ -93,7 +93,7 @@ def test_entry_points_stand_in_the_groups_of_the_hosts() -> None:
     group = fact("value", "vllm_omni.plugins", "OMNI_DEFAULT_PLUGINS_GROUP")
     assert group == f"'{found.HOSTS[2].group}'"
     for group in groups.values():
-        assert set(group) == {found.PLUGIN, sglang.LISTS} and sglang.LISTS == plugins.LISTS
+        assert {found.PLUGIN, sglang.LISTS} <= set(group) and sglang.LISTS == plugins.LISTS
         for path in group.values():
             module, function = path.split(":")
             __import__(module)
@@ -113,6 +113,26 @@ def test_stand_ins_look_like_the_hosts(module: str) -> None:
     base = stand_ins.SGLANG + ".layers.attention.layer"
     form = call(base, "UlyssesAttention_VSA.forward", "self.attn_impl.forward")
     assert form == {"positional": 3, "keywords": ["attn_metadata", "gate_compress"]}
+
+
+def test_the_stand_in_of_minimax_h3_looks_like_the_host() -> None:
+    classes = stand_ins.h3_like()
+    for owner, method in (
+        ("MiniMaxH3VSAImpl", "__init__"),
+        ("MiniMaxH3VSAImpl", "preprocess_qkv"),
+        ("MiniMaxH3VSAImpl", "forward"),
+        ("MiniMaxH3VSAMetadataBuilder", "build"),
+    ):
+        own = inspect.signature(getattr(classes[owner], method)).parameters
+        theirs = fact("parameters", stand_ins.FASTVIDEO_H3, f"{owner}.{method}")
+        assert list(own) == names(theirs), (owner, method)
+    h3 = stand_ins.SGLANG_H3.replace("vsa_h3_kernels", "video_sparse_attn_h3")
+    forward = names(fact("parameters", h3, "VideoSparseAttentionH3Impl.forward_varlen"))
+    ours = list(inspect.signature(packed.sglang_forward).parameters)
+    assert ours == ["theirs", "layer", *[name for name in forward[1:] if name]]
+    for name in ("prefix_segments", "packed_segments", "raw_latent_shape", "patch_size", "exempt"):
+        known = names(fact("parameters", h3, "VideoSparseAttentionH3MetadataBuilder.build"))
+        assert name in known
 
 
 def test_the_omni_stand_in_looks_like_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,13 +69,13 @@ def test_a_call_is_attention_over_its_tiles(
     assert error(out[:, :length], right) < LIMIT and out[:, length:].abs().sum() == 0
 
 
+@pytest.mark.filterwarnings("ignore:topk is 64, but there are")  # once in a process
 def test_settings_of_a_call_count(backend: Any) -> None:
     """Grouped heads, a scale of its own, and more tiles than there are."""
     q, _, _ = tensors(math.prod(GRID), 3, heads=4)
-    _, k, v = tensors(math.prod(GRID) * 1, 3, heads=2)
+    _, k, v = tensors(math.prod(GRID), 3, heads=2)
     layer = made(backend, num_heads=4, num_kv_heads=2, softmax_scale=0.1, backend_kwargs=None)
-    with pytest.warns(UserWarning, match="topk is 64, but there are"):
-        out = layer.forward(q, k, v, meta())
+    out = layer.forward(q, k, v, meta())
     wide = [x.repeat_interleave(2, dim=2) for x in (k, v)]
     tiles = reference.video_tiles(GRID, (4, 8, 8))
     assert error(out, reference.attention(q, *wide, tiles, 64, None, scale=0.1)) < LIMIT
@@ -128,15 +128,38 @@ def test_settings_that_would_mean_dense_attention_are_refused(
         assert made(shared, role="cross").role == "cross"
 
 
-def test_minimax_h3_keeps_its_layer_and_needs_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+H3 = "vllm_omni.diffusion.models.minimax_h3.attention.fastvideo_h3"
+
+
+def test_minimax_h3_runs_in_raster_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layer is a class of the model's own, which the host wants to be one of ours."""
     config = SimpleNamespace(model_class_name="MiniMaxH3Pipeline", parallel_config=None)
     backend = stand_ins.omni(monkeypatch, config)
-    assert issubclass(stand_ins.MiniMaxH3VSAImpl, backend.VsaImpl)
+    layer = type("MiniMaxH3VSAImpl", (stand_ins.FastVideoVSAImpl,), {"__init__": lambda self: None})
+    assert issubclass(layer, backend.VsaImpl)
     assert not issubclass(stand_ins.SDPAImpl, backend.VsaImpl)
-    with pytest.raises(ImportError, match="requires the optional fastvideo-kernel"):
-        backend.VsaBackend.validate_available()
-    stand_ins.put(monkeypatch, "fastvideo_kernel")
+    segments, grid = (70, 20), (5, 9, 10)
+    layout = lambda meta: None if meta is None else (segments, grid, meta.start)  # noqa: E731
+    stand_ins.put(monkeypatch, H3, MiniMaxH3VSAImpl=layer, _get_h3_layout=layout)
     backend.VsaBackend.validate_available()
+    made = layer()
+    made.topk, made.softmax_scale = 3, HEAD_DIM**-0.5
+    length = 90 + math.prod(grid)
+    q, k, v, gate = tensors(length)
+    video = reference.video_tiles(grid, (4, 4, 4))
+    tiles, before = reference.packed_tiles(segments, video, 64)
+    padded = [torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 6)) for x in (q, k, v, gate)]
+    for given in (None, padded[3]):
+        call = meta(given, packed_padding=SimpleNamespace(q_length=length, kv_length=length))
+        call.start = 90
+        out = made.forward(*padded[:3], call)
+        right = reference.attention(q, k, v, tiles, 3, None if given is None else gate, before)
+        assert error(out[:, :length], right) < LIMIT and out[:, length:].abs().sum() == 0
+    call.start = 100
+    with pytest.raises(ValueError, match="vsa_h3_prefix_segments must sum to 100"):
+        made.forward(*padded[:3], call)
+    monkeypatch.setattr(stand_ins.FastVideoVSAImpl, "forward_cuda", lambda *_: "theirs")
+    assert made.forward(q, k, v, None) == "theirs"
 
 
 @pytest.mark.parametrize(

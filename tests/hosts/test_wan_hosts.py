@@ -45,6 +45,7 @@ def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         FASTVIDEO_H3,
         block_sparse_attn_64_bhsd="theirs",
         block_sparse_attn_256_bshd="theirs",
+        **stand_ins.h3_like(),
     )
     stand_ins.put(
         monkeypatch,
