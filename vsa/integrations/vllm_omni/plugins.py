@@ -23,10 +23,10 @@ def plugin() -> None:
 
 
 def lists_plugin() -> None:
-    """Let MiniMax-H3's kernel over maps of padded tiles be ours, where VLLM_PLUGINS names it.
+    """Let FastVideo's kernel over maps of padded tiles be ours, where VLLM_PLUGINS names this.
 
-    vLLM-Omni loads all plugins unless told otherwise, and FastVideo's own kernel is the better one
-    on GPUs whose padded tiles our kernels refuse.
+    vLLM-Omni loads all plugins unless told otherwise. This one is for its own layers, without
+    ``plugin``, on GPUs whose padded tiles our kernels take.
     """
     from vllm import envs
 
