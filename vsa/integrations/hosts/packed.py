@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -101,6 +102,10 @@ def attend(
 @functools.cache
 def fastvideo_class(base: type) -> type:
     """A subclass of FastVideo's ``MiniMaxH3VSAImpl`` that leaves the tokens where they are."""
+
+    logging.getLogger(base.__module__).info(
+        "vsa: MiniMaxH3VSAImpl of FastVideo runs on vsa.attention, in raster order"
+    )
 
     class RasterMiniMaxH3(base):
         """MiniMax-H3's attention by ``vsa``, in raster order."""
