@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the tokens of a sequence go in padded tiles, and which of its tiles are there at all."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vsa.values import padded
+from vsa.values.grid import SLOTS
+from vsa.values.sequence import Segment, Sequence
+
+
+class Slots(NamedTuple):
+    """A sequence as padded tiles of 64 slots.
+
+    Tiles of more tokens are several of these, their parts, one after the other.
+
+    Attributes:
+        sizes: (parts,) int32, real tokens of each part, which come first in it.
+        of_tokens: (S,) int64, the slot of each token; invalid ones get slots of padding.
+        tile_of_part: (parts,) int64.
+    """
+
+    sizes: Tensor
+    of_tokens: Tensor
+    tile_of_part: Tensor
+
+    @property
+    def total(self) -> int:
+        """Slots in all."""
+        return len(self.sizes) * SLOTS
+
+
+def slots_of(sequence: Sequence, device: torch.device, valid: Tensor | None = None) -> Slots:
+    """Made on the device from whole numbers alone, so that nothing waits for it.
+
+    Args:
+        sequence: what is laid out.
+        device: of the tensors.
+        valid: (text,) bool, which tokens of the runs are real, or None for all.
+    """
+    sizes, slots, tiles = [], [], []
+    first_tile = first_part = text = 0
+    for segment in sequence.segments:
+        token = segment.boxes.tokens_of_tiles(device)
+        there = real = token >= 0
+        if valid is not None and not segment.is_video:
+            of_run = valid[text : text + segment.tokens]
+            real = functional.pad(of_run, (0, 1))[token]
+            text += segment.tokens
+        counts = real.sum(1, keepdim=True)
+        others = counts + (there & ~real).cumsum(1)
+        place = torch.where(real, real.cumsum(1), others) - 1
+        tile = torch.arange(segment.num_tiles, device=device)
+        slot = (first_part + tile[:, None] * segment.parts) * SLOTS + place
+        slots.append(slot.new_empty(segment.tokens + 1).index_put_((token,), slot)[:-1])
+        sizes.append(padded.sizes_of_parts(counts[:, 0], segment.parts))
+        tiles.append(first_tile + torch.arange(len(sizes[-1]), device=device) // segment.parts)
+        first_tile, first_part = first_tile + segment.num_tiles, first_part + len(sizes[-1])
+    return Slots(torch.cat(sizes).to(torch.int32), torch.cat(slots), torch.cat(tiles))
+
+
+def tile_of_token(sequence: Sequence, device: torch.device) -> Tensor:
+    """The tile, counted over all segments, that each token lies in, (S,) int64."""
+    found, first = [], 0
+    for segment in sequence.segments:
+        found.append(first + segment.boxes.tile_of_token(device))
+        first += segment.num_tiles
+    return torch.cat(found)
+
+
+def real_tokens(sequence: Sequence, device: torch.device, text_valid: Tensor | None) -> Tensor:
+    """Which tokens are real, (B or 1, S) bool."""
+    batch = 1 if text_valid is None else len(text_valid)
+    found, text = [], 0
+    for segment in sequence.segments:
+        if text_valid is None or segment.is_video:
+            found.append(torch.ones(batch, segment.tokens, dtype=torch.bool, device=device))
+        else:
+            found.append(text_valid[:, text : text + segment.tokens])
+            text += segment.tokens
+    return torch.cat(found, dim=1)
+
+
+def of_segments(sequence: Sequence, marked: list[bool], device: torch.device) -> Tensor:
+    """Which tokens lie in the segments that are marked, (S,) bool."""
+    each = zip(sequence.segments, marked, strict=True)
+    return torch.cat([torch.full((segment.tokens,), mark, device=device) for segment, mark in each])
+
+
+def tokens_in_tiles(segment: Segment, valid: Tensor) -> Tensor:
+    """Real tokens of each tile of a run, of which ``valid`` (B, tokens) bool are real.
+
+    Returns:
+        (B, num_tiles) int64.
+    """
+    token = segment.boxes.tokens_of_tiles(valid.device)
+    return functional.pad(valid, (0, 1))[:, token].sum(-1)
