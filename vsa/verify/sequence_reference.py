@@ -194,7 +194,7 @@ def choose(
         there = [j for j in all_tiles if tiles[j].tokens]
         assert number is not None
         count = number if isinstance(number, int) else max(1, math.ceil(number * len(all_tiles)))
-        scores = [float(scale * mean @ keys[tiles[j].tokens].mean(0)) for j in there]
+        scores = [(scale * mean @ keys[tiles[j].tokens].mean(0)).item() for j in there]
         first = [place for place, j in enumerate(there) if j in forced]
         if first:
             assert not least

@@ -87,23 +87,22 @@ def attend(
     out, lse = fine_stage(mixed, branch.selection)
     if gate_coarse is None and gate_fine is None:
         return out, lse
-    call, device = mixed.call, out.device
+    device = out.device
     whole = out.to(accumulation_dtype(out))
+    # Zero times a gate is not zero where the gate of what is no token is NaN.
+    real = None
+    if mixed.text_valid is not None:
+        real = real_tokens(mixed.sequence, device, mixed.text_valid)[..., None, None]
     if gate_fine is not None:
-        whole = whole * gate_fine.to(whole.dtype)
+        whole = whole * _masked(gate_fine.to(whole.dtype), real)
     if gate_coarse is not None:
         rows = _coarse_rows(mixed, branch)
         tile = tile_of_token(mixed.sequence, device)
-        gate = gate_coarse.to(whole.dtype).expand(call.shape)
+        gate = _masked(gate_coarse.to(whole.dtype), real)
         marked = [bool(each.coarse) for each in mixed.sequence.segments]
-        if not all(marked):  # others get none of it, whatever their gate is
-            has = of_segments(mixed.sequence, marked, device)
-            gate = torch.where(has[:, None, None], gate, 0)
+        if not all(marked):
+            gate = _masked(gate, of_segments(mixed.sequence, marked, device)[:, None, None])
         whole = whole + rows.transpose(1, 2).index_select(1, tile) * gate
-    if mixed.text_valid is not None:
-        # Zero times a gate is not zero where the gate of what is no token is NaN.
-        real = real_tokens(mixed.sequence, device, mixed.text_valid)
-        whole = whole.masked_fill(~real[..., None, None], 0)
     return whole.to(out.dtype), lse
 
 
@@ -129,6 +128,11 @@ def sparse_lse(mixed: Mixed, selection: Selection) -> Tensor:
     marked = [each.is_sparse for each in mixed.sequence.segments]
     parts = [lse[..., mixed.sequence.tokens_of(at)] for at, mark in enumerate(marked) if mark]
     return torch.cat(parts, dim=-1)
+
+
+def _masked(gate: Tensor, there: Tensor | None) -> Tensor:
+    """A gate that is zero but there."""
+    return gate if there is None else torch.where(there, gate, 0)
 
 
 def _rows_of_all(mixed: Mixed, selection: Selection) -> Tensor:
