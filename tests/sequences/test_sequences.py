@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sequences.cases import CASES, attend, check, gradients, truth
+from sequences.cases import CASES, VIDEO, attend, check, gradients, truth
 
 import vsa
 from vsa import Segment
@@ -36,19 +36,17 @@ def test_definition_on_flex(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_definition_on_kernels(name: str, machine: tuple[str, str]) -> None:
     backend, device = machine
-    if name not in IN_RASTER:
-        if (reason := BACKENDS[backend].why_not(Request(device, padded=True))) is not None:
-            pytest.skip(f"{backend}: {reason}")
+    reason = BACKENDS[backend].why_not(Request(device, padded=True))
+    if name not in IN_RASTER and reason is not None:
+        pytest.skip(f"{backend}: {reason}")
     check(replace(CASES[name], dtype=torch.bfloat16, head_dim=64), backend, device)
 
 
 @pytest.mark.parametrize("gates", [(), ("gate_coarse",)], ids=str)
 def test_text_around_a_video_is_a_grid(gates: tuple[str, ...]) -> None:
     """Choice, output, log-sum-exp and gradients have the same bits as with ``vsa.Grid``."""
-    case = replace(
-        CASES["h3"], segments=(70, 30, (3, 5, 6), 9), batch=2, gates=gates, text_valid=True
-    )
-    grid = vsa.Grid((3, 5, 6), prefix=100, suffix=9)
+    case = replace(CASES["h3"], segments=(7, 5, VIDEO, 9), batch=2, gates=gates, text_valid=True)
+    grid = vsa.Grid(VIDEO.shape, VIDEO.tile, prefix=12, suffix=9)
     results = []
     for of in (case.sequence, grid):
         given = {name: x.requires_grad_() for name, x in case.tensors().items()}
@@ -87,7 +85,7 @@ def test_padded_tiles_give_what_a_grid_gives(monkeypatch: pytest.MonkeyPatch) ->
     from vsa.stages import sequences
     from vsa.stages.sequences import call
 
-    case = replace(CASES["h3"], segments=(70, (3, 5, 6), 9), batch=2)
+    case = replace(CASES["h3"], segments=(70, VIDEO, 9), batch=2)
     results = []
     for by_tiles in (False, True):
         if by_tiles:

@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vsa.stages.watchers import is_watched
 from vsa.values import padded
 from vsa.values.grid import SLOTS
+from vsa.values.remembered import Remembered
 from vsa.values.sequence import Segment, Sequence
+
+T = TypeVar("T")
 
 
 class Slots(NamedTuple):
@@ -35,14 +40,24 @@ class Slots(NamedTuple):
         return len(self.sizes) * SLOTS
 
 
+_slots: Remembered[Slots] = Remembered(32)
+_tiles: Remembered[Tensor] = Remembered(32)
+
+
 def slots_of(sequence: Sequence, device: torch.device, valid: Tensor | None = None) -> Slots:
-    """Made on the device from whole numbers alone, so that nothing waits for it.
+    """Made on the device from whole numbers alone, so that nothing waits for it; once, if all real.
 
     Args:
         sequence: what is laid out.
         device: of the tensors.
         valid: (text,) bool, which tokens of the runs are real, or None for all.
     """
+    if valid is None:
+        return _once(_slots_of, _slots, sequence, device)
+    return _slots_of(sequence, device, valid)
+
+
+def _slots_of(sequence: Sequence, device: torch.device, valid: Tensor | None = None) -> Slots:
     sizes, slots, tiles = [], [], []
     first_tile = first_part = text = 0
     for segment in sequence.segments:
@@ -65,12 +80,42 @@ def slots_of(sequence: Sequence, device: torch.device, valid: Tensor | None = No
 
 
 def tile_of_token(sequence: Sequence, device: torch.device) -> Tensor:
-    """The tile, counted over all segments, that each token lies in, (S,) int64."""
+    """The tile, counted over all segments, that each token lies in, (S,) int64; made once."""
+    return _once(_tile_of_token, _tiles, sequence, device)
+
+
+def _tile_of_token(sequence: Sequence, device: torch.device) -> Tensor:
     found, first = [], 0
     for segment in sequence.segments:
         found.append(first + segment.boxes.tile_of_token(device))
         first += segment.num_tiles
     return torch.cat(found)
+
+
+def _once(
+    make: Callable[[Sequence, torch.device], T],
+    kept: Remembered[T],
+    sequence: Sequence,
+    device: torch.device,
+) -> T:
+    """What was made for equal segments before, on the same stream, which orders it.
+
+    Not where operators are watched, nor in the capture of a graph, which needs memory of its own.
+    """
+    if torch.compiler.is_compiling() or is_watched():
+        return make(sequence, device)
+    stream = 0
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return make(sequence, device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+    key = sequence, device, stream
+    found = kept.get(key)
+    if found is None:
+        with torch.inference_mode(False):  # autograd may have to keep it
+            found = make(sequence, device)
+        kept.put(key, found)
+    return found
 
 
 def real_tokens(sequence: Sequence, device: torch.device, text_valid: Tensor | None) -> Tensor:
