@@ -42,14 +42,14 @@ class Case:
         return self.sequence if self.kv_segments is None else vsa.Sequence(self.kv_segments)
 
     def valid(self) -> Tensor | None:
-        """Runs of which some tokens are real; the second run of the first element has none."""
+        """Which text is real: some, and in the first element nothing of its second segment."""
         if not self.text_valid:
             return None
         generator = torch.Generator().manual_seed(5)
         found = torch.rand(self.batch, self.sequence.text, generator=generator) < 0.6
-        runs = [each.tokens for each in self.sequence.segments if not each.is_video]
-        if len(runs) > 1:
-            found[0, runs[0] : runs[0] + runs[1]] = False
+        flat = [each.tokens for each in self.sequence.segments if not each.is_video]
+        if len(flat) > 1:
+            found[0, flat[0] : flat[0] + flat[1]] = False
         return found
 
     def tensors(self, seed: int = 0) -> dict[str, Tensor]:
@@ -279,7 +279,7 @@ CASES = {
     "one token": Case((1, (1, 1, 1), (1, 1, 1))),
     "negative scale": Case((TEXT, OTHER, VIDEO), scale=-0.3),
     "one tile": Case(((1, 2, 3),), 1),
-    "only runs": Case((Segment(30, 9, keys="compete", queries="sparse"), 7)),
+    "no video": Case((Segment(30, 9, keys="compete", queries="sparse"), 7)),
     "invalid text": Case((9, TEXT, 6, VIDEO), batch=2, text_valid=True),
     "invalid text, two videos": Case(
         (9, TEXT, OTHER, 6, VIDEO),

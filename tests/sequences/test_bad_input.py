@@ -39,7 +39,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a word": (lambda: made("abc"), TypeError, "segments must be a list of vsa.Segment"),
     "a grid in it": (
         lambda: made([vsa.Grid((1, 2, 3))]), TypeError, r"segments\[0\] must be a vsa.Segment"),
-    "an empty run": (lambda: made([5, 0]), ValueError, r"segments\[1\]: shape must be at least 1"),
+    "no tokens": (lambda: made([5, 0]), ValueError, r"segments\[1\]: shape must be at least 1"),
     "two sides": (lambda: made([(2, 3)]), TypeError, r"segments\[0\]: shape must be three token"),
     "names twice": (
         lambda: made([part(3, name="text"), part(4, name="text")]), ValueError,
@@ -62,9 +62,9 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no coarse part where one must be": (
         lambda: part((1, 2, 3), coarse=False), ValueError, "coarse may be False only where keys"),
     "coarse in words": (lambda: part(5, coarse="no"), TypeError, "coarse must be True or False"),
-    "a tile of a run with three sides": (
+    "a tile of text with three sides": (
         lambda: part(5, (4, 4, 4)), TypeError, "tile must be a whole number, but it is"),
-    "a large tile of a run": (
+    "a large tile of text": (
         lambda: part(500, 257), ValueError, "tile must hold at most 256 tokens, but it is 257"),
     "a large tile of a video": (
         lambda: part((9, 9, 9), (8, 8, 8)), ValueError, "tile must hold at most 256 tokens"),
@@ -104,15 +104,15 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError, "topk as a tuple must have one number per query head, but it has 3 for 2"),
     "text_valid of tokens of the video": (
         lambda: vsa.attention(**X, topk=1, grid=MIXED, text_valid=REAL),
-        ValueError, r"text_valid must be \(B, tokens of all runs of the sequence\) = \(1, 5\)"),
+        ValueError, r"text_valid must be \(B, tokens of all flat segments\) = \(1, 5\)"),
     "text_valid of numbers": (
         lambda: vsa.attention(**X, topk=1, grid=MIXED, text_valid=NUMBERS),
         TypeError, "text_valid must be a bool tensor, but it is torch.float32"),
-    "text_valid of other runs": (
+    "text_valid of other text": (
         lambda: vsa.attention(
             **X, topk=1, grid=MIXED, kv_grid=made([4, 1, (1, 3, 4), (2, 4, 4)]),
             text_valid=REAL[:, :5]),
-        ValueError, "text_valid needs kv_grid to have the runs of grid"),
+        ValueError, "text_valid needs kv_grid to have the flat segments of grid"),
     "a gate that does not broadcast": (
         lambda: vsa.attention(**X, topk=1, grid=MIXED, gate_coarse=GATE),
         ValueError, "gate_coarse must be broadcastable to q"),

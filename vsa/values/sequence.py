@@ -34,16 +34,16 @@ class Segment:
     """A part of a sequence that shares no tile with its neighbours.
 
     Args:
-        shape: tokens, for a run of them (text, audio); or (T, H, W), for a video or an image.
-        tile: tokens per tile, at most 256; a number for a run, by default 64; (t, h, w) for a
-            video, by default (4, 4, 4), or "auto", which takes ``best_tile(shape)``. More than 64
-            are read as two to four tiles that are chosen as one.
+        shape: tokens, for a flat segment (text, audio); or (T, H, W), for a video or an image.
+        tile: tokens per tile, at most 256: a number for a flat segment, by default 64; (t, h, w)
+            for a video, by default (4, 4, 4), or "auto", which takes ``best_tile(shape)``. More
+            than 64 are read as two to four tiles that are chosen as one.
         name: for errors and to find the segment again; no two segments share one.
         keys: "kept", for keys that every query attends, or "compete", for tiles that sparse queries
-            choose among; by default a video's compete and a run's are kept.
+            choose among; by default a video's compete and a flat segment's are kept.
         queries: "sparse", for queries that attend what is kept and what their tile chooses, or
             "dense", for queries that attend the whole sequence; by default a video's are sparse and
-            a run's are dense.
+            a flat segment's are dense.
         topk: how many of this segment's tiles each sparse query tile keeps, as in
             ``vsa.attention`` but no tensor. None: the segment's tiles compete for the call's
             ``topk`` together with those of all other segments without a budget of their own.
@@ -65,9 +65,9 @@ class Segment:
     boxes: Grid = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        run = not isinstance(self.shape, (tuple, list))
+        flat = not isinstance(self.shape, (tuple, list))
         shape: int | Extent
-        if run:
+        if flat:
             shape = checks.integer("shape", self.shape, at_least=1)
             tile = checks.integer("tile", SLOTS if self.tile is None else self.tile, at_least=1)
             if tile > MOST_TOKENS:
@@ -83,8 +83,8 @@ class Segment:
         self._set("boxes", boxes)
         if self.name is not None and not (isinstance(self.name, str) and self.name):
             raise TypeError(f"name must be a word or None, but it is {self.name!r:.60}")
-        self._set("keys", _one_of("keys", self.keys, ("kept", "compete"), run))
-        self._set("queries", _one_of("queries", self.queries, ("dense", "sparse"), run))
+        self._set("keys", _one_of("keys", self.keys, ("kept", "compete"), flat))
+        self._set("queries", _one_of("queries", self.queries, ("dense", "sparse"), flat))
         chooses = self.competes or self.is_sparse
         coarse = chooses if self.coarse is None else checks.flag("coarse", self.coarse)
         if chooses and not coarse:
@@ -162,7 +162,7 @@ class Sequence:
     and a column for each tile that competes, in the order of the sequence. See docs/sequences.md.
 
     Args:
-        segments: ``Segment``s; a number stands for a run of so many tokens, (T, H, W) for a video.
+        segments: ``Segment``s; a number stands for so many tokens, (T, H, W) for a video.
 
     Raises:
         ValueError, TypeError: naming the segment.
@@ -220,7 +220,7 @@ class Sequence:
 
     @property
     def text(self) -> int:
-        """Tokens of all runs, which ``text_valid`` speaks of in their order."""
+        """Tokens of all flat segments, which ``text_valid`` speaks of in their order."""
         return sum(each.tokens for each in self.segments if not each.is_video)
 
     def segment(self, name: str | int) -> Segment:
@@ -303,10 +303,10 @@ def _boxes(shape: Extent, tile: object) -> Grid:
     return Grid(shape, clipped if math.prod(sides) > SLOTS else sides)  # type: ignore[arg-type]
 
 
-def _one_of(name: str, value: object, words: tuple[str, str], run: bool) -> str:
-    """One of two words; without one, the first for a run and the second for a video."""
+def _one_of(name: str, value: object, words: tuple[str, str], flat: bool) -> str:
+    """One of two words; without one, the first for a flat segment and the second for a video."""
     if value is None:
-        return words[0] if run else words[1]
+        return words[0] if flat else words[1]
     if value not in words:
         raise ValueError(f"{name} must be {words[0]!r} or {words[1]!r}, but it is {value!r:.60}")
     return str(value)

@@ -20,9 +20,9 @@ class Part(NamedTuple):
     """A segment.
 
     Attributes:
-        shape: (T, H, W); (1, 1, tokens) for a run.
+        shape: (T, H, W); (1, 1, tokens) for a flat one.
         tile: tokens of a tile along each axis.
-        is_run: whether ``valid`` speaks of its tokens.
+        is_flat: whether ``valid`` speaks of its tokens.
         kept: whether all sparse queries attend it as a whole; else its tiles compete.
         dense: whether its queries attend everything; else what is kept and what their tile chose.
         coarse: whether its tiles are in the coarse stage.
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
     shape: Sequence[int]
     tile: Sequence[int]
-    is_run: bool = False
+    is_flat: bool = False
     kept: bool = False
     dense: bool = False
     coarse: bool = True
@@ -77,7 +77,7 @@ def attention(
         gate_coarse: broadcastable to q, or None to leave the coarse output out.
         gate_fine: broadcastable to q, or None for 1.
         scale: factor of the scores, by default head_dim ** -0.5.
-        valid: (B, tokens of all runs) bool.
+        valid: (B, tokens of all flat ones) bool.
         given: (B, heads, sparse query tiles, competing key tiles) bool, a choice that is made.
         must: (sparse query tiles, competing key tiles) bool, tiles that come first in their
             competition, count in it, and are all kept.
@@ -218,7 +218,7 @@ def tiles_of_parts(parts: Sequence[Part], valid: Sequence[bool] | None) -> list[
     for place, part in enumerate(parts):
         tokens = math.prod(part.shape)
         real = set(range(first, first + tokens))
-        if valid is not None and part.is_run:
+        if valid is not None and part.is_flat:
             real = {token for token in real if valid[text + token - first]}
             text += tokens
         for tile in tiles_of(part.shape, part.tile, first):

@@ -57,7 +57,7 @@ class Mixed:
             Elsewhere tokens are copied into padded tiles.
         sequence: the queries'.
         kv_sequence: the keys'.
-        text_valid: (B, tokens of runs) bool, which of them are real, or None for all.
+        text_valid: (B, tokens of flat segments) bool, which of them are real, or None for all.
     """
 
     call: Inputs
@@ -223,7 +223,7 @@ def _of_all_text(sequence: Sequence, text_valid: Tensor | None) -> Tensor | None
 
 
 def _check_text_valid(value: object, q: Tensor, sequence: Sequence, keys: Sequence) -> None:
-    """None, or (B, tokens of runs) bool that speaks of the queries' and the keys' runs alike."""
+    """None, or (B, tokens of flat segments) bool, which queries and keys have alike."""
     if value is None:
         return
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
@@ -232,16 +232,16 @@ def _check_text_valid(value: object, q: Tensor, sequence: Sequence, keys: Sequen
     wanted = (q.shape[0], sequence.text)
     if tuple(value.shape) != wanted:
         raise ValueError(
-            f"text_valid must be (B, tokens of all runs of the sequence) = {wanted}, but its shape "
-            f"is {tuple(value.shape)}"
+            f"text_valid must be (B, tokens of all flat segments) = {wanted}, but its shape is "
+            f"{tuple(value.shape)}"
         )
-    runs, of_keys = (
+    flat, of_keys = (
         [each.tokens for each in of.segments if not each.is_video] for of in (sequence, keys)
     )
-    if runs != of_keys:
+    if flat != of_keys:
         raise ValueError(
-            "text_valid needs kv_grid to have the runs of grid, but those of the keys have "
-            f"{of_keys} tokens and those of the queries {runs}"
+            "text_valid needs kv_grid to have the flat segments of grid, but those of the keys "
+            f"have {of_keys} tokens and those of the queries {flat}"
         )
     if value.device != q.device:
         raise ValueError(

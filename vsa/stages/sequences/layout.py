@@ -50,7 +50,7 @@ def slots_of(sequence: Sequence, device: torch.device, valid: Tensor | None = No
     Args:
         sequence: what is laid out.
         device: of the tensors.
-        valid: (text,) bool, which tokens of the runs are real, or None for all.
+        valid: (text,) bool, which tokens of the flat segments are real, or None for all.
     """
     if valid is None:
         return _once(_slots_of, _slots, sequence, device)
@@ -138,7 +138,7 @@ def of_segments(sequence: Sequence, marked: list[bool], device: torch.device) ->
 
 
 def tokens_in_tiles(segment: Segment, valid: Tensor) -> Tensor:
-    """Real tokens of each tile of a run, of which ``valid`` (B, tokens) bool are real.
+    """Real tokens of each tile of a flat segment, of which ``valid`` (B, tokens) bool are real.
 
     Returns:
         (B, num_tiles) int64.

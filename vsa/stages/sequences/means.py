@@ -103,7 +103,7 @@ def _means(xs: list[Tensor], segment: Segment, valid: Tensor | None, backend: st
 
 
 def _of_valid(x: Tensor, segment: Segment, valid: Tensor) -> Tensor:
-    """Means over the real tokens of a run (B, tokens, heads, head_dim)."""
+    """Means over the real tokens of a flat segment (B, tokens, heads, head_dim)."""
     tile = segment.boxes.box[2]
     # By where, so that neither an invalid number nor its gradient is multiplied by anything.
     real = torch.where(valid[:, :, None, None], x.to(accumulation_dtype(x)), 0)
