@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vsa.backends.tiles import accumulation_dtype
 from vsa.stages.coarse import coarse_attention
@@ -19,6 +20,7 @@ from vsa.stages.fine import fine, fine_of_padded
 from vsa.stages.sequences.call import Mixed
 from vsa.stages.sequences.choice import Pool, choose
 from vsa.stages.sequences.layout import (
+    Order,
     Slots,
     of_segments,
     real_tokens,
@@ -29,7 +31,6 @@ from vsa.stages.sequences.means import TileMeans, without_empty
 from vsa.values import bitmap
 from vsa.values.problem import PaddedProblem
 from vsa.values.selection import Selection
-from vsa.values.sequence import Sequence
 
 
 class Branch(NamedTuple):
@@ -92,7 +93,7 @@ def attend(
     # Zero times a gate is not zero where the gate of what is no token is NaN.
     real = None
     if mixed.text_valid is not None:
-        real = real_tokens(mixed.sequence, device, mixed.text_valid)[..., None, None]
+        real = real_tokens(mixed.sequence, mixed.text_valid)[..., None, None]
     if gate_fine is not None:
         whole = whole * _masked(gate_fine.to(whole.dtype), real)
     if gate_coarse is not None:
@@ -110,15 +111,14 @@ def fine_stage(mixed: Mixed, selection: Selection) -> tuple[Tensor, Tensor]:
     """Results (B, S, heads, head_dim) and lse (B, heads, S): zeros and -inf at invalid tokens."""
     if mixed.in_raster:
         return fine(mixed.call, selection)
-    q, k, v = mixed.call.q, mixed.call.k, mixed.call.v
-    kept = _rows_of_all(mixed, selection)
+    q, k, v, words = mixed.call.q, mixed.call.k, mixed.call.v, selection.bitmap
     if mixed.text_valid is None:
-        return _in_tiles(mixed, q, k, v, kept, None)
+        return _in_tiles(mixed, q, k, v, words, None)
     # Padded tiles have the same sizes in the whole batch, so each element goes by itself.
     found = []
     for b in range(len(q)):
         one = slice(b, b + 1)
-        found.append(_in_tiles(mixed, q[one], k[one], v[one], kept[one], mixed.text_valid[b]))
+        found.append(_in_tiles(mixed, q[one], k[one], v[one], words[one], mixed.text_valid[b]))
     return torch.cat([out for out, _ in found]), torch.cat([lse for _, lse in found])
 
 
@@ -135,40 +135,34 @@ def _masked(gate: Tensor, there: Tensor | None) -> Tensor:
     return gate if there is None else torch.where(there, gate, 0)
 
 
-def _rows_of_all(mixed: Mixed, selection: Selection) -> Tensor:
-    """The choice with what nobody chooses: (B, heads, all query tiles, all key tiles) bool."""
-    chosen = selection.mask()
-    batch, heads = chosen.shape[:2]
-    columns = mixed.kv_sequence.num_tiles
-    rows = []
-    for place, segment in enumerate(mixed.sequence.segments):
-        if not segment.is_sparse:
-            rows.append(chosen.new_ones(batch, heads, segment.num_tiles, columns))
-            continue
-        of_rows = chosen[:, :, mixed.sequence.query_tiles_of(place)]
-        parts = [
-            of_rows[..., mixed.kv_sequence.key_tiles_of(at)]
-            if of_keys.competes
-            else chosen.new_ones(batch, heads, segment.num_tiles, of_keys.num_tiles)
-            for at, of_keys in enumerate(mixed.kv_sequence.segments)
-        ]
-        rows.append(torch.cat(parts, dim=-1))
-    return torch.cat(rows, dim=2)
-
-
 def _in_tiles(
-    mixed: Mixed, q: Tensor, k: Tensor, v: Tensor, kept: Tensor, valid: Tensor | None
+    mixed: Mixed, q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, valid: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The fine stage over padded tiles, to and fro; ``valid`` (text,) bool for one element."""
-    queries = slots_of(mixed.sequence, q.device, valid)
+    """The fine stage over padded tiles, to and fro; ``valid`` (text,) bool for one element.
+
+    Tiles that choose, and those that are chosen from, come first: then the choice is the beginning
+    of all rows and columns.
+    """
+    of_queries, of_keys = mixed.sequence.segments, mixed.kv_sequence.segments
+    by_rows = _first([each.is_sparse for each in of_queries])
+    by_columns = _first([each.competes for each in of_keys])
+    queries = slots_of(mixed.sequence, by_rows, q.device, valid)
     keys = queries
-    if mixed.kv_sequence != mixed.sequence:
-        keys = slots_of(mixed.kv_sequence, q.device, valid)
-    if _has_parts(mixed.kv_sequence):
-        kept = kept.index_select(3, keys.tile_of_part)
-    words = bitmap.pack(kept & (keys.sizes > 0))
-    if _has_parts(mixed.sequence):
-        words = words.index_select(2, queries.tile_of_part)
+    if (mixed.sequence, by_rows) != (mixed.kv_sequence, by_columns):
+        keys = slots_of(mixed.kv_sequence, by_columns, q.device, valid)
+    columns = sum(each.parts * each.num_tiles for each in of_keys if each.competes)
+    rows = sum(each.parts * each.num_tiles for each in of_queries if each.is_sparse)
+    if columns > mixed.kv_sequence.key_tiles:  # some tile is several of the kernels'
+        kept = bitmap.unpack(chosen, mixed.kv_sequence.key_tiles)
+        chosen = bitmap.pack(kept.index_select(3, keys.tile_of_part[:columns]))
+    if rows > mixed.sequence.query_tiles:
+        chosen = chosen.index_select(2, queries.tile_of_part[:rows])
+    there = keys.sizes > 0
+    all_there = bitmap.pack(there)
+    always = bitmap.pack(there & (torch.arange(len(there), device=q.device) >= columns))
+    chosen = functional.pad(chosen, (0, len(all_there) - chosen.shape[3])) & all_there | always
+    dense = all_there.expand(*chosen.shape[:2], len(queries.sizes) - rows, -1)
+    words = torch.cat((chosen, dense), dim=2)
     problem = PaddedProblem(
         _into(queries, q),
         _into(keys, k),
@@ -183,15 +177,16 @@ def _in_tiles(
     return out.index_select(1, queries.of_tokens), lse.index_select(2, queries.of_tokens)
 
 
-def _has_parts(sequence: Sequence) -> bool:
-    """Whether some tile is several of the kernels'."""
-    return any(each.parts > 1 for each in sequence.segments)
+def _first(marked: list[bool]) -> Order:
+    """Places of segments: those that are marked, then the others."""
+    places = range(len(marked))
+    return (*(at for at in places if marked[at]), *(at for at in places if not marked[at]))
 
 
 def _into(slots: Slots, x: Tensor) -> Tensor:
     """Tokens (B, S, heads, head_dim) in their slots; what is in the others is not read."""
     into = x.new_empty(len(x), slots.total, *x.shape[2:])
-    return into.index_copy(1, slots.of_tokens, x)
+    return into.index_copy_(1, slots.of_tokens, x)
 
 
 def _coarse_rows(mixed: Mixed, branch: Branch) -> Tensor:

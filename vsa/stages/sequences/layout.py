@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -20,14 +20,14 @@ T = TypeVar("T")
 
 
 class Slots(NamedTuple):
-    """A sequence as padded tiles of 64 slots.
+    """Segments as padded tiles of 64 slots, in an order of their own.
 
     Tiles of more tokens are several of these, their parts, one after the other.
 
     Attributes:
         sizes: (parts,) int32, real tokens of each part, which come first in it.
         of_tokens: (S,) int64, the slot of each token; invalid ones get slots of padding.
-        tile_of_part: (parts,) int64.
+        tile_of_part: (parts,) int64, tiles counted in this order.
     """
 
     sizes: Tensor
@@ -40,48 +40,62 @@ class Slots(NamedTuple):
         return len(self.sizes) * SLOTS
 
 
+Order = tuple[int, ...]
+"""Places of all segments."""
 _slots: Remembered[Slots] = Remembered(32)
 _tiles: Remembered[Tensor] = Remembered(32)
 
 
-def slots_of(sequence: Sequence, device: torch.device, valid: Tensor | None = None) -> Slots:
+def slots_of(
+    sequence: Sequence, order: Order, device: torch.device, valid: Tensor | None = None
+) -> Slots:
     """Made on the device from whole numbers alone, so that nothing waits for it; once, if all real.
 
     Args:
         sequence: what is laid out.
+        order: of its segments' tiles.
         device: of the tensors.
         valid: (text,) bool, which tokens of the flat segments are real, or None for all.
     """
     if valid is None:
-        return _once(_slots_of, _slots, sequence, device)
-    return _slots_of(sequence, device, valid)
+        return _once(lambda: _slots_of(sequence, order, device), _slots, (sequence, order), device)
+    return _slots_of(sequence, order, device, valid)
 
 
-def _slots_of(sequence: Sequence, device: torch.device, valid: Tensor | None = None) -> Slots:
-    sizes, slots, tiles = [], [], []
-    first_tile = first_part = text = 0
-    for segment in sequence.segments:
+def _slots_of(
+    sequence: Sequence, order: Order, device: torch.device, valid: Tensor | None = None
+) -> Slots:
+    sizes, tiles = [], []
+    slots: dict[int, Tensor] = {}
+    first_tile = first_part = 0
+    for at in order:
+        segment = sequence.segments[at]
         token = segment.boxes.tokens_of_tiles(device)
         there = real = token >= 0
         if valid is not None and not segment.is_video:
-            of_run = valid[text : text + segment.tokens]
-            real = functional.pad(of_run, (0, 1))[token]
-            text += segment.tokens
+            real = functional.pad(valid[_text_of(sequence, at)], (0, 1))[token]
         counts = real.sum(1, keepdim=True)
         others = counts + (there & ~real).cumsum(1)
         place = torch.where(real, real.cumsum(1), others) - 1
         tile = torch.arange(segment.num_tiles, device=device)
         slot = (first_part + tile[:, None] * segment.parts) * SLOTS + place
-        slots.append(slot.new_empty(segment.tokens + 1).index_put_((token,), slot)[:-1])
+        slots[at] = slot.new_empty(segment.tokens + 1).index_put_((token,), slot)[:-1]
         sizes.append(padded.sizes_of_parts(counts[:, 0], segment.parts))
         tiles.append(first_tile + torch.arange(len(sizes[-1]), device=device) // segment.parts)
         first_tile, first_part = first_tile + segment.num_tiles, first_part + len(sizes[-1])
-    return Slots(torch.cat(sizes).to(torch.int32), torch.cat(slots), torch.cat(tiles))
+    of_tokens = torch.cat([slots[at] for at in sorted(slots)])
+    return Slots(torch.cat(sizes).to(torch.int32), of_tokens, torch.cat(tiles))
+
+
+def _text_of(sequence: Sequence, place: int) -> slice:
+    """Where a flat segment's tokens stand among those of all flat ones."""
+    counts = [each.tokens * (not each.is_video) for each in sequence.segments]
+    return slice(sum(counts[:place]), sum(counts[: place + 1]))
 
 
 def tile_of_token(sequence: Sequence, device: torch.device) -> Tensor:
     """The tile, counted over all segments, that each token lies in, (S,) int64; made once."""
-    return _once(_tile_of_token, _tiles, sequence, device)
+    return _once(lambda: _tile_of_token(sequence, device), _tiles, sequence, device)
 
 
 def _tile_of_token(sequence: Sequence, device: torch.device) -> Tensor:
@@ -92,42 +106,35 @@ def _tile_of_token(sequence: Sequence, device: torch.device) -> Tensor:
     return torch.cat(found)
 
 
-def _once(
-    make: Callable[[Sequence, torch.device], T],
-    kept: Remembered[T],
-    sequence: Sequence,
-    device: torch.device,
-) -> T:
-    """What was made for equal segments before, on the same stream, which orders it.
+def _once(make: Callable[[], T], kept: Remembered[T], of: Hashable, device: torch.device) -> T:
+    """What was made of equal segments before, on the same stream, which orders it.
 
     Not where operators are watched, nor in the capture of a graph, which needs memory of its own.
     """
     if torch.compiler.is_compiling() or is_watched():
-        return make(sequence, device)
+        return make()
     stream = 0
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
-            return make(sequence, device)
+            return make()
         stream = torch.cuda.current_stream(device).cuda_stream
-    key = sequence, device, stream
+    key = of, device, stream
     found = kept.get(key)
     if found is None:
         with torch.inference_mode(False):  # autograd may have to keep it
-            found = make(sequence, device)
+            found = make()
         kept.put(key, found)
     return found
 
 
-def real_tokens(sequence: Sequence, device: torch.device, text_valid: Tensor | None) -> Tensor:
-    """Which tokens are real, (B or 1, S) bool."""
-    batch = 1 if text_valid is None else len(text_valid)
-    found, text = [], 0
-    for segment in sequence.segments:
-        if text_valid is None or segment.is_video:
-            found.append(torch.ones(batch, segment.tokens, dtype=torch.bool, device=device))
-        else:
-            found.append(text_valid[:, text : text + segment.tokens])
-            text += segment.tokens
+def real_tokens(sequence: Sequence, text_valid: Tensor) -> Tensor:
+    """Which tokens are real, (B, S) bool."""
+    found = []
+    for place, segment in enumerate(sequence.segments):
+        real = text_valid[:, _text_of(sequence, place)]
+        if segment.is_video:
+            real = text_valid.new_ones(len(text_valid), segment.tokens)
+        found.append(real)
     return torch.cat(found, dim=1)
 
 
