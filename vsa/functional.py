@@ -115,8 +115,8 @@ def attention(
             share, ceil(topk * n), at least 1; a tuple with one of these for each query head; a
             tensor () of one of these on the CPU; or a ``vsa.TopP``, as many as hold a share of the
             softmax. None only beside ``selection``. Numbers that vary do not compile code again.
-        grid: (T, H, W) or ``vsa.Grid`` of the queries; None takes it from a video-shaped q, or cuts
-            a flat one into runs of 64 tokens.
+        grid: (T, H, W), ``vsa.Grid`` or ``vsa.Sequence`` of the queries; None takes it from a
+            video-shaped q, or cuts a flat one into runs of 64 tokens.
         kv_grid: the keys' grid where it differs.
         tile: tokens per tile along (t, h, w), at most 64 in all; "auto" wastes the fewest slots on
             this grid.
@@ -126,8 +126,8 @@ def attention(
         selection: a selection to reuse, from an earlier step; the top-k is skipped.
         score: what tiles are chosen by: "mean", the product of their means, or a
             ``vsa.SubBlocks``. The coarse branch is the same by either.
-        text_valid: (B, prefix + suffix) bool, which text tokens are real; the others are never
-            attended.
+        text_valid: (B, prefix + suffix) bool, or of a sequence's flat segments, which text tokens
+            are real; the others are never attended.
         tail: whether key tiles that were not chosen enter the softmax of the fine stage as one key
             each, their mean, with their mean value, that counts as often as the tile has tokens
             (docs/method.md); the log-sum-exp includes them.

@@ -89,7 +89,7 @@ def test_padded_tiles_give_what_a_grid_gives(monkeypatch: pytest.MonkeyPatch) ->
     results = []
     for by_tiles in (False, True):
         if by_tiles:
-            monkeypatch.setattr(call, "_grid_of", lambda sequence: None)
+            monkeypatch.setattr(call, "_grid_of", lambda sequence: call.OwnGrid(None))
             monkeypatch.setattr(sequences, "as_grids", lambda given: None)
         given = {name: x.requires_grad_() for name, x in case.tensors().items()}
         out, chosen, lse = attend(case, given)

@@ -15,6 +15,7 @@ from vsa.stages.inputs import DEFAULT_TILE, Inputs, Layout, Tile
 from vsa.values import checks
 from vsa.values.budget import TopK
 from vsa.values.grid import SLOTS, Grid
+from vsa.values.remembered import Remembered
 from vsa.values.selection import Selection, check_fits
 from vsa.values.sequence import Sequence
 
@@ -80,18 +81,16 @@ def as_grids(given: Given) -> GridCall | None:
     """The same call over grids, where there is one: a video, and text that chooses nothing."""
     topk, selection = given.topk, given.selection
     sequence, kv_sequence = _sequences(given)
-    grids = _grid_of(sequence), _grid_of(kv_sequence)
-    if grids[0] is None or grids[1] is None:
-        return None
-    if any(x.coarse and x.is_text for x in (*sequence.segments, *kv_sequence.segments)):
+    own, own_of_keys = _grid_of(sequence), _grid_of(kv_sequence)
+    grids = own.grid, own_of_keys.grid
+    if grids[0] is None or grids[1] is None or not own.is_all or not own_of_keys.is_all:
         return None
     if selection is not None:
         _check_grids_of(selection, sequence, kv_sequence)
         selection = replace(selection, grid=grids[0], kv_grid=grids[1], sequences=None)
-    own = next(segment.topk for segment in kv_sequence.segments if segment.competes)
-    if own is not None and selection is None:
+    if own_of_keys.topk is not None and selection is None:
         check_no_topk(topk)
-        topk = own
+        topk = own_of_keys.topk
     valid = _of_all_text(sequence, given.text_valid)
     return GridCall(grids[0], grids[1], topk, selection, valid)
 
@@ -115,7 +114,7 @@ def resolve(
             )
         if x.ndim == 4:
             of.check_length(name, x.shape[1], "its grid")
-    grids = _grid_of(sequence), _grid_of(kv_sequence)
+    grids = _grid_of(sequence).grid, _grid_of(kv_sequence).grid
     in_raster = grids[0] is not None and grids[1] is not None
     if in_raster:
         text = _of_all_text(sequence, text_valid)
@@ -170,7 +169,7 @@ def _sequences(given: Given) -> tuple[Sequence, Sequence]:
             "grid must be given where kv_grid is a vsa.Sequence, but it is None: the grid of q, or "
             "a sequence of its own"
         )
-    if given.tile != DEFAULT_TILE:
+    if given.tile not in (DEFAULT_TILE, "auto"):
         raise ValueError(
             f"tile must be left out where a grid is a vsa.Sequence, but it is {given.tile!r}: each "
             "segment has a tile of its own"
@@ -194,15 +193,44 @@ def _sequences(given: Given) -> tuple[Sequence, Sequence]:
     return sequence, kv_sequence
 
 
-def _grid_of(sequence: Sequence) -> Grid | None:
-    """A sequence as the fine stage's grid: one video, everything else always attended."""
+class OwnGrid(NamedTuple):
+    """What of a sequence is a grid.
+
+    Attributes:
+        grid: of its one video that chooses and is chosen from, where all else is always attended
+            and attends everything, or None.
+        is_all: whether nothing else is in the coarse stage either.
+        topk: the video's own.
+    """
+
+    grid: Grid | None
+    is_all: bool = False
+    topk: TopK | None = None
+
+
+_grids: Remembered[OwnGrid] = Remembered(64)
+
+
+def _grid_of(sequence: Sequence) -> OwnGrid:
+    """Found once for equal sequences."""
+    if torch.compiler.is_compiling():
+        return _own_grid(sequence)
+    found = _grids.get(sequence)
+    if found is None:
+        found = _own_grid(sequence)
+        _grids.put(sequence, found)
+    return found
+
+
+def _own_grid(sequence: Sequence) -> OwnGrid:
     places = [place for place, each in enumerate(sequence.segments) if not each.is_text]
     video = sequence.segments[places[0]]
     whole = video.is_video and video.competes and video.is_sparse and type(video.boxes) is Grid
     if len(places) > 1 or not whole:
-        return None
+        return OwnGrid(None)
     at = sequence.tokens_of(places[0])
-    return replace(video.boxes, prefix=at.start, suffix=sequence.length - at.stop)
+    grid = replace(video.boxes, prefix=at.start, suffix=sequence.length - at.stop)
+    return OwnGrid(grid, not any(x.coarse and x.is_text for x in sequence.segments), video.topk)
 
 
 def _of_all_text(sequence: Sequence, text_valid: Tensor | None) -> Tensor | None:
