@@ -6,13 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import fmean
 
+from vsa.stages import sequences
 from vsa.stages.inputs import Layout
-from vsa.stages.sequences.choice import pools_of
+from vsa.stages.sequences.operations import count
 from vsa.values import checks
-from vsa.values.budget import Budget, TopK
+from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Grid
 from vsa.values.score import Score, runs_of
-from vsa.values.sequence import Segment, Sequence
+from vsa.values.sequence import Sequence
 
 BACKWARD = 2.5
 """Cost of a backward over its forward: five products of the same size against two."""
@@ -94,55 +95,63 @@ def flops(
     Raises:
         ValueError, TypeError: naming the argument.
     """
-    queries = _sequence(grid)
-    keys = queries if kv_grid is None else _sequence(kv_grid)
+    if isinstance(grid, Sequence) or isinstance(kv_grid, Sequence):
+        call = sequences.grids_of(grid, kv_grid, topk)
+        if call is None:
+            return _of_sequences(grid, kv_grid, heads, head_dim, topk, backward, batch, score, tail)
+        grid, kv_grid, topk = call[:3]
+    queries = grid if isinstance(grid, Grid) else Grid(grid)
+    keys = queries if kv_grid is None else kv_grid if isinstance(kv_grid, Grid) else Grid(kv_grid)
     each = (
         checks.integer("batch", batch, 1)
         * checks.integer("heads", heads, 1)
         * checks.integer("head_dim", head_dim, 1)
     )
-    kept_tiles = kept = 0.0
-    choosing = queries.query_tiles
-    for places, budget in pools_of(keys, topk, heads):
-        of = [keys.segments[place] for place in places]
-        tiles = sum(segment.num_tiles for segment in of)
-        count = _count(budget, topk)
-        kept_tiles += count
-        kept += count / tiles * sum(segment.tokens for segment in of)
-    left_out = (keys.key_tiles - kept_tiles) * checks.flag("tail", tail)
-    factor, linear = 1 + BACKWARD * bool(backward), 1 + bool(backward)
-    in_coarse = [[x for x in of.segments if x.coarse] for of in (queries, keys)]
-    tile_pairs = _tiles(in_coarse[0]) * _tiles(in_coarse[1])
-    averaged = _tokens(in_coarse[0]) + 2 * _tokens(in_coarse[1])
-    sparse = _tokens([x for x in queries.segments if x.is_sparse])
-    always = _tokens([x for x in keys.segments if not x.competes])
-    pairs = sparse * (kept + always) + (queries.length - sparse) * keys.length
-    return Flops(
-        full=factor * 4 * each * queries.length * keys.length,
-        coarse=factor * 4 * each * tile_pairs + linear * each * averaged,
-        select=2.0 * each * choosing * keys.key_tiles * runs_of(score) ** 2,
-        fine=factor * 4 * each * pairs,
-        combine=linear * 3.0 * each * queries.length,
-        tail=factor * 4 * each * sparse * left_out,
-    )
-
-
-def _sequence(grid: Layout) -> Sequence:
-    return Sequence.of(grid if isinstance(grid, (Grid, Sequence)) else Grid(grid))
-
-
-def _count(budget: Budget, topk: object) -> float:
+    budget = resolve(topk, keys.num_tiles, heads)
     if budget.mass:
         raise ValueError(
             "topk must say how many tiles are kept for their operations to be counted, "
             f"but it is {topk}: pass the density of a selection"
         )
-    return fmean(budget.counts)
+    kept_tiles = fmean(budget.counts)
+    kept = kept_tiles / keys.num_tiles * keys.tokens
+    left_out = (keys.num_tiles - kept_tiles) * checks.flag("tail", tail)
+    factor = 1 + BACKWARD * bool(backward)
+    tile_pairs, linear = queries.num_tiles * keys.num_tiles, 1 + bool(backward)
+    return Flops(
+        full=factor * 4 * each * queries.length * keys.length,
+        coarse=factor * 4 * each * tile_pairs + linear * each * (queries.tokens + 2 * keys.tokens),
+        select=2.0 * each * tile_pairs * runs_of(score) ** 2,
+        fine=factor * 4 * each * (queries.tokens * (kept + keys.text) + queries.text * keys.length),
+        combine=linear * 3.0 * each * queries.length,
+        tail=factor * 4 * each * queries.tokens * left_out,
+    )
 
 
-def _tiles(segments: list[Segment]) -> int:
-    return sum(segment.num_tiles for segment in segments)
-
-
-def _tokens(segments: list[Segment]) -> int:
-    return sum(segment.tokens for segment in segments)
+def _of_sequences(
+    grid: Layout,
+    kv_grid: Layout | None,
+    heads: int,
+    head_dim: int,
+    topk: TopK | None,
+    backward: bool,
+    batch: int,
+    score: Score,
+    tail: bool,
+) -> Flops:
+    """``flops`` of what is no call over grids."""
+    sequences.refuse(score, tail)
+    each = (
+        checks.integer("batch", batch, 1)
+        * checks.integer("heads", heads, 1)
+        * checks.integer("head_dim", head_dim, 1)
+    )
+    pairs = count(grid, kv_grid, topk, heads)
+    factor, linear = 1 + BACKWARD * bool(backward), 1 + bool(backward)
+    return Flops(
+        full=factor * 4 * each * pairs.full,
+        coarse=factor * 4 * each * pairs.coarse + linear * each * pairs.averaged,
+        select=2.0 * each * pairs.scored,
+        fine=factor * 4 * each * pairs.fine,
+        combine=linear * 3.0 * each * pairs.queries,
+    )

@@ -167,6 +167,7 @@ def test_kernels_on_a_gpu_refuse_what_needs_padded_tiles(monkeypatch: pytest.Mon
 def test_operations_of_a_grid_are_those_of_its_sequence(backward: bool) -> None:
     grid = vsa.Grid((5, 6, 7), prefix=9, suffix=4)
     sequence = vsa.Sequence([9, (5, 6, 7), 4])
+    options: dict
     for options in ({}, {"score": vsa.SubBlocks(2)}, {"tail": True}):
         assert vsa.flops(grid, 4, 64, 2, backward, **options) == vsa.flops(
             sequence, 4, 64, 2, backward, **options

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vsa.stages.sequences import attend as stages
-from vsa.stages.sequences.call import Given, GridCall, are_meant, as_grids, resolve
+from vsa.stages.sequences.call import Given, GridCall, are_meant, as_grids, grids_of, resolve
 from vsa.stages.sequences.choice import check_must, everything, pools_of
 from vsa.values import checks
 from vsa.values.precision import Precision
@@ -23,7 +23,9 @@ __all__ = [
     "are_meant",
     "attention",
     "block_sparse_attention",
+    "grids_of",
     "recall",
+    "refuse",
     "select",
 ]
 
@@ -39,7 +41,7 @@ def attention(
     """``vsa.attention``: out, the choice and lse."""
     if (same := as_grids(given)) is not None:
         return same
-    _refuse(score, tail)
+    refuse(score, tail)
     gates = {"gate_coarse": gate_coarse, "gate_fine": gate_fine}
     mixed = resolve(given, gates, precision)
     q = mixed.call.q
@@ -63,7 +65,7 @@ def block_sparse_attention(
     check_is_selection(given.selection)
     if (same := as_grids(given)) is not None:
         return same
-    _refuse("mean", tail)
+    refuse("mean", tail)
     mixed = resolve(given, precision=precision)
     assert given.selection is not None
     with torch.autocast(mixed.call.q.device.type, enabled=False):
@@ -74,7 +76,7 @@ def select(given: Given, must: object, score: Score) -> Selection | GridCall:
     """``vsa.select``."""
     if (same := as_grids(given)) is not None:
         return same
-    _refuse(score, False)
+    refuse(score, False)
     mixed = resolve(given)
     forced = check_must(must, mixed)
     pools = pools_of(mixed.kv_sequence, given.topk, mixed.call.q.shape[2])
@@ -96,7 +98,7 @@ def recall(given: Given) -> Tensor | GridCall:
         return torch.where(real, kept, 0).sum(-1) / real.sum(-1)
 
 
-def _refuse(score: Score, tail: bool) -> None:
+def refuse(score: Score, tail: bool) -> None:
     """What needs the one video that sequences may be without."""
     if runs_of(score) > 1:
         raise ValueError(

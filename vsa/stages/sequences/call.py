@@ -79,20 +79,38 @@ def are_meant(grid: object, kv_grid: object, selection: object) -> bool:
 
 def as_grids(given: Given) -> GridCall | None:
     """The same call over grids, where there is one: a video, and text that chooses nothing."""
-    topk, selection = given.topk, given.selection
     sequence, kv_sequence = _sequences(given)
-    own, own_of_keys = _grid_of(sequence), _grid_of(kv_sequence)
-    grids = own.grid, own_of_keys.grid
-    if grids[0] is None or grids[1] is None or not own.is_all or not own_of_keys.is_all:
+    selection = given.selection
+    same = grids_of(sequence, kv_sequence, given.topk, chooses=selection is None)
+    if same is None:
         return None
     if selection is not None:
         _check_grids_of(selection, sequence, kv_sequence)
-        selection = replace(selection, grid=grids[0], kv_grid=grids[1], sequences=None)
-    if own_of_keys.topk is not None and selection is None:
+        selection = replace(selection, grid=same.grid, kv_grid=same.kv_grid, sequences=None)
+    valid = _of_all_text(sequence, given.text_valid)
+    return same._replace(selection=selection, text_valid=valid)
+
+
+def grids_of(
+    grid: Layout, kv_grid: Layout | None, topk: TopK | None, chooses: bool = True
+) -> GridCall | None:
+    """``as_grids`` of what has no tensors; ``chooses`` says that ``topk`` counts."""
+    sequence = sequence_of(grid)
+    own, own_of_keys = (
+        _grid_of(sequence),
+        _grid_of(sequence if kv_grid is None else sequence_of(kv_grid)),
+    )
+    if own.grid is None or own_of_keys.grid is None or not own.is_all or not own_of_keys.is_all:
+        return None
+    if own_of_keys.topk is not None and chooses:
         check_no_topk(topk)
         topk = own_of_keys.topk
-    valid = _of_all_text(sequence, given.text_valid)
-    return GridCall(grids[0], grids[1], topk, selection, valid)
+    return GridCall(own.grid, own_of_keys.grid, topk, None, None)
+
+
+def sequence_of(grid: Layout) -> Sequence:
+    """Any grid as a sequence."""
+    return Sequence.of(grid if isinstance(grid, (Grid, Sequence)) else Grid(grid))
 
 
 def resolve(
