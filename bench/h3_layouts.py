@@ -132,7 +132,10 @@ def main() -> None:
     """Compare all layouts; ends with an error where one differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wheel", type=Path, required=True, help="of sglang 0.5.23")
-    names = theirs(parser.parse_args().wheel)
+    wheel = parser.parse_args().wheel
+    if not wheel.is_file():
+        parser.error(f"--wheel must be the file of a wheel of sglang, but there is no {wheel}")
+    names = theirs(wheel)
     torch.manual_seed(0)
     wrong = 0
     for name, layout in LAYOUTS.items():
