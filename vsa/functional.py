@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from vsa.backends import named
-from vsa.stages import eager, inputs
+from vsa.stages import eager, inputs, sequences
 from vsa.stages.coarse import tile_means
 from vsa.stages.combine import gated_attention, whole
 from vsa.stages.fine import fine, tail_means
 from vsa.stages.inputs import DEFAULT_TILE, Inputs, Tile
+from vsa.stages.options import FineOptions, Options
 from vsa.stages.select import (
     choose,
     everything,
@@ -28,31 +29,10 @@ from vsa.values.precision import Precision, check_tail
 from vsa.values.problem import TailMeans
 from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection, check_is_selection
+from vsa.values.sequence import Sequence
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # comes with torch
-
-
-class FineOptions(TypedDict, total=False):
-    """Keywords of ``block_sparse_attention`` but for what it returns; meanings as there."""
-
-    grid: Extent | Grid | None
-    kv_grid: Extent | Grid | None
-    tile: Tile
-    scale: float | None
-    text_valid: Tensor | None
-    tail: bool
-    precision: Precision
-    backend: str
-
-
-class Options(FineOptions, total=False):
-    """Keywords of ``attention`` but for what it returns; meanings as there."""
-
-    gate_coarse: Tensor | None
-    gate_fine: Tensor | None
-    selection: Selection | None
-    score: Score
 
 
 # What comes back depends on two flags; each pair of them is a type of its own.
@@ -106,8 +86,8 @@ def attention(
     v: Tensor,
     topk: TopK | None,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: Extent | Grid | Sequence | None = None,
+    kv_grid: Extent | Grid | Sequence | None = None,
     tile: Tile = DEFAULT_TILE,
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
@@ -135,8 +115,8 @@ def attention(
             share, ceil(topk * n), at least 1; a tuple with one of these for each query head; a
             tensor () of one of these on the CPU; or a ``vsa.TopP``, as many as hold a share of the
             softmax. None only beside ``selection``. Numbers that vary do not compile code again.
-        grid: (T, H, W) or ``vsa.Grid`` of the queries; None takes it from a video-shaped q, or cuts
-            a flat one into runs of 64 tokens.
+        grid: (T, H, W), ``vsa.Grid`` or ``vsa.Sequence`` of the queries; None takes it from a
+            video-shaped q, or cuts a flat one into runs of 64 tokens.
         kv_grid: the keys' grid where it differs.
         tile: tokens per tile along (t, h, w), at most 64 in all; "auto" wastes the fewest slots on
             this grid.
@@ -146,8 +126,8 @@ def attention(
         selection: a selection to reuse, from an earlier step; the top-k is skipped.
         score: what tiles are chosen by: "mean", the product of their means, or a
             ``vsa.SubBlocks``. The coarse branch is the same by either.
-        text_valid: (B, prefix + suffix) bool, which text tokens are real; the others are never
-            attended.
+        text_valid: (B, prefix + suffix) bool, or of a sequence's flat segments, which text tokens
+            are real; the others are never attended.
         tail: whether key tiles that were not chosen enter the softmax of the fine stage as one key
             each, their mean, with their mean value, that counts as often as the tile has tokens
             (docs/method.md); the log-sum-exp includes them.
@@ -166,6 +146,14 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
+    if sequences.are_meant(grid, kv_grid, selection):
+        of = sequences.Given(
+            q, k, v, topk, grid, kv_grid, tile, scale, selection, text_valid, backend
+        )
+        found = sequences.attention(of, gate_coarse, gate_fine, score, tail, precision)
+        if not isinstance(found, sequences.GridCall):
+            return _asked_for(*found, return_selection, return_lse)
+        grid, kv_grid, topk, selection, text_valid = found
     rest = grid, kv_grid, tile, scale, backend, score, return_lse, return_selection, tail, precision
     kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, topk, rest)
     plan = None if kind is None else eager.plan_of(kind)
@@ -281,8 +269,8 @@ def block_sparse_attention(
     v: Tensor,
     selection: Selection,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: Extent | Grid | Sequence | None = None,
+    kv_grid: Extent | Grid | Sequence | None = None,
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     text_valid: Tensor | None = None,
@@ -317,6 +305,14 @@ def block_sparse_attention(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
+    if sequences.are_meant(grid, kv_grid, selection):
+        of = sequences.Given(
+            q, k, v, None, grid, kv_grid, tile, scale, selection, text_valid, backend
+        )
+        same = sequences.block_sparse_attention(of, tail, precision)
+        if not isinstance(same, sequences.GridCall):
+            return same if return_lse else same[0]
+        grid, kv_grid, _, selection, text_valid = same
     rest = grid, kv_grid, tile, scale, backend, "mean", return_lse, False, tail, precision
     kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
     plan = None if kind is None else eager.plan_of(kind)
@@ -354,10 +350,10 @@ def block_sparse_attention(
 def select(
     q: Tensor,
     k: Tensor,
-    topk: TopK,
+    topk: TopK | None,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: Extent | Grid | Sequence | None = None,
+    kv_grid: Extent | Grid | Sequence | None = None,
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     must: Tensor | Literal["self"] | None = None,
@@ -388,6 +384,12 @@ def select(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
+    if sequences.are_meant(grid, kv_grid, None):
+        of = sequences.Given(q, k, k, topk, grid, kv_grid, tile, scale, None, None, backend)
+        found = sequences.select(of, must, score)
+        if isinstance(found, Selection):
+            return found
+        grid, kv_grid, topk = found[:3]
     call = inputs.resolve(
         q, k, k, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend=backend
     )

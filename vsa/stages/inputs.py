@@ -16,9 +16,12 @@ from vsa.values import checks, hints, transforms
 from vsa.values import precision as precisions
 from vsa.values.grid import SLOTS, Extent, Grid
 from vsa.values.selection import Selection, check_fits, check_is_selection
+from vsa.values.sequence import Sequence
 
 DEFAULT_TILE = (4, 4, 4)
 Tile = Extent | Literal["auto"]
+Layout = Extent | Grid | Sequence
+"""What ``grid`` may be where a sequence is allowed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +60,8 @@ def resolve(
     k: Tensor,
     v: Tensor,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: Layout | None = None,
+    kv_grid: Layout | None = None,
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     text_valid: Tensor | None = None,
@@ -66,11 +69,12 @@ def resolve(
     gates: Mapping[str, Tensor | None] | None = None,
     backend: str = "auto",
     precision: object = "native",
+    padded: bool = False,
 ) -> Inputs:
     """Check everything that the parts of ``vsa`` have in common.
 
     A caller without values passes k in their place. A selection brings the grids that the caller
-    left out; gates are checked elsewhere.
+    left out; gates are checked elsewhere. ``padded`` asks for a backend that has padded tiles.
 
     Raises:
         ValueError, TypeError: naming the argument, what it was and what is allowed.
@@ -101,7 +105,7 @@ def resolve(
     return Inputs(
         scale=checks.scale(scale, q.shape[-1]),
         text_valid=None if text_valid is None else transforms.savable(text_valid),
-        backend=chosen(backend, q, k, v, gates or {}, bits),
+        backend=chosen(backend, q, k, v, gates or {}, bits, padded),
         # Last, since strides may make these copies, and what is above may refuse.
         q=_flat(q),
         k=_flat(k),
@@ -160,8 +164,13 @@ def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
-def _grid_of(name: str, owner: str, x: Tensor, grid: Extent | Grid | None, tile: Tile) -> Grid:
+def _grid_of(name: str, owner: str, x: Tensor, grid: Layout | None, tile: Tile) -> Grid:
     """The grid of a tensor, from the argument, from the tensor's own shape, or one-dimensional."""
+    if isinstance(grid, Sequence):
+        raise TypeError(
+            f"{name} must be (T, H, W) or a vsa.Grid here, but it is a vsa.Sequence, which "
+            "vsa.attention and its parts take"
+        )
     if isinstance(grid, Grid):
         if tile not in (DEFAULT_TILE, "auto", grid.tile):
             raise ValueError(
@@ -191,7 +200,7 @@ def _grid_of(name: str, owner: str, x: Tensor, grid: Extent | Grid | None, tile:
 
 
 def _key_grid(
-    q: Tensor, k: Tensor, grid: Grid, kv_grid: Extent | Grid | None, tile: Tile, name: str
+    q: Tensor, k: Tensor, grid: Grid, kv_grid: Layout | None, tile: Tile, name: str
 ) -> Grid:
     """The keys' grid: the queries' unless ``kv_grid`` says otherwise."""
     if kv_grid is not None:

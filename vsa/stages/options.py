@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keywords of the public functions, for callers that pass them on."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from torch import Tensor
+
+from vsa.stages.inputs import Tile
+from vsa.values.grid import Extent, Grid
+from vsa.values.precision import Precision
+from vsa.values.score import Score
+from vsa.values.selection import Selection
+from vsa.values.sequence import Sequence
+
+
+class FineOptions(TypedDict, total=False):
+    """Keywords of ``block_sparse_attention`` but for what it returns; meanings as there."""
+
+    grid: Extent | Grid | Sequence | None
+    kv_grid: Extent | Grid | Sequence | None
+    tile: Tile
+    scale: float | None
+    text_valid: Tensor | None
+    tail: bool
+    precision: Precision
+    backend: str
+
+
+class Options(FineOptions, total=False):
+    """Keywords of ``attention`` but for what it returns; meanings as there."""
+
+    gate_coarse: Tensor | None
+    gate_fine: Tensor | None
+    selection: Selection | None
+    score: Score
