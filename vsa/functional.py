@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from vsa.stages.coarse import tile_means
 from vsa.stages.combine import gated_attention, whole
 from vsa.stages.fine import fine, tail_means
 from vsa.stages.inputs import DEFAULT_TILE, Inputs, Tile
+from vsa.stages.options import FineOptions, Options
 from vsa.stages.select import (
     choose,
     everything,
@@ -24,6 +25,7 @@ from vsa.stages.select import (
 from vsa.values import checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
+from vsa.values.masks import Mask
 from vsa.values.precision import Precision, check_tail
 from vsa.values.problem import TailMeans
 from vsa.values.score import Score, runs_of
@@ -31,28 +33,6 @@ from vsa.values.selection import Selection, check_is_selection
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # comes with torch
-
-
-class FineOptions(TypedDict, total=False):
-    """Keywords of ``block_sparse_attention`` but for what it returns; meanings as there."""
-
-    grid: Extent | Grid | None
-    kv_grid: Extent | Grid | None
-    tile: Tile
-    scale: float | None
-    text_valid: Tensor | None
-    tail: bool
-    precision: Precision
-    backend: str
-
-
-class Options(FineOptions, total=False):
-    """Keywords of ``attention`` but for what it returns; meanings as there."""
-
-    gate_coarse: Tensor | None
-    gate_fine: Tensor | None
-    selection: Selection | None
-    score: Score
 
 
 # What comes back depends on two flags; each pair of them is a type of its own.
@@ -116,6 +96,7 @@ def attention(
     score: Score = "mean",
     text_valid: Tensor | None = None,
     tail: bool = False,
+    mask: Mask | None = None,
     return_selection: bool = False,
     return_lse: bool = False,
     precision: Precision = "native",
@@ -151,6 +132,10 @@ def attention(
         tail: whether key tiles that were not chosen enter the softmax of the fine stage as one key
             each, their mean, with their mean value, that counts as often as the tile has tokens
             (docs/method.md); the log-sum-exp includes them.
+        mask: which key tiles a query tile may choose (docs/masks.md): a ``vsa.masks.ChunkCausal``,
+            ``TeacherForcing`` or ``Window``, or a bool tensor (n_q, n_k) or (heads, n_q, n_k).
+            Others are never kept and take no part in the coarse softmax, and ``topk`` is of what a
+            row may choose. A selection brings the mask that it was chosen under.
         return_selection: also return the selection.
         return_lse: also return the fine stage's log-sum-exp.
         precision: "native"; or, for inference, the fine stage in eight bits: "int8", or "fp8",
@@ -166,13 +151,17 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
-    rest = grid, kv_grid, tile, scale, backend, score, return_lse, return_selection, tail, precision
+    rest = (
+        grid, kv_grid, tile, scale, backend, score, return_lse, return_selection, tail, mask,
+        precision,
+    )  # fmt: skip
     kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, topk, rest)
     plan = None if kind is None else eager.plan_of(kind)
     tokens = q, k, v, gate_fine, gate_coarse
     if plan is not None and plan.prepared is not None:
         out, lse, chosen = eager.attend(plan, tokens, text_valid, selection)
         return _asked_for(out, chosen, lse, return_selection, return_lse)
+    inputs.check_one_choice(mask, selection)
     call = inputs.resolve(
         q,
         k,
@@ -186,6 +175,7 @@ def attention(
         gates={"gate_coarse": gate_coarse, "gate_fine": gate_fine},
         backend=backend,
         precision=precision,
+        mask=mask,
     )
     checks.gate("gate_coarse", gate_coarse, q)
     checks.gate("gate_fine", gate_fine, q)
@@ -223,7 +213,7 @@ def attention(
         elif chooses:
             selection = select_tiles(means[0], means[1], budget, call)
         elif selection is None:
-            selection = everything(call.q, call.grid, call.kv_grid)
+            selection = everything(call.q, call.grid, call.kv_grid, call.mask)
         of_tail = None
         if tail:
             of_tail = TailMeans(*means[1:]) if means else tail_means(call)
@@ -287,6 +277,7 @@ def block_sparse_attention(
     scale: float | None = None,
     text_valid: Tensor | None = None,
     tail: bool = False,
+    mask: Mask | None = None,
     return_lse: bool = False,
     precision: Precision = "native",
     backend: str = "auto",
@@ -306,6 +297,8 @@ def block_sparse_attention(
         text_valid: (B, prefix + suffix) bool, which text tokens are real.
         tail: whether tiles outside the selection enter the softmax by their means, as in
             ``vsa.attention``.
+        mask: which tiles a query tile may choose; a selection outside of it is an error. That is
+            looked for, and waits for the device, where the selection was not chosen under it.
         return_lse: also return the log-sum-exp, itself differentiable.
         precision: "native", "int8" or "fp8", as in ``vsa.attention``.
         backend: "auto", "hopper", "emulated", "flex" or "torch".
@@ -317,7 +310,7 @@ def block_sparse_attention(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
-    rest = grid, kv_grid, tile, scale, backend, "mean", return_lse, False, tail, precision
+    rest = grid, kv_grid, tile, scale, backend, "mean", return_lse, False, tail, mask, precision
     kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
     plan = None if kind is None else eager.plan_of(kind)
     if plan is not None and plan.prepared is not None:
@@ -336,8 +329,11 @@ def block_sparse_attention(
         selection=selection,
         backend=backend,
         precision=precision,
+        mask=mask,
     )
     check_tail(call.precision, tail)
+    if mask is not None:
+        inputs.check_inside(selection, call)
     selection = selection.savable()
     if tail:
         with torch.autocast(call.q.device.type, enabled=False):
@@ -362,6 +358,7 @@ def select(
     scale: float | None = None,
     must: Tensor | Literal["self"] | None = None,
     score: Score = "mean",
+    mask: Mask | None = None,
     backend: str = "auto",
 ) -> Selection:
     """Choose the key tiles with the largest scores for every query tile.
@@ -382,6 +379,8 @@ def select(
         must: tiles that are always kept, (n_q, n_k) bool or "self" for each tile itself. They come
             first and count inside ``topk``; if more are forced than ``topk``, all of them stay.
         score: "mean", the product of the means of two tiles, or a ``vsa.SubBlocks``.
+        mask: which tiles a query tile may choose, as in ``vsa.attention``. A tile that ``must``
+            forces outside of a rule is an error; of a tensor the mask wins.
         backend: "auto", "hopper", "emulated", "flex" or "torch": who computes means and choice.
 
     Raises:
@@ -389,10 +388,10 @@ def select(
         RuntimeError: an explicit backend that cannot run here.
     """
     call = inputs.resolve(
-        q, k, k, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend=backend
+        q, k, k, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend=backend, mask=mask
     )
     budget = resolve(topk, call.kv_grid.num_tiles, call.q.shape[2])
     runs = runs_of(score)
-    inputs.check_must(must, call.q, call.grid, call.kv_grid)
+    inputs.check_must(must, call.q, call.grid, call.kv_grid, call.mask)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         return choose(call, budget, runs, must)

@@ -15,6 +15,7 @@ from torch import Tensor
 from vsa.backends import named
 from vsa.operators import coarse_select
 from vsa.values.grid import Grid
+from vsa.values.tile_mask import TileMask
 
 
 def tile_means(xs: Sequence[Tensor], grids: Sequence[Grid], backend: str) -> list[Tensor]:
@@ -36,9 +37,14 @@ def tile_means(xs: Sequence[Tensor], grids: Sequence[Grid], backend: str) -> lis
 
 
 def coarse_attention(
-    q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float, backend: str
+    q_means: Tensor,
+    k_means: Tensor,
+    v_means: Tensor,
+    scale: float,
+    backend: str,
+    mask: TileMask | None = None,
 ) -> Tensor:
-    """Dense attention of tile means to tile means, differentiable.
+    """Attention of tile means to those that each may choose, differentiable.
 
     Args:
         q_means: (B, heads, n_q, head_dim).
@@ -46,8 +52,9 @@ def coarse_attention(
         v_means: (B, kv_heads, n_k, head_dim).
         scale: factor of the scores.
         backend: name of the backend, never "auto".
+        mask: which tiles a row may choose, None for all.
 
     Returns:
-        (B, heads, n_q, head_dim), the type of the means.
+        (B, heads, n_q, head_dim), the type of the means; zeros where a row may choose nothing.
     """
-    return named(backend).coarse_attention(q_means, k_means, v_means, scale)
+    return named(backend).coarse_attention(q_means, k_means, v_means, scale, mask)

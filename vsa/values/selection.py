@@ -12,6 +12,7 @@ from torch import Tensor
 from vsa.values import transforms
 from vsa.values.bitmap import count, pack, unpack
 from vsa.values.grid import Extent, Grid
+from vsa.values.tile_mask import TileMask
 
 _measures: dict[str, Callable[..., Tensor]] = {}
 """What computes a selection's own methods: measuring lies above values, and enters itself here."""
@@ -28,6 +29,8 @@ class Selection:
         grid: the queries' grid, where known.
         kv_grid: the keys' grid, where known.
         most: the most tiles that a row keeps, where known without looking at the bitmap.
+        under: the mask that it was chosen under. Whoever reuses the selection gets the coarse
+            branch and the tail of that mask, too.
     """
 
     bitmap: Tensor
@@ -35,6 +38,7 @@ class Selection:
     grid: Grid | None = None
     kv_grid: Grid | None = None
     most: int | None = None
+    under: TileMask | None = None
 
     @classmethod
     def from_mask(
@@ -84,9 +88,10 @@ class Selection:
 
     def to(self, device: torch.device | str) -> Selection:
         """The same selection on another device."""
-        return Selection(
-            self.bitmap.to(device), self.num_key_tiles, self.grid, self.kv_grid, self.most
-        )
+        under = self.under
+        if under is not None and under.allowed is not None:
+            under = under._replace(allowed=under.allowed.to(device))
+        return replace(self, bitmap=self.bitmap.to(device), under=under)
 
     def savable(self) -> Selection:
         """One that autograd may keep, whatever mode this one was made in."""

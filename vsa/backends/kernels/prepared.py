@@ -38,7 +38,8 @@ from vsa.backends.kernels.tail_calls import round_call, tail_tensors
 from vsa.backends.kernels.tensors import contiguous_copy, is_addressable
 from vsa.backends.kernels.text import Text, text_of
 from vsa.values.bitmap import num_words
-from vsa.values.problem import Means, Task, Upstream
+from vsa.values.problem import Means, Upstream
+from vsa.values.task import Task
 
 
 class Slot(IntEnum):

@@ -22,7 +22,7 @@ from vsa.backends.kernels.placeholder import Placeholder, Workspace
 from vsa.backends.kernels.tensors import Located, as_matrices, beginning
 from vsa.backends.torch_coarse import SCORE_BYTES
 from vsa.values.bitmap import num_words
-from vsa.values.problem import Task
+from vsa.values.task import Task
 
 Shape = tuple[int, int, int, int]
 

@@ -18,13 +18,13 @@ from vsa.values.problem import (
     Problem,
     Saved,
     SubBlockScores,
-    Task,
     TileScores,
     Upstream,
     WholeCall,
     WholeSaved,
 )
 from vsa.values.remembered import Remembered
+from vsa.values.task import Task
 
 TaskTensors = tuple[
     Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None
