@@ -345,3 +345,51 @@ def test_a_share_that_varies_under_a_mask_is_data() -> None:
     compiled = torch.compile(choose, backend="aot_eager", fullgraph=True)
     for topk in (0.3, 0.5, 0.7, 0.9):
         assert torch.equal(compiled(topk), choose(topk))
+
+
+def test_operators_are_ones_that_pytorch_can_follow() -> None:
+    rule = list(masks.resolve(ChunkCausal(3), GRID, GRID, 1).rule)  # type: ignore[union-attr]
+    n = GRID.num_tiles
+    q_means, k_means, v_means = torch.randn(3, 1, 2, n, 8)
+    for mask in ((rule, None), ([], by_heads())):
+        scores = q_means, k_means, None, [3], 0.0, None, 0.3, "torch", *mask, [0.5]
+        torch.library.opcheck(torch.ops.vsa.select_tiles, scores)
+        torch.library.opcheck(torch.ops.vsa.select_and_attend, (*scores, v_means))
+        torch.library.opcheck(
+            torch.ops.vsa.coarse_attention, (q_means, k_means, v_means, 0.3, "torch", *mask)
+        )
+
+
+def test_flops_and_recall_count_under_the_mask() -> None:
+    grid = vsa.Grid((9, 4, 6), tile=(3, 4, 3))
+    q, k, v = qkv(*grid.shape)
+    mask = ChunkCausal(3)
+    dense, causal = (vsa.flops(grid, 2, 16, 0.5, mask=each) for each in (None, mask))
+    # Rows of three chunks may choose 2, 4 and 6 of 6 tiles, and keep 1, 2 and 3 of them.
+    assert causal.full == pytest.approx(dense.full * 4 / 6)
+    assert causal.fine == pytest.approx(dense.fine * 2 / 3)
+    assert causal.select == pytest.approx(dense.select * 4 / 6)
+    selection = vsa.select(q, k, 1.0, grid=grid, mask=mask)
+    whole = torch.ones(1, 2, dtype=torch.float64)
+    torch.testing.assert_close(selection.recall(q, k), whole)
+    few = vsa.select(q, k, 1, grid=grid, mask=mask)
+    under = few.recall(q, k)
+    torch.testing.assert_close(
+        vsa.Selection.from_mask(few.mask(), grid).recall(q, k, mask=mask), under
+    )
+    assert (under < 1).all()
+    assert (under > vsa.Selection.from_mask(few.mask(), grid).recall(q, k)).all()
+    curve = vsa.diagnostics.recall_curve(q, k, [1, 1.0], grid=grid, mask=mask)
+    torch.testing.assert_close(curve.recall, torch.stack((under, whole)))
+
+
+def test_a_layer_under_a_mask() -> None:
+    layer = vsa.nn.VideoSparseAttention(32, 2, 0.5, tile="auto", mask=ChunkCausal(3)).double()
+    x = torch.randn(1, 6, 5, 6, 32, dtype=torch.float64)
+    later = x.clone()
+    later[:, 3:] += 1
+    assert torch.equal(layer(x)[:, :3], layer(later)[:, :3])
+    assert not torch.equal(layer(x)[:, 3:], layer(later)[:, 3:])
+    assert "ChunkCausal" in repr(layer)
+    with pytest.raises(TypeError, match=r"^mask must be one of"):
+        vsa.nn.VideoSparseAttention(32, 2, mask="causal")  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from torch import Tensor
 from vsa.values import transforms
 from vsa.values.bitmap import count, pack, unpack
 from vsa.values.grid import Extent, Grid
+from vsa.values.masks import Mask
 from vsa.values.tile_mask import TileMask
 
 _measures: dict[str, Callable[..., Tensor]] = {}
@@ -107,6 +108,7 @@ class Selection:
         kv_grid: Extent | Grid | None = None,
         scale: float | None = None,
         text_valid: Tensor | None = None,
+        mask: Mask | None = None,
         backend: str = "auto",
     ) -> Tensor:
         """Share of the dense attention mass of the video queries that the selection keeps.
@@ -118,6 +120,8 @@ class Selection:
             kv_grid: the keys' grid, unless the selection knows it.
             scale: factor of the scores, by default head_dim ** -0.5.
             text_valid: (B, prefix + suffix) bool, which text tokens are real.
+            mask: what dense attention is under as well, and the selection is inside of; by default
+                the mask that the selection was chosen under.
             backend: as in ``vsa.attention``.
 
         Returns:
@@ -136,6 +140,7 @@ class Selection:
             kv_grid=kv_grid,
             scale=scale,
             text_valid=text_valid,
+            mask=mask,
             backend=backend,
         )
 
