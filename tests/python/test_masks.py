@@ -362,7 +362,7 @@ def test_operators_are_ones_that_pytorch_can_follow() -> None:
 
 def test_flops_and_recall_count_under_the_mask() -> None:
     grid = vsa.Grid((9, 4, 6), tile=(3, 4, 3))
-    q, k, v = qkv(*grid.shape)
+    q, k, _ = qkv(*grid.shape)
     mask = ChunkCausal(3)
     dense, causal = (vsa.flops(grid, 2, 16, 0.5, mask=each) for each in (None, mask))
     # Rows of three chunks may choose 2, 4 and 6 of 6 tiles, and keep 1, 2 and 3 of them.

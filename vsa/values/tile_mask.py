@@ -61,6 +61,13 @@ class TileRule(NamedTuple):
         """n_k."""
         return self.key_layers * self.height * self.width
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether some query tile may choose each key tile, as far as is plain."""
+        # Where queries and keys are the same tiles each may choose itself.
+        limited = self.window > 0 or self.reach_t != NO_LIMIT
+        return self.query_layers == self.key_layers or not limited
+
     def spans(self, layer: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Two runs of the keys' layers that the queries of some layers may choose.
 

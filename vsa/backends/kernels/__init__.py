@@ -82,8 +82,8 @@ class KernelBackend(Backend):
         exact: bool = False,
     ) -> Tensor:
         """See ``Backend.coarse_attention``; as an operator by the kernels."""
-        if exact and q_means.dtype == torch.float32 and mask is None:
-            return coarse_select.attend(self.machine, q_means, k_means, v_means, scale)
+        if exact and q_means.dtype == torch.float32:
+            return coarse_select.attend(self.machine, q_means, k_means, v_means, scale, mask)
         return super().coarse_attention(q_means, k_means, v_means, scale, mask, exact)
 
     def select_by_sub_blocks(
@@ -234,8 +234,6 @@ def _built(cuda: bool) -> str | None:
 
 def _unsupported(request: Request, cuda: bool) -> str | None:
     """What the kernels of both machines need."""
-    if request.masked:
-        return 'its kernels take no mask over tiles yet, which backend="torch" does'
     if (missing := _built(cuda)) is not None:
         return missing
     from vsa import _C

@@ -70,6 +70,7 @@ def can_prepare(task: Task) -> bool:
         task.scale > 0
         and (task.runs == 1 or is_scale(task.scale))
         and len(task.counts) <= _C.MOST_HEAD_BUDGETS
+        and not (task.mask is not None and (task.tail or task.runs > 1))
     )
 
 
