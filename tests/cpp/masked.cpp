@@ -313,19 +313,19 @@ std::string products(unsigned seeds) {
 #endif
 
 // What a namespace calls its kernels.
-#define VSA_SPACE(name)                                                 \
-  struct Space {                                                        \
-    using Mask = name::TileMask;                                        \
-    using Allowed = name::AllowedTiles;                                 \
-    using Params = name::MaskedSelectParams;                            \
-    using Count = name::SelectTiles<16, false, false, true>;            \
-    using Mass = name::SelectTiles<16, false, true, true>;              \
-    using LongCount = name::SelectTiles<2, true, false, true>;          \
-    using LongMass = name::SelectTiles<2, true, true, true>;            \
-    using Product = name::FloatProduct<false, true>;                    \
-    using ProductParams = name::MaskedProductParams;                    \
-    using ProductSides = name::Sides;                                   \
-    static auto rule(const int (&n)[12]) { return name::make_rule(n); } \
+#define VSA_SPACE(name)                                                         \
+  struct Space {                                                                \
+    using Mask [[maybe_unused]] = name::TileMask;                               \
+    using Allowed [[maybe_unused]] = name::AllowedTiles;                        \
+    using Params [[maybe_unused]] = name::MaskedSelectParams;                   \
+    using Count [[maybe_unused]] = name::SelectTiles<16, false, false, true>;   \
+    using Mass [[maybe_unused]] = name::SelectTiles<16, false, true, true>;     \
+    using LongCount [[maybe_unused]] = name::SelectTiles<2, true, false, true>; \
+    using LongMass [[maybe_unused]] = name::SelectTiles<2, true, true, true>;   \
+    using Product [[maybe_unused]] = name::FloatProduct<false, true>;           \
+    using ProductParams [[maybe_unused]] = name::MaskedProductParams;           \
+    using ProductSides [[maybe_unused]] = name::Sides;                          \
+    static auto rule(const int (&n)[12]) { return name::make_rule(n); }         \
   };
 
 std::string answer(const std::string& space, const std::string& problem, unsigned seeds) {

@@ -48,21 +48,19 @@ OF_BITMAPS: MutantTable = {
 }
 
 OF_ROWS: MutantTable = {
-    "ForbiddenScoresRead": ("(i * kWarpThreads < left && may_hold(first, i, lane)))\n          score",
-                            "(i * kWarpThreads < left))\n          score", CHOICE),
+    "ForbiddenScoresRead": ("left && may_hold(first, i, lane))) score", "left)) score", CHOICE),
     "ForbiddenWeights": ("(i * kWarpThreads < left && may_hold(first, i, lane));",
                          "(i * kWarpThreads < left);", CHOICE),
-    "ForcedOutside": ("&&\n            may_hold(first, i, lane))", ")", CHOICE),
+    "ForcedOutside": ("&& may_hold(first, i, lane)) part_", ") part_", CHOICE),
     "ShareOfAllTiles": ("ceil(allowed * share)", "ceil(columns * share)", CHOICE),
     "SharesRoundedDown": ("ceil(allowed * share)", "floor(allowed * share)", CHOICE),
     "NumbersNotClamped": ("return least < allowed ? least : allowed;", "return least;", CHOICE),
-    "FirstRowForgotten": ("AllowedTiles(p.mask, p.first_row + row)", "AllowedTiles(p.mask, row)",
-                          CHOICE),
 }  # fmt: skip
 
 OF_SOFTMAX: MutantTable = {
-    "ForbiddenScoresSummed": ("if (column < columns && allowed(column)) fn", "if (column < columns) fn",
-                              WEIGHTS),
+    "ForbiddenScoresSummed": (
+        "if (column < columns && allowed(column)) fn", "if (column < columns) fn", WEIGHTS,
+    ),
     "OthersNotCleared": ("if (!allowed(column)) weights[column] = 0;", "", WEIGHTS),
 }  # fmt: skip
 
