@@ -11,7 +11,7 @@ from kernels.machines import MACHINES, backend_on, machine_of, on_both
 from torch import Tensor
 
 import vsa
-from vsa.backends import BACKENDS, torch_coarse
+from vsa.backends import BACKENDS, torch_coarse, torch_kept_tiles
 from vsa.backends.kernels import coarse_select
 from vsa.operators import coarse_select as ops
 from vsa.values import bitmap, budget
@@ -63,7 +63,7 @@ def rows_by_pytorch(
     row = torch.arange(first, first + len(scores))
     least = torch.tensor(counts)[row // tiles % len(counts)][:, None]
     forced = None if must is None else must[row % tiles]
-    return torch_coarse.kept_tiles(scores, forced, least, max(counts), mass)
+    return torch_kept_tiles.kept_tiles(scores, forced, least, max(counts), mass)
 
 
 SCORES = {

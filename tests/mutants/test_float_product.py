@@ -31,7 +31,7 @@ IN_PRODUCTS: MutantTable = {
     ),
     "OneStageOfTiles": ("put_right(stage ^ 1);", "put_right(stage);", "RACE: .*right"),
     "StageNeverChanges": ("stage ^= 1) {", "stage ^= 0) {", WRONG),
-    "NextNotFetched": ("fetch(first + kTileRows);", "", WRONG),
+    "NextNotFetched": ("fetch(next);", "", WRONG),
     "NextNotPut": ("put_right(stage ^ 1);", "", f"NEVER WRITTEN: .*right|{WRONG}"),
     "SumsKept": (
         "mma_ABt<Bf16>(sum_, left_[kLow], right[kHigh]);",
