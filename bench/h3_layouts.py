@@ -50,7 +50,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "a reference": dict(segments=(70, 30, 24, (3, 5, 9), 40, 50, (5, 6, 10)), sparsity=0.5),
     "two references": dict(segments=(70, (3, 5, 9), 24, (1, 9, 9), 50, (5, 6, 10)), sparsity=0.7),
 }
-KEEP_RATE = 0.25
+KEEP_RATE = 0.3
 HEADS, HEAD_DIM = 2, 16
 
 
@@ -84,7 +84,7 @@ def sequence_of(segments: tuple[Any, ...], volume: int, exempt: bool) -> vsa.Seq
             found.append(Segment(shape, volume, coarse=True, keys=None if exempt else "compete"))
         else:
             last = place == len(segments) - 1
-            found.append(Segment(shape, tile, topk=None if last else KEEP_RATE))
+            found.append(Segment(shape, tile, topk=None if last else 1.0 - (1.0 - KEEP_RATE)))
     return vsa.Sequence(found)
 
 
@@ -132,7 +132,10 @@ def main() -> None:
     """Compare all layouts; ends with an error where one differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wheel", type=Path, required=True, help="of sglang 0.5.23")
-    names = theirs(parser.parse_args().wheel)
+    wheel = parser.parse_args().wheel
+    if not wheel.is_file():
+        parser.error(f"--wheel must be the file of a wheel of sglang, but there is no {wheel}")
+    names = theirs(wheel)
     torch.manual_seed(0)
     wrong = 0
     for name, layout in LAYOUTS.items():

@@ -13,6 +13,21 @@ import vsa
 from vsa import Segment
 from vsa.backends import BACKENDS, Request
 
+ON_KERNELS = [
+    "h3",
+    "h3, prefix competes",
+    "ref2va",
+    "128 tokens",
+    "256 tokens",
+    "budgets of all kinds",
+    "dense video, kept video",
+    "other keys",
+    "one token",
+    "invalid text",
+    "invalid text, two videos",
+    "invalid text that competes",
+    "a kept image beside invalid text",
+]
 IN_RASTER = {"h3", "one tile", "invalid text", "a kept image beside invalid text"}
 """Cases of one video, which run on the kernels of grids."""
 
@@ -33,7 +48,7 @@ def test_definition_on_flex(name: str) -> None:
     check(replace(CASES[name], dtype=torch.float32), "flex", wants=False)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ON_KERNELS)
 def test_definition_on_kernels(name: str, machine: tuple[str, str]) -> None:
     backend, device = machine
     reason = BACKENDS[backend].why_not(Request(device, padded=True))
