@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from python.test_masks import GRID, by_heads, qkv
+from python.test_no_waiting import READS
 from torch import Tensor
 
 import vsa
+from vsa.backends import BACKENDS, Request
 from vsa.masks import ChunkCausal, TeacherForcing, Window
 from vsa.stages import eager
 from vsa.values import masks
@@ -235,3 +237,49 @@ def test_a_layer_under_a_mask() -> None:
     assert "ChunkCausal" in repr(layer)
     with pytest.raises(TypeError, match=r"^mask must be one of"):
         vsa.nn.VideoSparseAttention(32, 2, mask="causal")  # type: ignore[arg-type]
+
+
+def step(mask: Any, backend: str, device: str, tail: bool) -> Callable[[], list[Tensor]]:
+    """Inference and a training step with a coarse gate, and the choice alone."""
+    tensors = torch.randn(4, 1, *GRID.shape, 2, 64, device=device).bfloat16().unbind()
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    options = {"grid": GRID, "mask": mask, "backend": backend}
+
+    def run() -> list[Tensor]:
+        *qkv, gate = leaves
+        with torch.no_grad():
+            words = vsa.select(*qkv[:2], vsa.TopP(0.5), **options).bitmap
+            once = vsa.attention(*qkv, 0.5, gate_coarse=gate, tail=tail, **options)
+        out = vsa.attention(*qkv, (2, 0.5), gate_coarse=gate, tail=tail, **options)
+        return [words, once, *torch.autograd.grad(out.float().sum(), leaves)]
+
+    return run
+
+
+@pytest.mark.parametrize("tail", [False, True])
+@pytest.mark.parametrize("kind", ["rule", "tensor"])
+def test_nothing_waits_for_the_device(kind: str, tail: bool) -> None:
+    pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
+    run = step(ChunkCausal(3) if kind == "rule" else by_heads(), "emulated", "cpu", tail)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(2):  # the second time by plans, where there are some
+            run()
+    assert not {event.key for event in profile.key_averages()} & READS
+
+
+@pytest.mark.parametrize("tail", [False, True])
+@pytest.mark.parametrize("kind", ["rule", "tensor"])
+def test_a_step_is_captured_in_a_cuda_graph(kind: str, tail: bool) -> None:
+    if not torch.cuda.is_available() or BACKENDS["hopper"].why_not(Request("cuda")) is not None:
+        pytest.skip("needs a Hopper GPU")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        mask = ChunkCausal(3) if kind == "rule" else by_heads().cuda()
+        run = step(mask, "hopper", "cuda", tail)
+        expected = [x.clone() for x in run()]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        found = run()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
