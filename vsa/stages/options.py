@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keywords of the public functions, for callers that pass them on."""
+"""Keywords of the public functions, for their types alone, and what comes back."""
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor
 
 from vsa.stages.inputs import Tile
 from vsa.values.grid import Extent, Grid
+from vsa.values.masks import Mask
 from vsa.values.precision import Precision
 from vsa.values.score import Score
 from vsa.values.selection import Selection
@@ -24,6 +25,7 @@ class FineOptions(TypedDict, total=False):
     scale: float | None
     text_valid: Tensor | None
     tail: bool
+    mask: Mask | None
     precision: Precision
     backend: str
 
@@ -35,3 +37,15 @@ class Options(FineOptions, total=False):
     gate_fine: Tensor | None
     selection: Selection | None
     score: Score
+
+
+def asked_for(
+    out: Tensor,
+    selection: Selection | None,
+    lse: Tensor | None,
+    with_selection: bool,
+    with_lse: bool,
+) -> Any:
+    """What a call returns, by its two flags."""
+    extras: list[Any] = [selection] * with_selection + [lse] * with_lse
+    return (out, *extras) if extras else out

@@ -227,18 +227,29 @@ def _grid_of_ints(T: int, H: int, W: int, t: int, h: int, w: int, prefix: int, s
     return Grid((T, H, W), (t, h, w), prefix, suffix)
 
 
-def best_tile(shape: Extent) -> Extent:
+def best_tile(shape: Extent, frames: int | None = None) -> Extent:
     """The tile shape that wastes the fewest of its 64 slots on a grid of (T, H, W) tokens.
 
     Only compact shapes are considered: a side is at most twice any side that does not span its
     whole axis, since neighbouring tokens are what makes a tile's mean meaningful. Ties go to the
     shortest longest side.
 
+    Args:
+        shape: (T, H, W), tokens along each axis.
+        frames: of a chunk, where no tile may lie in two of them (``vsa.masks.ChunkCausal``): only
+            extents along t that divide it are considered.
+
     Returns:
-        Tokens per tile along (t, h, w). It never wastes more than (4, 4, 4) does.
+        Tokens per tile along (t, h, w). Without ``frames`` it never wastes more than (4, 4, 4).
     """
     shape = checks.extent("shape", shape)
-    best = min((_num_tiles(shape, tile), max(tile), tile) for tile in _compact_tiles(shape))
+    tiles = _compact_tiles(shape)
+    if frames is not None:
+        frames = checks.integer("frames", frames, at_least=1)
+        # An axis that a chunk spans is spanned.
+        chunk = min(frames, shape[0]), shape[1], shape[2]
+        tiles = (tile for tile in _compact_tiles(chunk) if frames % tile[0] == 0)
+    best = min((_num_tiles(shape, tile), max(tile), tile) for tile in tiles)
     return best[2]
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from vsa.values import transforms
 from vsa.values.bitmap import count, pack, unpack
 from vsa.values.grid import Extent, Grid
+from vsa.values.masks import Mask
 from vsa.values.sequence import Sequence
+from vsa.values.tile_mask import TileMask
 
 _measures: dict[str, Callable[..., Tensor]] = {}
 """What computes a selection's own methods: measuring lies above values, and enters itself here."""
@@ -29,6 +31,8 @@ class Selection:
         grid: the queries' grid, where known.
         kv_grid: the keys' grid, where known.
         most: the most tiles that a row keeps, where known without looking at the bitmap.
+        under: the mask that it was chosen under. Whoever reuses the selection gets the coarse
+            branch and the tail of that mask, too.
         sequences: of the queries and of the keys, where these are no grids: rows are the tiles
             whose queries are sparse, columns those that compete.
     """
@@ -38,6 +42,7 @@ class Selection:
     grid: Grid | None = None
     kv_grid: Grid | None = None
     most: int | None = None
+    under: TileMask | None = None
     sequences: tuple[Sequence, Sequence] | None = None
 
     @classmethod
@@ -99,7 +104,10 @@ class Selection:
 
     def to(self, device: torch.device | str) -> Selection:
         """The same selection on another device."""
-        return replace(self, bitmap=self.bitmap.to(device))
+        under = self.under
+        if under is not None and under.allowed is not None:
+            under = under._replace(allowed=under.allowed.to(device))
+        return replace(self, bitmap=self.bitmap.to(device), under=under)
 
     def savable(self) -> Selection:
         """One that autograd may keep, whatever mode this one was made in."""
@@ -115,6 +123,7 @@ class Selection:
         kv_grid: Extent | Grid | Sequence | None = None,
         scale: float | None = None,
         text_valid: Tensor | None = None,
+        mask: Mask | None = None,
         backend: str = "auto",
     ) -> Tensor:
         """Share of the dense attention mass of the video queries that the selection keeps.
@@ -128,6 +137,8 @@ class Selection:
             kv_grid: the keys' grid, unless the selection knows it.
             scale: factor of the scores, by default head_dim ** -0.5.
             text_valid: (B, prefix + suffix) bool, which text tokens are real.
+            mask: what dense attention is under as well, and the selection is inside of; by default
+                the mask that the selection was chosen under.
             backend: as in ``vsa.attention``.
 
         Returns:
@@ -146,6 +157,7 @@ class Selection:
             kv_grid=kv_grid,
             scale=scale,
             text_valid=text_valid,
+            mask=mask,
             backend=backend,
         )
 

@@ -34,6 +34,7 @@ class Given(NamedTuple):
     selection: Selection | None
     text_valid: Tensor | None
     backend: str
+    mask: object = None
 
 
 class GridCall(NamedTuple):
