@@ -25,6 +25,7 @@ if take_built(Path(__file__).resolve().parent):  # else the installed package is
     from vsa.values.grid import Grid, best_tile
     from vsa.values.score import SubBlocks
     from vsa.values.selection import Selection
+    from vsa.values.sequence import Segment, Sequence
 
     register_when_imported()
 
@@ -32,7 +33,9 @@ __all__ = [
     "Budgets",
     "Grid",
     "LayerBudget",
+    "Segment",
     "Selection",
+    "Sequence",
     "SparsityRamp",
     "StepSchedule",
     "SubBlocks",

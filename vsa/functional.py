@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vsa.backends import named
-from vsa.stages import eager, inputs
+from vsa.stages import eager, inputs, sequences
 from vsa.stages.coarse import tile_means
 from vsa.stages.combine import gated_attention, whole
 from vsa.stages.fine import fine, tail_means
@@ -30,6 +30,7 @@ from vsa.values.precision import Precision, check_tail
 from vsa.values.problem import TailMeans
 from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection, check_is_selection
+from vsa.values.sequence import Sequence
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # comes with torch
@@ -86,8 +87,8 @@ def attention(
     v: Tensor,
     topk: TopK | None,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: Extent | Grid | Sequence | None = None,
+    kv_grid: Extent | Grid | Sequence | None = None,
     tile: Tile = DEFAULT_TILE,
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
@@ -116,8 +117,8 @@ def attention(
             share, ceil(topk * n), at least 1; a tuple with one of these for each query head; a
             tensor () of one of these on the CPU; or a ``vsa.TopP``, as many as hold a share of the
             softmax. None only beside ``selection``. Numbers that vary do not compile code again.
-        grid: (T, H, W) or ``vsa.Grid`` of the queries; None takes it from a video-shaped q, or cuts
-            a flat one into runs of 64 tokens.
+        grid: (T, H, W), ``vsa.Grid`` or ``vsa.Sequence`` of the queries; None takes it from a
+            video-shaped q, or cuts a flat one into runs of 64 tokens.
         kv_grid: the keys' grid where it differs.
         tile: tokens per tile along (t, h, w), at most 64 in all; "auto" wastes the fewest slots on
             this grid.
@@ -127,8 +128,8 @@ def attention(
         selection: a selection to reuse, from an earlier step; the top-k is skipped.
         score: what tiles are chosen by: "mean", the product of their means, or a
             ``vsa.SubBlocks``. The coarse branch is the same by either.
-        text_valid: (B, prefix + suffix) bool, which text tokens are real; the others are never
-            attended.
+        text_valid: (B, prefix + suffix) bool, or of a sequence's flat segments, which text tokens
+            are real; the others are never attended.
         tail: whether key tiles that were not chosen enter the softmax of the fine stage as one key
             each, their mean, with their mean value, that counts as often as the tile has tokens
             (docs/method.md); the log-sum-exp includes them.
@@ -151,6 +152,14 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
+    if sequences.are_meant(grid, kv_grid, selection, mask):
+        of = sequences.Given(
+            q, k, v, topk, grid, kv_grid, tile, scale, selection, text_valid, backend
+        )
+        found = sequences.attention(of, gate_coarse, gate_fine, score, tail, precision)
+        if not isinstance(found, sequences.GridCall):
+            return _asked_for(*found, return_selection, return_lse)
+        grid, kv_grid, topk, selection, text_valid = found
     rest = (
         grid, kv_grid, tile, scale, backend, score, return_lse, return_selection, tail, mask,
         precision,
@@ -162,21 +171,11 @@ def attention(
         out, lse, chosen = eager.attend(plan, tokens, text_valid, selection)
         return _asked_for(out, chosen, lse, return_selection, return_lse)
     inputs.check_one_choice(mask, selection)
+    gates = {"gate_coarse": gate_coarse, "gate_fine": gate_fine}
     call = inputs.resolve(
-        q,
-        k,
-        v,
-        grid=grid,
-        kv_grid=kv_grid,
-        tile=tile,
-        scale=scale,
-        text_valid=text_valid,
-        selection=selection,
-        gates={"gate_coarse": gate_coarse, "gate_fine": gate_fine},
-        backend=backend,
-        precision=precision,
-        mask=mask,
-    )
+        q, k, v, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, text_valid=text_valid,
+        selection=selection, gates=gates, backend=backend, precision=precision, mask=mask,
+    )  # fmt: skip
     checks.gate("gate_coarse", gate_coarse, q)
     checks.gate("gate_fine", gate_fine, q)
     check_tail(call.precision, tail)
@@ -271,8 +270,8 @@ def block_sparse_attention(
     v: Tensor,
     selection: Selection,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: Extent | Grid | Sequence | None = None,
+    kv_grid: Extent | Grid | Sequence | None = None,
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     text_valid: Tensor | None = None,
@@ -310,6 +309,14 @@ def block_sparse_attention(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
+    if sequences.are_meant(grid, kv_grid, selection, mask):
+        of = sequences.Given(
+            q, k, v, None, grid, kv_grid, tile, scale, selection, text_valid, backend
+        )
+        same = sequences.block_sparse_attention(of, tail, precision)
+        if not isinstance(same, sequences.GridCall):
+            return same if return_lse else same[0]
+        grid, kv_grid, _, selection, text_valid = same
     rest = grid, kv_grid, tile, scale, backend, "mean", return_lse, False, tail, mask, precision
     kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
     plan = None if kind is None else eager.plan_of(kind)
@@ -318,19 +325,9 @@ def block_sparse_attention(
         return (planned, of_rows) if return_lse else planned
     check_is_selection(selection)
     call = inputs.resolve(
-        q,
-        k,
-        v,
-        grid=grid,
-        kv_grid=kv_grid,
-        tile=tile,
-        scale=scale,
-        text_valid=text_valid,
-        selection=selection,
-        backend=backend,
-        precision=precision,
-        mask=mask,
-    )
+        q, k, v, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, text_valid=text_valid,
+        selection=selection, backend=backend, precision=precision, mask=mask,
+    )  # fmt: skip
     check_tail(call.precision, tail)
     if mask is not None:
         inputs.check_inside(selection, call)
@@ -350,10 +347,10 @@ def block_sparse_attention(
 def select(
     q: Tensor,
     k: Tensor,
-    topk: TopK,
+    topk: TopK | None,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: Extent | Grid | Sequence | None = None,
+    kv_grid: Extent | Grid | Sequence | None = None,
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     must: Tensor | Literal["self"] | None = None,
@@ -387,6 +384,12 @@ def select(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
+    if sequences.are_meant(grid, kv_grid, None, mask):
+        of = sequences.Given(q, k, k, topk, grid, kv_grid, tile, scale, None, None, backend)
+        found = sequences.select(of, must, score)
+        if isinstance(found, Selection):
+            return found
+        grid, kv_grid, topk = found[:3]
     call = inputs.resolve(
         q, k, k, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend=backend, mask=mask
     )

@@ -13,13 +13,14 @@ from vsa.values.masks import Mask
 from vsa.values.precision import Precision
 from vsa.values.score import Score
 from vsa.values.selection import Selection
+from vsa.values.sequence import Sequence
 
 
 class FineOptions(TypedDict, total=False):
     """Keywords of ``block_sparse_attention`` but for what it returns; meanings as there."""
 
-    grid: Extent | Grid | None
-    kv_grid: Extent | Grid | None
+    grid: Extent | Grid | Sequence | None
+    kv_grid: Extent | Grid | Sequence | None
     tile: Tile
     scale: float | None
     text_valid: Tensor | None
