@@ -16,6 +16,7 @@ from vsa.values.budget import Budget, TopK, resolve
 from vsa.values.grid import Grid
 from vsa.values.masks import Mask
 from vsa.values.score import Score, runs_of
+from vsa.values.sequence import Sequence
 from vsa.values.tile_mask import spend
 
 BACKWARD = 2.5
