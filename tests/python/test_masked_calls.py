@@ -288,7 +288,7 @@ def test_a_step_is_captured_in_a_cuda_graph(kind: str, tail: bool) -> None:
 
 
 def test_a_mask_beside_a_sequence_is_refused() -> None:
-    sequence, mask = vsa.Sequence(vsa.Segment((6, 5, 6))), ChunkCausal(3)
+    sequence, mask = vsa.Sequence([(6, 5, 6)]), ChunkCausal(3)
     q, k, v = (x.flatten(1, 3) for x in qkv())
     for call in (
         lambda: vsa.attention(q, k, v, 1, grid=sequence, mask=mask),
