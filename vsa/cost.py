@@ -102,11 +102,11 @@ def flops(
     Raises:
         ValueError, TypeError: naming the argument.
     """
-    sequences.are_meant(grid, kv_grid, None, mask)  # refuses a mask beside one
     if isinstance(grid, Sequence) or isinstance(kv_grid, Sequence):
         call = sequences.grids_of(grid, kv_grid, topk)
         if call is None:
-            return _of_sequences(grid, kv_grid, heads, head_dim, topk, backward, batch, score, tail)
+            sequences.refuse(score, tail, mask)
+            return _of_sequences(grid, kv_grid, heads, head_dim, topk, backward, batch)
         grid, kv_grid, topk = call[:3]
     queries = grid if isinstance(grid, Grid) else Grid(grid)
     keys = queries if kv_grid is None else kv_grid if isinstance(kv_grid, Grid) else Grid(kv_grid)
@@ -140,22 +140,6 @@ def flops(
     )
 
 
-def _under(
-    mask: Mask, grid: Grid, kv_grid: Grid, heads: int, budget: Budget
-) -> tuple[float, float]:
-    """Tiles that a row keeps on average, and that it may choose."""
-    found = masks.resolve(mask, grid, kv_grid, heads)
-    assert found is not None
-    may = torch.cat(list(found.counts(grid.num_tiles)), dim=-1).cpu()  # (heads or 1, n_q)
-    kept = []
-    for head in range(heads):
-        budget_of = head % len(budget.counts)
-        count = torch.tensor(budget.counts[budget_of])
-        share = torch.tensor(budget.shares[budget_of], dtype=torch.float64)
-        kept.append(spend(may[head % len(may)], count, share).double().mean().item())
-    return fmean(kept), may.double().mean().item()
-
-
 def _of_sequences(
     grid: Layout,
     kv_grid: Layout | None,
@@ -164,11 +148,8 @@ def _of_sequences(
     topk: TopK | None,
     backward: bool,
     batch: int,
-    score: Score,
-    tail: bool,
 ) -> Flops:
     """``flops`` of what is no call over grids."""
-    sequences.refuse(score, tail)
     each = (
         checks.integer("batch", batch, 1)
         * checks.integer("heads", heads, 1)
@@ -183,3 +164,19 @@ def _of_sequences(
         fine=factor * 4 * each * pairs.fine,
         combine=linear * 3.0 * each * pairs.queries,
     )
+
+
+def _under(
+    mask: Mask, grid: Grid, kv_grid: Grid, heads: int, budget: Budget
+) -> tuple[float, float]:
+    """Tiles that a row keeps on average, and that it may choose."""
+    found = masks.resolve(mask, grid, kv_grid, heads)
+    assert found is not None
+    may = torch.cat(list(found.counts(grid.num_tiles)), dim=-1).cpu()  # (heads or 1, n_q)
+    kept = []
+    for head in range(heads):
+        budget_of = head % len(budget.counts)
+        count = torch.tensor(budget.counts[budget_of])
+        share = torch.tensor(budget.shares[budget_of], dtype=torch.float64)
+        kept.append(spend(may[head % len(may)], count, share).double().mean().item())
+    return fmean(kept), may.double().mean().item()

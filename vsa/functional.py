@@ -10,11 +10,11 @@ from torch import Tensor
 
 from vsa.backends import named
 from vsa.stages import eager, inputs, sequences
-from vsa.stages.coarse import tile_means
+from vsa.stages.coarse import for_means, tile_means
 from vsa.stages.combine import gated_attention, whole
 from vsa.stages.fine import fine, tail_means
-from vsa.stages.inputs import DEFAULT_TILE, Inputs, Tile
-from vsa.stages.options import FineOptions, Options
+from vsa.stages.inputs import DEFAULT_TILE, Tile
+from vsa.stages.options import FineOptions, Options, asked_for
 from vsa.stages.select import (
     choose,
     everything,
@@ -152,13 +152,13 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
-    if sequences.are_meant(grid, kv_grid, selection, mask):
+    if sequences.are_meant(grid, kv_grid, selection):
         of = sequences.Given(
-            q, k, v, topk, grid, kv_grid, tile, scale, selection, text_valid, backend
+            q, k, v, topk, grid, kv_grid, tile, scale, selection, text_valid, backend, mask
         )
         found = sequences.attention(of, gate_coarse, gate_fine, score, tail, precision)
         if not isinstance(found, sequences.GridCall):
-            return _asked_for(*found, return_selection, return_lse)
+            return asked_for(*found, return_selection, return_lse)
         grid, kv_grid, topk, selection, text_valid = found
     rest = (
         grid, kv_grid, tile, scale, backend, score, return_lse, return_selection, tail, mask,
@@ -169,13 +169,23 @@ def attention(
     tokens = q, k, v, gate_fine, gate_coarse
     if plan is not None and plan.prepared is not None:
         out, lse, chosen = eager.attend(plan, tokens, text_valid, selection)
-        return _asked_for(out, chosen, lse, return_selection, return_lse)
+        return asked_for(out, chosen, lse, return_selection, return_lse)
     inputs.check_one_choice(mask, selection)
-    gates = {"gate_coarse": gate_coarse, "gate_fine": gate_fine}
     call = inputs.resolve(
-        q, k, v, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, text_valid=text_valid,
-        selection=selection, gates=gates, backend=backend, precision=precision, mask=mask,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        grid=grid,
+        kv_grid=kv_grid,
+        tile=tile,
+        scale=scale,
+        text_valid=text_valid,
+        selection=selection,
+        gates={"gate_coarse": gate_coarse, "gate_fine": gate_fine},
+        backend=backend,
+        precision=precision,
+        mask=mask,
+    )
     checks.gate("gate_coarse", gate_coarse, q)
     checks.gate("gate_fine", gate_fine, q)
     check_tail(call.precision, tail)
@@ -194,14 +204,14 @@ def attention(
             out, lse, selection = whole(call, budget, runs, gate_fine, gate_coarse)
         if kind is not None and plan is None:
             eager.remember(kind, call, tokens, budget, gives, runs=runs)
-        return _asked_for(out, selection, lse, return_selection, return_lse)
+        return asked_for(out, selection, lse, return_selection, return_lse)
 
     selection = None if selection is None else selection.savable()
     with torch.autocast(call.q.device.type, enabled=False):
         means: list[Tensor] = []
         if gate_coarse is not None or (tail and chooses):
             grids = (call.grid, call.kv_grid, call.kv_grid)
-            means = tile_means(_for_means(call), grids, call.backend)
+            means = tile_means(for_means(call), grids, call.backend)
         coarse: Tensor | None = None
         if chooses and not means:
             selection = choose(call, budget, runs)
@@ -223,25 +233,7 @@ def attention(
     if kind is not None and plan is None:
         choice, all_tiles = (budget, False) if chooses else (selection, given is None)
         eager.remember(kind, call, tokens, choice, gives, tail, all_tiles, runs)
-    return _asked_for(out, selection, lse, return_selection, return_lse)
-
-
-def _asked_for(
-    out: Tensor,
-    selection: Selection | None,
-    lse: Tensor | None,
-    with_selection: bool,
-    with_lse: bool,
-) -> Any:
-    extras: list[Any] = [selection] * with_selection + [lse] * with_lse
-    return (out, *extras) if extras else out
-
-
-def _for_means(call: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v, without gradient where that of their means does not go through autograd."""
-    if named(call.backend).fuses_gates:
-        return call.q.detach(), call.k.detach(), call.v.detach()
-    return call.q, call.k, call.v
+    return asked_for(out, selection, lse, return_selection, return_lse)
 
 
 @overload
@@ -294,8 +286,7 @@ def block_sparse_attention(
         tile: tokens per tile along (t, h, w) where ``grid`` is not a ``vsa.Grid``.
         scale: factor of the scores, by default head_dim ** -0.5.
         text_valid: (B, prefix + suffix) bool, which text tokens are real.
-        tail: whether tiles outside the selection enter the softmax by their means, as in
-            ``vsa.attention``.
+        tail: of the tiles outside of the selection, as in ``vsa.attention``.
         mask: which tiles a query tile may choose; a selection outside of it is an error. That is
             looked for, and waits for the device, where the selection was not chosen under it.
         return_lse: also return the log-sum-exp, itself differentiable.
@@ -309,9 +300,9 @@ def block_sparse_attention(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
-    if sequences.are_meant(grid, kv_grid, selection, mask):
+    if sequences.are_meant(grid, kv_grid, selection):
         of = sequences.Given(
-            q, k, v, None, grid, kv_grid, tile, scale, selection, text_valid, backend
+            q, k, v, None, grid, kv_grid, tile, scale, selection, text_valid, backend, mask
         )
         same = sequences.block_sparse_attention(of, tail, precision)
         if not isinstance(same, sequences.GridCall):
@@ -325,9 +316,19 @@ def block_sparse_attention(
         return (planned, of_rows) if return_lse else planned
     check_is_selection(selection)
     call = inputs.resolve(
-        q, k, v, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, text_valid=text_valid,
-        selection=selection, backend=backend, precision=precision, mask=mask,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        grid=grid,
+        kv_grid=kv_grid,
+        tile=tile,
+        scale=scale,
+        text_valid=text_valid,
+        selection=selection,
+        backend=backend,
+        precision=precision,
+        mask=mask,
+    )
     check_tail(call.precision, tail)
     if mask is not None:
         inputs.check_inside(selection, call)
@@ -367,8 +368,7 @@ def select(
         topk: an int, key tiles per query tile; a float in (0, 1], their share: ceil(topk * n), at
             least 1; a tuple with one of these for each query head; or a ``vsa.TopP``, as many as
             hold a share of the softmax.
-        grid: the queries' grid; None takes it from a video-shaped q, or cuts a flat one into runs
-            of 64 tokens.
+        grid: the queries' grid, as in ``vsa.attention``.
         kv_grid: the keys' grid where it differs.
         tile: tokens per tile along (t, h, w), or "auto".
         scale: factor of the scores, by default head_dim ** -0.5; only its sign matters here, but
@@ -384,8 +384,8 @@ def select(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
-    if sequences.are_meant(grid, kv_grid, None, mask):
-        of = sequences.Given(q, k, k, topk, grid, kv_grid, tile, scale, None, None, backend)
+    if sequences.are_meant(grid, kv_grid, None):
+        of = sequences.Given(q, k, k, topk, grid, kv_grid, tile, scale, None, None, backend, mask)
         found = sequences.select(of, must, score)
         if isinstance(found, Selection):
             return found

@@ -182,3 +182,18 @@ def test_operations_follow_the_choice() -> None:
     assert flops.fine == 4 * 16 * (64 * (6 + 16 + 32) + 6 * 70)
     assert flops.full == 4 * 16 * 70 * 70
     assert flops.select == 2 * 16 * 3 * 3
+
+
+def test_a_mask_of_a_sequence_that_is_a_grid() -> None:
+    """Goes along with the grid; other sequences refuse it."""
+    mask = vsa.masks.Window((1, 1, 1))
+    grid, of = vsa.Grid((5, 9, 9), prefix=7), vsa.Sequence([7, (5, 9, 9)])
+    q, k, v = torch.randn(3, 1, grid.length, 2, 16)
+    assert torch.equal(
+        vsa.attention(q, k, v, 0.5, grid=of, mask=mask),
+        vsa.attention(q, k, v, 0.5, grid=grid, mask=mask),
+    )
+    assert vsa.flops(of, 2, 16, 0.5, mask=mask) == vsa.flops(grid, 2, 16, 0.5, mask=mask)
+    mixed = vsa.Sequence([7, (5, 9, 3), (5, 9, 6)])
+    with pytest.raises(ValueError, match=r"^mask must be None for this grid, but it is of type"):
+        vsa.attention(q, k, v, 0.5, grid=mixed, mask=mask)

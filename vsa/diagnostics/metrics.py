@@ -128,7 +128,7 @@ def recall(
     backend: str = "auto",
 ) -> Tensor:
     """``Selection.recall`` of a selection, with its arguments and its result."""
-    if sequences.are_meant(grid, kv_grid, selection, mask):
+    if sequences.are_meant(grid, kv_grid, selection):
         given = sequences.Given(
             q, k, k, None, grid, kv_grid, inputs.DEFAULT_TILE, scale, selection, text_valid, backend
         )

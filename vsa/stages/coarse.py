@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vsa.backends import named
 from vsa.operators import coarse_select
+from vsa.stages.inputs import Inputs
 from vsa.values.grid import Grid
 from vsa.values.tile_mask import TileMask
 
@@ -58,3 +59,10 @@ def coarse_attention(
         (B, heads, n_q, head_dim), the type of the means; zeros where a row may choose nothing.
     """
     return named(backend).coarse_attention(q_means, k_means, v_means, scale, mask)
+
+
+def for_means(call: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v, without gradient where that of their means does not go through autograd."""
+    if named(call.backend).fuses_gates:
+        return call.q.detach(), call.k.detach(), call.v.detach()
+    return call.q, call.k, call.v

@@ -112,7 +112,9 @@ def resolve(
     return Inputs(
         scale=checks.scale(scale, q.shape[-1]),
         text_valid=None if text_valid is None else transforms.savable(text_valid),
-        backend=chosen(backend, q, k, v, gates or {}, bits, padded, over_tiles is not None),
+        backend=chosen(
+            backend, q, k, v, gates or {}, bits, padded=padded, masked=over_tiles is not None
+        ),
         # Last, since strides may make these copies, and what is above may refuse.
         q=_flat(q),
         k=_flat(k),
@@ -144,7 +146,7 @@ def _tile_under(
         return tile
     for known, x in ((kv_grid, k), (grid, q)):
         if isinstance(known, (Grid, Sequence)):
-            return tile  # has one, or is refused
+            return tile  # has one
         shape = known if known is not None else tuple(x.shape[1:4]) if x.ndim == 6 else None
         if shape is not None:
             return masks.tile_under(mask, checks.extent("grid", shape)) or tile

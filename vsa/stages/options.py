@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keywords of the public functions, for their types alone."""
+"""Keywords of the public functions, for their types alone, and what comes back."""
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -37,3 +37,15 @@ class Options(FineOptions, total=False):
     gate_fine: Tensor | None
     selection: Selection | None
     score: Score
+
+
+def asked_for(
+    out: Tensor,
+    selection: Selection | None,
+    lse: Tensor | None,
+    with_selection: bool,
+    with_lse: bool,
+) -> Any:
+    """What a call returns, by its two flags."""
+    extras: list[Any] = [selection] * with_selection + [lse] * with_lse
+    return (out, *extras) if extras else out

@@ -41,7 +41,7 @@ def attention(
     """``vsa.attention``: out, the choice and lse."""
     if (same := as_grids(given)) is not None:
         return same
-    refuse(score, tail)
+    refuse(score, tail, given.mask)
     gates = {"gate_coarse": gate_coarse, "gate_fine": gate_fine}
     mixed = resolve(given, gates, precision)
     q = mixed.call.q
@@ -65,7 +65,7 @@ def block_sparse_attention(
     check_is_selection(given.selection)
     if (same := as_grids(given)) is not None:
         return same
-    refuse("mean", tail)
+    refuse("mean", tail, given.mask)
     mixed = resolve(given, precision=precision)
     assert given.selection is not None
     with torch.autocast(mixed.call.q.device.type, enabled=False):
@@ -76,7 +76,7 @@ def select(given: Given, must: object, score: Score) -> Selection | GridCall:
     """``vsa.select``."""
     if (same := as_grids(given)) is not None:
         return same
-    refuse(score, False)
+    refuse(score, False, given.mask)
     mixed = resolve(given)
     forced = check_must(must, mixed)
     pools = pools_of(mixed.kv_sequence, given.topk, mixed.call.q.shape[2])
@@ -89,6 +89,7 @@ def recall(given: Given) -> Tensor | GridCall:
     check_is_selection(given.selection)
     if (same := as_grids(given)) is not None:
         return same
+    refuse("mean", False, given.mask)
     mixed = resolve(given)
     assert given.selection is not None
     with torch.no_grad(), torch.autocast(mixed.call.q.device.type, enabled=False):
@@ -98,7 +99,7 @@ def recall(given: Given) -> Tensor | GridCall:
         return torch.where(real, kept, 0).sum(-1) / real.sum(-1)
 
 
-def refuse(score: Score, tail: bool) -> None:
+def refuse(score: Score, tail: bool, mask: object) -> None:
     """What needs the one video that sequences may be without."""
     if runs_of(score) > 1:
         raise ValueError(
@@ -110,4 +111,10 @@ def refuse(score: Score, tail: bool) -> None:
         raise ValueError(
             "tail must be False for this grid, but it is True: a vsa.Sequence has a tail where "
             "one video alone competes and is sparse, and the rest has no part in the coarse stage"
+        )
+    if mask is not None:
+        raise ValueError(
+            f"mask must be None for this grid, but it is of type {type(mask).__name__}: a "
+            "vsa.Sequence has one where one video alone competes and is sparse, and nothing else "
+            "is in the coarse stage"
         )

@@ -34,6 +34,7 @@ class Given(NamedTuple):
     selection: Selection | None
     text_valid: Tensor | None
     backend: str
+    mask: object = None
 
 
 class GridCall(NamedTuple):
@@ -68,23 +69,13 @@ class Mixed:
     text_valid: Tensor | None
 
 
-def are_meant(grid: object, kv_grid: object, selection: object, mask: object = None) -> bool:
-    """Whether any of these speaks of a sequence.
-
-    Raises:
-        ValueError: one does, beside a mask.
-    """
-    meant = (
+def are_meant(grid: object, kv_grid: object, selection: object) -> bool:
+    """Whether any of these speaks of a sequence."""
+    return (
         isinstance(grid, Sequence)
         or isinstance(kv_grid, Sequence)
         or getattr(selection, "sequences", None) is not None
     )
-    if meant and mask is not None:
-        raise ValueError(
-            "mask must be None beside a vsa.Sequence, whose segments say what competes: pass the "
-            "(T, H, W) or the vsa.Grid of a video"
-        )
-    return meant
 
 
 def as_grids(given: Given) -> GridCall | None:
