@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import NamedTuple
 
 from vsa.installation import DISTRIBUTION
+from vsa.integrations.hosts import aside
 
 PLUGIN = "vsa"
 
@@ -21,6 +22,8 @@ class Host(NamedTuple):
         how: what a user does to have our attention in it.
         group: its group of entry points, where it finds us by itself.
         allows: its own setting that names the plugins which may load.
+        elsewhere: what becomes of it on a GPU that our kernels do not take, where it finds us by
+            itself.
     """
 
     distribution: str
@@ -28,6 +31,7 @@ class Host(NamedTuple):
     how: str
     group: str | None = None
     allows: str | None = None
+    elsewhere: str | None = None
 
 
 HOSTS = (
@@ -43,6 +47,8 @@ HOSTS = (
         "--attention-backend video_sparse_attn",
         "sglang.multimodal_gen.plugins",
         "SGLANG_PLUGINS",
+        "keeps its own kernel for video_sparse_attn_h3, and runs video_sparse_attn, whose kernel "
+        "went with the import name vsa, on FlexAttention or PyTorch",
     ),
     Host(
         "vllm-omni",
@@ -50,6 +56,8 @@ HOSTS = (
         "--diffusion-attention-backend FASTVIDEO_VSA",
         "vllm_omni.general_plugins",
         "VLLM_PLUGINS",
+        "keeps its own class for FASTVIDEO_VSA if fastvideo_kernel is installed, and else runs it "
+        "on FlexAttention or PyTorch",
     ),
     Host("xfuser", "0.7.0", "vsa.integrations.xdit.install(backend, topk)"),
     Host("diffusers", "0.42.1", "vsa.integrations.diffusers.apply_vsa(transformer, topk)"),
@@ -74,6 +82,8 @@ def _state(host: Host, here: str) -> str:
         return f"takes it by {host.how}{other}"
     if why := _not_loaded(host, host.group):
         return f"does not take it: {why}"
+    if why := aside.unsupported():
+        return f"{host.elsewhere}: backend 'hopper' cannot run here, {why}{other}"
     return f"takes it by itself, with {host.how}{other}"
 
 

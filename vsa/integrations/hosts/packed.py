@@ -132,6 +132,23 @@ def fastvideo_class(base: type) -> type:
     return RasterMiniMaxH3
 
 
+@functools.cache
+def sglang_class(base: type) -> type:
+    """A subclass of SGLang's ``VideoSparseAttentionH3Impl`` that leaves the tokens in place."""
+    logging.getLogger(base.__module__).info(
+        "vsa: VideoSparseAttentionH3Impl of SGLang runs on vsa.attention, in raster order"
+    )
+
+    class RasterVideoSparseAttentionH3(base):
+        """MiniMax-H3's attention by ``vsa``, in raster order."""
+
+        def forward_varlen(self, *args: Any, **keywords: Any) -> Any:
+            """As ``sglang_forward`` says."""
+            return sglang_forward(base.forward_varlen, self, *args, **keywords)
+
+    return RasterVideoSparseAttentionH3
+
+
 def sglang_forward(
     theirs: Callable[..., Any],
     layer: Any,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor
@@ -22,23 +23,30 @@ from vllm_omni.diffusion.attention.backends.fastvideo_vsa import (
 from vllm_omni.diffusion.attention.backends.sdpa import SDPAImpl
 from vllm_omni.diffusion.config import get_current_diffusion_config_or_none
 
-from vsa.integrations.hosts import raster
+from vsa.integrations.hosts import aside, raster
 
 HOST = "vLLM-Omni"
 TOPK = 64
 BLOCK = (4, 8, 8)
 H3_LAYER = "vllm_omni.diffusion.models.minimax_h3.attention.fastvideo_h3"
 H3_TILE = (4, 4, 4)
+KERNELS = "fastvideo_kernel"
 SETTINGS = {"topk", "block_size"}
 """What a user's choice of the backend may hold; the rest is not taken in silence."""
 
 
 class VsaBackend(FastVideoVSABackend):
-    """The host's backend, with another implementation and without its kernel package."""
+    """The host's backend, with another implementation and without its kernel package.
+
+    On GPUs that our kernels do not take it is the host's own, where that has its kernels.
+    """
 
     @classmethod
     def validate_available(cls) -> None:
         """What the host asks before it makes a model; FastVideo's kernels are not needed."""
+        if _steps_aside():
+            super().validate_available()
+            return
         refuse_shared_keys()
         config = get_current_diffusion_config_or_none()
         if str(getattr(config, "model_class_name", None)).startswith("MiniMaxH3"):
@@ -48,7 +56,14 @@ class VsaBackend(FastVideoVSABackend):
     @staticmethod
     def get_impl_cls() -> type:
         """What makes a layer's attention."""
-        return VsaImpl
+        return FastVideoVSAImpl if _steps_aside() else VsaImpl
+
+
+def _steps_aside() -> bool:
+    """Without FastVideo's kernels the host's class has none to stay on, and would be dense."""
+    if find_spec(KERNELS) is None:
+        return False
+    return aside.steps_aside(HOST, "FASTVIDEO_VSA", FastVideoVSAImpl.__module__)
 
 
 class VsaImpl(AttentionImpl):
