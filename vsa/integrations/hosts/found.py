@@ -24,6 +24,8 @@ class Host(NamedTuple):
         allows: its own setting that names the plugins which may load.
         elsewhere: what becomes of it on a GPU that our kernels do not take, where it finds us by
             itself.
+        exact: whether that setting is read as it stands, so that an empty one names nothing and
+            spaces count; else an empty one allows all.
     """
 
     distribution: str
@@ -32,6 +34,7 @@ class Host(NamedTuple):
     group: str | None = None
     allows: str | None = None
     elsewhere: str | None = None
+    exact: bool = False
 
 
 HOSTS = (
@@ -58,6 +61,7 @@ HOSTS = (
         "VLLM_PLUGINS",
         "keeps its own class for FASTVIDEO_VSA if fastvideo_kernel is installed, and else runs it "
         "on FlexAttention or PyTorch",
+        exact=True,
     ),
     Host("xfuser", "0.7.0", "vsa.integrations.xdit.install(backend, topk)"),
     Host("diffusers", "0.42.1", "vsa.integrations.diffusers.apply_vsa(transformer, topk)"),
@@ -92,7 +96,8 @@ def _not_loaded(host: Host, group: str) -> str | None:
     names = [each.name for each in entry_points(group=group)]
     if PLUGIN not in names:
         return f"{DISTRIBUTION} is installed without its entry points: install it again"
-    allowed = os.environ.get(host.allows or "", "")
-    if allowed and PLUGIN not in [name.strip() for name in allowed.split(",")]:
-        return f"{host.allows}={allowed} leaves out the plugin {PLUGIN}"
-    return None
+    allowed = os.environ.get(host.allows or "")
+    if allowed is None or (not allowed and not host.exact):
+        return None
+    loaded = [name if host.exact else name.strip() for name in allowed.split(",")]
+    return None if PLUGIN in loaded else f"{host.allows}={allowed!r} leaves out the plugin {PLUGIN}"

@@ -92,9 +92,11 @@ class VsaImpl(AttentionImpl):
                 f"backend_kwargs may hold {sorted(SETTINGS)}, but it holds {sorted(unknown)}: a "
                 "call is computed as asked or refused, never dense in its place"
             )
-        self.topk = int(settings.get("topk", TOPK))
-        if self.topk < 1:
-            raise ValueError(f"fastvideo_vsa_topk must be at least 1, but it is {self.topk}")
+        self.topk = settings.get("topk", TOPK)
+        if type(self.topk) is not int or self.topk < 1:
+            raise ValueError(
+                f"fastvideo_vsa_topk must be a whole number of at least 1, but it is {self.topk!r}"
+            )
         block = settings.get("block_size", BLOCK)
         self.block_size = raster.extent("block_size", (block,) * 3 if type(block) is int else block)
         self.softmax_scale = softmax_scale
@@ -142,11 +144,7 @@ class VsaImpl(AttentionImpl):
                 "--diffusion-attention-config.per_role.self.backend"
             )
         assert attn_metadata is not None
-        for name in ("attn_mask", "full_attn_spans"):
-            if getattr(attn_metadata, name) is not None:
-                raise ValueError(f"{name} must be None with FASTVIDEO_VSA, which has no masks")
-        if self.causal:
-            raise ValueError("causal must be False with FASTVIDEO_VSA, which has no causal mask")
+        _refuse_masks(attn_metadata, self.causal)
         return _padded(
             query,
             key,
@@ -158,6 +156,14 @@ class VsaImpl(AttentionImpl):
             self.block_size,
             self.softmax_scale,
         )
+
+
+def _refuse_masks(attn_metadata: AttentionMetadata, causal: bool) -> None:
+    for name in ("attn_mask", "full_attn_spans"):
+        if getattr(attn_metadata, name) is not None:
+            raise ValueError(f"{name} must be None with FASTVIDEO_VSA, which has no masks")
+    if causal:
+        raise ValueError("causal must be False with FASTVIDEO_VSA, which has no causal mask")
 
 
 def _real_length(attn_metadata: AttentionMetadata, length: int) -> int:
@@ -199,6 +205,7 @@ def forward_h3(
     layout = import_module(H3_LAYER)._get_h3_layout(attn_metadata)
     if layout is None or attn_metadata is None:
         return FastVideoVSAImpl.forward_cuda(layer, query, key, value, attn_metadata)
+    _refuse_masks(attn_metadata, layer.causal)
     segments, grid, start = layout
     if sum(segments) != start:
         raise ValueError(
