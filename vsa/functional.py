@@ -330,8 +330,7 @@ def block_sparse_attention(
         mask=mask,
     )
     check_tail(call.precision, tail)
-    if mask is not None:
-        inputs.check_inside(selection, call)
+    is_plain = mask is None or inputs.check_inside(selection, call)
     selection = selection.savable()
     if tail:
         with torch.autocast(call.q.device.type, enabled=False):
@@ -339,7 +338,7 @@ def block_sparse_attention(
     else:
         out, lse = fine(call, selection)
     out = out.view(call.shape)
-    if kind is not None and plan is None:
+    if kind is not None and plan is None and is_plain:  # else each bitmap is to be read
         tokens = q, k, v, None, None
         eager.remember(kind, call, tokens, selection, (return_lse, False), tail)
     return (out, lse) if return_lse else out

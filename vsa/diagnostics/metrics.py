@@ -130,7 +130,18 @@ def recall(
     """``Selection.recall`` of a selection, with its arguments and its result."""
     if sequences.are_meant(grid, kv_grid, selection):
         given = sequences.Given(
-            q, k, k, None, grid, kv_grid, inputs.DEFAULT_TILE, scale, selection, text_valid, backend
+            q,
+            k,
+            k,
+            None,
+            grid,
+            kv_grid,
+            inputs.DEFAULT_TILE,
+            scale,
+            selection,
+            text_valid,
+            backend,
+            mask,
         )
         found = sequences.recall(given)
         if isinstance(found, Tensor):

@@ -178,11 +178,16 @@ def check_one_choice(mask: object, selection: object) -> None:
         )
 
 
-def check_inside(selection: Selection, call: Inputs) -> None:
-    """A given selection keeps nothing that the mask of a call forbids."""
+def check_inside(selection: Selection, call: Inputs) -> bool:
+    """A given selection keeps nothing that the mask of a call forbids.
+
+    Returns:
+        Whether that follows from what the selection was chosen under, so that it need not be read
+        of the next selection that was.
+    """
     mask, under = call.mask, selection.under
     if mask is None or (under is not None and mask.rule and tuple(under.rule) == tuple(mask.rule)):
-        return
+        return True
     is_cuda = selection.bitmap.is_cuda
     if torch.compiler.is_compiling() or (is_cuda and torch.cuda.is_current_stream_capturing()):
         raise ValueError(
@@ -194,6 +199,7 @@ def check_inside(selection: Selection, call: Inputs) -> None:
             "selection must lie inside of mask, but it keeps tiles that their query tiles may not "
             "choose"
         )
+    return False
 
 
 def chosen(

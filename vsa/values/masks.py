@@ -49,9 +49,12 @@ class ChunkCausal:
 
     def on(self, grid: Grid, kv_grid: Grid) -> TileRule:
         """The rule on the tiles of these grids, which are checked."""
-        return _layers(self, grid, kv_grid)._replace(
-            chunk=max(1, self.frames // kv_grid.box[0]), window=self.window or 0, sinks=self.sinks
-        )
+        rule = _layers(self, grid, kv_grid)
+        # No more of anything than there is: kernels count in 32 bits.
+        chunk = min(max(1, self.frames // kv_grid.box[0]), rule.key_layers)
+        chunks = -(-rule.key_layers // chunk)
+        window, sinks = min(self.window or 0, chunks), min(self.sinks, chunks)
+        return rule._replace(chunk=chunk, window=window, sinks=sinks)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class TeacherForcing:
                 f"{kv_grid.shape[0]} frames and grid has {grid.shape[0]}"
             )
         rule = _layers(self, grid, kv_grid)
-        return rule._replace(chunk=self.frames // grid.box[0], clean=rule.key_layers // 2)
+        clean = rule.key_layers // 2
+        return rule._replace(chunk=min(self.frames // grid.box[0], clean), clean=clean)
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,9 @@ class Window:
 
     def on(self, grid: Grid, kv_grid: Grid) -> TileRule:
         """See ``ChunkCausal.on``."""
-        t, h, w = self.reach
-        return _layers(self, grid, kv_grid)._replace(reach_t=t, reach_h=h, reach_w=w)
+        rule = _layers(self, grid, kv_grid)
+        t, h, w = map(min, self.reach, kv_grid.tiles)
+        return rule._replace(reach_t=t, reach_h=h, reach_w=w)
 
 
 Rule = ChunkCausal | TeacherForcing | Window
@@ -141,6 +146,8 @@ def check(mask: object) -> None:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         names = ", ".join(f"vsa.masks.{rule.__name__}" for rule in RULES)
         raise TypeError(f"mask must be one of {names} or a bool tensor, but it is {kind}")
+    if mask.layout != torch.strided:
+        raise TypeError(f"mask must be a dense tensor, but its layout is {mask.layout}")
 
 
 def tile_under(mask: object, shape: Extent) -> Extent | None:
