@@ -149,9 +149,16 @@ struct Selection {
     }
     p.mass = random.coin() ? 0 : (1 + random.below(100)) / 100.;
     scores.resize(static_cast<size_t>(p.rows * columns));
-    for (float& x : scores) {
-      x = static_cast<float>(random.below(21) - 10) / (random.coin() ? 1.f : 3.f);
-      if (random.below(12) == 0) x = random.coin() ? NAN : -INFINITY;
+    const auto draw = [&] {
+      const float x = static_cast<float>(random.below(21) - 10) / (random.coin() ? 1.f : 3.f);
+      return random.below(12) != 0 ? x : random.coin() ? NAN : -INFINITY;
+    };
+    for (float& x : scores) x = draw();
+    if (random.below(4) == 0) {  // one score, whose weights make up a mass to the last bit
+      std::fill(scores.begin(), scores.end(), random.coin() ? draw() : -INFINITY);
+      std::fill_n(p.counts, p.num_counts, 1);
+      std::fill_n(p.shares, p.num_counts, 0);
+      p.mass = 0.5;
     }
     weights.assign(scores.size(), 7);
     bitmap.assign(static_cast<size_t>(p.rows * words), ~0u);

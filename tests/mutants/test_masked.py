@@ -49,6 +49,10 @@ OF_BITMAPS: MutantTable = {
 
 OF_ROWS: MutantTable = {
     "ForbiddenScoresRead": ("left && may_hold(first, i, lane))) score", "left)) score", CHOICE),
+    "ForbiddenWeights": (
+        "(i * kWarpThreads < left && may_hold(first, i, lane)); part_",
+        "(i * kWarpThreads < left); part_", CHOICE,
+    ),
     "ForcedOutside": ("&& may_hold(first, i, lane)) part_", ") part_", CHOICE),
     "ShareOfAllTiles": ("ceil(allowed * share)", "ceil(columns * share)", CHOICE),
     "SharesRoundedDown": ("ceil(allowed * share)", "floor(allowed * share)", CHOICE),
@@ -61,6 +65,7 @@ OF_SOFTMAX: MutantTable = {
 OF_CHOICES: MutantTable = {
     "ForbiddenTies": ("if constexpr (Masked) ties &= columns;", "", CHOICE),
     "ForbiddenLast": ("if constexpr (Masked) return bits & columns;", "", CHOICE),
+    "MassOneShort": (">= mass ? high : low", "> mass ? high : low", CHOICE),
 }
 
 OF_PRODUCTS: MutantTable = {

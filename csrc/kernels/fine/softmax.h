@@ -7,6 +7,8 @@
 // 1 and rounds to itself. Letting m lag behind would save most rescaling and 2 % of the time, at
 // half as much error again (bench/log/exactness.md). Sums are kept per lane until the end.
 #pragma once
+#include <cfloat>
+
 #include "tile/fragment.h"
 
 namespace vsa {
@@ -25,7 +27,8 @@ class Softmax {
     fill(max_, -INFINITY);
     fill(sum_, 0.f);
   }
-  // Goes on after what an output and its log-sum-exp, in base 2, stand for: one key of that score.
+  // Goes on after what an output and its log-sum-exp, in base 2, stand for: one key of that score,
+  // or none. Its place is finite even then, since scores that are all masked are measured by it.
   VSA_DEVICE void resume(const RowValues& lse) {
     VSA_EACH_LANE(t) {
       const auto& x = lane(lse, t);
@@ -33,7 +36,7 @@ class Softmax {
       auto& sum = lane(sum_, t);
       VSA_UNROLL
       for (int half = 0; half < 2; ++half) {
-        top[half] = x[half];
+        top[half] = max2(x[half], -FLT_MAX);
         sum[half] = t % 4 == 0 && x[half] != -INFINITY ? 1.f : 0.f;  // once for each row
       }
     }
