@@ -89,6 +89,7 @@ SENTENCES: list[tuple[type[Exception], str, Callable[[], object]]] = [
     (ValueError, "^mask must be", lambda: _run(torch.ones(3, 3).bool(), (4, 4, 4))),
     (TypeError, "^mask must be one of", lambda: _run(torch.ones(1, 1), (4, 4, 4))),
     (TypeError, "^mask must be one of", lambda: _run("causal", (4, 4, 4))),
+    (TypeError, "^mask must be a dense", lambda: _run(torch.ones(1, 1).bool().to_sparse(), (4,) * 3)),
     (ValueError, "^frames must be at least", lambda: ChunkCausal(0)),
     (TypeError, "^frames must be a whole", lambda: TeacherForcing(1.5)),  # type: ignore[arg-type]
     (ValueError, "^window must be at least", lambda: ChunkCausal(1, window=0)),

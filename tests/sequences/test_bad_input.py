@@ -125,6 +125,9 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a tail of the fine stage": (
         lambda: vsa.block_sparse_attention(**X, selection=CHOSEN, tail=True), ValueError,
         "tail must be False for this grid"),
+    "a mask beside the recall of a choice": (
+        lambda: CHOSEN.recall(X["q"], X["k"], mask=vsa.masks.ChunkCausal(1)), ValueError,
+        "mask must be None for this grid"),
     "eight bits": (
         lambda: vsa.attention(
             **LOW, topk=1, grid=MIXED, precision="fp8"),

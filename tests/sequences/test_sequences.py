@@ -179,6 +179,22 @@ def test_recall(name: str) -> None:
     assert torch.equal(found, again)
 
 
+@pytest.mark.parametrize("topk", [1.0, 3, vsa.TopP(0.5, floor=1.0)], ids=str)
+def test_a_tile_without_a_real_token_neither_chooses_nor_is_chosen(topk: object) -> None:
+    sequence = vsa.Sequence(
+        [Segment(70, keys="compete", queries="sparse"), Segment(3), Segment((1, 4, 4))]
+    )
+    x = torch.randn(2, sequence.length, 1, 8)
+    valid = torch.ones(2, sequence.text, dtype=torch.bool)
+    valid[0, 64:70] = False
+    _, selection = vsa.attention(
+        x, x, x, topk, grid=sequence, text_valid=valid, return_selection=True
+    )
+    kept = selection.mask()
+    assert not kept[0, :, :, 1].any() and not kept[0, :, 1].any()
+    assert kept[1].all() and kept[0].any()
+
+
 def test_what_nobody_attends_reaches_nothing() -> None:
     """NaN in a tile that competes and that no row keeps."""
     sequence = vsa.Sequence([Segment(70, queries="sparse"), (1, 5, 6), (3, 5, 6)])

@@ -80,8 +80,10 @@ def choose(
     kv_sequence = mixed.kv_sequence
     rows = [place for place, each in enumerate(mixed.sequence.segments) if each.is_sparse]
     q_means = queries.joined(0, rows).detach()
+    none = queries.empty(rows)
     if len(pools) == 1 and pools[0].budget.is_everything:
-        return everything(mixed)
+        if none is None and keys.empty(pools[0].places) is None:
+            return everything(mixed)
     of_segments: dict[int, Tensor] = {}
     words = None
     for pool in pools:
@@ -98,7 +100,6 @@ def choose(
     if len(pools) > 1:
         words = bitmap.pack(torch.cat([of_segments[place] for place in sorted(of_segments)], -1))
     assert words is not None
-    none = queries.empty(rows)
     if none is not None:  # a tile without a query chooses nothing
         words = words.masked_fill(none[:, None, :, None], 0)
     most = [pool.budget.most for pool in pools] if must is None else [None]
