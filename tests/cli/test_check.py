@@ -38,10 +38,11 @@ def test_check_passes_here_and_prints_a_reason_for_each_absent_backend(
         "other-keys",
         "tail",
         "sub-blocks",
+        "chunk-causal",
         *check.FLEX_PROBLEMS["cpu"],
     }
-    problems = [problem for problem in parity.PROBLEMS if problem.name in few]
-    monkeypatch.setattr(parity, "PROBLEMS", problems)
+    problems = [problem for problem in parity.CHECKED if problem.name in few]
+    monkeypatch.setattr(parity, "CHECKED", problems)
     result = RUNNER.invoke(app, ["check"])
     assert result.exit_code == 0, result.output
     assert "exact enough" in result.output and "WRONG" not in result.output
@@ -51,7 +52,7 @@ def test_check_passes_here_and_prints_a_reason_for_each_absent_backend(
 
 
 def test_check_fails_when_a_backend_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "PROBLEMS", [parity.by_name("ragged")])
+    monkeypatch.setattr(parity, "CHECKED", [parity.by_name("ragged")])
     monkeypatch.setattr(check, "_ratios", lambda *_: {"out": float("nan"), "q": 1.0})
     monkeypatch.setattr(check, "check_low_precision", lambda console: True)
     result = RUNNER.invoke(app, ["check"])
@@ -65,13 +66,13 @@ def test_check_looks_at_few_emulated_problems_beside_a_gpu() -> None:
         for row in check._rows()
         if row.backend == "emulated" and row.dtype == torch.bfloat16
     ]
-    assert names[0] == {problem.name for problem in parity.PROBLEMS}
+    assert names[0] == {problem.name for problem in parity.CHECKED}
     assert names[1] == set(check.BESIDE_A_GPU)
 
 
 def test_check_prints_rows_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row stands there before the next one is begun."""
-    monkeypatch.setattr(parity, "PROBLEMS", [parity.by_name("ragged")])
+    monkeypatch.setattr(parity, "CHECKED", [parity.by_name("ragged")])
     printed, seen = [], []
     line, ratios = check._line, check._ratios
     monkeypatch.setattr(check, "_line", lambda *a, **o: printed.append(a[0]) or line(*a, **o))
@@ -130,8 +131,8 @@ def test_check_finds(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backend, owner, name, spoil = FAULTS[fault]
     monkeypatch.setattr(owner, name, _spoiled(getattr(owner, name), spoil))
     monkeypatch.setattr(eager, "_plans", Remembered(256))  # those of other tests are not spoiled
-    problems = [p for p in parity.PROBLEMS if p.name in ("gates", "text")]
-    monkeypatch.setattr(parity, "PROBLEMS", problems)
+    problems = [p for p in parity.CHECKED if p.name in ("gates", "text")]
+    monkeypatch.setattr(parity, "CHECKED", problems)
     rows = [row for row in check._rows() if row.backend == backend]  # the others are right
     monkeypatch.setattr(check, "_rows", lambda: rows)
     monkeypatch.setattr(check, "check_low_precision", lambda console: True)

@@ -82,6 +82,7 @@ def test_kernels_read_nothing_that_no_row_may_choose(coarse: bool) -> None:
     assert all(x.isfinite().all() for x in results[-1])
 
 
+SPARSE = torch.ones(1, 1).bool().to_sparse()
 SENTENCES: list[tuple[type[Exception], str, Callable[[], object]]] = [
     (ValueError, r"^tile .*\(3, 5, 4\)", lambda: _run(ChunkCausal(3), (6, 30, 52), tile=(4, 4, 4))),
     (ValueError, "^tile .*straddles", lambda: _run(TeacherForcing(4), (12, 4, 4), tile=(4, 4, 4))),
@@ -89,7 +90,11 @@ SENTENCES: list[tuple[type[Exception], str, Callable[[], object]]] = [
     (ValueError, "^mask must be", lambda: _run(torch.ones(3, 3).bool(), (4, 4, 4))),
     (TypeError, "^mask must be one of", lambda: _run(torch.ones(1, 1), (4, 4, 4))),
     (TypeError, "^mask must be one of", lambda: _run("causal", (4, 4, 4))),
-    (TypeError, "^mask must be a dense", lambda: _run(torch.ones(1, 1).bool().to_sparse(), (4,) * 3)),
+    (
+        TypeError,
+        "^mask must be a dense",
+        lambda: _run(torch.ones(1, 1).bool().to_sparse(), (4,) * 3),
+    ),
     (ValueError, "^frames must be at least", lambda: ChunkCausal(0)),
     (TypeError, "^frames must be a whole", lambda: TeacherForcing(1.5)),  # type: ignore[arg-type]
     (ValueError, "^window must be at least", lambda: ChunkCausal(1, window=0)),

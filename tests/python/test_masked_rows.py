@@ -14,7 +14,7 @@ from torch import Tensor
 import vsa
 from vsa.masks import ChunkCausal, TeacherForcing, Window
 from vsa.values import masks
-from vsa.verify import mask_reference
+from vsa.verify import mask_reference, parity
 
 WITHOUT_END = 2**31 - 1, 2**30, 10**30
 LAYERS = vsa.Grid((6, 5, 6), tile=(1, 5, 4))
@@ -115,3 +115,15 @@ def test_idle_rows_of_all_forms_have_gradients() -> None:
         out = vsa.attention(*leaves, topk, grid=GRID, mask=allowed, gate_coarse=leaves[0].detach())
         assert (out == 0).all()
         assert all((x == 0).all() for x in torch.autograd.grad(out.sum(), leaves))
+
+
+def test_a_choice_by_runs_is_near_only_inside_of_its_mask() -> None:
+    """What ``vsa check`` asks where rounding may decide."""
+    problem = parity.by_name("window", topk=0.6)
+    tensors, allowed = problem.inputs(), problem.allowed()
+    assert allowed is not None and not allowed.all()
+    _, chosen = parity.expected(problem, tensors)
+    assert parity._is_near(problem, tensors, chosen)
+    assert not parity._is_near(problem, tensors, chosen | ~allowed)
+    worst_first = tensors | {"q": -tensors["q"]}
+    assert not parity._is_near(problem, worst_first, chosen)

@@ -21,10 +21,24 @@ from vsa.functional import attention
 from vsa.values.budget import TopP, resolve
 from vsa.values.score import SubBlocks
 from vsa.values.selection import Selection
+from vsa.values.tile_mask import spend
 from vsa.verify import dense, reference
-from vsa.verify.problems import PROBLEMS, Problem, by_name
+from vsa.verify.problems import MASKED, PROBLEMS, Problem, by_name
 
-__all__ = ["PROBLEMS", "Problem", "Result", "by_name", "errors", "expected", "ours", "sdpa"]
+__all__ = [
+    "CHECKED",
+    "PROBLEMS",
+    "Problem",
+    "Result",
+    "by_name",
+    "errors",
+    "expected",
+    "ours",
+    "sdpa",
+]
+
+CHECKED = [*PROBLEMS, *MASKED]
+"""What ``vsa check`` holds backends to."""
 
 KERNELS = [
     SDPBackend.FLASH_ATTENTION,
@@ -221,7 +235,7 @@ def _is_near(problem: Problem, tensors: dict[str, Tensor], chosen: Tensor) -> bo
     mass = topk.mass if isinstance(topk, TopP) else 0.0
     least = topk.floor if isinstance(topk, TopP) else topk
     grids = problem.query_grid, problem.key_grid
-    counts = resolve(least, grids[1].num_tiles, problem.heads).counts
+    budget = resolve(least, grids[1].num_tiles, problem.heads)
     q, k = (tensors[name].double().transpose(1, 2) for name in "qk")
     k = k.repeat_interleave(problem.heads // problem.kv_heads, dim=1)
     parts = [
@@ -231,7 +245,13 @@ def _is_near(problem: Problem, tensors: dict[str, Tensor], chosen: Tensor) -> bo
     scale = problem.head_dim**-0.5 if problem.scale is None else problem.scale
     scores = dense.sub_block_scores(q, k, parts, scale)
     bound = dense.sub_block_bound(q, k, parts, scale)
-    count = torch.tensor(counts)[:, None]
+    count = torch.tensor(budget.counts)[:, None]
+    if (allowed := problem.allowed()) is not None:
+        if (chosen & ~allowed).any():
+            return False
+        scores, bound = scores.masked_fill(~allowed, -math.inf), bound.masked_fill(~allowed, 0)
+        shares = torch.tensor(budget.shares, dtype=torch.float64)[:, None]
+        count = spend(allowed.sum(-1), count, shares)
     return bool(dense.within(chosen, scores, bound, count, mass).all())
 
 

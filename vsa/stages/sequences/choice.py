@@ -81,9 +81,9 @@ def choose(
     rows = [place for place, each in enumerate(mixed.sequence.segments) if each.is_sparse]
     q_means = queries.joined(0, rows).detach()
     none = queries.empty(rows)
-    if len(pools) == 1 and pools[0].budget.is_everything:
-        if none is None and keys.empty(pools[0].places) is None:
-            return everything(mixed)
+    all_there = none is None and keys.empty(pools[0].places) is None
+    if len(pools) == 1 and pools[0].budget.is_everything and all_there:
+        return everything(mixed)
     of_segments: dict[int, Tensor] = {}
     words = None
     for pool in pools:
