@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vsa.backends import named
-from vsa.stages import eager, inputs
-from vsa.stages.coarse import tile_means
-from vsa.stages.combine import gated_attention, whole
+from vsa.stages import cached, eager, inputs
+from vsa.stages.coarse import means_of_call
+from vsa.stages.combine import asked_for, gated_attention, whole
 from vsa.stages.fine import fine, tail_means
-from vsa.stages.inputs import DEFAULT_TILE, Inputs, Tile
+from vsa.stages.inputs import DEFAULT_TILE, Tile
 from vsa.stages.options import FineOptions, Options
 from vsa.stages.select import (
     choose,
@@ -25,6 +25,7 @@ from vsa.stages.select import (
 from vsa.values import checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
+from vsa.values.kv_cache import KVCache
 from vsa.values.masks import Mask
 from vsa.values.precision import Precision, check_tail
 from vsa.values.problem import TailMeans
@@ -97,6 +98,7 @@ def attention(
     text_valid: Tensor | None = None,
     tail: bool = False,
     mask: Mask | None = None,
+    cache: KVCache | None = None,
     return_selection: bool = False,
     return_lse: bool = False,
     precision: Precision = "native",
@@ -136,6 +138,9 @@ def attention(
             ``TeacherForcing`` or ``Window``, or a bool tensor (n_q, n_k) or (heads, n_q, n_k).
             Others are never kept and take no part in the coarse softmax, and ``topk`` is of what a
             row may choose. A selection brings the mask that it was chosen under.
+        cache: a ``vsa.KVCache``, where q, k and v are the current chunk of a video that is made
+            chunk by chunk (docs/streaming.md): k and v go into the cache, and q attends all that
+            is in there. Without gradients, in its own grids, without a mask.
         return_selection: also return the selection.
         return_lse: also return the fine stage's log-sum-exp.
         precision: "native"; or, for inference, the fine stage in eight bits: "int8", or "fp8",
@@ -151,6 +156,13 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
+    if cache is not None:
+        found = cached.attend(
+            (q, k, v), topk, cache, {"gate_coarse": gate_coarse, "gate_fine": gate_fine},
+            grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, selection=selection, score=score,
+            text_valid=text_valid, tail=tail, mask=mask, precision=precision, backend=backend,
+        )  # fmt: skip
+        return asked_for(*found, return_selection, return_lse)
     rest = (
         grid, kv_grid, tile, scale, backend, score, return_lse, return_selection, tail, mask,
         precision,
@@ -160,7 +172,7 @@ def attention(
     tokens = q, k, v, gate_fine, gate_coarse
     if plan is not None and plan.prepared is not None:
         out, lse, chosen = eager.attend(plan, tokens, text_valid, selection)
-        return _asked_for(out, chosen, lse, return_selection, return_lse)
+        return asked_for(out, chosen, lse, return_selection, return_lse)
     inputs.check_one_choice(mask, selection)
     call = inputs.resolve(
         q,
@@ -195,14 +207,13 @@ def attention(
             out, lse, selection = whole(call, budget, runs, gate_fine, gate_coarse)
         if kind is not None and plan is None:
             eager.remember(kind, call, tokens, budget, gives, runs=runs)
-        return _asked_for(out, selection, lse, return_selection, return_lse)
+        return asked_for(out, selection, lse, return_selection, return_lse)
 
     selection = None if selection is None else selection.savable()
     with torch.autocast(call.q.device.type, enabled=False):
         means: list[Tensor] = []
         if gate_coarse is not None or (tail and chooses):
-            grids = (call.grid, call.kv_grid, call.kv_grid)
-            means = tile_means(_for_means(call), grids, call.backend)
+            means = means_of_call(call)
         coarse: Tensor | None = None
         if chooses and not means:
             selection = choose(call, budget, runs)
@@ -224,25 +235,7 @@ def attention(
     if kind is not None and plan is None:
         choice, all_tiles = (budget, False) if chooses else (selection, given is None)
         eager.remember(kind, call, tokens, choice, gives, tail, all_tiles, runs)
-    return _asked_for(out, selection, lse, return_selection, return_lse)
-
-
-def _asked_for(
-    out: Tensor,
-    selection: Selection | None,
-    lse: Tensor | None,
-    with_selection: bool,
-    with_lse: bool,
-) -> Any:
-    extras: list[Any] = [selection] * with_selection + [lse] * with_lse
-    return (out, *extras) if extras else out
-
-
-def _for_means(call: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v, without gradient where that of their means does not go through autograd."""
-    if named(call.backend).fuses_gates:
-        return call.q.detach(), call.k.detach(), call.v.detach()
-    return call.q, call.k, call.v
+    return asked_for(out, selection, lse, return_selection, return_lse)
 
 
 @overload

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vsa.backends import named
 from vsa.operators import coarse_select
+from vsa.stages.inputs import Inputs
 from vsa.values.grid import Grid
 from vsa.values.tile_mask import TileMask
 
@@ -34,6 +35,14 @@ def tile_means(xs: Sequence[Tensor], grids: Sequence[Grid], backend: str) -> lis
         return who.tile_means(xs, grids)
     ints = [number for grid in grids for number in grid.as_ints()]
     return coarse_select.tile_means(list(xs), ints, backend)
+
+
+def means_of_call(call: Inputs) -> list[Tensor]:
+    """Of the tiles of q, k and v, without gradient where that does not go through autograd."""
+    tokens = call.q, call.k, call.v
+    if named(call.backend).fuses_gates:
+        tokens = call.q.detach(), call.k.detach(), call.v.detach()
+    return tile_means(tokens, (call.grid, call.kv_grid, call.kv_grid), call.backend)
 
 
 def coarse_attention(
