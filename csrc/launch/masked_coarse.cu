@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kMeansThreads)
 }
 
 template <class Kernel>
-__global__ void __launch_bounds__(kSelectThreads)
+__global__ void __launch_bounds__(kSelectThreads, 3)
     masked_select_kernel(const __grid_constant__ MaskedSelectParams params) {
   // Through a shuffle, so that the compiler knows it to be the same for the whole warp.
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpThreads, 0);

@@ -77,7 +77,7 @@ inline std::string make_params(MaskedSelectParams& p, const MaskedSelectTiles& c
 // fn.operator()<Kernel>() for the length of a row: short rows stay in registers.
 template <class Fn>
 void with_masked_selection(const MaskedSelectTiles& call, Fn fn) {
-  constexpr int kPart = 32;  // scores per lane of longer rows at a time
+  constexpr int kPart = 8;  // scores per lane of longer rows at a time
   const auto with_mass = [&]<bool ByMass>() {
     const auto held = [&]<int Held>() { return call.columns <= Held * kWarpThreads; };
     if (held.template operator()<16>())

@@ -176,6 +176,9 @@ inline void tma_load_panel(void* panel,
 inline void tma_store_panel(const TensorMap& map, BoxCoordinates at, const void* panel) {
   const uint32_t from = smem_address(panel);
   host::check_copy(map, from);
+  if (at.channel < 0 || at.w < 0 || at.h < 0 || at.t < 0 || at.outer < 0)
+    throw host::Hazard("BAD COPY: " + host::machine->current->name +
+                       ": a TMA store's box begins at a negative coordinate");
   const auto read = [&map, from](std::vector<unsigned char>& rows) {
     rows.resize(host::box_bytes(map));
     unsigned char* next = rows.data();

@@ -76,7 +76,9 @@
 //   TensorMap                       five axes of 16-bit elements, and a box; prefetch_map(map)
 //   tma_load_panel(panel, map, at, barrier, hint)
 //                                   box -> panel; counts the whole box, zeros out of bounds too
-//   tma_store_panel(map, at, panel) panel -> box, clipped
+//                                   (a box may begin at negative coordinates)
+//   tma_store_panel(map, at, panel) panel -> box, clipped; a box that begins at a negative
+//                                   coordinate is an illegal instruction
 //   bulk_load(to, from, bytes, barrier, layout)
 //                                   contiguous, in granules of 16 bytes; layout: of the rows there
 //   bulk_reduce_add(to, from, bytes)

@@ -69,14 +69,17 @@ VSA_DEVICE uint32_t pair_address(const Tile<D>& tile, int row, int channel) {
                     channel % kPanelChannels * kElementBytes);
 }
 
+// Row `first` of a becomes the tile's row 0; the rows before it go to the end.
 template <int D>
-VSA_DEVICE void write_tile(Tile<D>& tile, const Operand<D>& a) {
+VSA_DEVICE void write_tile(Tile<D>& tile, const Operand<D>& a, int first = 0) {
   note_write(&tile, sizeof tile, Layout::Swizzled);
   VSA_EACH_LANE(t) {
     const auto& pairs = lane(a, t);
     VSA_UNROLL
-    for (int r = 0; r < D / 4; ++r)
-      *smem_words(pair_address(tile, pair_row(t, r), pair_column(t, r))) = pairs[r];
+    for (int r = 0; r < D / 4; ++r) {
+      const int row = (pair_row(t, r) - first) & (kTileRows - 1);
+      *smem_words(pair_address(tile, row, pair_column(t, r))) = pairs[r];
+    }
   }
 }
 

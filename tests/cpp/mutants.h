@@ -46,6 +46,7 @@ enum class Mutant {
   BarrierNotInitialised,
   LonelyMeeting,
   CrookedMap,
+  StoreBeforeTheTensor,
   TileNotLabelled,
   Count,
 };
@@ -89,6 +90,7 @@ constexpr const char* kMutants[] = {
     "BarrierNotInitialised",
     "LonelyMeeting",
     "CrookedMap",
+    "StoreBeforeTheTensor",
     "TileNotLabelled",
 };
 static_assert(std::size(kMutants) == static_cast<size_t>(Mutant::Count), "every mutant has a name");

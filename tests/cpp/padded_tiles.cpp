@@ -53,7 +53,7 @@ void check_load(const Sequence& sequence, int tile) {
 }
 
 // The box of a tile holds its tokens, and nothing of what comes after them.
-template <class Sequence>
+template <class TokenTensor, class Sequence>
 void check_tile(const Problem& problem, const Sequence& sequence, int tile) {
   const auto at = sequence.place(tile);
   require(at.first.t == tile && at.first.h == 0 && at.text < 0, "WRONG BOX");
@@ -66,7 +66,12 @@ void check_tile(const Problem& problem, const Sequence& sequence, int tile) {
     require((rows >> row & 1) == loaded, "WRONG ROWS: not those of the box");
     const int token = sequence.token(at, row);
     require(token == (loaded ? tile * kTileRows + slot : -1), "WRONG TOKEN");
+    const int stored = (row - at.rows_before()) & (kTileRows - 1);  // as write_tile does
+    require(!loaded || stored == slot, "WRONG STORE: a row is not in its slot");
   }
+  require(at.stores_padding() || popcount(rows) == kTileRows, "WRONG STORE: padding stays");
+  const auto box = store_box_of(TokenTensor{}, at, 0, 0).at;
+  require(box.w == 0 && box.h == 0 && box.t == tile, "WRONG STORE: its box holds other slots");
   const int readable = sequence.readable_token(at);
   require(readable >= 0 && readable / kTileRows == tile, "WRONG READABLE TOKEN");
 }
@@ -119,7 +124,7 @@ std::string answer(const std::string& space, unsigned seeds) {
       Problem problem(seed);                                                                    \
       const auto padded = name::paddable({problem.grid(), 0, nullptr}, {problem.sizes.data()}); \
       for (int tile = 0; tile < problem.tiles(); ++tile) {                                      \
-        check_tile(problem, padded, tile);                                                      \
+        check_tile<name::TokenTensor>(problem, padded, tile);                                   \
         check_load<name::TileLoad>(padded, tile);                                               \
       }                                                                                         \
       /* A video with text around it is what it was. */                                         \

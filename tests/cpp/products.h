@@ -90,7 +90,9 @@ struct Products {
     fence_async_proxy();
     named_sync(1, kWarpgroupThreads);
     if (elect_one()) {
-      store_tile(p.twice, {}, s.a);
+      BoxCoordinates at = {};
+      if (Mutants::mutant == Mutant::StoreBeforeTheTensor) at.w = -1;
+      store_tile(p.twice, at, s.a);
       if (Mutants::mutant != Mutant::StoreNotCommitted) bulk_commit();
       bulk_wait<0>();
     }

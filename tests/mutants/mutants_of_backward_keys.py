@@ -239,8 +239,8 @@ IN_KEYS: MutantTable = {
         r"MISSING PROXY FENCE .*TMA store from [kv]\[\d\]",
     ),
     "FencedBeforeTheLastStore": (
-        "round_to<Element>(rounded, grad_v_); write_tile(s_.v[w_], rounded); fence_async_proxy();",
-        "fence_async_proxy(); round_to<Element>(rounded, grad_v_); write_tile(s_.v[w_], rounded);",
+        "write_tile(s_.v[w_], rounded, at.rows_before()); fence_async_proxy();",
+        "fence_async_proxy(); write_tile(s_.v[w_], rounded, at.rows_before());",
         r"MISSING PROXY FENCE .*TMA store from v\[\d\]",
     ),
     "WarpsDoNotMeet": (

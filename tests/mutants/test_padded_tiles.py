@@ -16,12 +16,16 @@ MUTANTS: dict[str, MutantTable] = {
     SEQUENCE: {
         "SizeOfTheFirstTile": ("load_global(of_tiles + tile)", "load_global(of_tiles)", "WRONG"),
         "NegativeSizes": ("size < 0 ? 0 : size >", "size >", "WRONG (BOX|ROWS|PLACE|FLAGS|TILE)"),
-        "SizesAboveATile": ("size > kTileRows ? kTileRows : size;", "size;", "WRONG (BOX|ROWS)"),
-        "BoxFromTheFirstSlot": ("sizes.size(tile) - kTileRows}", "0}", "WRONG (BOX|ROWS)"),
+        "SizesAboveATile": (
+            "size > kTileRows ? kTileRows : size;",
+            "size;",
+            "WRONG (BOX|ROWS|STORE)",
+        ),
+        "BoxFromTheFirstSlot": ("sizes.size(tile) - kTileRows}", "0}", "WRONG (BOX|ROWS|STORE)"),
         "BoxOneRowOff": (
             "sizes.size(tile) - kTileRows}",
             "sizes.size(tile) - kTileRows + 1}",
-            "WRONG (BOX|ROWS)",
+            "WRONG (BOX|ROWS|STORE)",
         ),
         "RowsOneOff": ("rows_from(-at.first.w)", "rows_from(-at.first.w - 1)", "WRONG ROWS"),
         "RowsOfATileWithoutTokens": (
@@ -32,6 +36,17 @@ MUTANTS: dict[str, MutantTable] = {
         "TokensBeforeTheFirst": ("row + at.first.w < 0 ? -1 :", "", "WRONG TOKEN"),
         "FirstTokenLost": ("row + at.first.w < 0 ?", "row + at.first.w <= 0 ?", "WRONG TOKEN"),
         "ReadsBeforeTheTile": ("if (at.first.w < 0) at.first.w = 0;", "", "WRONG READABLE"),
+        "RowsNotMoved": ("first.w < 0 ? -first.w : 0;", "0;", "WRONG STORE"),
+        "PaddingNotStored": (
+            "region != Region::Video || first.w < 0;",
+            "region != Region::Video;",
+            "WRONG STORE: padding stays",
+        ),
+        "StoredWhereItWasLoaded": (
+            "place.first.w += place.rows_before();",
+            "",
+            "WRONG STORE: its box",
+        ),
         "StepsOfAVideo": ("padded ? -1 : sequence", "padded ? 1 : sequence", "WRONG PLACE"),
         "StepsOfPaddedTiles": ("padded ? -1 : sequence.grid.tile.w", "-1", "WRONG PLACE"),
         "PaddingCountsAsTiles": ("padded ? 0 : 1}", "1}", "WRONG TILE"),

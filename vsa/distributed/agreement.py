@@ -27,14 +27,51 @@ REFUSED = "refused"
 
 
 @dataclass(eq=False)
-class _History:
-    """What one group has agreed on, and how often it was asked."""
+class Agreement:
+    """What one rank knows of the questions that all ranks of a group answer in the same order.
 
+    An answer stays in the store until every other rank has answered a later question, since a rank
+    reads no answer to an earlier one after that. A rank that refuses answers without reading, so
+    answering alone does not show that it has read: only other ranks' later answers show it.
+    """
+
+    store: Any
+    rank: int
+    ranks: int
     agreed: dict[str, None] = field(default_factory=dict)
     asked: int = 0
+    oldest: int = 0
+    """The first question to which this rank's answer is still in the store."""
+
+    def agree(self, asked: Mapping[str, object]) -> None:
+        """Answer the next question and read what the others answered, if it is a new one."""
+        text = json.dumps({name: str(value) for name, value in asked.items()})
+        if self.ranks == 1 or text in self.agreed:
+            return
+        number = self._answer(text)
+        for other in range(self.ranks):
+            if other != self.rank:
+                theirs = _read(self.store, _key(number, other), self.rank, other)
+                _compare(self.rank, text, other, theirs)
+        while self.oldest < number:
+            self.store.delete_key(_key(self.oldest, self.rank))
+            self.oldest += 1
+        if len(self.agreed) >= MOST:
+            del self.agreed[next(iter(self.agreed))]
+        self.agreed[text] = None
+
+    def refuse(self, error: Exception) -> None:
+        """Answer the next question by the error that this rank has raised instead of asking it."""
+        if self.ranks > 1:
+            self._answer(json.dumps({REFUSED: str(error)}))
+
+    def _answer(self, text: str) -> int:
+        self.store.set(_key(self.asked, self.rank), text)
+        self.asked += 1
+        return self.asked - 1
 
 
-_histories: weakref.WeakKeyDictionary[Any, _History] = weakref.WeakKeyDictionary()
+_agreements: weakref.WeakKeyDictionary[Any, Agreement] = weakref.WeakKeyDictionary()
 
 
 def agree(group: Any, asked: Mapping[str, object]) -> None:
@@ -48,42 +85,24 @@ def agree(group: Any, asked: Mapping[str, object]) -> None:
         ValueError: naming the first argument in which a rank differs.
         RuntimeError: a rank that has refused its arguments, or has not come within the timeout.
     """
-    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
-    text = json.dumps({name: str(value) for name, value in asked.items()})
-    history = _histories.setdefault(group, _History())
-    if ranks == 1 or text in history.agreed:
-        return
-    store, asked_before = _store_of(group), history.asked
-    _leave(store, history, rank, text)
-    for other in range(ranks):
-        if other == rank:
-            continue
-        _compare(rank, text, other, _read(store, _key(asked_before, other), rank, other))
-    if len(history.agreed) >= MOST:
-        del history.agreed[next(iter(history.agreed))]
-    history.agreed[text] = None
+    _agreement_of(group).agree(asked)
 
 
 def refuse(group: Any, error: Exception) -> None:
     """Tell the other ranks, if they come to agree, that this one has raised an error instead."""
-    if dist.get_world_size(group) > 1:
-        history = _histories.setdefault(group, _History())
-        text = json.dumps({REFUSED: str(error)})
-        _leave(_store_of(group), history, dist.get_rank(group), text)
+    _agreement_of(group).refuse(error)
+
+
+def _agreement_of(group: Any) -> Agreement:
+    if group not in _agreements:
+        store = distributed_c10d._get_process_group_store(group)
+        _agreements[group] = Agreement(store, dist.get_rank(group), dist.get_world_size(group))
+    return _agreements[group]
 
 
 def can_agree() -> bool:
     """Whether descriptions can be compared now: a graph that is traced has none yet."""
     return not torch.compiler.is_compiling()
-
-
-def _leave(store: Any, history: _History, rank: int, text: str) -> None:
-    store.set(_key(history.asked, rank), text)
-    if history.asked > 1:
-        # Whoever leaves the last but this one has been read by all: each rank reads all of one
-        # question before it leaves its answer to the next.
-        store.delete_key(_key(history.asked - 2, rank))
-    history.asked += 1
 
 
 def _key(number: int, rank: int) -> str:
@@ -115,7 +134,3 @@ def _compare(rank: int, text: str, other: int, theirs: str) -> None:
                 f"{name} must be the same on all ranks of the group, but it is {own[name]} on "
                 f"rank {rank} and {found.get(name)} on rank {other}"
             )
-
-
-def _store_of(group: Any) -> Any:
-    return distributed_c10d._get_process_group_store(group)

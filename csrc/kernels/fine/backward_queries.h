@@ -257,18 +257,18 @@ struct FineBackwardQueries {
       const TilePlace at = p_.queries.place(work.tile);
       const float scale = p_.scale;
       for_each(grad_q_, [=](float& x, int, int) { x *= scale; });
-      if (at.region != Region::Video) {
+      p_.grad_q_means.add_to(grad_q_, p_.queries, p_.heads, work, at);
+      if (at.stores_padding()) {
         const uint64_t rows = p_.queries.rows(at, work.batch);
         for_each(grad_q_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
       }
-      p_.grad_q_means.add_to(grad_q_, p_.queries, p_.heads, work, at);
       Operand<D> rounded;
       round_to<Element>(rounded, grad_q_);
-      write_tile(s_.q[w_], rounded);
+      write_tile(s_.q[w_], rounded, at.rows_before());
       fence_async_proxy();
       named_sync(consumer_barrier(w_), kWarpgroupThreads);
       if (elect_one()) {
-        const TileBox box = box_of(p_.grad_q, at, work.head, work.batch);
+        const TileBox box = store_box_of(p_.grad_q, at, work.head, work.batch);
         store_tile(box.map, box.at, s_.q[w_]);
         bulk_commit();
         bulk_wait_read<0>();

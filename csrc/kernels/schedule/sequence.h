@@ -29,6 +29,11 @@ struct TilePlace {
   int text;       // index among the text's tiles, negative for the video's
   Axes first;     // tokens: coordinates of row 0 in its region, text along w; w < 0: see TileSizes
   unsigned clip;  // Clip bits
+
+  // Rows before a padded tile's first slot.
+  VSA_DEVICE int rows_before() const { return first.w < 0 ? -first.w : 0; }
+  // Whether rows that are no tokens are stored too, as zeros: a video's lie out of bounds.
+  VSA_DEVICE bool stores_padding() const { return region != Region::Video || first.w < 0; }
 };
 
 // A grid with its text cut into tiles too, runs of 64 tokens: first the video's tiles, then the
@@ -79,9 +84,10 @@ struct TiledSequence {
 };
 
 // Padded tiles, each with a number of real tokens of its own: the grid is {tiles, 1, 64} slots in
-// tiles of {1, 1, 64}, and the first slots of a tile are its tokens. Its box is laid so that it
-// ends with the last of them: what comes before the tile's first slot, at w < 0, is out of bounds,
-// zeros where it is loaded and nothing where it is stored. So no padding is ever read or written.
+// tiles of {1, 1, 64}, and the first slots of a tile are its tokens. The box of a load ends with
+// the last of them: what comes before the tile's first slot, at w < 0, is out of bounds and zeros.
+// So no padding is ever read. A box that is stored must not begin at w < 0 (prim.h), so it holds
+// all slots: rows move to their slots on the way (write_tile), and padding is written as zeros.
 struct TileSizes {
   const int* of_tiles;  // [tiles] 0 to 64, others are taken for the nearest; null for a video
 
@@ -152,6 +158,12 @@ VSA_DEVICE TileBox box_of(const TokenTensor& x, const TilePlace& place, int head
   return {part.map,
           {head * part.channels_per_head, place.first.w, place.first.h, place.first.t,
            head * part.outer_per_head + batch * part.outer_per_batch}};
+}
+
+// The same for a store.
+VSA_DEVICE TileBox store_box_of(const TokenTensor& x, TilePlace place, int head, int batch) {
+  place.first.w += place.rows_before();
+  return box_of(x, place, head, batch);
 }
 
 // Where one head of a tensor begins in the map of its video, and a tile of it.

@@ -175,11 +175,26 @@ class SelectTiles {
     if constexpr (ByMass) {
       const uint64_t weight = row_.weight(last);
       if (above.mass < mass_ && weight > 0) {
-        const int more = static_cast<int>((mass_ - above.mass + weight - 1) / weight);
+        int more;
+        if constexpr (Masked)
+          more = least_of(weight, mass_ - above.mass);
+        else
+          more = static_cast<int>((mass_ - above.mass + weight - 1) / weight);
         return more > tiles ? more : tiles;
       }
     }
     return tiles;
+  }
+
+  // How many of a weight make up a mass: by halves, since a division of 64 bits is a call, around
+  // which registers would be spilled.
+  VSA_DEVICE int least_of(uint64_t weight, uint64_t mass) const {
+    int low = 0, high = row_.columns();
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      (weight * static_cast<uint64_t>(middle) >= mass ? high : low) = middle;
+    }
+    return high;
   }
 
   VSA_DEVICE void write(Cut cut) {

@@ -27,7 +27,11 @@ class SoftmaxRow {
                [&](int lane, int, float score) { own[lane] += max2(weight(score), 0.f); });
     // In whole numbers, whose sum does not depend on the order of adding.
     const uint64_t total = sum([&](int lane) { return static_cast<uint64_t>(own[lane] * kOne); });
-    const float share = kOne / static_cast<float>(total);
+    float share;
+    if constexpr (std::is_same_v<Allowed, All>)
+      share = kOne / static_cast<float>(total);
+    else  // no call, around which registers would be spilled
+      share = kOne * reciprocal_approx(static_cast<float>(total));
     each_score(scores, columns, allowed,
                [&](int, int column, float score) { weights[column] = weight(score) * share; });
     if constexpr (!std::is_same_v<Allowed, All>) clear_others(weights, columns, allowed);

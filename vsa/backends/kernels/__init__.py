@@ -142,7 +142,7 @@ class KernelBackend(Backend):
         if gates.gate_fine is None and gates.gate_coarse is None:
             out, lse = forward.forward(self.machine, problem, gates)
             return out, lse, out.clone()
-        fine = forward.written(problem, problem.q)
+        fine = forward.contiguous_like(problem.q)
         out, lse = forward.forward(self.machine, problem, gates, fine)
         return out, lse, fine
 
@@ -199,7 +199,7 @@ class HopperBackend(KernelBackend):
         if request.device != "cuda" or not _is_hopper(request.index):
             return "it needs a CUDA device of compute capability 9.0 (H100, H200)"
         if request.padded:
-            return "its kernels fail on padded tiles, by an illegal instruction not understood yet"
+            return "its kernels of padded tiles have not run on a GPU since what ended the first run was mended"
         return _unsupported(request, cuda=True)
 
 

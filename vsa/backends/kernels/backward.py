@@ -30,11 +30,11 @@ from vsa.backends.kernels.coarse_backward import (
     without_empty_backward,
 )
 from vsa.backends.kernels.forward import (
+    contiguous_like,
     neighbour_axes,
     new_on,
     positive_scale,
     whole_numbers,
-    written,
 )
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.masked_calls import outside_tail
@@ -90,14 +90,14 @@ def backward(
     query_axes = neighbour_axes(machine, bitmap, grid.tiles, q.shape[2], tile_counters)
     key_axes = neighbour_axes(machine, transposed, kv_grid.tiles, k.shape[2])
     order = longest_first(machine, counts, key_axes, text_tiles(kv_grid), kv_grid.tiles[0])
-    grads = [written(problem, x) for x in (q, k, v)]
+    grads = [contiguous_like(x) for x in (q, k, v)]
     # What a fine gate makes of the gradient lies where dq will: the pass over query tiles, the last
     # that reads it, loads a tile of it before it stores that tile of dq. That of a tail is later.
     of_fine = gradient
     if gates.gate_fine is not None:
         of_fine = grads[0] if tail is None else torch.empty_like(grads[0])
     of_gates = [
-        None if gate is None else written(problem, gate)
+        None if gate is None else _of_gate(problem, gate)
         for gate in (gates.gate_fine, gates.gate_coarse)
     ]
     of_coarse = None if gates.coarse is None else torch.empty_like(gates.coarse)
@@ -177,6 +177,12 @@ def backward(
     if sign != 1:
         grads[0] *= sign
     return grads[0], grads[1], grads[2], of_gates[0], of_gates[1]
+
+
+def _of_gate(problem: FineProblem, gate: Tensor) -> Tensor:
+    """Where a gate's gradient is written, token by token: what is never written holds zeros."""
+    grad = contiguous_like(gate)
+    return grad if problem.tile_sizes[0] is None else grad.zero_()
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

@@ -32,7 +32,7 @@ def forward(
     sign, scale = positive_scale(problem.scale)
     q = addressable(problem.q * sign if sign != 1 else problem.q)
     k, v = addressable(problem.k), addressable(problem.v)
-    out = written(problem, q)
+    out = contiguous_like(q)
     of_rows = q.shape[0], q.shape[2], q.shape[1]
     lse = torch.empty(of_rows, dtype=torch.float32, device=q.device)
     sizes = whole_numbers(problem)
@@ -60,10 +60,9 @@ def forward(
     return out, lse
 
 
-def written(problem: FineProblem, x: Tensor) -> Tensor:
-    """A contiguous tensor like x that kernels write but for padding, which holds zeros."""
-    padded = problem.tile_sizes[0] is not None
-    return (torch.zeros if padded else torch.empty)(x.shape, dtype=x.dtype, device=x.device)
+def contiguous_like(x: Tensor) -> Tensor:
+    """A contiguous tensor like x, not written yet."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def whole_numbers(problem: FineProblem) -> tuple[Tensor | None, Tensor | None]:
