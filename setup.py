@@ -45,6 +45,8 @@ class Plan:
     def record(self, package: Path) -> None:
         """Leaves in the package what is asked about the build: by `vsa info`, beside figures."""
         facts = {"compiled": self.compiler is not None, "cuda": self.toolkit is not None}
+        if self.toolkit is not None:
+            facts["measured"] = cuda_toolchain.is_measured(self.toolkit.version)
         facts["commit"] = commit()
         package.mkdir(parents=True, exist_ok=True)
         (package / "_build.json").write_text(json.dumps(facts | {"why": self.why}) + "\n")
@@ -80,6 +82,15 @@ def plan() -> Plan:
     if toolkit.tool is None:
         why = "no nvcc that works was found"
         return _without(switch, why, toolkit.rejected, Plan(compiler.tool, None, why))
+    used, measured = toolkit.tool.version, cuda_toolchain.MEASURED_NVCC
+    if not cuda_toolchain.is_measured(used):
+        print(
+            "  vsa: building with CUDA {}.{}; the kernels were timed as CUDA {}.{} compiles them, "
+            "and every release schedules them anew (bench/log/compilers.md)".format(
+                *used, *measured
+            ),
+            file=sys.stderr,
+        )
     return Plan(compiler.tool, toolkit.tool, "")
 
 

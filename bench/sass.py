@@ -23,6 +23,20 @@ ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ("-std=c++20", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v", "-cubin")
 SOURCES = ("fine_forward.cu", "fine_backward.cu")  # of attention
 
+# Budgets: what the kernels that were measured hold. A change may lower them.
+MOST_EXECUTED = {
+    "forward": {128: 260, 64: 240},
+    "dK dV": {128: 365, 64: 290},
+    "dQ": {128: 270, 64: 240},
+}
+"""Instructions of a warp per tile that needs no mask, by kernel and head_dim."""
+MOST_FOR_A_MASK = 60
+"""Instructions more per tile that needs one."""
+LEAST_OVERLAPPED = {("dK dV", 128): 29}
+"""Exponentials with products in flight, where they are not all 32 of a lane's tile."""
+PRODUCTS = {"forward": (8, 12), "dK dV": (16, 24), "dQ": (12, 20)}
+"""HGMMA instructions per tile, at a head_dim of 64 and 128."""
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -252,6 +266,24 @@ def overlapped(body: list[str]) -> int:
         elif "MUFU.EX2" in line and (flying or opened):
             count += 1
     return count // 2
+
+
+def overruns(k: Kernel) -> list[str]:
+    """Which budgets a kernel does not hold, a sentence each."""
+    most, least = MOST_EXECUTED[k.kind][k.head_dim], LEAST_OVERLAPPED.get((k.kind, k.head_dim), 32)
+    faults = {
+        f"{k.local} accesses to local memory in its loops": k.local > 0,
+        f"{k.executed} instructions for a tile instead of {most}": k.executed > most,
+        f"{k.mask} instructions for a mask, at most {MOST_FOR_A_MASK} where it has one": (
+            k.mask > MOST_FOR_A_MASK or (k.mask > 0) != (k.kind != "dK dV")
+        ),
+        f"{k.rescale} instructions that rescale, 32 or more in a forward alone": (
+            (k.rescale >= 32) != (k.kind == "forward")
+        ),
+        f"{k.products} products": k.products not in PRODUCTS[k.kind],
+        f"{k.overlapped} exponentials instead of {least} beside products": k.overlapped < least,
+    }
+    return [f"{k.label}: {fault}" for fault, found in faults.items() if found]
 
 
 def table(found: list[Kernel]) -> str:

@@ -77,13 +77,10 @@ inline std::string make_params(MaskedSelectParams& p, const MaskedSelectTiles& c
 // fn.operator()<Kernel>() for the length of a row: short rows stay in registers.
 template <class Fn>
 void with_masked_selection(const MaskedSelectTiles& call, Fn fn) {
-  constexpr int kPart = 8;  // scores per lane of longer rows at a time
+  constexpr int kShort = 32, kPart = 8;  // scores per lane: at most, and of longer rows at a time
   const auto with_mass = [&]<bool ByMass>() {
-    const auto held = [&]<int Held>() { return call.columns <= Held * kWarpThreads; };
-    if (held.template operator()<16>())
-      fn.template operator()<vsa::SelectTiles<16, false, ByMass, true>>();
-    else if (held.template operator()<32>())
-      fn.template operator()<vsa::SelectTiles<32, false, ByMass, true>>();
+    if (call.columns <= kShort * kWarpThreads)
+      fn.template operator()<vsa::SelectTiles<kShort, false, ByMass, true>>();
     else
       fn.template operator()<vsa::SelectTiles<kPart, true, ByMass, true>>();
   };

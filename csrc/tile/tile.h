@@ -69,18 +69,25 @@ VSA_DEVICE uint32_t pair_address(const Tile<D>& tile, int row, int channel) {
                     channel % kPanelChannels * kElementBytes);
 }
 
-// Row `first` of a becomes the tile's row 0; the rows before it go to the end.
-template <int D>
-VSA_DEVICE void write_tile(Tile<D>& tile, const Operand<D>& a, int first = 0) {
+// row_of(row of a): its row in the tile
+template <int D, class RowOf>
+VSA_DEVICE void write_rows(Tile<D>& tile, const Operand<D>& a, RowOf row_of) {
   note_write(&tile, sizeof tile, Layout::Swizzled);
   VSA_EACH_LANE(t) {
     const auto& pairs = lane(a, t);
     VSA_UNROLL
-    for (int r = 0; r < D / 4; ++r) {
-      const int row = (pair_row(t, r) - first) & (kTileRows - 1);
-      *smem_words(pair_address(tile, row, pair_column(t, r))) = pairs[r];
-    }
+    for (int r = 0; r < D / 4; ++r)
+      *smem_words(pair_address(tile, row_of(pair_row(t, r)), pair_column(t, r))) = pairs[r];
   }
+}
+template <int D>
+VSA_DEVICE void write_tile(Tile<D>& tile, const Operand<D>& a) {
+  write_rows(tile, a, [](int row) { return row; });
+}
+// Row `first` of a becomes the tile's row 0; the rows before it go to the end.
+template <int D>
+VSA_DEVICE void write_tile(Tile<D>& tile, const Operand<D>& a, int first) {
+  write_rows(tile, a, [=](int row) { return (row - first) & (kTileRows - 1); });
 }
 
 template <int D>

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 import vsa
 from vsa.backends import BACKENDS
-from vsa.cli import app, options, patience
+from vsa.cli import app, info, options, patience
 from vsa.measure import shapes, timing
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
@@ -35,6 +36,20 @@ def test_info_says_what_runs_and_why_not() -> None:
     assert all(name in result.output for name in BACKENDS)
     assert "compiled part" in result.output and "auto takes" in result.output
     assert "no: it needs a CUDA device of compute capability 9.0" in result.output
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_info_says_whether_the_compiled_code_is_what_was_timed(
+    measured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = {"cuda": True, "architectures": ["sm_90a"], "cuda_version": "13.0", "compiler": "c++"}
+    compiled = pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
+    monkeypatch.setattr(compiled, "build_info", lambda: built)
+    (tmp_path / "_build.json").write_text(json.dumps({"measured": measured}))
+    monkeypatch.setattr(info, "files", lambda package: tmp_path)
+    said = info.compiled_part()
+    assert said.startswith("sm_90a by CUDA 13.0, ") and said.endswith("; c++")
+    assert ("was not timed" in said) == (not measured)
 
 
 def test_a_long_run_is_announced_and_a_short_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,11 +147,13 @@ def test_forced_tiles_go_before_infinite_scores() -> None:
 
 def test_scores_are_in_full_precision_whatever_the_process_allows() -> None:
     q, k = torch.randn(1, 2, 50, 64), torch.randn(1, 2, 400, 64)
-    before = ops.select_tiles(q, k, None, [50], 0.0, None, 0.125, "torch")
+    before = ops.select_tiles(q, k, None, [50], 0.0, None, 0.125, "torch", [], None, [])
     torch.set_float32_matmul_precision("medium")
     allowed = torch.backends.mkldnn.matmul.fp32_precision
     try:
-        assert torch.equal(before, ops.select_tiles(q, k, None, [50], 0.0, None, 0.125, "torch"))
+        assert torch.equal(
+            before, ops.select_tiles(q, k, None, [50], 0.0, None, 0.125, "torch", [], None, [])
+        )
         assert torch.get_float32_matmul_precision() == "medium"
         assert torch.backends.mkldnn.matmul.fp32_precision == allowed
     finally:

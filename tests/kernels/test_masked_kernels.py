@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -74,8 +75,10 @@ def choices(draw: st.DrawFn) -> tuple[Any, ...]:
     density = draw(st.sampled_from([None, 0.0, 0.1, 1.0]))
     must = None if density is None else torch.rand(tiles, columns) < density
     many = draw(st.sampled_from([1, heads]))
-    counts = [draw(st.integers(1, columns)) for _ in range(many)]
     shares = [draw(st.just(0.0) | st.floats(0.01, 1.0)) for _ in range(many)]
+    counts = [
+        math.ceil(share * columns) if share else draw(st.integers(1, columns)) for share in shares
+    ]
     mass = draw(st.just(0.0) | st.floats(0.01, 1.0))
     return scores, mask, must, counts, shares, mass, tiles, heads, first
 

@@ -105,6 +105,14 @@ def test_every_bit_is_right(compiler, tmp_path):
 def test_mutants_are_reported_by_name(compiler, tmp_path):
     tables = {HEADER: {("product",): IN_PRODUCTS, ("gradient",): IN_GRADIENTS}}
     planted = Planted(
-        compiler, PROGRAM, tmp_path, (HEADER,), tables, PROBLEMS, SEEDS, "tile/tile.h"
+        compiler,
+        PROGRAM,
+        tmp_path,
+        (HEADER,),
+        tables,
+        PROBLEMS,
+        SEEDS,
+        "tile/tile.h",
+        "kernels/select/tile_rule.h",
     )
     assert not planted.unnoticed(HEADER)

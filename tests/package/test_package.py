@@ -107,7 +107,7 @@ def test_compiled_part_needs_neither_gpu_nor_torch():
     )
 
 
-def test_build_info_tells_what_the_binary_holds():
+def test_build_info_tells_what_the_binary_holds(toolchain):
     native = compiled_part()
     info = native.build_info()
     assert info["cuda"] == build_record()["cuda"]
@@ -115,6 +115,9 @@ def test_build_info_tells_what_the_binary_holds():
     assert device_code == ({(2, 90)} if info["cuda"] else set())
     assert info["architectures"] == (["sm_90a"] if info["cuda"] else [])
     assert (info["cuda_version"] is None) == (not info["cuda"])
+    # Which compilers are timed is written down once, in third_party/cuda_toolchain.py.
+    measured = "{}.{}".format(*toolchain.MEASURED_NVCC)
+    assert not info["cuda"] or build_record()["measured"] == (info["cuda_version"] == measured)
 
 
 def test_type_checkers_know_what_the_binary_takes():

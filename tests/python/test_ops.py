@@ -248,7 +248,9 @@ def test_large_selections_fit_in_slices() -> None:
     """Choosing among many tiles never holds the whole matrix of tile scores."""
     means = torch.randn(1, 1, 9000, 2)
     words, peak = peak_memory(
-        lambda: torch.ops.vsa.select_tiles(means, means, None, [10], 0.0, None, 1.0, "torch"),
+        lambda: torch.ops.vsa.select_tiles(
+            means, means, None, [10], 0.0, None, 1.0, "torch", *NO_MASK, []
+        ),
         means.device,
     )
     assert words.shape == (1, 1, 9000, 282)

@@ -91,9 +91,13 @@ def compiled_part() -> str:
         why = json.loads(record.read_text())["why"] if record.is_file() else str(error)
         return f"[yellow]not built: {why}[/yellow]"
     built = _C.build_info()
+    record = json.loads((files(vsa) / "_build.json").read_text())
     if not built["cuda"]:
-        why = json.loads((files(vsa) / "_build.json").read_text())["why"]
-        return f"host part only, [yellow]no CUDA kernels: {why}[/yellow]"
-    return (
-        f"{', '.join(built['architectures'])} by CUDA {built['cuda_version']}, {built['compiler']}"
+        return f"host part only, [yellow]no CUDA kernels: {record['why']}[/yellow]"
+    timed = (
+        "whose machine code was timed"
+        if record["measured"]
+        else "[yellow]whose machine code was not timed[/yellow]"
     )
+    made = f"{', '.join(built['architectures'])} by CUDA {built['cuda_version']}"
+    return f"{made}, {timed}; {built['compiler']}"

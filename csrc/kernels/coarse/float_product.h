@@ -110,9 +110,9 @@ class FloatProduct {
         matrix_(block / p.column_tiles() / p.row_tiles()) {}
 
   VSA_DEVICE void multiply() {
+    int first = 0;
     fill(total_, 0.f);
     if constexpr (OfScores) fill(delta_, 0.f);
-    int first = 0;
     if constexpr (Masked) {
       first = step_from(0);
       if (first >= p_.depth) return;

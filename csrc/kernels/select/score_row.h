@@ -68,6 +68,12 @@ VSA_DEVICE int order_of(float x) {
 }
 VSA_DEVICE float of_order(int order) { return float_of(order < 0 ? INT_MIN - order : order); }
 
+// By a name that no member of a row has.
+template <class Value>
+VSA_DEVICE int greatest_of_all(Value value) {
+  return greatest(value);
+}
+
 struct Tally {  // of some tiles
   int count = 0;
   uint64_t mass = 0;
@@ -184,7 +190,7 @@ class ScoreRow {
     VSA_DEVICE float low() { return -of(below_); }
 
     VSA_DEVICE static float of(PerLane<float>& most) {
-      return of_order(vsa::greatest([&](int lane) { return order_of(most[lane]); }));
+      return of_order(greatest_of_all([&](int lane) { return order_of(most[lane]); }));
     }
 
    private:

@@ -35,7 +35,7 @@ struct TileRule {
   VSA_HD int num_key_tiles() const { return key_layers * layer.by; }
 
   // Two runs of layers that queries of a layer, counted by those of the keys, may choose.
-  VSA_HD void spans(int at, Run& one, Run& other) const {
+  VSA_DEVICE void spans(int at, Run& one, Run& other) const {
     one = {0, 0};
     other = {0, key_layers};
     if (reach_t != kNoLimit) {
@@ -55,7 +55,7 @@ struct TileRule {
   }
 
   // Whether some query may choose tiles of a layer of the keys.
-  VSA_HD bool sees(int at) const {
+  VSA_DEVICE bool sees(int at) const {
     if (reach_t != kNoLimit) return at + reach_t >= offset && at - reach_t < offset + query_layers;
     if (chunk == 0 || clean > 0) return true;
     const int own = at / chunk, first = offset / chunk;
@@ -65,7 +65,7 @@ struct TileRule {
 
   // Whether some query tile of a run may choose some key tile of another, or so it seems by their
   // layers alone. A run of queries that ends past the last tile goes on at the first.
-  VSA_HD bool meets(Run queries, Run keys) const {
+  VSA_DEVICE bool meets(Run queries, Run keys) const {
     const int tiles = num_query_tiles();
     if (queries.length() >= tiles) return meets_in_order({0, tiles}, keys);
     const int first = queries.first % tiles, after = first + queries.length();
@@ -77,7 +77,7 @@ struct TileRule {
   VSA_HD static int most(int a, int b) { return a > b ? a : b; }
   VSA_HD static int least(int a, int b) { return a < b ? a : b; }
 
-  VSA_HD bool meets_in_order(Run queries, Run keys) const {
+  VSA_DEVICE bool meets_in_order(Run queries, Run keys) const {
     const Run layers = {layer.quotient(keys.first), layer.quotient(keys.after - 1) + 1};
     const int last = layer.quotient(queries.after - 1);
     for (int at = layer.quotient(queries.first); at <= last; ++at) {
@@ -154,17 +154,5 @@ class AllowedTiles {
   Run one_ = {0, 0}, other_ = {0, 0};
   int line_ = 0, place_ = 0;  // along h and w
 };
-
-namespace facts {
-
-// Chunks of two layers of three tiles; six layers of keys, the last four of which are the queries'.
-constexpr TileRule kRule = make_rule({4, 6, 1, 3, 2, 2, 1, 1, 0, -1, -1, -1});
-static_assert(kRule.meets({0, 3}, {6, 12}) && kRule.meets({0, 3}, {0, 6}), "own chunk, and sinks");
-static_assert(!kRule.meets({0, 6}, {12, 18}), "no chunk sees a later one");
-static_assert(!kRule.meets({6, 12}, {6, 12}), "nor one that has left the window");
-static_assert(kRule.meets({11, 13}, {6, 12}), "past the last query tile it goes on at the first");
-static_assert(kRule.sees(0) && kRule.sees(3), "of a sink and of a chunk of queries");
-
-}  // namespace facts
 
 }  // namespace vsa

@@ -199,7 +199,7 @@ class HopperBackend(KernelBackend):
         if request.device != "cuda" or not _is_hopper(request.index):
             return "it needs a CUDA device of compute capability 9.0 (H100, H200)"
         if request.padded:
-            return "its kernels of padded tiles have not run on a GPU since what ended the first run was mended"
+            return "its kernels of padded tiles failed on a GPU and, mended, have not run on one"
         return _unsupported(request, cuda=True)
 
 
