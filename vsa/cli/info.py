@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vsa info``: what is built, what this machine has, which backend runs here and why."""
+"""``vsa info``: what is built, which backend runs here and why, and which hosts take it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 import vsa
 from video_sparse_attention import REPAIR, neighbour
 from vsa.backends import BACKENDS, Request, choose
+from vsa.integrations.hosts.found import HOSTS, hosts_found
 from vsa.measure.machine import processor
 
 BESIDE = (
@@ -26,7 +27,7 @@ BESIDE = (
 
 
 def info() -> None:
-    """What is built, which backend runs on each device here, and why the others do not."""
+    """What is built, which backend runs on each device here and why, and which hosts take it."""
     console = Console()
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold")
@@ -41,6 +42,10 @@ def info() -> None:
         facts.add_row(
             str(device), f"{describe(device)}: auto takes [bold]{automatic(device)}[/bold]"
         )
+    for host, how in hosts_found():
+        facts.add_row("host", f"{host} {how}")
+    if not hosts_found():
+        facts.add_row("host", f"none of {', '.join(host.distribution for host in HOSTS)}")
     console.print(facts)
     console.print()
     console.print(backend_table())

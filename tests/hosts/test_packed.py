@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MiniMax-H3's layers of FastVideo and SGLang: segments and a video, in raster order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hosts import reference, stand_ins
+from hosts.stand_ins import FASTVIDEO, FASTVIDEO_H3
+from hosts.wan_layers import HEAD_DIM, HEADS, error, tensors
+
+from vsa.integrations import fastvideo, sglang
+from vsa.integrations.hosts import packed, raster
+
+SEGMENTS, GRID = (70, 20), (5, 9, 10)
+LENGTH = sum(SEGMENTS) + math.prod(GRID)
+LIMIT = 1e-12
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    for module, functions in stand_ins.kernels().items():
+        stand_ins.put(monkeypatch, module, **functions)
+    stand_ins.put(monkeypatch, FASTVIDEO, **stand_ins.wan_like())
+    workers = stand_ins.WorkerMultiprocProc
+    stand_ins.put(monkeypatch, stand_ins.FASTVIDEO_WORKERS, WorkerMultiprocProc=workers)
+    yield stand_ins.put(monkeypatch, FASTVIDEO_H3, **stand_ins.h3_like())
+    fastvideo.uninstall()
+
+
+def built(host: ModuleType, tile_size: int = 64, **more: Any) -> Any:
+    given = dict(current_timestep=0, raw_latent_shape=(5, 18, 20), patch_size=(1, 2, 2))
+    given |= dict(VSA_sparsity=0.8, prefix_segments=(70, 0, 20), device=None) | more
+    return host.MiniMaxH3VSAMetadataBuilder().build(tile_size=tile_size, **given)
+
+
+def tiles_of(tile: tuple[int, int, int]) -> tuple[torch.Tensor, int]:
+    video = reference.video_tiles(GRID, tile)
+    return reference.packed_tiles(SEGMENTS, video, math.prod(tile))
+
+
+@pytest.mark.parametrize(("size", "tile"), [(64, (4, 4, 4)), (256, (4, 8, 8))])
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_layer_of_fastvideo(
+    host: ModuleType, size: int, tile: tuple[int, int, int], gated: bool
+) -> None:
+    fastvideo.install()
+    made = host.MiniMaxH3VSABackend.get_impl_cls()(HEADS, HEAD_DIM, False, 0.25, prefix="3")
+    x = tensors(LENGTH)[: 3 + gated]
+    tiles, before = tiles_of(tile)
+    for more, sparsity in (({}, 0.8), ({"dense_layers": (3,)}, 0.0)):
+        meta = built(host, size, **more)
+        stack = made.preprocess_qkv(torch.cat(x), meta).chunk(len(x))
+        out = made.forward(*stack[:3], stack[3] if gated else None, meta)
+        out = made.postprocess_output(out, meta)
+        topk = raster.tiles_kept(sparsity, raster.tiles_of(GRID, tile))
+        right = reference.attention(*x[:3], tiles, topk, x[3] if gated else None, before)
+        assert error(out, right) < LIMIT
+
+
+def test_a_layer_of_sglang_with_padding_and_the_coarse_output_apart(host: ModuleType) -> None:
+    meta = packed.build(
+        host.MiniMaxH3VSAMetadataBuilder.build,
+        None,
+        0,
+        GRID,
+        (1, 1, 1),
+        0.8,
+        SEGMENTS,
+        None,
+        tile_size=64,
+    )
+    meta.total_seq_length, meta.blocks_per_tile = LENGTH, 1
+    layer = SimpleNamespace(layer_idx=0)
+    x = [each[:1] for each in tensors(LENGTH)]
+    rows = [torch.nn.functional.pad(each[0], (0, 0, 0, 0, 0, 4), value=9.0) for each in x]
+    call: dict[str, Any] = dict(
+        cu_seqlens=None, max_seqlen=LENGTH, cu_seqlens_host=(0, LENGTH, LENGTH + 4)
+    )
+    tiles, before = tiles_of((4, 4, 4))
+    topk = raster.tiles_kept(0.8, raster.tiles_of(GRID, (4, 4, 4)))
+    right = reference.attention(*x[:3], tiles, topk, x[3], before)[0]
+    given = dict(attn_metadata=meta, **call)
+    out = packed.sglang_forward(_theirs, layer, *rows[:3], gate_compress=rows[3], **given)
+    assert error(out[:LENGTH], right) < LIMIT and out[LENGTH:].abs().sum() == 0
+    out, coarse = packed.sglang_forward(_theirs, layer, *rows[:3], return_compress=True, **given)
+    gated = out[:LENGTH] + x[3][0] * coarse[:, tiles].transpose(0, 1)
+    assert error(gated, right) < LIMIT
+    assert packed.sglang_forward(_theirs, layer, *rows[:3], **call) == "theirs"
+    other = SimpleNamespace(layer_idx=None)
+    assert packed.sglang_forward(_theirs, other, *rows[:3], **given) == "theirs"
+    meta.total_seq_length = LENGTH - 1
+    with pytest.raises(ValueError, match=f"cu_seqlens must end the sequence at {LENGTH - 1}"):
+        packed.sglang_forward(_theirs, layer, *rows[:3], **given)
+
+
+def _theirs(*_: Any, **__: Any) -> str:
+    return "theirs"
+
+
+def with_reference_video() -> Any:
+    """By SGLang's builder, which takes them."""
+
+    def build(
+        raw_latent_shape: Any,
+        patch_size: Any,
+        prefix_segments: Any,
+        exempt: bool = True,
+        packed_segments: Any = None,
+        tile_size: int = 64,
+    ) -> SimpleNamespace:
+        return SimpleNamespace()
+
+    build.__module__ = FASTVIDEO_H3
+    return packed.build(build, GRID, (1, 1, 1), (70,), packed_segments=(70, (1, 4, 5), GRID))
+
+
+def test_what_is_not_one_video_behind_segments_is_refused(host: ModuleType) -> None:
+    fastvideo.install()
+    made = host.MiniMaxH3VSABackend.get_impl_cls()(HEADS, HEAD_DIM, False, 0.25)
+    q, k, v = tensors(LENGTH, 3)
+    with pytest.raises(ValueError, match="vsa_mode must be exempt: segments that compete"):
+        made.forward(q, k, v, None, built(host, exempt=False))
+    with pytest.raises(ValueError, match="packed_segments must hold one video, the last"):
+        made.forward(q, k, v, None, with_reference_video())
+    with pytest.raises(ValueError, match="attn_metadata was made by another builder"):
+        made.forward(q, k, v, None, SimpleNamespace())
+    with pytest.raises(ValueError, match=r"and of segments \(70, 20\) before them, but its shape"):
+        made.forward(q[:, 1:], k, v, None, built(host))
+
+
+def test_the_plugin_hooks_builder_and_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stand_ins.HookRegistry, "hooks", [])
+    stand_ins.put(
+        monkeypatch,
+        "sglang.multimodal_gen.runtime.platforms.plugins",
+        HookRegistry=stand_ins.HookRegistry,
+        HookType=stand_ins.HookType,
+    )
+    sglang.h3_plugin()
+    kinds = {target: (hook, kind.name) for target, hook, kind in stand_ins.HookRegistry.hooks}
+    assert kinds == {
+        sglang.H3_BUILD: (packed.build, "AROUND"),
+        sglang.H3_FORWARD: (packed.sglang_forward, "AROUND"),
+    }

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MiniMax-H3's layers of FastVideo and SGLang, in raster order: segments, then one video.
+
+Both hosts tile the whole packed sequence by indices that their builders of metadata make, and keep
+neither the segments nor the grid. So what the builder was given is noted on what it makes.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vsa.integrations.hosts import large_tiles, raster
+from vsa.values.grid import Extent
+
+NOTE = "vsa_packing"
+
+
+class Packing(NamedTuple):
+    """What a builder was given.
+
+    Attributes:
+        segments: tokens of each segment before the video.
+        grid: (T, H, W) of the video; None where there are reference videos too.
+        tile: tokens of a tile along (t, h, w).
+        exempt: whether segments are kept beside the budget; else they compete for it.
+    """
+
+    segments: tuple[int, ...]
+    grid: Extent | None
+    tile: Extent
+    exempt: bool
+
+
+def build(theirs: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    """The builder's ``build``, with a note of what it was given; ``theirs`` is the host's own."""
+    signature = inspect.signature(theirs)
+    bound = signature.bind(*args, **keywords)
+    bound.apply_defaults()
+    given = bound.arguments
+    metadata = theirs(*args, **keywords)
+    patches = given["patch_size"]
+    shape = [size // patch for size, patch in zip(given["raw_latent_shape"], patches, strict=True)]
+    packed = given.get("packed_segments")
+    segments = given["prefix_segments"] if packed is None else packed[:-1]
+    tiles = vars(sys.modules[theirs.__module__])["VSA_H3_TILE_SHAPES"]
+    note = Packing(
+        tuple(int(each) for each in segments if not isinstance(each, tuple) and each > 0),
+        None if any(isinstance(each, tuple) for each in segments) else (*shape,),
+        tiles[int(given["tile_size"])],
+        bool(given["exempt"]),
+    )
+    setattr(metadata, NOTE, note)
+    return metadata
+
+
+def attend(
+    layer: Any, metadata: Any, q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None, coarse: bool
+) -> Any:
+    """A layer's attention over (B, S, heads, head_dim).
+
+    Args:
+        layer: the host's implementation, with ``layer_idx``.
+        metadata: what ``build`` made.
+        q: the packed sequence, and so are k, v and the gate.
+        k: see q.
+        v: see q.
+        gate: factor of the coarse output; None leaves it out.
+        coarse: whether the coarse output of every tile is returned as well, (B, heads, n, D).
+    """
+    packing: Packing | None = getattr(metadata, NOTE, None)
+    if packing is None:
+        raise ValueError(
+            "attn_metadata was made by another builder than the host's own for MiniMax-H3, so its "
+            "segments and its grid are not known"
+        )
+    if packing.grid is None:
+        raise ValueError(
+            "packed_segments must hold one video, the last: reference videos with budgets of their "
+            "own are not taken; leave this plugin out for such requests"
+        )
+    if not packing.exempt:
+        raise ValueError(
+            "vsa_mode must be exempt: segments that compete with the video for its budget are not "
+            "taken; leave this plugin out for such requests"
+        )
+    sparsity = 0.0 if layer.layer_idx in metadata.dense_layers else metadata.VSA_sparsity
+    topk = raster.tiles_kept(sparsity, raster.tiles_of(packing.grid, packing.tile))
+    call = dict(grid=packing.grid, tile=packing.tile, segments=packing.segments)
+    if coarse:
+        return large_tiles.branches(q, k, v, topk, **call)  # type: ignore[arg-type]
+    return raster.attend(q, k, v, topk, gate=gate, **call)  # type: ignore[arg-type]
+
+
+@functools.cache
+def fastvideo_class(base: type) -> type:
+    """A subclass of FastVideo's ``MiniMaxH3VSAImpl`` that leaves the tokens where they are."""
+
+    logging.getLogger(base.__module__).info(
+        "vsa: MiniMaxH3VSAImpl of FastVideo runs on vsa.attention, in raster order"
+    )
+
+    class RasterMiniMaxH3(base):
+        """MiniMax-H3's attention by ``vsa``, in raster order."""
+
+        def preprocess_qkv(self, qkv: Tensor, attn_metadata: Any) -> Tensor:
+            """As it is."""
+            return qkv
+
+        def postprocess_output(self, output: Tensor, attn_metadata: Any) -> Tensor:
+            """As it is."""
+            return output
+
+        def forward(
+            self,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            gate_compress: Tensor | None,
+            attn_metadata: Any,
+        ) -> Tensor:
+            """(B, S, heads, head_dim); ``gate_compress`` None leaves the coarse output out."""
+            return attend(self, attn_metadata, query, key, value, gate_compress, False)
+
+    return RasterMiniMaxH3
+
+
+def sglang_forward(
+    theirs: Callable[..., Any],
+    layer: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    cu_seqlens_host: tuple[int, ...] | None = None,
+    attn_metadata: Any = None,
+    gate_compress: Tensor | None = None,
+    return_compress: bool = False,
+) -> Any:
+    """SGLang's ``forward_varlen`` of MiniMax-H3, with its own around it.
+
+    Args:
+        theirs: the host's own, for layers that attend text alone and for what it refuses.
+        layer: the host's implementation.
+        query: (rows, heads, head_dim), and so are key, value and gate_compress.
+        key: see query.
+        value: see query.
+        cu_seqlens: where the packed sequence ends, and its padding.
+        max_seqlen: not read.
+        cu_seqlens_host: cu_seqlens on the host.
+        attn_metadata: of the step.
+        gate_compress: factor of the coarse output.
+        return_compress: return the coarse output as well, (heads, blocks of 64, head_dim).
+    """
+    if layer.layer_idx is None or attn_metadata is None:
+        return theirs(
+            layer,
+            query,
+            key,
+            value,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+            cu_seqlens_host=cu_seqlens_host,
+            attn_metadata=attn_metadata,
+            gate_compress=gate_compress,
+            return_compress=return_compress,
+        )
+    used = attn_metadata.total_seq_length
+    if cu_seqlens_host is not None and cu_seqlens_host[1] != used:
+        raise ValueError(
+            f"cu_seqlens must end the sequence at {used}, the rows that attn_metadata was built "
+            f"for, but ends it at {cu_seqlens_host[1]}"
+        )
+    q, k, v = (x[None, :used] for x in (query, key, value))
+    gate = None if gate_compress is None else gate_compress[None, :used]
+    found = attend(layer, attn_metadata, q, k, v, gate, return_compress)
+    out, coarse = found if return_compress else (found, None)
+    result = torch.zeros_like(query)
+    result[:used] = out[0]
+    if coarse is None:
+        return result
+    return result, coarse[0].repeat_interleave(attn_metadata.blocks_per_tile, dim=1)
