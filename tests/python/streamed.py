@@ -77,7 +77,7 @@ class Stream:
         """(B, T, H, W, heads, head_dim)."""
         return self._random(*self.chunk, self.heads)
 
-    def keys(self) -> Pair:
+    def pair(self) -> Pair:
         """(B, T, H, W, kv_heads, head_dim) each."""
         return self._random(*self.chunk, self.kv_heads), self._random(*self.chunk, self.kv_heads)
 
@@ -126,7 +126,7 @@ def steps(stream: Stream, chunks: int, of_each: int = 2) -> Iterator[tuple[bool,
     """Chunks, each denoised so often: whether it is the chunk's last step, queries, keys."""
     for _ in range(chunks):
         for step in range(of_each):
-            pair = stream.keys()
+            pair = stream.pair()
             yield step + 1 == of_each, stream.queries(), pair
         stream.past.append(pair)
 

@@ -89,7 +89,7 @@ def test_any_chunk_tile_and_capacity(stream: Stream, topk: Any, coarse: bool) ->
 def test_equal_scores_go_to_the_oldest(score: Any, topk: Any) -> None:
     """All chunks have the same keys, so that the order of tiles alone decides between them."""
     stream = Stream(dtype=torch.float32)
-    cache, (k, _) = stream.cache(), stream.keys()
+    cache, (k, _) = stream.cache(), stream.pair()
     turned = False
     for is_last, q, (_, v) in steps(stream, 6, of_each=1):
         _, found = vsa.attention(q, k, v, topk, cache=cache, score=score, return_selection=True)
@@ -181,3 +181,47 @@ def test_a_layer_takes_a_cache() -> None:
         torch.testing.assert_close(torch.cat(outs, 1), layer(video), rtol=0, atol=DOUBLE)
         with pytest.raises(ValueError, match="tile of the cache must be that of the layer"):
             vsa.nn.VideoSparseAttention(32, 2)(video[:, :2].float(), cache=cache)
+
+
+def test_teacher_forcing_is_generation_over_clean_chunks() -> None:
+    """The noisy half of training sees what a step sees, if clean keys are kept in the end."""
+    stream, chunks = Stream(capacity=4, sinks=0, batch=1), 4
+    cache, outs = stream.cache(), []
+    clean, noisy = ([(stream.queries(), *stream.pair()) for _ in range(chunks)] for _ in "cn")
+    for before, after in zip(noisy, clean, strict=True):
+        outs.append(vsa.attention(*before, 3, cache=cache))
+        vsa.attention(*after, 3, cache=cache)  # overwrites the noisy keys
+        cache.advance()
+    q, k, v = (torch.cat([each[part] for each in (*clean, *noisy)], 1) for part in range(3))
+    mask = vsa.masks.TeacherForcing(stream.chunk[0])
+    whole = vsa.attention(q, k, v, 3, tile=stream.tile, mask=mask)
+    half = whole.shape[1] // 2
+    torch.testing.assert_close(torch.cat(outs, 1), whole[:, half:], rtol=0, atol=DOUBLE)
+
+
+def test_heads_that_are_spread_over_ranks() -> None:
+    """Each rank has a cache of its own heads, and nothing to ask of the others."""
+    stream = Stream(heads=4, kv_heads=2)
+    whole, ranks = stream.cache(), [Stream(heads=2, kv_heads=1).cache() for _ in range(2)]
+    for _, q, (k, v) in steps(stream, 5, of_each=1):
+        out = vsa.attention(q, k, v, 3, cache=whole, gate_coarse=q)
+        parts = [
+            vsa.attention(mine, *keys, 3, cache=cache, gate_coarse=mine)
+            for mine, cache, *keys in zip(
+                q.chunk(2, -2), ranks, k.chunk(2, -2), v.chunk(2, -2), strict=True
+            )
+        ]
+        torch.testing.assert_close(torch.cat(parts, -2), out, rtol=0, atol=DOUBLE)
+        for cache in (whole, *ranks):
+            cache.advance()
+
+
+def test_under_autocast_the_cache_has_its_type() -> None:
+    stream = Stream(dtype=torch.bfloat16)
+    cache = stream.cache()
+    q, (k, v) = stream.queries().float(), (x.float() for x in stream.pair())
+    with torch.autocast("cpu", torch.bfloat16):
+        out = vsa.attention(q, k, v, 3, cache=cache)
+    assert out.dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="q must have the dtype of the cache"):
+        vsa.attention(q, k, v, 3, cache=cache)

@@ -66,7 +66,7 @@ def test_a_captured_step_serves_every_turn(machine: tuple[str, str]) -> None:
     if machine[1] == "cpu":
         pytest.skip("a CUDA graph needs a GPU")
     stream = Stream(head_dim=64, dtype=torch.bfloat16, device="cuda")
-    cache, graph, q_in, pair_in = stream.cache(), None, stream.queries(), stream.keys()
+    cache, graph, q_in, pair_in = stream.cache(), None, stream.queries(), stream.pair()
     out = torch.empty_like(q_in)
     side = torch.cuda.Stream()
     for _, q, current in steps(stream, 8, of_each=1):
