@@ -226,9 +226,10 @@ class KVCache:
                 of_tokens[:, self._past].copy_(x[:, text:])
                 of_means[:, :, self._past].copy_(mean)
         self._has_text = self._has_text or text > 0
-        self._written = True
-        if is_capturing(self.device):
+        if is_capturing(self.device):  # it is written by replays, which nobody here sees
             self._captured.add(self._past + 1)
+        else:
+            self._written = True
 
     def keys_and_values(self) -> tuple[Tensor, Tensor]:
         """(B, S_k, kv_heads, head_dim) each, text and chunks in the order of slots; views."""
