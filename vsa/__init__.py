@@ -26,6 +26,7 @@ if take_built(Path(__file__).resolve().parent):  # else the installed package is
     from vsa.values.kv_cache import KVCache
     from vsa.values.score import SubBlocks
     from vsa.values.selection import Selection
+    from vsa.values.sequence import Segment, Sequence
 
     register_when_imported()
 
@@ -34,7 +35,9 @@ __all__ = [
     "Grid",
     "KVCache",
     "LayerBudget",
+    "Segment",
     "Selection",
+    "Sequence",
     "SparsityRamp",
     "StepSchedule",
     "SubBlocks",

@@ -8,11 +8,15 @@ from statistics import fmean
 
 import torch
 
+from vsa.stages import sequences
+from vsa.stages.inputs import Layout
+from vsa.stages.sequences.operations import count
 from vsa.values import checks, masks
 from vsa.values.budget import Budget, TopK, resolve
-from vsa.values.grid import Extent, Grid
+from vsa.values.grid import Grid
 from vsa.values.masks import Mask
 from vsa.values.score import Score, runs_of
+from vsa.values.sequence import Sequence
 from vsa.values.tile_mask import spend
 
 BACKWARD = 2.5
@@ -63,24 +67,25 @@ class Flops:
 
 
 def flops(
-    grid: Extent | Grid,
+    grid: Layout,
     heads: int,
     head_dim: int,
-    topk: TopK,
+    topk: TopK | None,
     backward: bool = True,
     *,
     batch: int = 1,
-    kv_grid: Extent | Grid | None = None,
+    kv_grid: Layout | None = None,
     score: Score = "mean",
     tail: bool = False,
     mask: Mask | None = None,
 ) -> Flops:
     """Count the operations of one call of ``vsa.attention`` with a coarse gate.
 
-    Ragged tiles count with the mean size of a key tile.
+    Ragged tiles count with the mean size of a key tile, those of a ``vsa.Sequence`` with that of
+    their segments. Padding, and copies to and from padded tiles, are no operations.
 
     Args:
-        grid: (T, H, W) or ``vsa.Grid`` of the queries.
+        grid: (T, H, W), ``vsa.Grid`` or ``vsa.Sequence`` of the queries.
         heads: query heads.
         head_dim: channels of a head.
         topk: key tiles per query tile, as in ``vsa.attention``, but for a ``vsa.TopP``, whose
@@ -97,6 +102,12 @@ def flops(
     Raises:
         ValueError, TypeError: naming the argument.
     """
+    if isinstance(grid, Sequence) or isinstance(kv_grid, Sequence):
+        call = sequences.grids_of(grid, kv_grid, topk)
+        if call is None:
+            sequences.refuse(score, tail, mask)
+            return _of_sequences(grid, kv_grid, heads, head_dim, topk, backward, batch)
+        grid, kv_grid, topk = call[:3]
     queries = grid if isinstance(grid, Grid) else Grid(grid)
     keys = queries if kv_grid is None else kv_grid if isinstance(kv_grid, Grid) else Grid(kv_grid)
     each = (
@@ -126,6 +137,32 @@ def flops(
         fine=factor * 4 * each * (queries.tokens * kept + text),
         combine=linear * 3.0 * each * queries.length,
         tail=factor * 4 * each * queries.tokens * left_out,
+    )
+
+
+def _of_sequences(
+    grid: Layout,
+    kv_grid: Layout | None,
+    heads: int,
+    head_dim: int,
+    topk: TopK | None,
+    backward: bool,
+    batch: int,
+) -> Flops:
+    """``flops`` of what is no call over grids."""
+    each = (
+        checks.integer("batch", batch, 1)
+        * checks.integer("heads", heads, 1)
+        * checks.integer("head_dim", head_dim, 1)
+    )
+    pairs = count(grid, kv_grid, topk, heads)
+    factor, linear = 1 + BACKWARD * bool(backward), 1 + bool(backward)
+    return Flops(
+        full=factor * 4 * each * pairs.full,
+        coarse=factor * 4 * each * pairs.coarse + linear * each * pairs.averaged,
+        select=2.0 * each * pairs.scored,
+        fine=factor * 4 * each * pairs.fine,
+        combine=linear * 3.0 * each * pairs.queries,
     )
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from vsa.backends import named
-from vsa.stages import cached, eager, inputs
-from vsa.stages.coarse import means_of_call
-from vsa.stages.combine import asked_for, gated_attention, whole
+from vsa.stages import cached, eager, inputs, sequences
+from vsa.stages.coarse import for_means, tile_means
+from vsa.stages.combine import gated_attention, whole
 from vsa.stages.fine import fine, tail_means
 from vsa.stages.inputs import DEFAULT_TILE, Tile
-from vsa.stages.options import FineOptions, Options
+from vsa.stages.options import FineOptions, Options, asked_for
 from vsa.stages.select import (
     choose,
     everything,
@@ -31,6 +31,7 @@ from vsa.values.precision import Precision, check_tail
 from vsa.values.problem import TailMeans
 from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection, check_is_selection
+from vsa.values.sequence import Sequence
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # comes with torch
@@ -87,8 +88,8 @@ def attention(
     v: Tensor,
     topk: TopK | None,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: Extent | Grid | Sequence | None = None,
+    kv_grid: Extent | Grid | Sequence | None = None,
     tile: Tile = DEFAULT_TILE,
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
@@ -118,8 +119,8 @@ def attention(
             share, ceil(topk * n), at least 1; a tuple with one of these for each query head; a
             tensor () of one of these on the CPU; or a ``vsa.TopP``, as many as hold a share of the
             softmax. None only beside ``selection``. Numbers that vary do not compile code again.
-        grid: (T, H, W) or ``vsa.Grid`` of the queries; None takes it from a video-shaped q, or cuts
-            a flat one into runs of 64 tokens.
+        grid: (T, H, W), ``vsa.Grid`` or ``vsa.Sequence`` of the queries; None takes it from a
+            video-shaped q, or cuts a flat one into runs of 64 tokens.
         kv_grid: the keys' grid where it differs.
         tile: tokens per tile along (t, h, w), at most 64 in all; "auto" wastes the fewest slots on
             this grid.
@@ -129,8 +130,8 @@ def attention(
         selection: a selection to reuse, from an earlier step; the top-k is skipped.
         score: what tiles are chosen by: "mean", the product of their means, or a
             ``vsa.SubBlocks``. The coarse branch is the same by either.
-        text_valid: (B, prefix + suffix) bool, which text tokens are real; the others are never
-            attended.
+        text_valid: (B, prefix + suffix) bool, or of a sequence's flat segments, which text tokens
+            are real; the others are never attended.
         tail: whether key tiles that were not chosen enter the softmax of the fine stage as one key
             each, their mean, with their mean value, that counts as often as the tile has tokens
             (docs/method.md); the log-sum-exp includes them.
@@ -156,13 +157,22 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
+    gates = {"gate_coarse": gate_coarse, "gate_fine": gate_fine}
     if cache is not None:
-        found = cached.attend(
-            (q, k, v), topk, cache, {"gate_coarse": gate_coarse, "gate_fine": gate_fine},
-            grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, selection=selection, score=score,
-            text_valid=text_valid, tail=tail, mask=mask, precision=precision, backend=backend,
+        taken = cached.attend(
+            (q, k, v), topk, cache, gates, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale,
+            selection=selection, score=score, text_valid=text_valid, tail=tail, mask=mask,
+            precision=precision, backend=backend,
         )  # fmt: skip
-        return asked_for(*found, return_selection, return_lse)
+        return asked_for(*taken, return_selection, return_lse)
+    if sequences.are_meant(grid, kv_grid, selection):
+        of = sequences.Given(
+            q, k, v, topk, grid, kv_grid, tile, scale, selection, text_valid, backend, mask
+        )
+        found = sequences.attention(of, gate_coarse, gate_fine, score, tail, precision)
+        if not isinstance(found, sequences.GridCall):
+            return asked_for(*found, return_selection, return_lse)
+        grid, kv_grid, topk, selection, text_valid = found
     rest = (
         grid, kv_grid, tile, scale, backend, score, return_lse, return_selection, tail, mask,
         precision,
@@ -175,20 +185,9 @@ def attention(
         return asked_for(out, chosen, lse, return_selection, return_lse)
     inputs.check_one_choice(mask, selection)
     call = inputs.resolve(
-        q,
-        k,
-        v,
-        grid=grid,
-        kv_grid=kv_grid,
-        tile=tile,
-        scale=scale,
-        text_valid=text_valid,
-        selection=selection,
-        gates={"gate_coarse": gate_coarse, "gate_fine": gate_fine},
-        backend=backend,
-        precision=precision,
-        mask=mask,
-    )
+        q, k, v, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, text_valid=text_valid,
+        selection=selection, gates=gates, backend=backend, precision=precision, mask=mask,
+    )  # fmt: skip
     checks.gate("gate_coarse", gate_coarse, q)
     checks.gate("gate_fine", gate_fine, q)
     check_tail(call.precision, tail)
@@ -213,7 +212,8 @@ def attention(
     with torch.autocast(call.q.device.type, enabled=False):
         means: list[Tensor] = []
         if gate_coarse is not None or (tail and chooses):
-            means = means_of_call(call)
+            grids = (call.grid, call.kv_grid, call.kv_grid)
+            means = tile_means(for_means(call), grids, call.backend)
         coarse: Tensor | None = None
         if chooses and not means:
             selection = choose(call, budget, runs)
@@ -264,8 +264,8 @@ def block_sparse_attention(
     v: Tensor,
     selection: Selection,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: Extent | Grid | Sequence | None = None,
+    kv_grid: Extent | Grid | Sequence | None = None,
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     text_valid: Tensor | None = None,
@@ -288,8 +288,7 @@ def block_sparse_attention(
         tile: tokens per tile along (t, h, w) where ``grid`` is not a ``vsa.Grid``.
         scale: factor of the scores, by default head_dim ** -0.5.
         text_valid: (B, prefix + suffix) bool, which text tokens are real.
-        tail: whether tiles outside the selection enter the softmax by their means, as in
-            ``vsa.attention``.
+        tail: of the tiles outside of the selection, as in ``vsa.attention``.
         mask: which tiles a query tile may choose; a selection outside of it is an error. That is
             looked for, and waits for the device, where the selection was not chosen under it.
         return_lse: also return the log-sum-exp, itself differentiable.
@@ -303,6 +302,14 @@ def block_sparse_attention(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
+    if sequences.are_meant(grid, kv_grid, selection):
+        of = sequences.Given(
+            q, k, v, None, grid, kv_grid, tile, scale, selection, text_valid, backend, mask
+        )
+        same = sequences.block_sparse_attention(of, tail, precision)
+        if not isinstance(same, sequences.GridCall):
+            return same if return_lse else same[0]
+        grid, kv_grid, _, selection, text_valid = same
     rest = grid, kv_grid, tile, scale, backend, "mean", return_lse, False, tail, mask, precision
     kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
     plan = None if kind is None else eager.plan_of(kind)
@@ -311,19 +318,9 @@ def block_sparse_attention(
         return (planned, of_rows) if return_lse else planned
     check_is_selection(selection)
     call = inputs.resolve(
-        q,
-        k,
-        v,
-        grid=grid,
-        kv_grid=kv_grid,
-        tile=tile,
-        scale=scale,
-        text_valid=text_valid,
-        selection=selection,
-        backend=backend,
-        precision=precision,
-        mask=mask,
-    )
+        q, k, v, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, text_valid=text_valid,
+        selection=selection, backend=backend, precision=precision, mask=mask,
+    )  # fmt: skip
     check_tail(call.precision, tail)
     if mask is not None:
         inputs.check_inside(selection, call)
@@ -343,10 +340,10 @@ def block_sparse_attention(
 def select(
     q: Tensor,
     k: Tensor,
-    topk: TopK,
+    topk: TopK | None,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: Extent | Grid | Sequence | None = None,
+    kv_grid: Extent | Grid | Sequence | None = None,
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     must: Tensor | Literal["self"] | None = None,
@@ -363,8 +360,7 @@ def select(
         topk: an int, key tiles per query tile; a float in (0, 1], their share: ceil(topk * n), at
             least 1; a tuple with one of these for each query head; or a ``vsa.TopP``, as many as
             hold a share of the softmax.
-        grid: the queries' grid; None takes it from a video-shaped q, or cuts a flat one into runs
-            of 64 tokens.
+        grid: the queries' grid, as in ``vsa.attention``.
         kv_grid: the keys' grid where it differs.
         tile: tokens per tile along (t, h, w), or "auto".
         scale: factor of the scores, by default head_dim ** -0.5; only its sign matters here, but
@@ -380,6 +376,12 @@ def select(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
+    if sequences.are_meant(grid, kv_grid, None):
+        of = sequences.Given(q, k, k, topk, grid, kv_grid, tile, scale, None, None, backend, mask)
+        found = sequences.select(of, must, score)
+        if isinstance(found, Selection):
+            return found
+        grid, kv_grid, topk = found[:3]
     call = inputs.resolve(
         q, k, k, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend=backend, mask=mask
     )

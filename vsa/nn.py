@@ -13,10 +13,10 @@ from torch.nn import functional
 from torch.nn.modules.module import _has_any_global_hook
 
 from vsa.functional import attention
-from vsa.stages.inputs import DEFAULT_TILE, Tile
+from vsa.stages.inputs import DEFAULT_TILE, Layout, Tile
 from vsa.values import checks
 from vsa.values.budget import TopK, check, varies
-from vsa.values.grid import Extent, Grid
+from vsa.values.grid import Grid
 from vsa.values.kv_cache import KVCache
 from vsa.values.masks import RULES, Mask
 from vsa.values.masks import check as check_mask
@@ -106,7 +106,7 @@ class VideoSparseAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        grid: Extent | Grid | None = None,
+        grid: Layout | None = None,
         *,
         rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         selection: Selection | None = None,
@@ -121,7 +121,7 @@ class VideoSparseAttention(nn.Module):
             rotary: position embedding, maps (q, k) to (q, k), each (B, ..., heads, head_dim),
                 before tiles are averaged.
             selection: a selection to reuse.
-            text_valid: (B, prefix + suffix) bool.
+            text_valid: (B, prefix + suffix) bool, or as in ``vsa.attention``.
             cache: as in ``vsa.attention``, where x is the current chunk of a video; it takes the
                 place of ``mask``.
 

@@ -234,6 +234,8 @@ def test_a_layer_under_a_mask() -> None:
     later[:, 3:] += 1
     assert torch.equal(layer(x)[:, :3], layer(later)[:, :3])
     assert not torch.equal(layer(x)[:, 3:], layer(later)[:, 3:])
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
     assert "ChunkCausal" in repr(layer)
     with pytest.raises(TypeError, match=r"^mask must be one of"):
         vsa.nn.VideoSparseAttention(32, 2, mask="causal")  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vsa.stages import inputs
+from vsa.stages import inputs, sequences
 from vsa.stages.fine import video_lse
 from vsa.stages.select import choose, everything
 from vsa.values import bitmap, checks
@@ -120,14 +120,22 @@ def recall(
     q: Tensor,
     k: Tensor,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: inputs.Layout | None = None,
+    kv_grid: inputs.Layout | None = None,
     scale: float | None = None,
     text_valid: Tensor | None = None,
     mask: Mask | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """``Selection.recall`` of a selection, with its arguments and its result."""
+    if sequences.are_meant(grid, kv_grid, selection):
+        given = sequences.Given(
+            q, k, k, None, grid, kv_grid, inputs.DEFAULT_TILE, scale, selection, text_valid, backend
+        )
+        found = sequences.recall(given)
+        if isinstance(found, Tensor):
+            return found
+        grid, kv_grid, _, selection, text_valid = found
     call = inputs.resolve(
         q,
         k,

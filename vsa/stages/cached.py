@@ -18,11 +18,11 @@ from vsa.backends import named
 from vsa.stages import inputs
 from vsa.stages.coarse import tile_means
 from vsa.stages.combine import gated_attention
-from vsa.stages.inputs import DEFAULT_TILE, Tile
+from vsa.stages.inputs import DEFAULT_TILE, Layout, Tile
 from vsa.stages.select import everything, select_and_attend, select_by_sub_blocks, select_tiles
 from vsa.values import checks, transforms
 from vsa.values.budget import resolve
-from vsa.values.grid import Extent, Grid
+from vsa.values.grid import Grid
 from vsa.values.kv_cache import KVCache
 from vsa.values.kv_checks import check_kind, check_no_gradient
 from vsa.values.precision import check_tail
@@ -37,7 +37,7 @@ def attend(
     cache: KVCache,
     gates: Mapping[str, Tensor | None],
     *,
-    grid: Extent | Grid | None,
+    grid: Layout | None,
     kv_grid: object,
     tile: Tile,
     selection: Selection | None,
@@ -164,7 +164,7 @@ def _check_followed(name: str, x: Tensor) -> None:
         )
 
 
-def _grid_under(cache: KVCache, q: Tensor, grid: Extent | Grid | None, tile: Tile) -> Grid:
+def _grid_under(cache: KVCache, q: Tensor, grid: Layout | None, tile: Tile) -> Grid:
     """Of the current chunk, with the text before it where q has it."""
     if tile not in (DEFAULT_TILE, "auto", cache.tile):
         raise ValueError(
@@ -173,7 +173,7 @@ def _grid_under(cache: KVCache, q: Tensor, grid: Extent | Grid | None, tile: Til
     if not isinstance(grid, Grid):
         if grid is not None and checks.extent("grid", grid) != cache.chunk:
             raise ValueError(
-                f"grid must be the chunk of the cache, {cache.chunk}, but it is {tuple(grid)}"
+                f"grid must be the chunk of the cache, {cache.chunk}, but it is {grid}"
             )
         alone = cache.grid_of(0)
         has_text = q.ndim == 4 and q.shape[1] == cache.prefix + alone.tokens

@@ -37,14 +37,6 @@ def tile_means(xs: Sequence[Tensor], grids: Sequence[Grid], backend: str) -> lis
     return coarse_select.tile_means(list(xs), ints, backend)
 
 
-def means_of_call(call: Inputs) -> list[Tensor]:
-    """Of the tiles of q, k and v, without gradient where that does not go through autograd."""
-    tokens = call.q, call.k, call.v
-    if named(call.backend).fuses_gates:
-        tokens = call.q.detach(), call.k.detach(), call.v.detach()
-    return tile_means(tokens, (call.grid, call.kv_grid, call.kv_grid), call.backend)
-
-
 def coarse_attention(
     q_means: Tensor,
     k_means: Tensor,
@@ -67,3 +59,10 @@ def coarse_attention(
         (B, heads, n_q, head_dim), the type of the means; zeros where a row may choose nothing.
     """
     return named(backend).coarse_attention(q_means, k_means, v_means, scale, mask)
+
+
+def for_means(call: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v, without gradient where that of their means does not go through autograd."""
+    if named(call.backend).fuses_gates:
+        return call.q.detach(), call.k.detach(), call.v.detach()
+    return call.q, call.k, call.v

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -123,18 +122,6 @@ def whole(
         chosen, call.kv_grid.num_tiles, call.grid, call.kv_grid, budget.most, call.mask
     )
     return out.view(call.shape), lse, selection
-
-
-def asked_for(
-    out: Tensor,
-    selection: Selection | None,
-    lse: Tensor | None,
-    with_selection: bool,
-    with_lse: bool,
-) -> Any:
-    """What a call returns."""
-    extras: list[Any] = [selection] * with_selection + [lse] * with_lse
-    return (out, *extras) if extras else out
 
 
 def _stage_by_stage(

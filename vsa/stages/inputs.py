@@ -17,10 +17,13 @@ from vsa.values import precision as precisions
 from vsa.values.grid import SLOTS, Extent, Grid
 from vsa.values.masks import ChunkCausal, TeacherForcing
 from vsa.values.selection import Selection, check_fits, check_is_selection
+from vsa.values.sequence import Sequence
 from vsa.values.tile_mask import TileMask
 
 DEFAULT_TILE = (4, 4, 4)
 Tile = Extent | Literal["auto"]
+Layout = Extent | Grid | Sequence
+"""What ``grid`` may be where a sequence is allowed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +64,8 @@ def resolve(
     k: Tensor,
     v: Tensor,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: Layout | None = None,
+    kv_grid: Layout | None = None,
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     text_valid: Tensor | None = None,
@@ -71,11 +74,12 @@ def resolve(
     backend: str = "auto",
     precision: object = "native",
     mask: object = None,
+    padded: bool = False,
 ) -> Inputs:
     """Check everything that the parts of ``vsa`` have in common.
 
     A caller without values passes k in their place. A selection brings the grids that the caller
-    left out; gates are checked elsewhere.
+    left out; gates are checked elsewhere. ``padded`` asks for a backend that has padded tiles.
 
     Raises:
         ValueError, TypeError: naming the argument, what it was and what is allowed.
@@ -108,7 +112,9 @@ def resolve(
     return Inputs(
         scale=checks.scale(scale, q.shape[-1]),
         text_valid=None if text_valid is None else transforms.savable(text_valid),
-        backend=chosen(backend, q, k, v, gates or {}, bits, masked=over_tiles is not None),
+        backend=chosen(
+            backend, q, k, v, gates or {}, bits, padded=padded, masked=over_tiles is not None
+        ),
         # Last, since strides may make these copies, and what is above may refuse.
         q=_flat(q),
         k=_flat(k),
@@ -126,7 +132,7 @@ def _tile_under(
     mask: object,
     tile: Tile,
     tensors: tuple[Tensor, Tensor],
-    grids: tuple[Extent | Grid | None, Extent | Grid | None],
+    grids: tuple[Layout | None, Layout | None],
 ) -> Tile:
     """The tile of queries and keys: under a rule "auto" means one for both."""
     masks.check(mask)
@@ -139,7 +145,7 @@ def _tile_under(
     if tile != "auto":
         return tile
     for known, x in ((kv_grid, k), (grid, q)):
-        if isinstance(known, Grid):
+        if isinstance(known, (Grid, Sequence)):
             return tile  # has one
         shape = known if known is not None else tuple(x.shape[1:4]) if x.ndim == 6 else None
         if shape is not None:
@@ -238,8 +244,13 @@ def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
-def _grid_of(name: str, owner: str, x: Tensor, grid: Extent | Grid | None, tile: Tile) -> Grid:
+def _grid_of(name: str, owner: str, x: Tensor, grid: Layout | None, tile: Tile) -> Grid:
     """The grid of a tensor, from the argument, from the tensor's own shape, or one-dimensional."""
+    if isinstance(grid, Sequence):
+        raise TypeError(
+            f"{name} must be (T, H, W) or a vsa.Grid here, but it is a vsa.Sequence, which "
+            "vsa.attention and its parts take"
+        )
     if isinstance(grid, Grid):
         if tile not in (DEFAULT_TILE, "auto", grid.tile):
             raise ValueError(
@@ -269,7 +280,7 @@ def _grid_of(name: str, owner: str, x: Tensor, grid: Extent | Grid | None, tile:
 
 
 def _key_grid(
-    q: Tensor, k: Tensor, grid: Grid, kv_grid: Extent | Grid | None, tile: Tile, name: str
+    q: Tensor, k: Tensor, grid: Grid, kv_grid: Layout | None, tile: Tile, name: str
 ) -> Grid:
     """The keys' grid: the queries' unless ``kv_grid`` says otherwise."""
     if kv_grid is not None:

@@ -185,8 +185,8 @@ def _is_share(value: object) -> bool:
 
 
 def shares_of(shares: Sequence[float], given: Tensor | None) -> list[float]:
-    """The shares that a ``Budget`` stands for under a mask, when it is spent."""
-    if given is None:
+    """The shares that a ``Budget`` stands for under a mask, when it is spent; none without one."""
+    if given is None or not len(shares):
         return list(shares)
     return [is_one and share for is_one, share in zip(shares, given[1:].tolist(), strict=True)]
 

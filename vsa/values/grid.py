@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class Grid:
         ValueError, TypeError: an extent, tile or count that is not allowed; the sentence names it.
     """
 
+    _most_tokens: ClassVar[int] = SLOTS
+
     shape: Extent
     tile: Extent | Literal["auto"] = (4, 4, 4)
     prefix: int = 0
@@ -54,7 +56,7 @@ class Grid:
             T, H, W = map(operator.index, shape)  # compiled code makes a graph for each of these
             tile = best_tile((T, H, W))
         else:
-            tile = checks.tile("tile", self.tile, SLOTS)
+            tile = checks.tile("tile", self.tile, self._most_tokens)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "tile", tile)
         object.__setattr__(self, "prefix", checks.count("prefix", self.prefix))
@@ -90,6 +92,16 @@ class Grid:
         """Tiles in all, nt * nh * nw."""
         nt, nh, nw = self.tiles
         return nt * nh * nw
+
+    @property
+    def query_tiles(self) -> int:
+        """Tiles that choose, rows of a choice: all of them."""
+        return self.num_tiles
+
+    @property
+    def key_tiles(self) -> int:
+        """Tiles that are chosen among, columns of a choice: all of them."""
+        return self.num_tiles
 
     @property
     def is_ragged(self) -> bool:

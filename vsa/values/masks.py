@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -144,9 +145,15 @@ def check(mask: object) -> None:
 
 def tile_under(mask: object, shape: Extent) -> Extent | None:
     """The tile that "auto" takes under a rule, for keys of (T, H, W) tokens; None without one."""
+    T, H, W = map(operator.index, shape)  # compiled code makes a graph for each of these
     if isinstance(mask, (ChunkCausal, TeacherForcing)):
-        return best_tile(shape, frames=mask.unit(shape))
-    return best_tile(shape) if isinstance(mask, Window) else None
+        t, h, w = best_tile((T, H, W), frames=mask.unit((T, H, W)))
+    elif isinstance(mask, Window):
+        t, h, w = best_tile((T, H, W))
+    else:
+        return None
+    # Sums, since torch.compile does not ask for the type of what a constant function returned.
+    return t + 0, h + 0, w + 0
 
 
 def resolve(mask: object, grid: Grid, kv_grid: Grid, heads: int) -> TileMask | None:

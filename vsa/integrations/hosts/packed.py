@@ -102,7 +102,6 @@ def attend(
 @functools.cache
 def fastvideo_class(base: type) -> type:
     """A subclass of FastVideo's ``MiniMaxH3VSAImpl`` that leaves the tokens where they are."""
-
     logging.getLogger(base.__module__).info(
         "vsa: MiniMaxH3VSAImpl of FastVideo runs on vsa.attention, in raster order"
     )
