@@ -56,14 +56,14 @@ def run(folder: Path) -> Iterator[Found]:
             hooks.apply_hooks()
             for volume, tile in ((64, (4, 4, 4)), (128, (4, 4, 8))):
                 yield from _layer(module, volume, tile, plugin.__name__)
-        if not {sglang.H3_BUILD, sglang.H3_FORWARD, sglang.H3_KERNEL} <= hooks._patched:
+        if not {sglang.H3_BUILD, sglang.H3_LAYER, sglang.H3_KERNEL} <= hooks._patched:
             raise SystemExit("SGLang did not apply the hooks")
 
 
 def _layer(module: Any, volume: int, tile: tuple[int, int, int], path: str) -> Iterator[Found]:
     tiles, before = reference.packed_tiles(SEGMENTS, reference.video_tiles(GRID, tile), volume)
     for sparsity in (0.5, 0.8):
-        made = module.VideoSparseAttentionH3Impl(
+        made = module.VideoSparseAttentionH3Backend.get_impl_cls()(
             HEADS, HEAD_DIM, False, HEAD_DIM**-0.5, prefix="blocks.3.attn"
         )
         meta = module.VideoSparseAttentionH3MetadataBuilder().build(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import enum
 import importlib
+import importlib.util
 import math
 import sys
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor
 
 import vsa
+from vsa.backends import BACKENDS
+from vsa.integrations.hosts import aside
 
 FASTVIDEO = "fastvideo.attention.backends.video_sparse_attn"
 FASTVIDEO_H3 = "fastvideo.attention.backends.video_sparse_attn_h3"
@@ -49,6 +52,14 @@ def put(monkeypatch: pytest.MonkeyPatch, name: str, **values: Any) -> ModuleType
         if isinstance(value, type):
             value.__module__ = name
     return sys.modules[name]
+
+
+def gpu(monkeypatch: pytest.MonkeyPatch, why_not: str | None) -> None:
+    """A GPU of which our backend says that; nothing has been logged yet."""
+    device = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: device)
+    monkeypatch.setattr(BACKENDS["hopper"], "why_not", lambda request: why_not)
+    monkeypatch.setattr(aside, "_said", set())
 
 
 def wan_like(ranks: int = 1) -> dict[str, Any]:
@@ -322,7 +333,8 @@ class FastVideoVSABackend:
 
     @classmethod
     def validate_available(cls) -> None:
-        raise ImportError("FASTVIDEO_VSA requires the optional fastvideo-kernel package")
+        if importlib.util.find_spec("fastvideo_kernel") is None:
+            raise ImportError("FASTVIDEO_VSA requires the optional fastvideo-kernel package")
 
     @staticmethod
     def get_name() -> str:

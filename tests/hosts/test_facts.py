@@ -58,7 +58,7 @@ def test_versions_are_those_that_info_names() -> None:
 
 def test_what_is_hooked_is_in_the_facts() -> None:
     known = {f"{each['module']}.{each['name']}" for _, each in FACTS}
-    assert {sglang.LAYER, sglang.H3_KERNEL, sglang.H3_BUILD, sglang.H3_FORWARD} <= known
+    assert {sglang.LAYER, sglang.H3_KERNEL, sglang.H3_BUILD, sglang.H3_LAYER} <= known
     assert fact("parameters", setup.LAYER, "VideoSparseAttentionBackend.get_impl_cls") == []
     for name in setup.H3_KERNELS:
         assert call(setup.H3_LAYER, "MiniMaxH3VSAImpl.forward", name)["positional"] == 5

@@ -146,6 +146,10 @@ def test_the_override_of_comfyui_is_sparse_on_video(monkeypatch: pytest.MonkeyPa
         ours(dense, *flat, 2, mask=torch.ones(1), **more)
     with pytest.raises(ValueError, match="the sequence must hold the 315 tokens of grid_sizes"):
         ours(dense, *(x[:, 1:] for x in flat), 2, **more)
+    text = tensors(512, 3)  # as many as ComfyUI gives Wan, so that its cross-attention looks alike
+    small = {"grid_sizes": (2, 16, 16), "block_index": 0}
+    with pytest.raises(ValueError, match="a video of 512 tokens cannot be told from Wan's text"):
+        ours(dense, *(x.flatten(2) for x in text), 2, transformer_options=small)
 
 
 def test_lists_and_maps_in_the_forms_of_the_hosts() -> None:
@@ -187,10 +191,39 @@ def test_info_names_hosts_and_how_they_take_it(monkeypatch: pytest.MonkeyPatch) 
     by_itself = "sglang 0.6.0 takes it by itself, with --attention-backend video_sparse_attn"
     assert f"{by_itself}; tried was 0.5.23, not this one" in said
     monkeypatch.setenv("SGLANG_PLUGINS", "other")
-    assert "SGLANG_PLUGINS=other leaves out the plugin vsa" in runner.invoke(app, ["info"]).output
+    assert "SGLANG_PLUGINS='other' leaves out the plugin vsa" in runner.invoke(app, ["info"]).output
+    monkeypatch.setenv("SGLANG_PLUGINS", "")  # to SGLang this is as if it were not set
+    assert by_itself in runner.invoke(app, ["info"]).output
     versions(monkeypatch, plugins=False, **{"vllm-omni": "0.30.0"})
     (row,) = found.hosts_found()
     assert row[0] == "vllm-omni 0.30.0" and "installed without its entry points" in row[1]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "loads"), [("vsa", True), ("a,vsa", True), ("a, vsa", False), ("", False)]
+)
+def test_info_reads_the_setting_of_vllm_as_vllm_does(
+    monkeypatch: pytest.MonkeyPatch, allowed: str, loads: bool
+) -> None:
+    """An empty one names nothing there, and a space is part of a name."""
+    versions(monkeypatch, **{"vllm-omni": "0.30.0"})
+    monkeypatch.setenv("VLLM_PLUGINS", allowed)
+    ((_, how),) = found.hosts_found()
+    assert how.startswith("takes it by itself") == loads
+    assert (f"VLLM_PLUGINS={allowed!r} leaves out the plugin vsa" in how) != loads
+
+
+def test_info_says_what_becomes_of_plugins_on_other_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_ins.gpu(monkeypatch, "it is another GPU")
+    versions(monkeypatch, fastvideo="0.2.1", sglang="0.5.23", **{"vllm-omni": "0.30.0"})
+    said = dict(found.hosts_found())
+    assert said["fastvideo 0.2.1"].startswith("takes it by vsa.integrations.fastvideo.install()")
+    why = ": backend 'hopper' cannot run here, it is another GPU"
+    for name, kept in (
+        ("sglang 0.5.23", "keeps its own kernel for video_sparse_attn_h3"),
+        ("vllm-omni 0.30.0", "keeps its own class for FASTVIDEO_VSA if fastvideo_kernel is"),
+    ):
+        assert said[name].startswith(kept) and said[name].endswith(why)
 
 
 @pytest.mark.parametrize("plugin", ["sglang", "vllm_omni", "fastvideo"])

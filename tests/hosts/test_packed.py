@@ -94,9 +94,15 @@ def test_a_layer_of_sglang_with_padding_and_the_coarse_output_apart(host: Module
     assert packed.sglang_forward(_theirs, layer, *rows[:3], **call) == "theirs"
     other = SimpleNamespace(layer_idx=None)
     assert packed.sglang_forward(_theirs, other, *rows[:3], **given) == "theirs"
+    with pytest.raises(ValueError, match="gate_compress must be None with return_compress"):
+        packed.sglang_forward(
+            _theirs, layer, *rows[:3], gate_compress=rows[3], return_compress=True, **given
+        )
     meta.total_seq_length = LENGTH - 1
-    with pytest.raises(ValueError, match=f"cu_seqlens must end the sequence at {LENGTH - 1}"):
-        packed.sglang_forward(_theirs, layer, *rows[:3], **given)
+    unknown = dict(cu_seqlens=torch.tensor([0, LENGTH, LENGTH + 4]), cu_seqlens_host=None)
+    for ends in ({}, unknown):
+        with pytest.raises(ValueError, match=f"cu_seqlens must end the sequence at {LENGTH - 1}"):
+            packed.sglang_forward(_theirs, layer, *rows[:3], **(given | ends))
 
 
 def _theirs(*_: Any, **__: Any) -> str:
@@ -123,6 +129,10 @@ def with_reference_video() -> Any:
 def test_what_is_not_one_video_behind_segments_is_refused(host: ModuleType) -> None:
     fastvideo.install()
     made = host.MiniMaxH3VSABackend.get_impl_cls()(HEADS, HEAD_DIM, False, 0.25)
+    with pytest.raises(ValueError, match="causal must be False: FastVideo"):
+        type(made)(HEADS, HEAD_DIM, True, 0.25)
+    with pytest.raises(ValueError, match="softmax_scale must be head_size"):
+        type(made)(HEADS, HEAD_DIM, False, 1.0)
     q, k, v = tensors(LENGTH, 3)
     with pytest.raises(ValueError, match="vsa_mode must be exempt: segments that compete"):
         made.forward(q, k, v, None, built(host, exempt=False))
@@ -146,5 +156,60 @@ def test_the_plugin_hooks_builder_and_layer(monkeypatch: pytest.MonkeyPatch) -> 
     kinds = {target: (hook, kind.name) for target, hook, kind in stand_ins.HookRegistry.hooks}
     assert kinds == {
         sglang.H3_BUILD: (packed.build, "AROUND"),
-        sglang.H3_FORWARD: (packed.sglang_forward, "AROUND"),
+        sglang.H3_LAYER: (sglang._h3_class, "AROUND"),
     }
+
+
+class SglangLayer:
+    """As SGLang makes a layer of MiniMax-H3; without an index it attends text alone."""
+
+    def __init__(
+        self, num_heads: int, head_size: int, causal: bool, softmax_scale: float, prefix: str = ""
+    ) -> None:
+        self.layer_idx = int(prefix) if prefix else None
+
+    def forward_varlen(self, *_: Any, **__: Any) -> str:
+        return "theirs"
+
+
+def test_sglangs_class_of_minimax_h3_is_ours_on_hopper_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = sglang._h3_class(lambda: SglangLayer)(HEADS, HEAD_DIM, False, 0.25, prefix="0")
+    assert isinstance(made, SglangLayer) and type(made) is not SglangLayer
+    with pytest.raises(ValueError, match="attn_metadata was made by another builder"):
+        made.forward_varlen(
+            *tensors(LENGTH, 3),
+            cu_seqlens=None,
+            max_seqlen=LENGTH,
+            cu_seqlens_host=(0, LENGTH),
+            attn_metadata=SimpleNamespace(total_seq_length=LENGTH),
+        )
+    with pytest.raises(ValueError, match="softmax_scale must be head_size"):
+        sglang._h3_class(lambda: SglangLayer)(HEADS, HEAD_DIM, False, 1.0, prefix="0")
+    assert sglang._h3_class(lambda: SglangLayer)(HEADS, HEAD_DIM, True, 1.0).layer_idx is None
+    stand_ins.gpu(monkeypatch, "it is another GPU")
+    for _ in range(2):
+        assert sglang._h3_class(lambda: SglangLayer) is SglangLayer
+    (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert record.getMessage() == (
+        "vsa: VIDEO_SPARSE_ATTN_H3 of SGLang stays on SGLang's own kernel, because backend "
+        "'hopper' cannot run on this device (it is another GPU); vsa info says more"
+    )
+
+
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_layers_share_a_compiled_graph(host: ModuleType) -> None:
+    """FastVideo compiles the block that all layers have in common, as one graph or not at all."""
+    torch._dynamo.reset()
+    fastvideo.install()
+    made = host.MiniMaxH3VSABackend.get_impl_cls()
+    meta, x = built(host), tensors(LENGTH, 3)
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def block(layer: Any, *given: Any) -> Any:
+        return layer.forward(*given, None, meta)
+
+    for index in range(3):
+        layer = made(HEADS, HEAD_DIM, False, 0.25, prefix=str(index))
+        assert torch.equal(block(layer, *x), layer.forward(*x, None, meta))

@@ -48,6 +48,31 @@ def test_the_plugin_takes_the_slot(backend: Any) -> None:
     found.validate_available()
 
 
+def test_the_hosts_own_class_stays_on_other_gpus(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where it has its kernels; without them it would be dense, and ours is not."""
+    parallel = SimpleNamespace(ring_degree=2)  # which is refused of ours alone
+    config = SimpleNamespace(model_class_name="MiniMaxH3Pipeline", parallel_config=parallel)
+    backend = stand_ins.omni(monkeypatch, config)
+    stand_ins.gpu(monkeypatch, "it is another GPU")
+    assert backend.VsaBackend.get_impl_cls() is backend.VsaImpl and not caplog.records
+    with pytest.raises(ValueError, match="ring_degree must be 1"):
+        backend.VsaBackend.validate_available()
+    for module, functions in stand_ins.kernels().items():
+        stand_ins.put(monkeypatch, module, **functions)
+    for _ in range(2):  # MiniMax-H3's own layer, which is not there, is not asked for
+        backend.VsaBackend.validate_available()
+        assert backend.VsaBackend.get_impl_cls() is stand_ins.FastVideoVSAImpl
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and record.name == stand_ins.FastVideoVSAImpl.__module__
+    assert record.getMessage().startswith(
+        "vsa: FASTVIDEO_VSA of vLLM-Omni stays on vLLM-Omni's own kernel, because backend 'hopper' "
+    )
+    stand_ins.gpu(monkeypatch, None)
+    assert backend.VsaBackend.get_impl_cls() is backend.VsaImpl
+
+
 @pytest.mark.parametrize("tile", [(4, 8, 8), (4, 4, 4)])
 @pytest.mark.parametrize("padding", [0, 7])
 @pytest.mark.parametrize("gated", [False, True])
@@ -118,8 +143,12 @@ def test_settings_that_would_mean_dense_attention_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"backend_kwargs may hold .* but it holds \['fallback"):
         made(backend, backend_kwargs={"fallback_on_error": True})
-    with pytest.raises(ValueError, match="fastvideo_vsa_topk must be at least 1, but it is 0"):
-        made(backend, backend_kwargs={"topk": 0})
+    for topk in (0, 2.5, True, "7"):
+        with pytest.raises(ValueError, match=f"fastvideo_vsa_topk must be .* it is {topk!r}"):
+            made(backend, backend_kwargs={"topk": topk})
+    for block in ("488", (4, 8), (4, 8, 8.5), True, (4, 8, None), {"t": 4}):
+        with pytest.raises(ValueError, match="block_size must be three token counts along"):
+            made(backend, backend_kwargs={"block_size": block})
     for name in ("ring_degree", "allgather_degree"):
         config = SimpleNamespace(parallel_config=SimpleNamespace(**{name: 2}))
         shared = stand_ins.omni(monkeypatch, config)
@@ -143,7 +172,7 @@ def test_minimax_h3_runs_in_raster_order(monkeypatch: pytest.MonkeyPatch) -> Non
     stand_ins.put(monkeypatch, H3, MiniMaxH3VSAImpl=layer, _get_h3_layout=layout)
     backend.VsaBackend.validate_available()
     made = layer()
-    made.topk, made.softmax_scale = 3, HEAD_DIM**-0.5
+    made.topk, made.softmax_scale, made.causal = 3, HEAD_DIM**-0.5, False
     length = 90 + math.prod(grid)
     q, k, v, gate = tensors(length)
     video = reference.video_tiles(grid, (4, 4, 4))
@@ -155,7 +184,10 @@ def test_minimax_h3_runs_in_raster_order(monkeypatch: pytest.MonkeyPatch) -> Non
         out = made.forward(*padded[:3], call)
         right = reference.attention(q, k, v, tiles, 3, None if given is None else gate, before)
         assert error(out[:, :length], right) < LIMIT and out[:, length:].abs().sum() == 0
-    call.start = 100
+    call.attn_mask = 1
+    with pytest.raises(ValueError, match="attn_mask must be None with FASTVIDEO_VSA"):
+        made.forward(*padded[:3], call)
+    call.attn_mask, call.start = None, 100
     with pytest.raises(ValueError, match="vsa_h3_prefix_segments must sum to 100"):
         made.forward(*padded[:3], call)
     monkeypatch.setattr(stand_ins.FastVideoVSAImpl, "forward_cuda", lambda *_: "theirs")

@@ -20,7 +20,7 @@ from hosts.wan_layers import HEAD_DIM, HEADS, error, tensors
 from torch import Tensor
 
 import vsa
-from vsa.integrations import fastvideo, sglang
+from vsa.integrations import fastvideo, sglang, vllm_omni
 from vsa.integrations.hosts import raster
 
 GRIDS = (5, 7, 9), (4, 8, 8)
@@ -154,6 +154,66 @@ def test_what_a_layer_cannot_do_is_refused(host: ModuleType) -> None:
     host.VSA_TILE_SIZE = (1, 9, 9)
     with pytest.raises(ValueError, match="the host's tile must be at most 64 tokens"):
         layer(*inputs, metadata(grid, 0.5))
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("host", [("sglang", 1)], indirect=True)
+def test_sglang_keeps_a_kernel_of_its_own_on_other_gpus(
+    host: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its class takes the kernel from ``vsa``; where that is us, there is none to keep."""
+    switch_on(host)
+    backend, ours = host.VideoSparseAttentionBackend, "RasterVideoSparseAttention"
+    for kernel in (None, vsa.video_sparse_attn, "its own"):
+        host.video_sparse_attn = kernel
+        stand_ins.gpu(monkeypatch, None)
+        assert backend.get_impl_cls().__name__ == ours and not warnings_of(caplog)
+        stand_ins.gpu(monkeypatch, "it is another GPU")
+        names = {backend.get_impl_cls().__name__ for _ in range(2)}
+        assert names == {"VideoSparseAttentionImpl" if kernel == "its own" else ours}
+        (said,) = warnings_of(caplog)
+        assert "backend 'hopper' cannot run on this device (it is another GPU)" in said
+        assert ("stays on SGLang's own kernel" in said) == (kernel == "its own")
+        assert (f"{sglang.GIVE_BACK} brings it back" in said) != (kernel == "its own")
+        caplog.clear()
+
+
+def test_what_is_installed_by_a_call_runs_on_any_gpu(
+    host: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stand_ins.gpu(monkeypatch, "it is another GPU")
+    switch_on(host)
+    name = host.VideoSparseAttentionBackend.get_impl_cls().__name__
+    assert name == "RasterVideoSparseAttention" and not warnings_of(caplog)
+
+
+def test_plugins_ask_no_gpu_where_they_are_loaded(
+    host: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would initialise CUDA in a process that may fork."""
+
+    def asked(**_: Any) -> None:
+        raise AssertionError("the GPU was asked")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", asked)
+    sglang.plugin()
+    sglang.h3_plugin()
+    stand_ins.omni(monkeypatch)
+    vllm_omni.plugin()
+
+
+def test_a_budget_is_part_of_a_graph_whose_sizes_are_symbols() -> None:
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, dynamic=True, backend="eager")
+    def kept(x: Tensor, grid: list[int]) -> Tensor:
+        tiles = raster.tiles_of(raster.extent("dit_seq_shape", grid), (4, 4, 4))
+        return x * raster.tiles_kept(0.7, tiles)
+
+    assert [kept(torch.ones(1), [*grid]).item() for grid in GRIDS] == [4, 2]
 
 
 def test_install_is_done_once_and_undone_whole(host: ModuleType) -> None:

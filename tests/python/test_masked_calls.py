@@ -285,3 +285,15 @@ def test_a_step_is_captured_in_a_cuda_graph(kind: str, tail: bool) -> None:
         found = run()
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_mask_beside_a_sequence_is_refused() -> None:
+    sequence, mask = vsa.Sequence([(3, 5, 6), (3, 5, 6)]), ChunkCausal(3)
+    q, k, v = (x.flatten(1, 3) for x in qkv())
+    for call in (
+        lambda: vsa.attention(q, k, v, 1, grid=sequence, mask=mask),
+        lambda: vsa.select(q, k, 1, grid=sequence, mask=mask),
+        lambda: vsa.flops(sequence, 2, 16, 1, mask=mask),
+    ):
+        with pytest.raises(ValueError, match=r"^mask must be None for this grid"):
+            call()

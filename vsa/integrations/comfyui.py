@@ -18,6 +18,8 @@ from vsa.integrations.hosts import raster
 from vsa.values.budget import TopK
 
 Override = Callable[..., Tensor]
+TEXT = 512
+"""Tokens of text that ComfyUI gives Wan at least."""
 
 
 def override(
@@ -76,6 +78,11 @@ def override(
             raise ValueError(
                 f"the sequence must hold the {math.prod(grid)} tokens of grid_sizes {grid}, but "
                 f"holds {q.shape[axis]}: reference images and poses beside the video are not taken"
+            )
+        if q.shape[axis] == TEXT:
+            raise ValueError(
+                f"a video of {TEXT} tokens cannot be told from Wan's text of {TEXT}, which it "
+                "attends in the same blocks: take another size, or name them in dense_blocks"
             )
         if skip_reshape:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))

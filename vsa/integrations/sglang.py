@@ -7,10 +7,12 @@ its platform is ready.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from vsa.integrations.hosts import packed
+import vsa
+from vsa.integrations.hosts import aside, packed
 from vsa.integrations.hosts.implementation import in_raster_order
 from vsa.integrations.hosts.lists import from_lists
 
@@ -18,10 +20,12 @@ HOST = "SGLang"
 BACKENDS = "sglang.multimodal_gen.runtime.layers.attention.backends"
 LAYER = f"{BACKENDS}.video_sparse_attn.VideoSparseAttentionBackend.get_impl_cls"
 H3_BUILD = f"{BACKENDS}.video_sparse_attn_h3.VideoSparseAttentionH3MetadataBuilder.build"
-H3_FORWARD = f"{BACKENDS}.video_sparse_attn_h3.VideoSparseAttentionH3Impl.forward_varlen"
+H3_LAYER = f"{BACKENDS}.video_sparse_attn_h3.VideoSparseAttentionH3Backend.get_impl_cls"
 H3_KERNEL = f"{BACKENDS}.vsa_h3_kernels.vsa_h3_block_sparse_attn_forward"
 LISTS = "vsa_h3_lists"
 """The entry point that replaces the kernel of MiniMax-H3."""
+GIVE_BACK = "pip install --force-reinstall --no-deps vsa==0.0.4"
+"""Makes ``import vsa`` the distribution that SGLang's extra installs; our plugins then fail."""
 
 
 def plugin() -> None:
@@ -32,7 +36,7 @@ def plugin() -> None:
 def h3_plugin() -> None:
     """Let ``transformer=video_sparse_attn_h3`` (MiniMax-H3) run in raster order as well."""
     _register(H3_BUILD, packed.build, "AROUND")
-    _register(H3_FORWARD, packed.sglang_forward, "AROUND")
+    _register(H3_LAYER, _h3_class, "AROUND")
 
 
 def lists_plugin() -> None:
@@ -49,7 +53,27 @@ def lists_plugin() -> None:
 
 
 def _raster_class(theirs: Callable[[], type]) -> type:
-    return in_raster_order(theirs(), HOST)
+    """SGLang takes its kernel from ``vsa``: where that is us, there is none of its own to keep."""
+    base = theirs()
+    kernel = vars(sys.modules[base.__module__]).get("video_sparse_attn")
+    if kernel not in (None, vsa.video_sparse_attn):
+        if aside.steps_aside(HOST, "VIDEO_SPARSE_ATTN", base.__module__):
+            return base
+    elif why := aside.unsupported():
+        aside.warn_once(
+            f"vsa: VIDEO_SPARSE_ATTN of {HOST} runs on FlexAttention or PyTorch, because backend "
+            f"'hopper' cannot run on this device ({why}), and {HOST}'s own kernel went with the "
+            f"import name vsa: {GIVE_BACK} brings it back; vsa info says more",
+            base.__module__,
+        )
+    return in_raster_order(base, HOST)
+
+
+def _h3_class(theirs: Callable[[], type]) -> type:
+    base = theirs()
+    if aside.steps_aside(HOST, "VIDEO_SPARSE_ATTN_H3", base.__module__):
+        return base
+    return packed.sglang_class(base)
 
 
 def _register(target: str, hook: Callable[..., Any], kind: str) -> None:

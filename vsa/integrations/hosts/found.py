@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import NamedTuple
 
 from vsa.installation import DISTRIBUTION
+from vsa.integrations.hosts import aside
 
 PLUGIN = "vsa"
 
@@ -21,6 +22,10 @@ class Host(NamedTuple):
         how: what a user does to have our attention in it.
         group: its group of entry points, where it finds us by itself.
         allows: its own setting that names the plugins which may load.
+        elsewhere: what becomes of it on a GPU that our kernels do not take, where it finds us by
+            itself.
+        exact: whether that setting is read as it stands, so that an empty one names nothing and
+            spaces count; else an empty one allows all.
     """
 
     distribution: str
@@ -28,6 +33,8 @@ class Host(NamedTuple):
     how: str
     group: str | None = None
     allows: str | None = None
+    elsewhere: str | None = None
+    exact: bool = False
 
 
 HOSTS = (
@@ -43,6 +50,8 @@ HOSTS = (
         "--attention-backend video_sparse_attn",
         "sglang.multimodal_gen.plugins",
         "SGLANG_PLUGINS",
+        "keeps its own kernel for video_sparse_attn_h3, and runs video_sparse_attn, whose kernel "
+        "went with the import name vsa, on FlexAttention or PyTorch",
     ),
     Host(
         "vllm-omni",
@@ -50,6 +59,9 @@ HOSTS = (
         "--diffusion-attention-backend FASTVIDEO_VSA",
         "vllm_omni.general_plugins",
         "VLLM_PLUGINS",
+        "keeps its own class for FASTVIDEO_VSA if fastvideo_kernel is installed, and else runs it "
+        "on FlexAttention or PyTorch",
+        exact=True,
     ),
     Host("xfuser", "0.7.0", "vsa.integrations.xdit.install(backend, topk)"),
     Host("diffusers", "0.42.1", "vsa.integrations.diffusers.apply_vsa(transformer, topk)"),
@@ -74,6 +86,8 @@ def _state(host: Host, here: str) -> str:
         return f"takes it by {host.how}{other}"
     if why := _not_loaded(host, host.group):
         return f"does not take it: {why}"
+    if why := aside.unsupported():
+        return f"{host.elsewhere}: backend 'hopper' cannot run here, {why}{other}"
     return f"takes it by itself, with {host.how}{other}"
 
 
@@ -82,7 +96,8 @@ def _not_loaded(host: Host, group: str) -> str | None:
     names = [each.name for each in entry_points(group=group)]
     if PLUGIN not in names:
         return f"{DISTRIBUTION} is installed without its entry points: install it again"
-    allowed = os.environ.get(host.allows or "", "")
-    if allowed and PLUGIN not in [name.strip() for name in allowed.split(",")]:
-        return f"{host.allows}={allowed} leaves out the plugin {PLUGIN}"
-    return None
+    allowed = os.environ.get(host.allows or "")
+    if allowed is None or (not allowed and not host.exact):
+        return None
+    loaded = [name if host.exact else name.strip() for name in allowed.split(",")]
+    return None if PLUGIN in loaded else f"{host.allows}={allowed!r} leaves out the plugin {PLUGIN}"

@@ -45,15 +45,7 @@ def in_raster_order(base: type, host: str) -> type:
             *args: Any,
             **others: Any,
         ) -> None:
-            if causal:
-                raise ValueError(f"causal must be False: {host}'s VSA layers have no causal mask")
-            usual = head_size**-0.5
-            if softmax_scale is not None and not math.isclose(softmax_scale, usual, rel_tol=1e-6):
-                raise ValueError(
-                    f"softmax_scale must be head_size ** -0.5 = {usual:.6g}, which {host}'s VSA "
-                    f"kernels use whatever they are given, but it is {softmax_scale}"
-                )
-            scale = usual if softmax_scale is None else softmax_scale
+            scale = raster.scale_of(host, head_size, causal, softmax_scale)
             super().__init__(num_heads, head_size, causal, scale, *args, **others)
 
         def preprocess_qkv(self, qkv: Tensor, attn_metadata: Any) -> Tensor:

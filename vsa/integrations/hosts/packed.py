@@ -84,14 +84,16 @@ def attend(
     if packing.grid is None:
         raise ValueError(
             "packed_segments must hold one video, the last: reference videos with budgets of their "
-            "own are not taken; leave this plugin out for such requests"
+            "own are not taken; leave vsa out for such requests"
         )
     if not packing.exempt:
         raise ValueError(
             "vsa_mode must be exempt: segments that compete with the video for its budget are not "
-            "taken; leave this plugin out for such requests"
+            "taken; leave vsa out for such requests"
         )
-    sparsity = 0.0 if layer.layer_idx in metadata.dense_layers else metadata.VSA_sparsity
+    # An index that is read makes every layer's compiled code its own.
+    dense = bool(metadata.dense_layers) and layer.layer_idx in metadata.dense_layers
+    sparsity = 0.0 if dense else metadata.VSA_sparsity
     topk = raster.tiles_kept(sparsity, raster.tiles_of(packing.grid, packing.tile))
     call = dict(grid=packing.grid, tile=packing.tile, segments=packing.segments)
     if coarse:
@@ -108,6 +110,18 @@ def fastvideo_class(base: type) -> type:
 
     class RasterMiniMaxH3(base):
         """MiniMax-H3's attention by ``vsa``, in raster order."""
+
+        def __init__(
+            self,
+            num_heads: int,
+            head_size: int,
+            causal: bool = False,
+            softmax_scale: float | None = None,
+            *args: Any,
+            **others: Any,
+        ) -> None:
+            super().__init__(num_heads, head_size, causal, softmax_scale, *args, **others)
+            raster.scale_of("FastVideo", head_size, causal, softmax_scale)
 
         def preprocess_qkv(self, qkv: Tensor, attn_metadata: Any) -> Tensor:
             """As it is."""
@@ -129,6 +143,36 @@ def fastvideo_class(base: type) -> type:
             return attend(self, attn_metadata, query, key, value, gate_compress, False)
 
     return RasterMiniMaxH3
+
+
+@functools.cache
+def sglang_class(base: Any) -> type:
+    """A subclass of SGLang's ``VideoSparseAttentionH3Impl`` that leaves the tokens in place."""
+    logging.getLogger(base.__module__).info(
+        "vsa: VideoSparseAttentionH3Impl of SGLang runs on vsa.attention, in raster order"
+    )
+
+    class RasterVideoSparseAttentionH3(base):
+        """MiniMax-H3's attention by ``vsa``, in raster order."""
+
+        def __init__(
+            self,
+            num_heads: int,
+            head_size: int,
+            causal: bool = False,
+            softmax_scale: float | None = None,
+            *args: Any,
+            **others: Any,
+        ) -> None:
+            super().__init__(num_heads, head_size, causal, softmax_scale, *args, **others)
+            if self.layer_idx is not None:  # else it attends text alone, by the host's dense kernel
+                raster.scale_of("SGLang", head_size, causal, softmax_scale)
+
+        def forward_varlen(self, *args: Any, **keywords: Any) -> Any:
+            """As ``sglang_forward`` says."""
+            return sglang_forward(base.forward_varlen, self, *args, **keywords)
+
+    return RasterVideoSparseAttentionH3
 
 
 def sglang_forward(
@@ -174,10 +218,16 @@ def sglang_forward(
             return_compress=return_compress,
         )
     used = attn_metadata.total_seq_length
-    if cu_seqlens_host is not None and cu_seqlens_host[1] != used:
+    ends = cu_seqlens.tolist() if cu_seqlens_host is None else cu_seqlens_host
+    if ends[1] != used:
         raise ValueError(
             f"cu_seqlens must end the sequence at {used}, the rows that attn_metadata was built "
-            f"for, but ends it at {cu_seqlens_host[1]}"
+            f"for, but ends it at {ends[1]}"
+        )
+    if return_compress and gate_compress is not None:
+        raise ValueError(
+            "gate_compress must be None with return_compress, which hands the coarse output over "
+            "so that it is gated later"
         )
     q, k, v = (x[None, :used] for x in (query, key, value))
     gate = None if gate_compress is None else gate_compress[None, :used]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 from torch import Tensor
 
@@ -25,19 +24,45 @@ def tiles_kept(sparsity: float, num_tiles: int) -> int:
 
 def tiles_of(grid: Extent, tile: Extent) -> int:
     """How many tiles of the caller's cut a grid into."""
-    return math.prod(-(-extent // size) for extent, size in zip(grid, tile, strict=True))
+    t, h, w = (-(-extent // size) for extent, size in zip(grid, tile, strict=True))
+    return t * h * w  # torch.compile breaks a graph at math.prod of a generator
+
+
+def scale_of(
+    host: str, head_size: int, causal: bool = False, softmax_scale: float | None = None
+) -> float:
+    """The scale of FastVideo's and SGLang's VSA layers, which is always the same.
+
+    Raises:
+        ValueError: a causal layer, or another scale; their kernels would ignore both.
+    """
+    if causal:
+        raise ValueError(f"causal must be False: {host}'s VSA layers have no causal mask")
+    usual = head_size**-0.5
+    if softmax_scale is not None and not math.isclose(softmax_scale, usual, rel_tol=1e-6):
+        raise ValueError(
+            f"softmax_scale must be head_size ** -0.5 = {usual:.6g}, which {host}'s VSA "
+            f"kernels use whatever they are given, but it is {softmax_scale}"
+        )
+    return usual if softmax_scale is None else softmax_scale
 
 
 def extent(name: str, value: object) -> Extent:
-    """Three token counts along (t, h, w), as hosts give them: a tuple, a list or a torch.Size.
+    """Three token counts along (t, h, w), as hosts give them: a tuple, a list or a tensor.
 
     Raises:
         ValueError: anything else; the sentence names it.
     """
-    counts = [int(number) for number in cast("Sequence[int]", value)] if value is not None else []
-    if len(counts) != 3 or min(counts) < 1:
+    counts = value.tolist() if isinstance(value, Tensor) else value
+    if not isinstance(counts, tuple | list) or len(counts) != 3 or not all(map(_counts, counts)):
         raise ValueError(f"{name} must be three token counts along (t, h, w), but it is {value!r}")
-    return counts[0], counts[1], counts[2]
+    return int(counts[0]), int(counts[1]), int(counts[2])
+
+
+def _counts(number: object) -> bool:
+    """Whether it is a whole number of tokens, also one of NumPy's; True is none."""
+    whole = isinstance(number, int) or hasattr(type(number), "__index__")
+    return whole and not isinstance(number, bool) and number >= 1  # type: ignore[operator]
 
 
 def attend(

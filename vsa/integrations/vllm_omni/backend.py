@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor
@@ -22,23 +23,30 @@ from vllm_omni.diffusion.attention.backends.fastvideo_vsa import (
 from vllm_omni.diffusion.attention.backends.sdpa import SDPAImpl
 from vllm_omni.diffusion.config import get_current_diffusion_config_or_none
 
-from vsa.integrations.hosts import raster
+from vsa.integrations.hosts import aside, raster
 
 HOST = "vLLM-Omni"
 TOPK = 64
 BLOCK = (4, 8, 8)
 H3_LAYER = "vllm_omni.diffusion.models.minimax_h3.attention.fastvideo_h3"
 H3_TILE = (4, 4, 4)
+KERNELS = "fastvideo_kernel"
 SETTINGS = {"topk", "block_size"}
 """What a user's choice of the backend may hold; the rest is not taken in silence."""
 
 
 class VsaBackend(FastVideoVSABackend):
-    """The host's backend, with another implementation and without its kernel package."""
+    """The host's backend, with another implementation and without its kernel package.
+
+    On GPUs that our kernels do not take it is the host's own, where that has its kernels.
+    """
 
     @classmethod
     def validate_available(cls) -> None:
         """What the host asks before it makes a model; FastVideo's kernels are not needed."""
+        if _steps_aside():
+            super().validate_available()
+            return
         refuse_shared_keys()
         config = get_current_diffusion_config_or_none()
         if str(getattr(config, "model_class_name", None)).startswith("MiniMaxH3"):
@@ -48,7 +56,14 @@ class VsaBackend(FastVideoVSABackend):
     @staticmethod
     def get_impl_cls() -> type:
         """What makes a layer's attention."""
-        return VsaImpl
+        return FastVideoVSAImpl if _steps_aside() else VsaImpl
+
+
+def _steps_aside() -> bool:
+    """Without FastVideo's kernels the host's class has none to stay on, and would be dense."""
+    if find_spec(KERNELS) is None:
+        return False
+    return aside.steps_aside(HOST, "FASTVIDEO_VSA", FastVideoVSAImpl.__module__)
 
 
 class VsaImpl(AttentionImpl):
@@ -77,9 +92,11 @@ class VsaImpl(AttentionImpl):
                 f"backend_kwargs may hold {sorted(SETTINGS)}, but it holds {sorted(unknown)}: a "
                 "call is computed as asked or refused, never dense in its place"
             )
-        self.topk = int(settings.get("topk", TOPK))
-        if self.topk < 1:
-            raise ValueError(f"fastvideo_vsa_topk must be at least 1, but it is {self.topk}")
+        self.topk = settings.get("topk", TOPK)
+        if type(self.topk) is not int or self.topk < 1:
+            raise ValueError(
+                f"fastvideo_vsa_topk must be a whole number of at least 1, but it is {self.topk!r}"
+            )
         block = settings.get("block_size", BLOCK)
         self.block_size = raster.extent("block_size", (block,) * 3 if type(block) is int else block)
         self.softmax_scale = softmax_scale
@@ -127,11 +144,7 @@ class VsaImpl(AttentionImpl):
                 "--diffusion-attention-config.per_role.self.backend"
             )
         assert attn_metadata is not None
-        for name in ("attn_mask", "full_attn_spans"):
-            if getattr(attn_metadata, name) is not None:
-                raise ValueError(f"{name} must be None with FASTVIDEO_VSA, which has no masks")
-        if self.causal:
-            raise ValueError("causal must be False with FASTVIDEO_VSA, which has no causal mask")
+        _refuse_masks(attn_metadata, self.causal)
         return _padded(
             query,
             key,
@@ -143,6 +156,14 @@ class VsaImpl(AttentionImpl):
             self.block_size,
             self.softmax_scale,
         )
+
+
+def _refuse_masks(attn_metadata: AttentionMetadata, causal: bool) -> None:
+    for name in ("attn_mask", "full_attn_spans"):
+        if getattr(attn_metadata, name) is not None:
+            raise ValueError(f"{name} must be None with FASTVIDEO_VSA, which has no masks")
+    if causal:
+        raise ValueError("causal must be False with FASTVIDEO_VSA, which has no causal mask")
 
 
 def _real_length(attn_metadata: AttentionMetadata, length: int) -> int:
@@ -184,6 +205,7 @@ def forward_h3(
     layout = import_module(H3_LAYER)._get_h3_layout(attn_metadata)
     if layout is None or attn_metadata is None:
         return FastVideoVSAImpl.forward_cuda(layer, query, key, value, attn_metadata)
+    _refuse_masks(attn_metadata, layer.causal)
     segments, grid, start = layout
     if sum(segments) != start:
         raise ValueError(
