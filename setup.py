@@ -7,6 +7,7 @@ VSA_CUDA=auto   compile the CUDA part if an nvcc works; else the host part, and 
 VSA_CUDA=1      fail unless the CUDA part can be compiled
 VSA_CUDA=0      host part only
 VSA_JOBS=N      compile jobs at a time
+VSA_LAUNCH=FILE libvsa_launch.a of another Python's build of these sources: only link it
 """
 
 from __future__ import annotations
@@ -157,6 +158,7 @@ class BuildExtension(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "VSA_VERSION": self.distribution.get_version(),
             "VSA_CUDA": "OFF",
+            "VSA_LAUNCH": os.environ.get("VSA_LAUNCH", ""),
         }
         if toolkit := plan().toolkit:
             definitions["VSA_CUDA"] = "ON"

@@ -92,7 +92,7 @@ def parts(
 
     def key() -> Any:
         options = layer.get("grid"), None, DEFAULT_TILE, None, backend, "mean"
-        rest = *options, False, False, False, "native"  # no log-sum-exp, choice or tail
+        rest = *options, False, False, False, None, "native"  # no log-sum-exp, choice, tail, mask
         return eager.kind_of(q, k, v, *given, valid, None, SHARE, rest)
 
     def both() -> Any:

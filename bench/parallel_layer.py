@@ -232,7 +232,7 @@ class Layer:
         given = Tensors(q, k, v, gate[0] if gate else None, None, None, None)
         grids = self.grid, self.lengths, None, None, DEFAULT_TILE
         text = self.settings["text"]
-        rest = None, "mean", text, False, False, False, "native", "auto", head_groups
+        rest = None, "mean", text, False, None, False, False, "native", "auto", head_groups
         return given, Asked(self.topk, *grids, *rest)
 
 

@@ -30,11 +30,14 @@ MatrixView: TypeAlias = tuple[int, int, int, int]
 ALONG_T: Final[int]
 ALONG_W: Final[int]
 CHANNEL_RECORD_BYTES: Final[int]
+DEPTH_AND_ROWS: Final[int]
 ELEMENTS: Final[tuple[str, ...]]
 HEAD_DIMS: Final[tuple[int, ...]]
 KEY_TILES_PER_GROUP: Final[int]
 MEAN_ELEMENTS: Final[tuple[str, ...]]
 MOST_HEAD_BUDGETS: Final[int]
+ROWS_AND_COLUMNS: Final[int]
+ROWS_AND_DEPTH: Final[int]
 RUN_SLOTS: Final[tuple[int, ...]]
 TYPES: Final[dict[str, tuple[str, str]]]
 
@@ -239,6 +242,101 @@ class LowPrecisionForward:
         fp8: bool,
         images: Address,
         channels: Address,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class MaskOfTiles:
+    """A rule over tiles, or bitmaps of what rows may choose."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        rule: Sequence[int],
+        allowed: Address,
+        mask_heads: int,
+    ) -> None: ...
+
+@final
+class MaskedProducts:
+    """Products without what no row may choose."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        products: Products,
+        rule: Sequence[int],
+        first_query: int,
+        sides: Sequence[int],
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class MaskedScoreGradient:
+    """ScoreGradient without what no row may choose."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        gradient: ScoreGradient,
+        rule: Sequence[int],
+        first_query: int,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class MaskedSelectTiles:
+    """SelectTiles among the tiles that each row may choose."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        select: SelectTiles,
+        mask: MaskOfTiles,
+        shares: Sequence[float],
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class MaskedSoftmaxRows:
+    """SoftmaxRows over the tiles that each row may choose."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        softmax: SoftmaxRows,
+        mask: MaskOfTiles,
+        first_row: int,
+        query_tiles: int,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class MaskedTileMeans:
+    """Tile means; zeros for key tiles that no row may choose."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        means: TileMeans,
+        rule: Sequence[int],
+        first_of_keys: int,
     ) -> None: ...
     def emulate(self, blocks: int, seed: int) -> None: ...
     def launch(self, device: int, stream: int) -> None: ...

@@ -8,7 +8,7 @@ from vsa.installation import installed_version, take_built
 if take_built(Path(__file__).resolve().parent):  # else the installed package is in its place
     __version__ = installed_version()
 
-    from vsa import diagnostics, distributed, nn
+    from vsa import diagnostics, distributed, masks, nn
     from vsa.calibration import calibrate
     from vsa.cost import flops
     from vsa.diagnostics import plots
@@ -25,6 +25,7 @@ if take_built(Path(__file__).resolve().parent):  # else the installed package is
     from vsa.values.grid import Grid, best_tile
     from vsa.values.score import SubBlocks
     from vsa.values.selection import Selection
+    from vsa.values.sequence import Segment, Sequence
 
     register_when_imported()
 
@@ -32,7 +33,9 @@ __all__ = [
     "Budgets",
     "Grid",
     "LayerBudget",
+    "Segment",
     "Selection",
+    "Sequence",
     "SparsityRamp",
     "StepSchedule",
     "SubBlocks",
@@ -46,6 +49,7 @@ __all__ = [
     "diagnostics",
     "distributed",
     "flops",
+    "masks",
     "nn",
     "plots",
     "select",

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from vsa.backends import named
-from vsa.stages import eager, inputs
-from vsa.stages.coarse import tile_means
+from vsa.stages import eager, inputs, sequences
+from vsa.stages.coarse import for_means, tile_means
 from vsa.stages.combine import gated_attention, whole
 from vsa.stages.fine import fine, tail_means
-from vsa.stages.inputs import DEFAULT_TILE, Inputs, Tile
+from vsa.stages.inputs import DEFAULT_TILE, Tile
+from vsa.stages.options import FineOptions, Options, asked_for
 from vsa.stages.select import (
     choose,
     everything,
@@ -24,35 +25,15 @@ from vsa.stages.select import (
 from vsa.values import checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
+from vsa.values.masks import Mask
 from vsa.values.precision import Precision, check_tail
 from vsa.values.problem import TailMeans
 from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection, check_is_selection
+from vsa.values.sequence import Sequence
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # comes with torch
-
-
-class FineOptions(TypedDict, total=False):
-    """Keywords of ``block_sparse_attention`` but for what it returns; meanings as there."""
-
-    grid: Extent | Grid | None
-    kv_grid: Extent | Grid | None
-    tile: Tile
-    scale: float | None
-    text_valid: Tensor | None
-    tail: bool
-    precision: Precision
-    backend: str
-
-
-class Options(FineOptions, total=False):
-    """Keywords of ``attention`` but for what it returns; meanings as there."""
-
-    gate_coarse: Tensor | None
-    gate_fine: Tensor | None
-    selection: Selection | None
-    score: Score
 
 
 # What comes back depends on two flags; each pair of them is a type of its own.
@@ -106,8 +87,8 @@ def attention(
     v: Tensor,
     topk: TopK | None,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: Extent | Grid | Sequence | None = None,
+    kv_grid: Extent | Grid | Sequence | None = None,
     tile: Tile = DEFAULT_TILE,
     gate_coarse: Tensor | None = None,
     gate_fine: Tensor | None = None,
@@ -116,6 +97,7 @@ def attention(
     score: Score = "mean",
     text_valid: Tensor | None = None,
     tail: bool = False,
+    mask: Mask | None = None,
     return_selection: bool = False,
     return_lse: bool = False,
     precision: Precision = "native",
@@ -135,8 +117,8 @@ def attention(
             share, ceil(topk * n), at least 1; a tuple with one of these for each query head; a
             tensor () of one of these on the CPU; or a ``vsa.TopP``, as many as hold a share of the
             softmax. None only beside ``selection``. Numbers that vary do not compile code again.
-        grid: (T, H, W) or ``vsa.Grid`` of the queries; None takes it from a video-shaped q, or cuts
-            a flat one into runs of 64 tokens.
+        grid: (T, H, W), ``vsa.Grid`` or ``vsa.Sequence`` of the queries; None takes it from a
+            video-shaped q, or cuts a flat one into runs of 64 tokens.
         kv_grid: the keys' grid where it differs.
         tile: tokens per tile along (t, h, w), at most 64 in all; "auto" wastes the fewest slots on
             this grid.
@@ -146,11 +128,15 @@ def attention(
         selection: a selection to reuse, from an earlier step; the top-k is skipped.
         score: what tiles are chosen by: "mean", the product of their means, or a
             ``vsa.SubBlocks``. The coarse branch is the same by either.
-        text_valid: (B, prefix + suffix) bool, which text tokens are real; the others are never
-            attended.
+        text_valid: (B, prefix + suffix) bool, or of a sequence's flat segments, which text tokens
+            are real; the others are never attended.
         tail: whether key tiles that were not chosen enter the softmax of the fine stage as one key
             each, their mean, with their mean value, that counts as often as the tile has tokens
             (docs/method.md); the log-sum-exp includes them.
+        mask: which key tiles a query tile may choose (docs/masks.md): a ``vsa.masks.ChunkCausal``,
+            ``TeacherForcing`` or ``Window``, or a bool tensor (n_q, n_k) or (heads, n_q, n_k).
+            Others are never kept and take no part in the coarse softmax, and ``topk`` is of what a
+            row may choose. A selection brings the mask that it was chosen under.
         return_selection: also return the selection.
         return_lse: also return the fine stage's log-sum-exp.
         precision: "native"; or, for inference, the fine stage in eight bits: "int8", or "fp8",
@@ -166,13 +152,25 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
-    rest = grid, kv_grid, tile, scale, backend, score, return_lse, return_selection, tail, precision
+    if sequences.are_meant(grid, kv_grid, selection):
+        of = sequences.Given(
+            q, k, v, topk, grid, kv_grid, tile, scale, selection, text_valid, backend, mask
+        )
+        found = sequences.attention(of, gate_coarse, gate_fine, score, tail, precision)
+        if not isinstance(found, sequences.GridCall):
+            return asked_for(*found, return_selection, return_lse)
+        grid, kv_grid, topk, selection, text_valid = found
+    rest = (
+        grid, kv_grid, tile, scale, backend, score, return_lse, return_selection, tail, mask,
+        precision,
+    )  # fmt: skip
     kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, topk, rest)
     plan = None if kind is None else eager.plan_of(kind)
     tokens = q, k, v, gate_fine, gate_coarse
     if plan is not None and plan.prepared is not None:
         out, lse, chosen = eager.attend(plan, tokens, text_valid, selection)
-        return _asked_for(out, chosen, lse, return_selection, return_lse)
+        return asked_for(out, chosen, lse, return_selection, return_lse)
+    inputs.check_one_choice(mask, selection)
     call = inputs.resolve(
         q,
         k,
@@ -186,6 +184,7 @@ def attention(
         gates={"gate_coarse": gate_coarse, "gate_fine": gate_fine},
         backend=backend,
         precision=precision,
+        mask=mask,
     )
     checks.gate("gate_coarse", gate_coarse, q)
     checks.gate("gate_fine", gate_fine, q)
@@ -205,14 +204,14 @@ def attention(
             out, lse, selection = whole(call, budget, runs, gate_fine, gate_coarse)
         if kind is not None and plan is None:
             eager.remember(kind, call, tokens, budget, gives, runs=runs)
-        return _asked_for(out, selection, lse, return_selection, return_lse)
+        return asked_for(out, selection, lse, return_selection, return_lse)
 
     selection = None if selection is None else selection.savable()
     with torch.autocast(call.q.device.type, enabled=False):
         means: list[Tensor] = []
         if gate_coarse is not None or (tail and chooses):
             grids = (call.grid, call.kv_grid, call.kv_grid)
-            means = tile_means(_for_means(call), grids, call.backend)
+            means = tile_means(for_means(call), grids, call.backend)
         coarse: Tensor | None = None
         if chooses and not means:
             selection = choose(call, budget, runs)
@@ -223,7 +222,7 @@ def attention(
         elif chooses:
             selection = select_tiles(means[0], means[1], budget, call)
         elif selection is None:
-            selection = everything(call.q, call.grid, call.kv_grid)
+            selection = everything(call.q, call.grid, call.kv_grid, call.mask)
         of_tail = None
         if tail:
             of_tail = TailMeans(*means[1:]) if means else tail_means(call)
@@ -234,25 +233,7 @@ def attention(
     if kind is not None and plan is None:
         choice, all_tiles = (budget, False) if chooses else (selection, given is None)
         eager.remember(kind, call, tokens, choice, gives, tail, all_tiles, runs)
-    return _asked_for(out, selection, lse, return_selection, return_lse)
-
-
-def _asked_for(
-    out: Tensor,
-    selection: Selection | None,
-    lse: Tensor | None,
-    with_selection: bool,
-    with_lse: bool,
-) -> Any:
-    extras: list[Any] = [selection] * with_selection + [lse] * with_lse
-    return (out, *extras) if extras else out
-
-
-def _for_means(call: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v, without gradient where that of their means does not go through autograd."""
-    if named(call.backend).fuses_gates:
-        return call.q.detach(), call.k.detach(), call.v.detach()
-    return call.q, call.k, call.v
+    return asked_for(out, selection, lse, return_selection, return_lse)
 
 
 @overload
@@ -281,12 +262,13 @@ def block_sparse_attention(
     v: Tensor,
     selection: Selection,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: Extent | Grid | Sequence | None = None,
+    kv_grid: Extent | Grid | Sequence | None = None,
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     text_valid: Tensor | None = None,
     tail: bool = False,
+    mask: Mask | None = None,
     return_lse: bool = False,
     precision: Precision = "native",
     backend: str = "auto",
@@ -304,8 +286,9 @@ def block_sparse_attention(
         tile: tokens per tile along (t, h, w) where ``grid`` is not a ``vsa.Grid``.
         scale: factor of the scores, by default head_dim ** -0.5.
         text_valid: (B, prefix + suffix) bool, which text tokens are real.
-        tail: whether tiles outside the selection enter the softmax by their means, as in
-            ``vsa.attention``.
+        tail: of the tiles outside of the selection, as in ``vsa.attention``.
+        mask: which tiles a query tile may choose; a selection outside of it is an error. That is
+            looked for, and waits for the device, where the selection was not chosen under it.
         return_lse: also return the log-sum-exp, itself differentiable.
         precision: "native", "int8" or "fp8", as in ``vsa.attention``.
         backend: "auto", "hopper", "emulated", "flex" or "torch".
@@ -317,7 +300,15 @@ def block_sparse_attention(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
-    rest = grid, kv_grid, tile, scale, backend, "mean", return_lse, False, tail, precision
+    if sequences.are_meant(grid, kv_grid, selection):
+        of = sequences.Given(
+            q, k, v, None, grid, kv_grid, tile, scale, selection, text_valid, backend, mask
+        )
+        same = sequences.block_sparse_attention(of, tail, precision)
+        if not isinstance(same, sequences.GridCall):
+            return same if return_lse else same[0]
+        grid, kv_grid, _, selection, text_valid = same
+    rest = grid, kv_grid, tile, scale, backend, "mean", return_lse, False, tail, mask, precision
     kind = eager.kind_of(q, k, v, None, None, text_valid, selection, None, rest)
     plan = None if kind is None else eager.plan_of(kind)
     if plan is not None and plan.prepared is not None:
@@ -336,8 +327,11 @@ def block_sparse_attention(
         selection=selection,
         backend=backend,
         precision=precision,
+        mask=mask,
     )
     check_tail(call.precision, tail)
+    if mask is not None:
+        inputs.check_inside(selection, call)
     selection = selection.savable()
     if tail:
         with torch.autocast(call.q.device.type, enabled=False):
@@ -354,14 +348,15 @@ def block_sparse_attention(
 def select(
     q: Tensor,
     k: Tensor,
-    topk: TopK,
+    topk: TopK | None,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: Extent | Grid | Sequence | None = None,
+    kv_grid: Extent | Grid | Sequence | None = None,
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     must: Tensor | Literal["self"] | None = None,
     score: Score = "mean",
+    mask: Mask | None = None,
     backend: str = "auto",
 ) -> Selection:
     """Choose the key tiles with the largest scores for every query tile.
@@ -373,8 +368,7 @@ def select(
         topk: an int, key tiles per query tile; a float in (0, 1], their share: ceil(topk * n), at
             least 1; a tuple with one of these for each query head; or a ``vsa.TopP``, as many as
             hold a share of the softmax.
-        grid: the queries' grid; None takes it from a video-shaped q, or cuts a flat one into runs
-            of 64 tokens.
+        grid: the queries' grid, as in ``vsa.attention``.
         kv_grid: the keys' grid where it differs.
         tile: tokens per tile along (t, h, w), or "auto".
         scale: factor of the scores, by default head_dim ** -0.5; only its sign matters here, but
@@ -382,17 +376,25 @@ def select(
         must: tiles that are always kept, (n_q, n_k) bool or "self" for each tile itself. They come
             first and count inside ``topk``; if more are forced than ``topk``, all of them stay.
         score: "mean", the product of the means of two tiles, or a ``vsa.SubBlocks``.
+        mask: which tiles a query tile may choose, as in ``vsa.attention``. A tile that ``must``
+            forces outside of a rule is an error; of a tensor the mask wins.
         backend: "auto", "hopper", "emulated", "flex" or "torch": who computes means and choice.
 
     Raises:
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
+    if sequences.are_meant(grid, kv_grid, None):
+        of = sequences.Given(q, k, k, topk, grid, kv_grid, tile, scale, None, None, backend, mask)
+        found = sequences.select(of, must, score)
+        if isinstance(found, Selection):
+            return found
+        grid, kv_grid, topk = found[:3]
     call = inputs.resolve(
-        q, k, k, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend=backend
+        q, k, k, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, backend=backend, mask=mask
     )
     budget = resolve(topk, call.kv_grid.num_tiles, call.q.shape[2])
     runs = runs_of(score)
-    inputs.check_must(must, call.q, call.grid, call.kv_grid)
+    inputs.check_must(must, call.q, call.grid, call.kv_grid, call.mask)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         return choose(call, budget, runs, must)

@@ -13,10 +13,12 @@ from torch.nn import functional
 from torch.nn.modules.module import _has_any_global_hook
 
 from vsa.functional import attention
-from vsa.stages.inputs import DEFAULT_TILE, Tile
+from vsa.stages.inputs import DEFAULT_TILE, Layout, Tile
 from vsa.values import checks
 from vsa.values.budget import TopK, check, varies
-from vsa.values.grid import Extent, Grid
+from vsa.values.grid import Grid
+from vsa.values.masks import RULES, Mask
+from vsa.values.masks import check as check_mask
 from vsa.values.precision import Precision, check_tail, named
 from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection
@@ -46,6 +48,7 @@ class VideoSparseAttention(nn.Module):
         tile: tokens per tile along (t, h, w), or "auto".
         score: what tiles are chosen by, as in ``vsa.attention``.
         tail: as in ``vsa.attention``; an attribute, too.
+        mask: as in ``vsa.attention``; an attribute, too.
         precision: as in ``vsa.attention``, for inference; an attribute, too.
         bias: whether the projections have biases.
         backend: as in ``vsa.attention``.
@@ -65,6 +68,7 @@ class VideoSparseAttention(nn.Module):
         tile: Tile = DEFAULT_TILE,
         score: Score = "mean",
         tail: bool = False,
+        mask: Mask | None = None,
         precision: Precision = "native",
         bias: bool = True,
         backend: str = "auto",
@@ -90,6 +94,8 @@ class VideoSparseAttention(nn.Module):
         self.tile, self.score, self.backend = tile, score, backend
         self.tail, self.precision = checks.flag("tail", tail), named(precision)
         check_tail(precision, tail)
+        check_mask(mask)
+        self.mask = mask
         self.topk = topk
         self.to_qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
         self.to_gate_compress = _gate(dim, start=0.0) if gates else None
@@ -99,7 +105,7 @@ class VideoSparseAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        grid: Extent | Grid | None = None,
+        grid: Layout | None = None,
         *,
         rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         selection: Selection | None = None,
@@ -113,7 +119,7 @@ class VideoSparseAttention(nn.Module):
             rotary: position embedding, maps (q, k) to (q, k), each (B, ..., heads, head_dim),
                 before tiles are averaged.
             selection: a selection to reuse.
-            text_valid: (B, prefix + suffix) bool.
+            text_valid: (B, prefix + suffix) bool, or as in ``vsa.attention``.
 
         Returns:
             The shape of x.
@@ -135,6 +141,7 @@ class VideoSparseAttention(nn.Module):
             score=self.score,
             text_valid=text_valid,
             tail=self.tail,
+            mask=self.mask if selection is None else None,
             precision=self.precision,
             backend=self.backend,
         )
@@ -188,6 +195,7 @@ class VideoSparseAttention(nn.Module):
         score = "" if self.score == "mean" else f", score={self.score}"
         known = f"heads={self.heads}, kv_heads={self.kv_heads}, topk={self.topk}"
         more = ", tail=True" if self.tail else ""
+        more += f", mask={self.mask}" if isinstance(self.mask, RULES) else ""
         more += "" if self.precision == "native" else f", precision={self.precision}"
         return f"{known}, tile={self.tile}{score}{more}"
 

@@ -17,6 +17,7 @@
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
 #include "launch/float_product.h"
+#include "launch/masked_coarse.h"
 #include "launch/sub_blocks.h"
 #include "launch/tail.h"
 
@@ -95,6 +96,18 @@ template <>
 inline constexpr const char* kClass<launch::TailKeys> = "TailKeys";
 template <>
 inline constexpr const char* kClass<launch::MeanTensor> = "MeanTensor";
+template <>
+inline constexpr const char* kClass<launch::TileMeans> = "TileMeans";
+template <>
+inline constexpr const char* kClass<launch::SelectTiles> = "SelectTiles";
+template <>
+inline constexpr const char* kClass<launch::SoftmaxRows> = "SoftmaxRows";
+template <>
+inline constexpr const char* kClass<launch::Products> = "Products";
+template <>
+inline constexpr const char* kClass<launch::ScoreGradient> = "ScoreGradient";
+template <>
+inline constexpr const char* kClass<launch::MaskOfTiles> = "MaskOfTiles";
 template <>
 inline constexpr const char* kClass<launch::Product> = "Product";
 template <>

@@ -60,4 +60,5 @@ PYBIND11_MODULE(_C, m) {
   bind_tail(m);
   bind_sub_blocks(m);
   bind_low_precision(m);
+  bind_masked_coarse(m);
 }

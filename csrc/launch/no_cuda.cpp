@@ -7,6 +7,7 @@
 #include "launch/fine.h"
 #include "launch/float_product.h"
 #include "launch/low_precision.h"
+#include "launch/masked_coarse.h"
 #include "launch/sub_blocks.h"
 #include "launch/tail.h"
 
@@ -44,6 +45,11 @@ std::string tail_forward(const TailForward&, int, void*) { return kMissing; }
 std::string tail_means(const TailBackward&, int, void*) { return kMissing; }
 std::string tail_queries(const TailBackward&, int, void*) { return kMissing; }
 std::string run_means(const RunMeans&, int, void*) { return kMissing; }
+std::string masked_tile_means(const MaskedTileMeans&, int, void*) { return kMissing; }
+std::string masked_select_tiles(const MaskedSelectTiles&, int, void*) { return kMissing; }
+std::string masked_softmax_rows(const MaskedSoftmaxRows&, int, void*) { return kMissing; }
+std::string masked_multiply(const MaskedProducts&, int, void*) { return kMissing; }
+std::string masked_score_gradient(const MaskedScoreGradient&, int, void*) { return kMissing; }
 std::string sub_block_scores(const SubBlockScores&, int, void*) { return kMissing; }
 
 }  // namespace vsa::launch

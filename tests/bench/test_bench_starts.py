@@ -23,7 +23,15 @@ def start(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "script",
-    ["peers.py", "coarse_select.py", "sub_blocks.py", "parallel.py", "tail.py", "low_precision.py"],
+    [
+        "peers.py",
+        "coarse_select.py",
+        "sub_blocks.py",
+        "parallel.py",
+        "tail.py",
+        "masks.py",
+        "low_precision.py",
+    ],
 )
 def test_without_a_gpu_a_sentence_says_so(script: str) -> None:
     done = start(script)
@@ -110,3 +118,22 @@ def test_the_command_line_imports_no_benchmark() -> None:
             words = line.split()
             if words[:1] in (["import"], ["from"]):
                 assert words[1].split(".")[0] not in names, f"{path}: {line}"
+
+
+def test_a_tiny_call_under_a_mask(tmp_path: Path) -> None:
+    pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
+    file = tmp_path / "masks.json"
+    done = start("masks.py", "--tiny", "--device", "cpu", "--commit", "abc", "--out", file)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["complete"] and found["error"] < 0.02
+    assert [row["direction"] for row in found["rows"]] == ["forward", "forward+backward"]
+    assert all(row["masked ms"] > 0 and row["unmasked ms"] > 0 for row in found["rows"])
+
+
+def test_the_picture_of_masks(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures are drawn by the extra demo")
+    file = tmp_path / "masks.png"
+    done = start("draw_masks.py", "--out", file)
+    assert done.returncode == 0, done.stderr
+    assert file.read_bytes().startswith(b"\x89PNG")

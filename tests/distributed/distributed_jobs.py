@@ -18,6 +18,7 @@ GRID = vsa.Grid((5, 6, 7), tile=(2, 3, 4))
 TEXT = vsa.Grid((5, 6, 7), tile=(2, 3, 4), prefix=5, suffix=9)
 PER_HEAD, PER_TOKEN = (4, 1), (1, -1, 1, 1)
 FULL = (2, -1, 4, 8)
+PER_HEAD_MASK = torch.arange(4 * 12 * 12).view(4, 12, 12) % 5 > 1
 
 # grid, kv_grid, key heads, shapes of gate_coarse and gate_fine, what else to pass
 PROBLEMS = {
@@ -29,6 +30,8 @@ PROBLEMS = {
     "runs": (GRID, None, 2, FULL, None, {"score": vsa.SubBlocks(4)}),
     "heads": (GRID, None, 4, PER_HEAD, None, {"topk": (1, 3, 0.5, 1.0)}),
     "tail": (TEXT, None, 2, FULL, None, {"tail": True, "return_lse": True}),
+    "mask": (GRID, None, 2, FULL, None, {"mask": vsa.masks.ChunkCausal(2), "topk": 0.6}),
+    "mask of heads": (GRID, None, 4, FULL, FULL, {"mask": PER_HEAD_MASK, "tail": True}),
     "budget of a layer": (GRID, None, 4, None, None, {"topk": vsa.LayerBudget((1, 3, 6, 12), 12)}),
 }
 

@@ -11,7 +11,7 @@ from kernels.machines import MACHINES, backend_on, machine_of, on_both
 from torch import Tensor
 
 import vsa
-from vsa.backends import BACKENDS, torch_coarse
+from vsa.backends import BACKENDS, torch_coarse, torch_kept_tiles
 from vsa.backends.kernels import coarse_select
 from vsa.operators import coarse_select as ops
 from vsa.values import bitmap, budget
@@ -63,7 +63,7 @@ def rows_by_pytorch(
     row = torch.arange(first, first + len(scores))
     least = torch.tensor(counts)[row // tiles % len(counts)][:, None]
     forced = None if must is None else must[row % tiles]
-    return torch_coarse.kept_tiles(scores, forced, least, max(counts), mass)
+    return torch_kept_tiles.kept_tiles(scores, forced, least, max(counts), mass)
 
 
 SCORES = {
@@ -147,11 +147,13 @@ def test_forced_tiles_go_before_infinite_scores() -> None:
 
 def test_scores_are_in_full_precision_whatever_the_process_allows() -> None:
     q, k = torch.randn(1, 2, 50, 64), torch.randn(1, 2, 400, 64)
-    before = ops.select_tiles(q, k, None, [50], 0.0, None, 0.125, "torch")
+    before = ops.select_tiles(q, k, None, [50], 0.0, None, 0.125, "torch", [], None, [])
     torch.set_float32_matmul_precision("medium")
     allowed = torch.backends.mkldnn.matmul.fp32_precision
     try:
-        assert torch.equal(before, ops.select_tiles(q, k, None, [50], 0.0, None, 0.125, "torch"))
+        assert torch.equal(
+            before, ops.select_tiles(q, k, None, [50], 0.0, None, 0.125, "torch", [], None, [])
+        )
         assert torch.get_float32_matmul_precision() == "medium"
         assert torch.backends.mkldnn.matmul.fp32_precision == allowed
     finally:

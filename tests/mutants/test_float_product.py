@@ -31,7 +31,7 @@ IN_PRODUCTS: MutantTable = {
     ),
     "OneStageOfTiles": ("put_right(stage ^ 1);", "put_right(stage);", "RACE: .*right"),
     "StageNeverChanges": ("stage ^= 1) {", "stage ^= 0) {", WRONG),
-    "NextNotFetched": ("fetch(first + kTileRows);", "", WRONG),
+    "NextNotFetched": ("fetch(next);", "", WRONG),
     "NextNotPut": ("put_right(stage ^ 1);", "", f"NEVER WRITTEN: .*right|{WRONG}"),
     "SumsKept": (
         "mma_ABt<Bf16>(sum_, left_[kLow], right[kHigh]);",
@@ -105,6 +105,14 @@ def test_every_bit_is_right(compiler, tmp_path):
 def test_mutants_are_reported_by_name(compiler, tmp_path):
     tables = {HEADER: {("product",): IN_PRODUCTS, ("gradient",): IN_GRADIENTS}}
     planted = Planted(
-        compiler, PROGRAM, tmp_path, (HEADER,), tables, PROBLEMS, SEEDS, "tile/tile.h"
+        compiler,
+        PROGRAM,
+        tmp_path,
+        (HEADER,),
+        tables,
+        PROBLEMS,
+        SEEDS,
+        "tile/tile.h",
+        "kernels/select/tile_rule.h",
     )
     assert not planted.unnoticed(HEADER)

@@ -16,7 +16,7 @@ LAYERS = (
     ("backends",),
     ("operators",),
     ("stages",),
-    ("functional", "drop_ins", "nn", "schedule", "cost"),
+    ("functional", "drop_ins", "masks", "nn", "schedule", "cost"),
     ("diagnostics", "distributed", "verify", "measure"),
     ("integrations", "training"),
     ("calibration",),

@@ -158,7 +158,7 @@ def _backward_arguments(machine: Machine, tensors: list[Tensor], selection: vsa.
     backend, device = machine
     q, k, v, upstream = (x.to(device) for x in tensors)
     words, grid = selection.bitmap.to(device), selection.grid.as_ints()
-    rest = words, None, grid, grid, 64**-0.5, backend, selection.num_key_tiles
+    rest = words, None, grid, grid, 64**-0.5, backend, [], None, selection.num_key_tiles
     out, lse = torch.ops.vsa.block_sparse_attention(q, k, v, *rest)
     return [upstream, None, out, lse, q, k, v, *rest]
 

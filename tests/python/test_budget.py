@@ -8,20 +8,20 @@ import torch
 from kernels.facts_library import Facts
 
 import vsa
-from vsa.backends import torch_coarse
+from vsa.backends import torch_kept_tiles
 from vsa.stages.coarse import tile_means
 from vsa.values import budget
 
 
 def test_weights_are_the_softmax() -> None:
     scores = torch.randn(50, 300) * torch.logspace(-2, 1, 50)[:, None]
-    weights = torch_coarse.softmax_weights(scores)
+    weights = torch_kept_tiles.softmax_weights(scores)
     shares = weights / weights.sum(-1, keepdim=True)
     truth = scores.double().softmax(-1)
     smallest = truth.amax(-1, keepdim=True) * 2**-32
     assert ((shares - truth).abs() <= smallest + truth * 3e-6).all()
     assert (shares - truth).abs().sum(-1).max() < 1e-6
-    same = torch_coarse.softmax_weights(scores.double())
+    same = torch_kept_tiles.softmax_weights(scores.double())
     assert ((weights - same).abs() <= 1 + weights * 3e-6).all()
 
 
@@ -35,7 +35,7 @@ def test_kernels_and_pytorch_have_the_same_weights(facts: Facts) -> None:
         ]
     )
     scores = torch.stack([torch.zeros_like(gaps), -gaps], dim=1)
-    weights = torch_coarse.softmax_weights(scores)
+    weights = torch_kept_tiles.softmax_weights(scores)
     assert weights[:, 1].tolist() == [facts.softmax_weight(gap) for gap in gaps.tolist()]
     assert (weights[:, 0] == 2**31).all() and weights.min() == 0
 

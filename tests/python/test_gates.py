@@ -84,7 +84,7 @@ def test_the_output_is_combine_of_the_fine_output(machine: Machine) -> None:
         coarse = torch.ops.vsa.coarse_attention(*means, 64**-0.5, backend)
         found, _, again = torch.ops.vsa.gated_attention(
             *flat, selection.bitmap, None, grid.as_ints(), grid.as_ints(), 64**-0.5, backend,
-            *means, *gates, coarse,
+            [], None, *means, *gates, coarse,
         )  # fmt: skip
         expected = combine(fine, coarse, gate_fine, gate_coarse, grid)
         exact = [x.double().cpu() for x in (q, k, v, coarse, gate_fine, gate_coarse)]
@@ -127,7 +127,7 @@ def test_opcheck(machine: Machine) -> None:
     words = vsa.select(tensors["q"], tensors["k"], 2, grid=grid).bitmap
     q, k, v = (tensors[name].requires_grad_() for name in "qkv")
     *means, coarse = torch.randn(4, 3, 2, grid.num_tiles, 64, device=device)
-    plan = grid.as_ints(), grid.as_ints(), 0.1, backend
+    plan = grid.as_ints(), grid.as_ints(), 0.1, backend, [], None
     for gates in ((None, None), (tensors["gate_fine"], tensors["gate_coarse"])):
         own_means, rows = (means, coarse) if gates[1] is not None else ([None] * 3, None)
         arguments = words, problem.valid().to(device)

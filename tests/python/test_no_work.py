@@ -17,7 +17,7 @@ Q = torch.randn(1, 4, 4, 8, 2, 16)
 FLAT = Q.flatten(1, 3)
 GRID = vsa.Grid((4, 4, 8))
 MEANS = torch.randn(1, 2, 2, 16)
-SCORES = (MEANS, MEANS, None, [1], 0.0, None, 1.0, "torch")
+SCORES = (MEANS, MEANS, None, [1], 0.0, None, 1.0, "torch", [], None, [])
 OPERATORS = [
     partial(ops.tile_means, [FLAT], GRID.as_ints(), "torch"),
     partial(ops.select_tiles, *SCORES),

@@ -18,6 +18,8 @@ import vsa
 from vsa.measure.timing import peak_memory
 from vsa.verify.parity import Problem, by_name, ours, worst
 
+NO_MASK = [], None
+
 
 def _fine_arguments(dtype: torch.dtype = torch.float32) -> tuple:
     problem = by_name("text", dtype=dtype, head_dim=8)
@@ -25,13 +27,13 @@ def _fine_arguments(dtype: torch.dtype = torch.float32) -> tuple:
     call = problem.query_grid.as_ints()
     words = vsa.select(tensors["q"], tensors["k"], 2, grid=problem.query_grid).bitmap
     q, k, v = (tensors[name].requires_grad_() for name in "qkv")
-    return q, k, v, words, problem.valid(), call, call, 0.3, "torch", 2
+    return q, k, v, words, problem.valid(), call, call, 0.3, "torch", *NO_MASK, 2
 
 
 def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.vsa.block_sparse_attention, _fine_arguments())
     means = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8)
-    rest = 0.0, None, 0.3, "torch"
+    rest = 0.0, None, 0.3, "torch", *NO_MASK, []
     torch.library.opcheck(torch.ops.vsa.select_tiles, (*means, None, [3], *rest))
     torch.library.opcheck(torch.ops.vsa.select_tiles, (*means, torch.eye(9).bool(), [3], *rest))
     three = (*means, torch.randn(2, 2, 9, 8))
@@ -74,13 +76,13 @@ def test_opcheck_of_gated_operators(kind: str) -> None:
         three = [tensors[name] for name in "qkv"]
         means = torch.ops.vsa.tile_means(three, 3 * grid.as_ints(), "emulated")
         rows = torch.ops.vsa.coarse_attention(*means, 0.3, "emulated")
-    plan = (grid.as_ints(), grid.as_ints(), 0.3, "emulated")
+    plan = (grid.as_ints(), grid.as_ints(), 0.3, "emulated", *NO_MASK)
     valid = GATED.valid()
     q, k, v = (tensors[name].requires_grad_() for name in "qkv")
     arguments = (q, k, v, words, valid, *plan, *means, fine, coarse, rows)
     torch.library.opcheck(torch.ops.vsa.gated_attention, arguments)
     with torch.no_grad():
-        inference = (*arguments[:9], *arguments[12:])
+        inference = (*arguments[:11], *arguments[14:])
         torch.library.opcheck(
             torch.ops.vsa.gated_attention_inference, [_detached(x) for x in inference]
         )
@@ -187,7 +189,7 @@ def test_selective_checkpointing_finds_the_operator_by_name() -> None:
 @pytest.mark.parametrize("backend", ["torch", "flex"])
 def test_operators_say_what_a_backend_does_not_have(backend: str) -> None:
     q, k, v, words, valid, grid, kv_grid, scale, *_ = (_detached(x) for x in _fine_arguments())
-    problem = q, k, v, words, valid, grid, kv_grid, scale, backend
+    problem = q, k, v, words, valid, grid, kv_grid, scale, backend, *NO_MASK
     with pytest.raises(NotImplementedError, match=f"^backend '{backend}' has no fused gates"):
         torch.ops.vsa.gated_attention_inference(*problem, q, None, None)
 
@@ -203,18 +205,20 @@ def test_operators_refuse_a_grid_of_other_tokens() -> None:
     """The kernels go by the grid: they would read past the end of a shorter tensor."""
     q, k, v = torch.randn(3, 1, 128, 2, 64).bfloat16().unbind()
     right, longer = vsa.Grid((4, 4, 8)).as_ints(), vsa.Grid((4, 8, 8)).as_ints()
-    rest = 0.125, "emulated"
+    rest = 0.125, "emulated", *NO_MASK
     words = torch.full((1, 2, 4, 1), 3, dtype=torch.int32)
     for grid, kv_grid, name in ((longer, right, "q"), (right, longer, "k")):
         sentence = rf"^({name}|a tensor of tile means) must have the 256 tokens of its grid"
-        whole = q, k, v, None, None, None, [1], 0.0, None, grid, kv_grid, 1, *rest
+        whole = q, k, v, None, None, None, [1], 0.0, None, grid, kv_grid, 1, *rest, []
         for run in (torch.ops.vsa.attention, torch.ops.vsa.attention_inference):
             with pytest.raises(ValueError, match=sentence):
                 run(*whole)
         with pytest.raises(
             ValueError, match=rf"^{name} has 128 tokens in its sequence, but its grid has 256"
         ):
-            torch.ops.vsa.select_by_sub_blocks(q, k, None, [1], 0.0, None, grid, kv_grid, 4, *rest)
+            torch.ops.vsa.select_by_sub_blocks(
+                q, k, None, [1], 0.0, None, grid, kv_grid, 4, *rest, []
+            )
         with pytest.raises(ValueError, match=sentence):
             torch.ops.vsa.block_sparse_attention(q, k, v, words, None, grid, kv_grid, *rest, 2)
     with pytest.raises(ValueError, match=r"^a tensor of tile means must have the 256 tokens"):
@@ -244,7 +248,9 @@ def test_large_selections_fit_in_slices() -> None:
     """Choosing among many tiles never holds the whole matrix of tile scores."""
     means = torch.randn(1, 1, 9000, 2)
     words, peak = peak_memory(
-        lambda: torch.ops.vsa.select_tiles(means, means, None, [10], 0.0, None, 1.0, "torch"),
+        lambda: torch.ops.vsa.select_tiles(
+            means, means, None, [10], 0.0, None, 1.0, "torch", *NO_MASK, []
+        ),
         means.device,
     )
     assert words.shape == (1, 1, 9000, 282)

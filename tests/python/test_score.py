@@ -318,5 +318,5 @@ def test_the_operator_is_one_that_pytorch_can_follow(backend: str) -> None:
         pytest.skip(missing)
     q, k = torch.randn(2, 1, 120, 2, 64).bfloat16().unbind()
     grid = vsa.Grid((4, 5, 6)).as_ints()
-    arguments = (q, k, None, [2], 0.0, None, grid, grid, 4, 0.125, backend)
+    arguments = (q, k, None, [2], 0.0, None, grid, grid, 4, 0.125, backend, [], None, [])
     torch.library.opcheck(torch.ops.vsa.select_by_sub_blocks, arguments)

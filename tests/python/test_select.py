@@ -22,7 +22,17 @@ def test_ties_go_to_the_lowest_tile(scores: list[float], topk: int) -> None:
     columns = len(scores)
     keys = torch.tensor(scores)[None, None, :, None]
     words = torch.ops.vsa.select_tiles(
-        torch.ones(1, 1, 1, 1), keys, None, [min(topk, columns)], 0.0, None, 1.0, "torch"
+        torch.ones(1, 1, 1, 1),
+        keys,
+        None,
+        [min(topk, columns)],
+        0.0,
+        None,
+        1.0,
+        "torch",
+        [],
+        None,
+        [],
     )
     chosen = bitmap.unpack(words, columns).flatten().nonzero().flatten().tolist()
     assert chosen == reference.best(scores, topk)
@@ -31,7 +41,7 @@ def test_ties_go_to_the_lowest_tile(scores: list[float], topk: int) -> None:
 def test_nan_counts_as_the_lowest_score() -> None:
     keys = torch.tensor([1.0, float("nan"), -5.0, float("-inf")])[None, None, :, None]
     words = torch.ops.vsa.select_tiles(
-        torch.ones(1, 1, 1, 1), keys, None, [3], 0.0, None, 1.0, "torch"
+        torch.ones(1, 1, 1, 1), keys, None, [3], 0.0, None, 1.0, "torch", [], None, []
     )
     assert bitmap.unpack(words, 4).flatten().tolist() == [True, True, True, False]
 

@@ -19,6 +19,7 @@ import vsa
 from vsa.backends.kernels import whole
 from vsa.values.remembered import Remembered
 
+NO_MASK = [], None, []
 CALLS = {
     "plain": BASE,
     "trained": BASE._replace(wants="qkv"),
@@ -133,7 +134,23 @@ def test_opcheck(name: str) -> None:
     call = CALLS[name]
     q, k, v, fine, coarse = (x if x is None else x.flatten(1, -3) for x in call.tensors())
     grid = vsa.Grid((4, 5, 6)).as_ints()
-    arguments = (q, k, v, fine, coarse, None, [2], 0.0, None, grid, grid, 1, 0.125, "emulated")
+    arguments = (
+        q,
+        k,
+        v,
+        fine,
+        coarse,
+        None,
+        [2],
+        0.0,
+        None,
+        grid,
+        grid,
+        1,
+        0.125,
+        "emulated",
+        *NO_MASK,
+    )
     torch.library.opcheck(torch.ops.vsa.attention, arguments)
     arguments = [x.detach() if isinstance(x, Tensor) else x for x in arguments]
     torch.library.opcheck(torch.ops.vsa.attention_inference, arguments)
@@ -147,7 +164,7 @@ def test_opcheck(name: str) -> None:
 def test_other_backends_have_no_such_operator() -> None:
     q, k, v = torch.randn(3, 1, 64, 2, 64)
     grid = vsa.Grid((4, 4, 4)).as_ints()
-    arguments = (q, k, v, None, None, None, [1], 0.0, None, grid, grid, 1, 0.125, "torch")
+    arguments = (q, k, v, None, None, None, [1], 0.0, None, grid, grid, 1, 0.125, "torch", *NO_MASK)
     with pytest.raises(NotImplementedError, match=r"^backend 'torch' has no operator for whole"):
         torch.ops.vsa.attention_inference(*arguments)
 
@@ -183,7 +200,7 @@ def test_flops_are_those_of_eager_calls(name: str) -> None:
     grid = vsa.Grid((4, 5, 6)).as_ints()
     with FlopCounterMode(display=False) as counter:
         out = torch.ops.vsa.attention(
-            q, k, v, fine, coarse, None, [2], 0.0, None, grid, grid, 1, 0.125, "emulated"
+            q, k, v, fine, coarse, None, [2], 0.0, None, grid, grid, 1, 0.125, "emulated", *NO_MASK
         )[0]
         out.sum().backward()
     assert counter.get_total_flops() == eager.get_total_flops() > 0
@@ -219,7 +236,23 @@ def test_dynamo_leaves_operators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     q, k, v, fine, coarse = (x if x is None else x.flatten(1, -3) for x in GATED.tensors())
     grid = vsa.Grid((4, 5, 6)).as_ints()
-    arguments = (q, k, v, fine, coarse, None, [2], 0.0, None, grid, grid, 1, 0.125, "emulated")
+    arguments = (
+        q,
+        k,
+        v,
+        fine,
+        coarse,
+        None,
+        [2],
+        0.0,
+        None,
+        grid,
+        grid,
+        1,
+        0.125,
+        "emulated",
+        *NO_MASK,
+    )
 
     def broken_off() -> list[Tensor]:
         try:
@@ -237,6 +270,22 @@ def test_dynamo_leaves_operators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tensors_of_another_device_are_refused() -> None:
     q, k, v = torch.randn(3, 1, 64, 2, 64).bfloat16()
     grid = vsa.Grid((4, 4, 4)).as_ints()
-    arguments = (q, k, v, None, None, None, [1], 0.0, None, grid, grid, 1, 0.125, "hopper")
+    arguments = (
+        q,
+        k,
+        v,
+        None,
+        None,
+        None,
+        [1],
+        0.0,
+        None,
+        grid,
+        grid,
+        1,
+        0.125,
+        "hopper",
+        *NO_MASK,
+    )
     with pytest.raises(ValueError, match=r"^backend 'hopper' takes tensors on cuda devices"):
         torch.ops.vsa.attention_inference(*arguments)

@@ -21,12 +21,13 @@ from vsa.values.problem import (
     Saved,
     SubBlockScores,
     TailMeans,
-    Task,
     TileScores,
     Upstream,
     WholeCall,
     WholeSaved,
 )
+from vsa.values.task import Task
+from vsa.values.tile_mask import TileMask
 
 Ready = Callable[[], None]
 """Makes the current stream wait for tensors that are still on their way."""
@@ -44,6 +45,7 @@ class Request:
         gradients: whether gradients are wanted.
         precision: "native", "int8" or "fp8".
         padded: whether tiles are padded, each with a number of real tokens of its own.
+        masked: whether there is a mask over tiles.
     """
 
     device: str
@@ -53,6 +55,7 @@ class Request:
     gradients: bool = False
     precision: str = "native"
     padded: bool = False
+    masked: bool = False
 
 
 class Backend:
@@ -148,7 +151,9 @@ class Backend:
             return chosen, [], None
         grid, kv_grid = asked.grids
         q_means, k_means, v_means = self.tile_means((asked.q, asked.k, v), (grid, kv_grid, kv_grid))
-        coarse = self.coarse_attention(q_means, k_means, v_means, asked.scale, exact=True)
+        coarse = self.coarse_attention(
+            q_means, k_means, v_means, asked.scale, asked.mask, exact=True
+        )
         return chosen, [q_means, k_means, v_means], coarse
 
     def coarse_attention(
@@ -157,16 +162,17 @@ class Backend:
         k_means: Tensor,
         v_means: Tensor,
         scale: float,
+        mask: TileMask | None = None,
         exact: bool = False,
     ) -> Tensor:
-        """Dense attention of tile means (B, heads, n, head_dim), see ``vsa.stages.coarse``.
+        """Attention of tile means (B, heads, n, head_dim), see ``vsa.stages.coarse``.
 
         ``exact`` computes without TF32 and the like, whatever the process allows elsewhere.
         """
         if not exact:
-            return torch_coarse.attention(q_means, k_means, v_means, scale)
+            return torch_coarse.attention(q_means, k_means, v_means, scale, mask)
         with torch_coarse.full_precision(q_means.device):
-            return torch_coarse.attention(q_means, k_means, v_means, scale).contiguous()
+            return torch_coarse.attention(q_means, k_means, v_means, scale, mask).contiguous()
 
     def combine(
         self,

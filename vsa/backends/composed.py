@@ -15,16 +15,31 @@ from torch import Tensor
 from torch.nn import functional
 
 from vsa.backends.tiles import accumulation_dtype, real_tokens, slot_tokens
-from vsa.backends.torch_coarse import for_query_heads
+from vsa.backends.torch_coarse import for_query_heads, without_unseen
 from vsa.backends.torch_fine import query_blocks
 from vsa.values.grid import Grid
 from vsa.values.problem import FineProblem
+from vsa.values.tile_mask import TileMask
 
 
-def coarse_attention(q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float) -> Tensor:
+def coarse_attention(
+    q_means: Tensor,
+    k_means: Tensor,
+    v_means: Tensor,
+    scale: float,
+    mask: TileMask | None = None,
+) -> Tensor:
     """Arguments and result as in ``vsa.stages.coarse.coarse_attention``."""
+    if mask is not None:
+        q_means, k_means, v_means = without_unseen(mask, q_means, k_means, v_means)
     k_means, v_means = for_query_heads(q_means, k_means, v_means)
-    return ((q_means @ k_means.mT) * scale).softmax(-1) @ v_means
+    scores = (q_means @ k_means.mT) * scale
+    if mask is None:
+        return scores.softmax(-1) @ v_means
+    hidden = ~mask.matrix(q_means.shape[2], q_means.device)
+    nothing = hidden.all(-1, keepdim=True)  # a softmax over nothing would be NaN
+    weights = scores.masked_fill(hidden & ~nothing, float("-inf")).softmax(-1)
+    return weights.masked_fill(nothing, 0) @ v_means
 
 
 def forward(problem: FineProblem, most: int) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from vsa.values.problem import (
     TileScores,
     Upstream,
 )
+from vsa.values.tile_mask import TileMask
 
 
 class TorchBackend(Backend):
@@ -93,10 +94,11 @@ class TransformsBackend(TorchBackend):
         k_means: Tensor,
         v_means: Tensor,
         scale: float,
+        mask: TileMask | None = None,
         exact: bool = False,
     ) -> Tensor:
         """Written out: PyTorch's fused attention has no forward-mode derivative."""
-        return composed.coarse_attention(q_means, k_means, v_means, scale)
+        return composed.coarse_attention(q_means, k_means, v_means, scale, mask)
 
     def forward(self, problem: FineProblem, most: int) -> tuple[Tensor, Tensor]:
         """See ``Backend.forward``."""

@@ -16,18 +16,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from vsa.backends.tiles import accumulation_dtype
+from vsa.backends.torch_kept_tiles import kept_tiles
 from vsa.values import bitmap
 from vsa.values.grid import Grid
 from vsa.values.problem import TileScores
+from vsa.values.tile_mask import TileMask, spend
 
 SCORE_BYTES = 64 << 20
 """Scores of tile means that exist at a time."""
 SORT_BYTES = 8 << 20
 """Likewise where whole rows are sorted, which takes many times the memory of the scores."""
-FULL_WEIGHT_BITS = 31
-LOG2_E = 1.4426950408889634
-EXPONENTIAL = (1488514807, 515782929, 118750172, 19769300, 2029165)
-"""2^-f = 1 - f (d1 - f (d2 - ...)), the d times 2^31: csrc/kernels/select/softmax_mass.h."""
 
 
 def tile_means(x: Tensor, grid: Grid) -> Tensor:
@@ -182,10 +180,33 @@ def full_precision(device: torch.device) -> Iterator[None]:
             library.matmul.fp32_precision = before
 
 
-def attention(q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float) -> Tensor:
+def attention(
+    q_means: Tensor,
+    k_means: Tensor,
+    v_means: Tensor,
+    scale: float,
+    mask: TileMask | None = None,
+) -> Tensor:
     """Arguments and result as in ``vsa.stages.coarse.coarse_attention``."""
+    attend = functional.scaled_dot_product_attention
+    if mask is None:
+        k_means, v_means = for_query_heads(q_means, k_means, v_means)
+        return attend(q_means, k_means, v_means, scale=scale)
+    q_means, k_means, v_means = without_unseen(mask, q_means, k_means, v_means)
     k_means, v_means = for_query_heads(q_means, k_means, v_means)
-    return functional.scaled_dot_product_attention(q_means, k_means, v_means, scale=scale)
+    allowed, choosing = mask.matrix(q_means.shape[2], q_means.device), mask.choosing()
+    if choosing is not None:  # a softmax over nothing would be NaN, here and in its gradient
+        allowed = allowed | ~choosing[..., None]
+    out = attend(q_means, k_means, v_means, attn_mask=allowed[None], scale=scale)
+    return out if choosing is None else out.masked_fill(~choosing[..., None], 0)
+
+
+def without_unseen(mask: TileMask, q_means: Tensor, *of_keys: Tensor) -> list[Tensor]:
+    """Means with zeros where tiles have no part: zero times NaN would be NaN."""
+    choosing, seen = mask.choosing(), mask.seen(of_keys[0].shape[1], q_means.device)
+    if choosing is not None:
+        q_means = q_means.masked_fill(~choosing[..., None], 0)
+    return [q_means, *(mean.masked_fill(~seen[..., None], 0) for mean in of_keys)]
 
 
 def for_query_heads(q_means: Tensor, *of_keys: Tensor) -> Sequence[Tensor]:
@@ -196,7 +217,11 @@ def for_query_heads(q_means: Tensor, *of_keys: Tensor) -> Sequence[Tensor]:
 
 def select(scores: TileScores, v_means: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Arguments and results as in ``vsa.backends.base.Backend.select``."""
-    q_means, k_means = scores.q_means, scores.k_means
+    q_means, k_means, mask = scores.q_means, scores.k_means, scores.mask
+    if mask is not None and v_means is None:
+        q_means, k_means = without_unseen(mask, q_means, k_means)
+    elif mask is not None and v_means is not None:
+        q_means, k_means, v_means = without_unseen(mask, q_means, k_means, v_means)
     rows = RowChoice(
         q_means.shape[:3],
         k_means.shape[2],
@@ -204,13 +229,15 @@ def select(scores: TileScores, v_means: Tensor | None = None) -> tuple[Tensor, T
         scores.topk,
         scores.mass,
         q_means.device,
+        mask,
+        scores.shares,
     )
     most_bytes = SORT_BYTES if scores.mass else SCORE_BYTES
     coarse = CoarseOutput(q_means, v_means)
     for part in score_slices(q_means, k_means, scores.scale, most_bytes):
-        rows.choose(part)
+        allowed = rows.choose(part)
         if v_means is not None:
-            coarse.add(part, part.scores.softmax(-1))
+            coarse.add(part, weights_of(part.scores, allowed))
         del part
     return rows.bitmap, coarse.rows
 
@@ -230,22 +257,53 @@ class RowChoice:
         counts: Sequence[int],
         mass: float,
         device: torch.device,
+        mask: TileMask | None = None,
+        shares: Sequence[float] = (),
     ) -> None:
         """For rows (B, heads, n_q) of so many columns; the rest as in ``TileScores``."""
         words = bitmap.num_words(columns)
         self.bitmap = torch.empty(*shape, words, dtype=torch.int32, device=device)
         self._words = self.bitmap.view(-1, words)
         self._must, self._counts, self._mass, self._tiles = must, counts, mass, shape[2]
+        self._mask, self._heads = mask, shape[1]
         self._count_of_head = _small_tensor(counts, device)
+        if mask is not None:
+            self._share_of_head = _small_tensor(shares, device)
 
-    def choose(self, part: ScoreSlice) -> None:
-        """The rows of a slice."""
+    def choose(self, part: ScoreSlice) -> Tensor | None:
+        """The rows of a slice.
+
+        Returns:
+            Which tiles each may choose, (rows, columns) bool, or None for all.
+        """
         scores = part.scores.flatten(0, 1)
         row = torch.arange(part.first, part.first + len(scores), device=scores.device)
-        forced = None if self._must is None else self._must[row % self._tiles]
-        least = self._count_of_head[row // self._tiles % len(self._counts)][:, None]
-        kept = kept_tiles(scores, forced, least, max(self._counts), self._mass)
+        tile, head = row % self._tiles, row // self._tiles
+        forced = None if self._must is None else self._must[tile]
+        budget = head % len(self._counts)
+        least = self._count_of_head[budget][:, None]
+        allowed = None
+        if self._mask is not None:
+            allowed = self._mask.rows(head % self._heads, tile)
+            least = spend(allowed.sum(-1, keepdim=True), least, self._share_of_head[budget, None])
+            forced = None if forced is None else forced & allowed
+        kept = kept_tiles(scores, forced, least, max(self._counts), self._mass, allowed)
         self._words[part.first : part.first + len(scores)] = bitmap.pack(kept)
+        return allowed
+
+
+def weights_of(scores: Tensor, allowed: Tensor | None) -> Tensor:
+    """The softmax of rows over the tiles that each may choose; zeros where it may choose none.
+
+    Args:
+        scores: (matrices, rows, columns).
+        allowed: (matrices * rows, columns) bool, or None for all.
+    """
+    if allowed is None:
+        return scores.softmax(-1)
+    allowed = allowed.view_as(scores)
+    weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
+    return weights.masked_fill(~allowed.any(-1, keepdim=True), 0)
 
 
 class CoarseOutput:
@@ -270,76 +328,11 @@ class CoarseOutput:
             torch.bmm(weights, self._values[part.matrices], out=to)
 
 
-def _small_tensor(values: Sequence[int], device: torch.device) -> Tensor:
-    """(len(values),) int64, made on the device: a copy from the host would be waited for."""
-    tensor = torch.full((len(values),), values[0], device=device)
+def _small_tensor(values: Sequence[float], device: torch.device) -> Tensor:
+    """(len(values),) int64 or fp64, on the device: a copy from the host would be waited for."""
+    dtype = torch.float64 if isinstance(values[0], float) else torch.int64
+    tensor = torch.full((len(values),), values[0], dtype=dtype, device=device)
     for place, value in enumerate(values):
         if value != values[0]:
             tensor[place].fill_(value)
     return tensor
-
-
-def kept_tiles(
-    scores: Tensor, forced: Tensor | None, counts: Tensor, most: int, mass: float
-) -> Tensor:
-    """Forced tiles, then the largest of each row, ties to the lowest column.
-
-    Args:
-        scores: (rows, columns).
-        forced: (rows, columns) bool or None.
-        counts: (rows, 1) int64, the least tiles of a row.
-        most: the largest of ``counts``.
-        mass: the least share of a row's softmax.
-
-    Returns:
-        (rows, columns) bool.
-    """
-    scores = torch.where(scores.isnan(), float("-inf"), scores)
-    if mass:
-        return _by_mass(scores, forced, counts, mass)
-    if forced is not None:
-        scores = scores.masked_fill(forced, float("-inf"))
-        counts = counts - forced.sum(-1, keepdim=True)
-    last = scores.topk(most).values.gather(-1, (counts - 1).clamp(min=0))
-    above, tied = scores > last, scores == last
-    if forced is not None:
-        tied &= ~forced
-    room = counts - above.sum(-1, keepdim=True)
-    kept = above | tied & (tied.cumsum(-1) <= room)
-    return kept if forced is None else kept & (counts > 0) | forced
-
-
-def _by_mass(scores: Tensor, forced: Tensor | None, counts: Tensor, mass: float) -> Tensor:
-    order = (scores + 0.0).argsort(stable=True, dim=-1, descending=True)  # + 0.0: -0 becomes 0
-    if forced is not None:
-        first = forced.gather(-1, order).to(torch.uint8)
-        order = order.gather(-1, first.argsort(stable=True, dim=-1, descending=True))
-        counts = torch.maximum(counts, forced.sum(-1, keepdim=True))
-    sums = softmax_weights(scores).gather(-1, order).cumsum(-1)
-    target = (sums[:, -1:].double() * mass).ceil().to(torch.int64)
-    length = torch.maximum((sums < target).sum(-1, keepdim=True) + 1, counts)
-    place = torch.arange(scores.shape[-1], device=scores.device)
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, place < length)
-
-
-def softmax_weights(scores: Tensor) -> Tensor:
-    """Shares of each row's softmax as whole numbers, 2**31 for the largest score.
-
-    Integers from the exponent on, so that every machine finds the same: see
-    csrc/kernels/select/softmax_mass.h.
-
-    Args:
-        scores: (..., columns) fp32 or fp64 without NaN.
-
-    Returns:
-        (..., columns) int64.
-    """
-    top = scores.amax(-1, keepdim=True)
-    gap = torch.where(scores == top, 0, top - scores)
-    fixed = ((gap * LOG2_E).clamp_(max=33) * 2**24).to(torch.int64)
-    whole, fraction = fixed >> 24, (fixed & (1 << 24) - 1) << 8
-    tail = torch.zeros_like(fraction)
-    for coefficient in (*reversed(EXPONENTIAL), 1 << FULL_WEIGHT_BITS):
-        tail = coefficient - (tail * fraction >> 32)
-    rounded = tail + ((1 << whole) >> 1) >> whole
-    return torch.where(whole < 32, rounded, 0)

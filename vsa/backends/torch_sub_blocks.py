@@ -32,6 +32,8 @@ def select(asked: SubBlockScores) -> Tensor:
         asked.topk,
         asked.mass,
         asked.q.device,
+        asked.mask,
+        asked.shares,
     )
     for part in score_slices(asked, SORT_BYTES if asked.mass else SCORE_BYTES):
         rows.choose(part)

@@ -123,7 +123,8 @@ class _Part(NamedTuple):
         keys: (n_k, head_dim), means.
         values: likewise.
         bias: (n_k,), logarithms of the tiles' sizes.
-        chosen: (tokens, n_k) bool, tiles whose tokens themselves are attended.
+        chosen: (tokens, n_k) bool, tiles whose tokens themselves are attended, and those that a
+            mask hides.
     """
 
     tokens: tuple[int, slice, int]
@@ -151,11 +152,18 @@ def _parts(problem: Problem, means: TailMeans, whole_heads: bool = False) -> Ite
     group, wide = heads // problem.k.shape[2], accumulation_dtype(problem.q)
     tile = grid.tile_of_token(problem.q.device)
     bias = kv_grid.tile_sizes(problem.q.device).to(wide).log()
+    mask, kv_heads = problem.mask, problem.k.shape[2]
+    if mask is not None:  # zero times NaN would be NaN
+        unseen = ~mask.seen(kv_heads, problem.q.device)[..., None]
+        means = TailMeans(*(mean.masked_fill(unseen, 0) for mean in means))
+        hidden = ~mask.matrix(grid.num_tiles, problem.q.device)
     row_bytes = kv_grid.num_tiles * wide.itemsize
     step = grid.tokens if whole_heads else max(1, CHUNK_BYTES // row_bytes)
     for b in range(batch):
         for head in range(heads):
             chosen = bitmap.unpack(problem.bitmap[b, head], kv_grid.num_tiles)
+            if mask is not None:
+                chosen = chosen | hidden[head % len(hidden)]
             keys, values = (mean[b, head // group].to(wide) for mean in means)
             for first in range(0, grid.tokens, step):
                 some = tile[first : first + step]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``vsa info | demo | check | bench | profile | wan | train | mend``."""
+"""The command line: ``vsa info | demo | check | bench | profile | wan | convert | train``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import vsa
 from vsa.cli import info, mend
 from vsa.cli.bench import command as bench
 from vsa.cli.check import command as check
+from vsa.cli.convert import command as convert
 from vsa.cli.demo import command as demo
 from vsa.cli.profile import command as profile
 from vsa.cli.train import command as train
@@ -45,7 +46,7 @@ def _options(
 
 COMMANDS = (
     *(info.info, demo.demo, check.check, bench.bench, profile.profile),
-    *(wan.wan, train.train, mend.mend),
+    *(wan.wan, convert.convert, train.train, mend.mend),
 )
 for command in COMMANDS:
     # Rich breaks paragraphs for the terminal; it would keep the breaks of the source as well.

@@ -17,14 +17,16 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vsa.stages import inputs
+from vsa.stages import inputs, sequences
 from vsa.stages.fine import video_lse
 from vsa.stages.select import choose, everything
 from vsa.values import bitmap, checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
+from vsa.values.masks import Mask
 from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection, measured_by
+from vsa.values.tile_mask import TileMask
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,13 +120,22 @@ def recall(
     q: Tensor,
     k: Tensor,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: inputs.Layout | None = None,
+    kv_grid: inputs.Layout | None = None,
     scale: float | None = None,
     text_valid: Tensor | None = None,
+    mask: Mask | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """``Selection.recall`` of a selection, with its arguments and its result."""
+    if sequences.are_meant(grid, kv_grid, selection):
+        given = sequences.Given(
+            q, k, k, None, grid, kv_grid, inputs.DEFAULT_TILE, scale, selection, text_valid, backend
+        )
+        found = sequences.recall(given)
+        if isinstance(found, Tensor):
+            return found
+        grid, kv_grid, _, selection, text_valid = found
     call = inputs.resolve(
         q,
         k,
@@ -135,16 +146,23 @@ def recall(
         text_valid=text_valid,
         selection=selection,
         backend=backend,
+        mask=mask,
     )
+    if mask is not None:
+        inputs.check_inside(selection, call)
     with torch.no_grad():
-        return (
-            (
-                video_lse(call, selection)
-                - video_lse(call, everything(call.q, call.grid, call.kv_grid))
-            )
-            .exp()
-            .mean(-1)
-        )
+        return _share(video_lse(call, selection), _dense_lse(call))
+
+
+def _dense_lse(call: inputs.Inputs) -> Tensor:
+    """Of dense attention, under the mask of the call."""
+    return video_lse(call, everything(call.q, call.grid, call.kv_grid, call.mask))
+
+
+def _share(kept: Tensor, dense: Tensor) -> Tensor:
+    """From log-sum-exps (B, heads, tokens); a token that may attend nothing has lost nothing."""
+    idle = dense == float("-inf")
+    return (kept - dense).masked_fill(idle, 0).exp().mean(-1)
 
 
 def sampled_recall(selection: Selection, q: Tensor, k: Tensor, *, tiles: int) -> Tensor:
@@ -174,7 +192,10 @@ def sampled_recall(selection: Selection, q: Tensor, k: Tensor, *, tiles: int) ->
     count, size = tokens.shape
     rows = selection.bitmap[:, :, chosen].contiguous()
     queries = Grid((count, 1, size), tile=(1, 1, size))
-    sample = Selection(rows, selection.num_key_tiles, queries, grid, selection.most)
+    under = selection.under
+    if under is not None:
+        under = TileMask((), under.matrix(grid.num_tiles, q.device)[:, chosen])
+    sample = Selection(rows, selection.num_key_tiles, queries, grid, selection.most, under)
     first = selection.grid.prefix
     return sample.recall(q[:, first + tokens.flatten()], k[:, first : first + grid.tokens])
 
@@ -199,6 +220,7 @@ def recall_curve(
     scale: float | None = None,
     score: Score = "mean",
     text_valid: Tensor | None = None,
+    mask: Mask | None = None,
     backend: str = "auto",
 ) -> RecallCurve:
     """Density and recall of several budgets; dense attention is computed once.
@@ -215,6 +237,7 @@ def recall_curve(
             numbers or shares of tiles compare them at equal cost; a ``vsa.TopP`` keeps another
             number by either.
         text_valid: (B, prefix + suffix) bool, which text tokens are real.
+        mask: as in ``vsa.attention``; dense attention is under it as well.
         backend: as in ``vsa.attention``.
 
     Raises:
@@ -231,14 +254,15 @@ def recall_curve(
             scale=scale,
             text_valid=text_valid,
             backend=backend,
+            mask=mask,
         )
         runs = runs_of(score)
         checks.not_empty("topks", topks)
         budgets = [resolve(topk, call.kv_grid.num_tiles, call.q.shape[2]) for topk in topks]
         with torch.autocast(call.q.device.type, enabled=False):
             selections = [choose(call, budget, runs) for budget in budgets]
-            dense = video_lse(call, everything(call.q, call.grid, call.kv_grid))
-            recalls = [(video_lse(call, each) - dense).exp().mean(-1) for each in selections]
+            dense = _dense_lse(call)
+            recalls = [_share(video_lse(call, each), dense) for each in selections]
     return RecallCurve(
         tuple(topks), torch.stack([density(each) for each in selections]), torch.stack(recalls)
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vsa.distributed.exchange import Route, route
+from vsa.distributed.masks import common_tile, mask_of_row
 from vsa.distributed.parcels import Sharded
 from vsa.distributed.shards import Ranks, even_shares, grid_of_row, lengths_of, rows_by_layers
 from vsa.stages import inputs
@@ -19,6 +20,7 @@ from vsa.values import checks
 from vsa.values.budget import LayerBudget, TopK
 from vsa.values.budget import resolve as resolve_budget
 from vsa.values.grid import Extent, Grid
+from vsa.values.masks import Mask
 from vsa.values.precision import Precision, check_tail
 from vsa.values.score import Score, runs_of
 from vsa.values.selection import Selection
@@ -41,6 +43,7 @@ class Asked(NamedTuple):
     score: Score
     text: str
     tail: bool
+    mask: Mask | None
     return_selection: bool
     return_lse: bool
     precision: Precision
@@ -93,6 +96,7 @@ class Arrangement(NamedTuple):
         groups: of query heads.
         lengths: tokens of the queries of every rank of this row, without replicated text.
         kv_rows: tokens of the keys of every row.
+        mask: that of this rank's queries, for all heads.
     """
 
     grid: Grid
@@ -107,6 +111,7 @@ class Arrangement(NamedTuple):
     groups: tuple[HeadGroup, ...]
     lengths: tuple[int, ...]
     kv_rows: tuple[int, ...]
+    mask: Mask | None
 
 
 def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, dict[str, object]]:
@@ -119,8 +124,10 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
         ValueError, TypeError, RuntimeError: as ``ulysses_attention``.
     """
     q, k, v, gate_coarse, gate_fine, text_valid, selection = given
-    whole = _grid("grid", asked.grid, asked.tile)
-    keys = whole if asked.kv_grid is None else _grid("kv_grid", asked.kv_grid, asked.tile)
+    inputs.check_one_choice(asked.mask, selection)
+    tile = common_tile(asked.mask, asked.tile, asked.grid, asked.kv_grid)
+    whole = _grid("grid", asked.grid, tile)
+    keys = whole if asked.kv_grid is None else _grid("kv_grid", asked.kv_grid, tile)
     replicated = _is_replicated(asked.text, ranks)
     lengths, kv_lengths = _shares(asked, ranks, whole, keys, replicated)
     mine = grid_of_row(whole, lengths, ranks)
@@ -131,6 +138,7 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
     ):
         _own_length(name, x, counts[ranks.rank] + of.text * replicated, ranks)
     heads = _heads_per_rank(q.shape[2], ranks)
+    mask = mask_of_row(asked.mask, q, (whole, keys, mine), lengths, ranks)
     if text_valid is not None and ranks.rows > 1:
         raise ValueError(
             "text_valid must be None on a 2-D group, whose rows do not all hold the text: use a "
@@ -155,6 +163,7 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
         gates=gates,
         backend=asked.backend,
         precision=asked.precision,
+        mask=mask[:1] if isinstance(mask, Tensor) and mask.ndim == 3 else mask,
     )
     check_tail(call.precision, asked.tail)
     runs_of(asked.score)
@@ -216,6 +225,7 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
         tuple(groups),
         of_row,
         tuple(ranks.per_row(kv_lengths)),
+        mask,
     )
     alike: dict[str, object] = {
         "dtype": dtype,
@@ -231,6 +241,7 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
         "score": asked.score,
         "scale": call.scale,
         "tail": asked.tail,
+        "mask": tuple(asked.mask.shape) if isinstance(asked.mask, Tensor) else asked.mask,
         "precision": asked.precision,
         "return_lse": asked.return_lse,
         "head_groups": len(groups),

@@ -37,10 +37,12 @@ from vsa.stages import eager, inputs
 from vsa.values import checks
 from vsa.values.budget import TopK
 from vsa.values.grid import Extent, Grid
+from vsa.values.masks import Mask
 from vsa.values.precision import Precision
 from vsa.values.remembered import Remembered
 from vsa.values.score import Score
 from vsa.values.selection import Selection
+from vsa.values.tile_mask import TileMask
 
 _arranged: weakref.WeakKeyDictionary[Any, Remembered[Arrangement]] = weakref.WeakKeyDictionary()
 """For each process group, how calls run that its ranks have agreed on."""
@@ -66,6 +68,7 @@ def ulysses_attention(
     text: Literal["sharded", "replicated"] = "sharded",
     text_valid: Tensor | None = None,
     tail: bool = False,
+    mask: Mask | None = None,
     return_selection: bool = False,
     return_lse: bool = False,
     precision: Precision = "native",
@@ -111,6 +114,7 @@ def ulysses_attention(
             out, as models do that carry text beside the video; not on a 2-D mesh.
         text_valid: (B, prefix + suffix) bool, the same on all ranks; not on a 2-D mesh.
         tail: as in ``vsa.attention``.
+        mask: as in ``vsa.attention``, for the whole sequence and all heads.
         return_selection: also return the selection of heads / P heads that this rank computed.
         return_lse: also return the log-sum-exp of this rank's tokens.
         precision: as in ``vsa.attention``, for inference.
@@ -140,6 +144,7 @@ def ulysses_attention(
         score,
         text,
         tail,
+        mask,
         return_selection,
         return_lse,
         precision,
@@ -179,7 +184,7 @@ def _key(given: Tensors, asked: Asked, ranks: Ranks) -> Hashable | None:
     q, k, v, gate_coarse, gate_fine, text_valid, selection = given
     rest = (
         *(asked.grid, asked.kv_grid, asked.tile, asked.scale, asked.backend, asked.score),
-        *(asked.return_lse, asked.return_selection, asked.tail, asked.precision),
+        *(asked.return_lse, asked.return_selection, asked.tail, asked.mask, asked.precision),
     )
     kind = eager.kind_of(q, k, v, gate_fine, gate_coarse, text_valid, selection, asked.topk, rest)
     counts: list[tuple[object, ...] | None] = []
@@ -306,12 +311,19 @@ def _attend(
     """
     selection = part.selection
     if selection is not None and len(how.groups) > 1:
-        selection = replace(selection, bitmap=selection.bitmap[:, heads.heads].contiguous())
+        selection = replace(
+            selection,
+            bitmap=selection.bitmap[:, heads.heads].contiguous(),
+            under=_under_of(selection, heads.heads),
+        )
     q, k, v, gate_coarse, gate_fine, text_valid, _ = part
+    mask = how.mask
+    if isinstance(mask, Tensor) and mask.ndim == 3 and len(mask) > 1:
+        mask = mask[heads.of_all]
     if heads.later:
         tile = inputs.DEFAULT_TILE
         rest = how.grid, how.keys, tile, asked.scale, asked.backend, asked.score
-        flags = asked.return_lse, asked.return_selection, asked.tail, asked.precision
+        flags = asked.return_lse, asked.return_selection, asked.tail, mask, asked.precision
         kind = eager.kind_of(
             q, k, v, gate_fine, gate_coarse, text_valid, selection, heads.topk, rest + flags
         )
@@ -340,6 +352,7 @@ def _attend(
         score=asked.score,
         text_valid=text_valid,
         tail=asked.tail,
+        mask=mask,
         return_selection=asked.return_selection,
         return_lse=asked.return_lse,
         precision=asked.precision,
@@ -356,4 +369,17 @@ def _joined(parts: Sequence[Selection]) -> Selection:
         return parts[0]
     most = [part.most for part in parts if part.most is not None]
     bitmap = torch.cat([part.bitmap for part in parts], dim=1)
-    return replace(parts[0], bitmap=bitmap, most=max(most) if len(most) == len(parts) else None)
+    under = parts[0].under
+    if under is not None and under.allowed is not None and len(under.allowed) > 1:
+        each = [part.under.allowed for part in parts if part.under is not None]
+        under = under._replace(allowed=torch.cat([x for x in each if x is not None]))
+    most_of_all = max(most) if len(most) == len(parts) else None
+    return replace(parts[0], bitmap=bitmap, most=most_of_all, under=under)
+
+
+def _under_of(selection: Selection, heads: slice) -> TileMask | None:
+    """The mask of some heads of a selection."""
+    under = selection.under
+    if under is None or under.allowed is None or len(under.allowed) == 1:
+        return under
+    return under._replace(allowed=under.allowed[heads])

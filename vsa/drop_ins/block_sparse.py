@@ -6,7 +6,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vsa.backends import named
 from vsa.drop_ins.inputs import (
     Inputs,
     check_device,
@@ -15,9 +14,8 @@ from vsa.drop_ins.inputs import (
     resolve,
     volume_by,
 )
-from vsa.operators import padded as operators
+from vsa.stages.fine import fine_of_padded
 from vsa.values import bitmap
-from vsa.values.problem import PaddedProblem
 
 
 def block_sparse_attn(
@@ -136,14 +134,6 @@ def block_sparse_attn_from_indices(
     return _attend(call, kept.scatter_(-1, column, True)[..., :columns])
 
 
-def attend(problem: PaddedProblem) -> tuple[Tensor, Tensor]:
-    """The fine stage: out (B, S_q, heads, head_dim) and lse (B, heads, S_q)."""
-    who, most = named(problem.backend), len(problem.kv_sizes)
-    if "forward" in who.composed:
-        return who.forward(problem, most)
-    return operators.padded_attention(*problem, most)
-
-
 def _resolve(
     name: str,
     rows: object,
@@ -178,5 +168,5 @@ def _rows(call: Inputs) -> tuple[int, int, int]:
 def _attend(call: Inputs, kept: Tensor) -> tuple[Tensor, Tensor]:
     """From (B, heads, n_q, n_k) bool."""
     with torch.autocast(call.q.device.type, enabled=False):
-        out, lse = attend(call.problem(bitmap.pack(kept)))
+        out, lse = fine_of_padded(call.problem(bitmap.pack(kept)))
     return out.transpose(1, 2), lse

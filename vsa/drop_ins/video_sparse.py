@@ -10,11 +10,11 @@ from torch import Tensor
 
 from vsa.backends import named, torch_padded
 from vsa.backends.tiles import accumulation_dtype
-from vsa.drop_ins.block_sparse import attend
 from vsa.drop_ins.inputs import Inputs, resolve, volume_of
 from vsa.operators import coarse_select
 from vsa.operators import padded as operators
 from vsa.stages import inputs
+from vsa.stages.fine import fine_of_padded
 from vsa.stages.forms import gate_like_q
 from vsa.values import budget as budgets
 from vsa.values import checks, padded
@@ -139,7 +139,7 @@ def _attend(call: Inputs, budget: Budget, gate: Tensor) -> Tensor:
     coarse = who.coarse_attention(queries, keys, v_means, call.scale)
     coarse = coarse.repeat_interleave(call.parts, dim=2)
     problem = call.problem(chosen)
-    out, _ = attend(problem)
+    out, _ = fine_of_padded(problem)
     real = padded.real_slots(problem.sizes).view(1, -1, 1, 1)
     # Zero times a gate is not zero where the gate of what is no token is NaN.
     gate = torch.where(real, gate.to(accumulation_dtype(call.q)), 0)

@@ -12,9 +12,10 @@ from vsa.backends import named
 from vsa.backends.tiles import accumulation_dtype
 from vsa.operators.schema import operator
 from vsa.values import bitmap
-from vsa.values.budget import counts_and_mass
+from vsa.values.budget import counts_and_mass, shares_of
 from vsa.values.grid import Grid
 from vsa.values.problem import CoarseValues, SubBlockScores, TileScores
+from vsa.values.tile_mask import mask_of
 
 
 @torch.library.custom_op("vsa::tile_means", mutates_args=())
@@ -63,7 +64,8 @@ def _select(scores: TileScores, values: CoarseValues | None = None) -> tuple[Ten
     counts, mass = counts_and_mass(
         scores.topk, scores.mass, scores.numbers, scores.k_means.shape[2]
     )
-    scores = scores._replace(topk=counts, mass=mass)
+    shares = shares_of(scores.shares, scores.numbers)
+    scores = scores._replace(topk=counts, mass=mass, shares=shares)
     return named(scores.backend).select(scores, values.v_means if values else None)
 
 
@@ -102,7 +104,9 @@ def _select_by_sub_blocks(asked: SubBlockScores) -> Tensor:
     counts, mass = counts_and_mass(asked.topk, asked.mass, asked.numbers, asked.grids[1].num_tiles)
     for name, x, grid in zip("qk", (asked.q, asked.k), asked.grids, strict=True):
         grid.check_length(name, x.shape[1])
-    return named(asked.backend).select_by_sub_blocks(asked._replace(topk=counts, mass=mass))[0]
+    shares = shares_of(asked.shares, asked.numbers)
+    asked = asked._replace(topk=counts, mass=mass, shares=shares)
+    return named(asked.backend).select_by_sub_blocks(asked)[0]
 
 
 def _empty_choice(asked: SubBlockScores) -> Tensor:
@@ -123,9 +127,15 @@ select_by_sub_blocks = operator(
 
 @torch.library.custom_op("vsa::coarse_attention", mutates_args=())
 def coarse_attention(
-    q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float, backend: str
+    q_means: Tensor,
+    k_means: Tensor,
+    v_means: Tensor,
+    scale: float,
+    backend: str,
+    rule: Sequence[int] | None = None,
+    allowed: Tensor | None = None,
 ) -> Tensor:
-    """Dense attention of tile means, in full precision whatever the process allows elsewhere.
+    """Attention of tile means, in full precision whatever the process allows elsewhere.
 
     Args:
         q_means: (B, heads, n_q, head_dim) fp32.
@@ -133,13 +143,16 @@ def coarse_attention(
         v_means: like k_means.
         scale: factor of the scores.
         backend: name of the backend that computes it, never "auto".
+        rule: which tiles a row may attend, see ``vsa.values.tile_mask.TileMask``.
+        allowed: the same as a tensor.
 
     Returns:
         Like q_means, contiguous; without gradient.
     """
-    return named(backend).coarse_attention(q_means, k_means, v_means, scale, exact=True)
+    mask = mask_of(rule or (), allowed)
+    return named(backend).coarse_attention(q_means, k_means, v_means, scale, mask, exact=True)
 
 
 @coarse_attention.register_fake
-def _(q_means, k_means, v_means, scale, backend):
+def _(q_means, k_means, v_means, scale, backend, rule=None, allowed=None):
     return q_means.new_empty(q_means.shape)

@@ -20,6 +20,7 @@ KINDS = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
     Sequence[int]: "SymInt[]",
+    Sequence[float]: "float[]",
     int: "SymInt",
     float: "float",
     str: "str",

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from vsa.backends import named
 from vsa.operators import coarse_select
+from vsa.stages.inputs import Inputs
 from vsa.values.grid import Grid
+from vsa.values.tile_mask import TileMask
 
 
 def tile_means(xs: Sequence[Tensor], grids: Sequence[Grid], backend: str) -> list[Tensor]:
@@ -36,9 +38,14 @@ def tile_means(xs: Sequence[Tensor], grids: Sequence[Grid], backend: str) -> lis
 
 
 def coarse_attention(
-    q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float, backend: str
+    q_means: Tensor,
+    k_means: Tensor,
+    v_means: Tensor,
+    scale: float,
+    backend: str,
+    mask: TileMask | None = None,
 ) -> Tensor:
-    """Dense attention of tile means to tile means, differentiable.
+    """Attention of tile means to those that each may choose, differentiable.
 
     Args:
         q_means: (B, heads, n_q, head_dim).
@@ -46,8 +53,16 @@ def coarse_attention(
         v_means: (B, kv_heads, n_k, head_dim).
         scale: factor of the scores.
         backend: name of the backend, never "auto".
+        mask: which tiles a row may choose, None for all.
 
     Returns:
-        (B, heads, n_q, head_dim), the type of the means.
+        (B, heads, n_q, head_dim), the type of the means; zeros where a row may choose nothing.
     """
-    return named(backend).coarse_attention(q_means, k_means, v_means, scale)
+    return named(backend).coarse_attention(q_means, k_means, v_means, scale, mask)
+
+
+def for_means(call: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v, without gradient where that of their means does not go through autograd."""
+    if named(call.backend).fuses_gates:
+        return call.q.detach(), call.k.detach(), call.v.detach()
+    return call.q, call.k, call.v

@@ -54,7 +54,9 @@ def gated_attention(
         return _stage_by_stage(call, selection, means, gate_fine, gate_coarse, tail)
     if means and coarse is None:
         q_means, k_means, v_means = means
-        coarse = coarse_select.coarse_attention(q_means, k_means, v_means, call.scale, call.backend)
+        coarse = coarse_select.coarse_attention(
+            q_means, k_means, v_means, call.scale, call.backend, *(call.mask or ())
+        )
     gates = Gates(_as_q(gate_fine, call), _as_q(gate_coarse, call), coarse)
     asked = problem(call, selection)
     if call.precision != "native":
@@ -110,12 +112,15 @@ def whole(
         runs,
         call.scale,
         call.backend,
+        *(((), None, ()) if call.mask is None else (*call.mask, budget.shares)),
     )
     if inputs.wants_gradients(*(x for x in asked[:5] if x is not None)):
         out, lse, chosen, *_ = attention.attention(*asked)
     else:
         out, lse, chosen = attention.attention_inference(*asked)
-    selection = Selection(chosen, call.kv_grid.num_tiles, call.grid, call.kv_grid, budget.most)
+    selection = Selection(
+        chosen, call.kv_grid.num_tiles, call.grid, call.kv_grid, budget.most, call.mask
+    )
     return out.view(call.shape), lse, selection
 
 
@@ -131,7 +136,7 @@ def _stage_by_stage(
     coarse = None
     if means:
         q_means, k_means, v_means = means
-        coarse = coarse_attention(q_means, k_means, v_means, call.scale, call.backend)
+        coarse = coarse_attention(q_means, k_means, v_means, call.scale, call.backend, call.mask)
     out, lse = fine(call, selection, tail)
     whole = named(call.backend).combine(
         out.view(call.shape), coarse, gate_fine, gate_coarse, call.grid

@@ -22,10 +22,11 @@ from vsa.stages.planned import Plan, attend, flattened, layout
 from vsa.stages.watchers import ALIGNMENT, PLAIN, is_watched, paused
 from vsa.values.budget import Budget, LayerBudget, TopP
 from vsa.values.grid import Grid
-from vsa.values.problem import Task
+from vsa.values.masks import RULES
 from vsa.values.remembered import Remembered
 from vsa.values.score import SubBlocks
 from vsa.values.selection import Selection
+from vsa.values.task import Task
 from vsa.values.transforms import must_be_copied
 
 __all__ = ["attend", "is_hooked", "kind_of", "paused", "plan_of", "remember"]
@@ -59,7 +60,7 @@ def kind_of(
         selection: see q.
         topk: as the user gave it.
         rest: grid, kv_grid, tile, scale, backend, score, whether log-sum-exp and choice are
-            results, whether there is a tail, and the precision.
+            results, whether there is a tail, the mask, and the precision.
     """
     if torch.compiler.is_compiling():
         return None
@@ -124,7 +125,10 @@ def _known_of(selection: Selection) -> tuple[object, ...] | None:
     known = selection.num_key_tiles, selection.grid, selection.kv_grid
     if type(known[0]) is not int or not {*map(type, known[1:])} <= {Grid, type(None)}:
         return None
-    return *known, must_be_copied(selection.bitmap)
+    under = selection.under
+    if under is not None and under.allowed is not None:
+        return None
+    return *known, under, must_be_copied(selection.bitmap)
 
 
 def is_hooked() -> bool:
@@ -148,6 +152,7 @@ def _compares(
     gives_lse: object,
     gives_choice: object,
     tail: object,
+    mask: object,
     precision: object,
 ) -> bool:
     """Whether arguments that are equal to these mean the same: 4.0 == 4, but is an error."""
@@ -158,6 +163,7 @@ def _compares(
         and (scale is None or type(scale) in (int, float))
         and type(backend) is type(precision) is str
         and type(score) in (str, SubBlocks)
+        and (mask is None or type(mask) in RULES)
         and type(gives_lse) is type(gives_choice) is type(tail) is bool
     )
 
@@ -201,12 +207,13 @@ def remember(
     forms = forms_of(call, given)
     q, k, v, *gates = tokens = brought_into(forms, given)
     counts: Sequence[int] = ()
+    shares: Sequence[float] = ()
     mass, most, bitmap, is_constant = 0.0, None, None, True
     if isinstance(choice, Selection):
         bitmap = choice.bitmap
     else:
         counts, mass, most = tuple(choice.counts), choice.mass, choice.most
-        is_constant = choice.numbers is None
+        is_constant, shares = choice.numbers is None, choice.shares
     prepared = None
     saves_as_operators = not (tail and hooked)
     if is_constant and saves_as_operators and all(x.dtype == call.q.dtype for x in call.given):
@@ -230,6 +237,8 @@ def remember(
             _misaligned(q, k, v),
             tail,
             call.precision,
+            () if call.mask is None else call.mask.rule,
+            () if call.mask is None else shares,
         )
         prepared = named(call.backend).prepare(task)
     layouts = tuple(
@@ -249,5 +258,6 @@ def remember(
         everything,
         hooked,
         tail,
+        call.mask,
     )
     _plans.put(key, plan)

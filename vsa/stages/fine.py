@@ -12,11 +12,13 @@ from torch import Tensor
 
 from vsa.backends import named
 from vsa.operators import fine as operators
+from vsa.operators import padded as padded_operators
 from vsa.operators.low_precision import low_precision_attention
 from vsa.stages.coarse import tile_means
 from vsa.stages.inputs import Inputs
-from vsa.values.problem import Problem, TailMeans
+from vsa.values.problem import PaddedProblem, Problem, TailMeans
 from vsa.values.selection import Selection
+from vsa.values.tile_mask import TileMask
 
 
 def fine(
@@ -61,7 +63,16 @@ def problem(call: Inputs, selection: Selection) -> Problem:
         call.kv_grid.as_ints(),
         call.scale,
         call.backend,
+        *(TileMask() if call.mask is None else call.mask),
     )
+
+
+def fine_of_padded(problem: PaddedProblem) -> tuple[Tensor, Tensor]:
+    """The fine stage over padded tiles: out (B, S_q, heads, head_dim) and lse (B, heads, S_q)."""
+    who, most = named(problem.backend), len(problem.kv_sizes)
+    if "forward" in who.composed:
+        return who.forward(problem, most)
+    return padded_operators.padded_attention(*problem, most)
 
 
 def tail_means(call: Inputs) -> TailMeans:

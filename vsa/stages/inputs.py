@@ -12,13 +12,18 @@ import torch
 from torch import Tensor
 
 from vsa import backends
-from vsa.values import checks, hints, transforms
+from vsa.values import checks, hints, masks, transforms
 from vsa.values import precision as precisions
 from vsa.values.grid import SLOTS, Extent, Grid
+from vsa.values.masks import ChunkCausal, TeacherForcing
 from vsa.values.selection import Selection, check_fits, check_is_selection
+from vsa.values.sequence import Sequence
+from vsa.values.tile_mask import TileMask
 
 DEFAULT_TILE = (4, 4, 4)
 Tile = Extent | Literal["auto"]
+Layout = Extent | Grid | Sequence
+"""What ``grid`` may be where a sequence is allowed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +42,7 @@ class Inputs:
         shape: the shape that the user's q had, which outputs take.
         given: q, k and v in one type, as the user shaped them.
         precision: "native", "int8" or "fp8", see ``vsa.attention``.
+        mask: which tiles a row may choose, or a given selection was chosen from; None for all.
     """
 
     q: Tensor
@@ -50,6 +56,7 @@ class Inputs:
     shape: torch.Size
     given: tuple[Tensor, Tensor, Tensor]
     precision: str = "native"
+    mask: TileMask | None = None
 
 
 def resolve(
@@ -57,8 +64,8 @@ def resolve(
     k: Tensor,
     v: Tensor,
     *,
-    grid: Extent | Grid | None = None,
-    kv_grid: Extent | Grid | None = None,
+    grid: Layout | None = None,
+    kv_grid: Layout | None = None,
     tile: Tile = DEFAULT_TILE,
     scale: float | None = None,
     text_valid: Tensor | None = None,
@@ -66,11 +73,13 @@ def resolve(
     gates: Mapping[str, Tensor | None] | None = None,
     backend: str = "auto",
     precision: object = "native",
+    mask: object = None,
+    padded: bool = False,
 ) -> Inputs:
     """Check everything that the parts of ``vsa`` have in common.
 
     A caller without values passes k in their place. A selection brings the grids that the caller
-    left out; gates are checked elsewhere.
+    left out; gates are checked elsewhere. ``padded`` asks for a backend that has padded tiles.
 
     Raises:
         ValueError, TypeError: naming the argument, what it was and what is allowed.
@@ -91,17 +100,21 @@ def resolve(
             grid, names[0] = selection.grid, "the grid of selection"
         if kv_grid is None and selection.kv_grid is not None:
             kv_grid, names[1] = selection.kv_grid, "the kv_grid of selection"
+    tile = _tile_under(mask, tile, (q, k), (grid, kv_grid))
     query_grid = _grid_of(names[0], "q", q, grid, tile)
     key_grid = _key_grid(q, k, query_grid, kv_grid, tile, names[1])
     check_text_valid(text_valid, q, query_grid, key_grid)
     if selection is not None:
         check_fits(selection, q, query_grid, key_grid)
+    over_tiles = _over_tiles(mask, q, query_grid, key_grid, selection)
     precisions.check(bits, q, {**tensors, **(gates or {})})
     hints.about_runs(q, grid, tile)
     return Inputs(
         scale=checks.scale(scale, q.shape[-1]),
         text_valid=None if text_valid is None else transforms.savable(text_valid),
-        backend=chosen(backend, q, k, v, gates or {}, bits),
+        backend=chosen(
+            backend, q, k, v, gates or {}, bits, padded=padded, masked=over_tiles is not None
+        ),
         # Last, since strides may make these copies, and what is above may refuse.
         q=_flat(q),
         k=_flat(k),
@@ -111,7 +124,76 @@ def resolve(
         shape=q.shape,
         given=(q, k, v),
         precision=bits,
+        mask=over_tiles,
     )
+
+
+def _tile_under(
+    mask: object,
+    tile: Tile,
+    tensors: tuple[Tensor, Tensor],
+    grids: tuple[Layout | None, Layout | None],
+) -> Tile:
+    """The tile of queries and keys: under a rule "auto" means one for both."""
+    masks.check(mask)
+    (q, k), (grid, kv_grid) = tensors, grids
+    if grid is None and q.ndim == 4 and isinstance(mask, (ChunkCausal, TeacherForcing)):
+        raise ValueError(
+            f"grid must say which frames q has under mask {type(mask).__name__}, but it is None "
+            "and q is flat: pass grid=(T, H, W)"
+        )
+    if tile != "auto":
+        return tile
+    for known, x in ((kv_grid, k), (grid, q)):
+        if isinstance(known, (Grid, Sequence)):
+            return tile  # has one
+        shape = known if known is not None else tuple(x.shape[1:4]) if x.ndim == 6 else None
+        if shape is not None:
+            return masks.tile_under(mask, checks.extent("grid", shape)) or tile
+    return tile
+
+
+def _over_tiles(
+    mask: object, q: Tensor, grid: Grid, kv_grid: Grid, selection: Selection | None
+) -> TileMask | None:
+    """A mask on these grids; without one that of a selection."""
+    if mask is None:
+        return None if selection is None else selection.under
+    if isinstance(mask, Tensor) and mask.device != q.device:
+        raise ValueError(
+            f"mask must share the device of q, but it is on {mask.device} and q is on {q.device}"
+        )
+    found = masks.resolve(mask, grid, kv_grid, q.shape[-2])
+    if found is not None and found.allowed is not None:
+        return found._replace(allowed=transforms.savable(found.allowed))
+    return found
+
+
+def check_one_choice(mask: object, selection: object) -> None:
+    """A mask is for a choice that is to be made."""
+    if mask is not None and selection is not None:
+        raise ValueError(
+            "mask cannot stand beside selection, which is a choice already made: pass mask to "
+            "vsa.select, whose selection brings it along"
+        )
+
+
+def check_inside(selection: Selection, call: Inputs) -> None:
+    """A given selection keeps nothing that the mask of a call forbids."""
+    mask, under = call.mask, selection.under
+    if mask is None or (under is not None and mask.rule and tuple(under.rule) == tuple(mask.rule)):
+        return
+    is_cuda = selection.bitmap.is_cuda
+    if torch.compiler.is_compiling() or (is_cuda and torch.cuda.is_current_stream_capturing()):
+        raise ValueError(
+            "selection was not chosen under this mask, and whether it is inside cannot be read "
+            "here: choose it by vsa.select(..., mask=mask)"
+        )
+    if bool((selection.mask() & ~mask.matrix(call.grid.num_tiles, call.q.device)).any()):
+        raise ValueError(
+            "selection must lie inside of mask, but it keeps tiles that their query tiles may not "
+            "choose"
+        )
 
 
 def chosen(
@@ -122,6 +204,7 @@ def chosen(
     gates: Mapping[str, Tensor | None],
     precision: str = "native",
     padded: bool = False,
+    masked: bool = False,
 ) -> str:
     """Name of the backend; that of ``TRANSFORMS`` where a tensor needs more than a backward."""
     named = {"q": q, "k": k, "v": v, **gates}
@@ -144,6 +227,7 @@ def chosen(
         wants_gradients(q, k, v),
         precision,
         padded,
+        masked,
     )
 
 
@@ -160,8 +244,13 @@ def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
-def _grid_of(name: str, owner: str, x: Tensor, grid: Extent | Grid | None, tile: Tile) -> Grid:
+def _grid_of(name: str, owner: str, x: Tensor, grid: Layout | None, tile: Tile) -> Grid:
     """The grid of a tensor, from the argument, from the tensor's own shape, or one-dimensional."""
+    if isinstance(grid, Sequence):
+        raise TypeError(
+            f"{name} must be (T, H, W) or a vsa.Grid here, but it is a vsa.Sequence, which "
+            "vsa.attention and its parts take"
+        )
     if isinstance(grid, Grid):
         if tile not in (DEFAULT_TILE, "auto", grid.tile):
             raise ValueError(
@@ -191,7 +280,7 @@ def _grid_of(name: str, owner: str, x: Tensor, grid: Extent | Grid | None, tile:
 
 
 def _key_grid(
-    q: Tensor, k: Tensor, grid: Grid, kv_grid: Extent | Grid | None, tile: Tile, name: str
+    q: Tensor, k: Tensor, grid: Grid, kv_grid: Layout | None, tile: Tile, name: str
 ) -> Grid:
     """The keys' grid: the queries' unless ``kv_grid`` says otherwise."""
     if kv_grid is not None:
@@ -235,8 +324,13 @@ def check_text_valid(value: object, q: Tensor, grid: Grid, kv_grid: Grid) -> Non
         )
 
 
-def check_must(value: object, q: Tensor, grid: Grid, kv_grid: Grid) -> None:
-    """None, "self", or (n_q, n_k) bool on the device of q."""
+def check_must(
+    value: object, q: Tensor, grid: Grid, kv_grid: Grid, mask: TileMask | None = None
+) -> None:
+    """None, "self", or (n_q, n_k) bool on the device of q, inside of a mask that is a rule.
+
+    Reading whether it is inside waits for the device, so neither compiled code nor a capture does.
+    """
     if value is None:
         return
     if isinstance(value, str):
@@ -259,4 +353,13 @@ def check_must(value: object, q: Tensor, grid: Grid, kv_grid: Grid) -> None:
     if value.device != q.device:
         raise ValueError(
             f"must has to share the device of q, but it is on {value.device} and q is on {q.device}"
+        )
+    if mask is None or mask.allowed is not None or torch.compiler.is_compiling():
+        return
+    if value.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    if bool((value & ~mask.matrix(grid.num_tiles, q.device)[0]).any()):
+        raise ValueError(
+            "must has to lie inside of mask, but it forces tiles that the rule does not let their "
+            "query tiles choose"
         )

@@ -17,6 +17,7 @@ from vsa.stages.watchers import ALIGNMENT, address_of, is_watched
 from vsa.values.grid import Grid
 from vsa.values.problem import Gates, Means, Problem, Saved, Upstream
 from vsa.values.selection import Selection
+from vsa.values.tile_mask import TileMask
 from vsa.values.transforms import savable
 
 TENSORS, GRADIENTS = 7, 5
@@ -42,6 +43,7 @@ class Plan(NamedTuple):
         hooked: whether hooks see what autograd saves: then it is what the operators save, since
             checkpointing compares it with that of another forward, which may have had no plan.
         tail: whether tiles that are not chosen enter the softmax by their means.
+        mask: which tiles a row may choose, a rule; None for all.
     """
 
     prepared: Prepared | None
@@ -56,6 +58,7 @@ class Plan(NamedTuple):
     everything: bool
     hooked: bool
     tail: bool
+    mask: TileMask | None
 
 
 def attend(
@@ -78,7 +81,7 @@ def attend(
     device = tokens[0].device.type
     bitmap = None
     if plan.everything:
-        selection = everything(tokens[0], plan.grid, plan.kv_grid)
+        selection = everything(tokens[0], plan.grid, plan.kv_grid, plan.mask)
     if selection is not None:
         selection = selection.savable()
         bitmap = selection.bitmap
@@ -96,7 +99,7 @@ def attend(
             out, lse, chosen = found.out, found.lse, found.bitmap
     if selection is None and chosen is not None:
         grids = plan.grid, plan.kv_grid
-        selection = Selection(chosen, plan.kv_grid.num_tiles, *grids, plan.most)
+        selection = Selection(chosen, plan.kv_grid.num_tiles, *grids, plan.most, plan.mask)
     return out, lse, selection
 
 
@@ -223,7 +226,8 @@ def _by_operators(
     lse, chosen, means = plan.prepared.unpacked(found)
     bitmap = given if chosen is None else chosen
     assert bitmap is not None
-    problem = Problem(q, k, v, bitmap, text_valid, *ints, plan.scale, plan.backend)
+    mask = TileMask() if plan.mask is None else plan.mask
+    problem = Problem(q, k, v, bitmap, text_valid, *ints, plan.scale, plan.backend, *mask)
     flat = Upstream(flattened(upstream.grad_out), upstream.grad_lse)
     saved = Saved(flattened(found.fine), lse)
     tail: tuple[Tensor | None, ...] = means[1:] if plan.tail else ()

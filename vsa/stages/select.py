@@ -22,6 +22,7 @@ from vsa.values.budget import Budget
 from vsa.values.grid import Grid
 from vsa.values.problem import CoarseValues, SubBlockScores, TileScores
 from vsa.values.selection import Selection
+from vsa.values.tile_mask import TileMask
 
 
 def choose(
@@ -59,6 +60,7 @@ def select_by_sub_blocks(
         runs,
         call.scale,
         call.backend,
+        *_masked(budget, call),
     )
     who = named(call.backend)
     composed = "select_by_sub_blocks" in who.composed
@@ -67,7 +69,7 @@ def select_by_sub_blocks(
         if composed
         else coarse_select.select_by_sub_blocks(*asked)
     )
-    return Selection(chosen, call.kv_grid.num_tiles, call.grid, call.kv_grid, most)
+    return Selection(chosen, call.kv_grid.num_tiles, call.grid, call.kv_grid, most, call.mask)
 
 
 def select_tiles(
@@ -92,7 +94,7 @@ def select_tiles(
     chosen = (
         who.select(scores)[0] if "select" in who.composed else coarse_select.select_tiles(*scores)
     )
-    return Selection(chosen, call.kv_grid.num_tiles, call.grid, call.kv_grid, most)
+    return Selection(chosen, call.kv_grid.num_tiles, call.grid, call.kv_grid, most, call.mask)
 
 
 def select_and_attend(
@@ -111,7 +113,10 @@ def select_and_attend(
     q_means, k_means, v_means = means
     scores = _scores(q_means, k_means, None, budget, call)
     chosen, coarse = coarse_select.select_and_attend(*scores, *CoarseValues(v_means))
-    return Selection(chosen, call.kv_grid.num_tiles, call.grid, call.kv_grid, budget.most), coarse
+    selection = Selection(
+        chosen, call.kv_grid.num_tiles, call.grid, call.kv_grid, budget.most, call.mask
+    )
+    return selection, coarse
 
 
 def _forced(
@@ -136,12 +141,23 @@ def _scores(
         budget.numbers,
         call.scale,
         call.backend,
+        *_masked(budget, call),
     )
 
 
-def everything(q: Tensor, grid: Grid, kv_grid: Grid) -> Selection:
-    """All key tiles for all query tiles of q (B, ..., heads, head_dim): dense attention."""
+def _masked(budget: Budget, call: Inputs) -> tuple[Sequence[int], Tensor | None, Sequence[float]]:
+    """What operators are told of a mask: a rule, a tensor, and shares of what rows may choose."""
+    if call.mask is None:
+        return (), None, ()
+    return call.mask.rule, call.mask.allowed, budget.shares
+
+
+def everything(q: Tensor, grid: Grid, kv_grid: Grid, mask: TileMask | None = None) -> Selection:
+    """All key tiles that query tiles of q (B, ..., heads, head_dim) may choose: dense attention."""
     columns = kv_grid.num_tiles
-    row = bitmap.full(columns, q.device)
+    if mask is None:
+        row = bitmap.full(columns, q.device)
+    else:
+        row = bitmap.pack(mask.matrix(grid.num_tiles, q.device))
     rows = row.expand(q.shape[0], q.shape[-2], grid.num_tiles, -1).contiguous()
-    return Selection(rows, columns, grid, kv_grid, columns)
+    return Selection(rows, columns, grid, kv_grid, columns, mask)

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vsa.nn import VideoSparseAttention
+from vsa.stages.inputs import Layout
 from vsa.values import checks
 from vsa.values.bitmap import pack
-from vsa.values.grid import Extent, Grid
+from vsa.values.grid import Grid
 from vsa.values.selection import Selection
 
 KINDS = {
@@ -52,7 +53,7 @@ class DenseAttention(VideoSparseAttention):
     def forward(
         self,
         x: Tensor,
-        grid: Extent | Grid | None = None,
+        grid: Layout | None = None,
         *,
         rotary: Rotary | None = None,
         selection: Selection | None = None,
@@ -78,7 +79,7 @@ class CoarseAttention(VideoSparseAttention):
     def forward(
         self,
         x: Tensor,
-        grid: Extent | Grid | None = None,
+        grid: Layout | None = None,
         *,
         rotary: Rotary | None = None,
         selection: Selection | None = None,
@@ -116,7 +117,7 @@ class FixedAttention(VideoSparseAttention):
     def forward(
         self,
         x: Tensor,
-        grid: Extent | Grid | None = None,
+        grid: Layout | None = None,
         *,
         rotary: Rotary | None = None,
         selection: Selection | None = None,

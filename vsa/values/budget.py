@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,9 +88,9 @@ class LayerBudget:
             )
         if torch.compiler.is_compiling():
             checks.one_per_head("topk", range(len(self._numbers) - 1), heads)
-            return Budget((1,), numbers=self._numbers)
+            return Budget((1,), numbers=self._numbers, shares=(0.0,) * heads)
         checks.one_per_head("topk", self.counts, heads)
-        return Budget(self.counts, 0.0, min(self.counts) >= num_tiles)
+        return Budget(self.counts, 0.0, min(self.counts) >= num_tiles, shares=(0.0,) * heads)
 
     def of_heads(self, heads: slice) -> LayerBudget:
         """That of some of the heads."""
@@ -116,12 +117,15 @@ class Budget:
         is_everything: whether all tiles are kept whatever the scores.
         numbers: what stands for all of these in compiled code that was made for numbers that vary,
             (1 + one or heads,) fp64 on the CPU: the mass, then shares of the tiles.
+        shares: for each of ``counts``, of what a row may choose under a mask: the share that was
+            given, 0 where a number was. With ``numbers`` any share there says that it is one.
     """
 
     counts: tuple[int, ...]
     mass: float = 0.0
     is_everything: bool = False
     numbers: Tensor | None = None
+    shares: tuple[float, ...] = (0.0,)
 
     @property
     def most(self) -> int | None:
@@ -163,12 +167,28 @@ def _resolved(topk: object, num_tiles: int, heads: int) -> Budget:
         if not torch.compiler.is_compiling():
             values = (topk.item(),)
     if any(map(varies, (mass, *values))):
-        return Budget((1,), numbers=_as_data(mass, values, num_tiles, names))
+        shares = tuple(float(_is_share(value)) for value in values)
+        return Budget((1,), numbers=_as_data(mass, values, num_tiles, names), shares=shares)
     counts = tuple(
         checks.top_k(value, num_tiles, name) for value, name in zip(values, names, strict=True)
     )
     everything = all(count >= num_tiles for count in counts) if _known(num_tiles, counts) else False
-    return Budget(counts, mass, everything)
+    shares = tuple(float(value) if _is_share(value) else 0.0 for value in values)  # type: ignore
+    return Budget(counts, mass, everything, shares=shares)
+
+
+def _is_share(value: object) -> bool:
+    """Whether a number of tiles is given as a share of them."""
+    if isinstance(value, Tensor):
+        return value.is_floating_point()
+    return not isinstance(value, (torch.SymInt, numbers.Integral))
+
+
+def shares_of(shares: Sequence[float], given: Tensor | None) -> list[float]:
+    """The shares that a ``Budget`` stands for under a mask, when it is spent; none without one."""
+    if given is None or not len(shares):
+        return list(shares)
+    return [is_one and share for is_one, share in zip(shares, given[1:].tolist(), strict=True)]
 
 
 def counts_and_mass(

@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class Grid:
         ValueError, TypeError: an extent, tile or count that is not allowed; the sentence names it.
     """
 
+    _most_tokens: ClassVar[int] = SLOTS
+
     shape: Extent
     tile: Extent | Literal["auto"] = (4, 4, 4)
     prefix: int = 0
@@ -54,7 +56,7 @@ class Grid:
             T, H, W = map(operator.index, shape)  # compiled code makes a graph for each of these
             tile = best_tile((T, H, W))
         else:
-            tile = checks.tile("tile", self.tile, SLOTS)
+            tile = checks.tile("tile", self.tile, self._most_tokens)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "tile", tile)
         object.__setattr__(self, "prefix", checks.count("prefix", self.prefix))
@@ -90,6 +92,16 @@ class Grid:
         """Tiles in all, nt * nh * nw."""
         nt, nh, nw = self.tiles
         return nt * nh * nw
+
+    @property
+    def query_tiles(self) -> int:
+        """Tiles that choose, rows of a choice: all of them."""
+        return self.num_tiles
+
+    @property
+    def key_tiles(self) -> int:
+        """Tiles that are chosen among, columns of a choice: all of them."""
+        return self.num_tiles
 
     @property
     def is_ragged(self) -> bool:
@@ -215,18 +227,29 @@ def _grid_of_ints(T: int, H: int, W: int, t: int, h: int, w: int, prefix: int, s
     return Grid((T, H, W), (t, h, w), prefix, suffix)
 
 
-def best_tile(shape: Extent) -> Extent:
+def best_tile(shape: Extent, frames: int | None = None) -> Extent:
     """The tile shape that wastes the fewest of its 64 slots on a grid of (T, H, W) tokens.
 
     Only compact shapes are considered: a side is at most twice any side that does not span its
     whole axis, since neighbouring tokens are what makes a tile's mean meaningful. Ties go to the
     shortest longest side.
 
+    Args:
+        shape: (T, H, W), tokens along each axis.
+        frames: of a chunk, where no tile may lie in two of them (``vsa.masks.ChunkCausal``): only
+            extents along t that divide it are considered.
+
     Returns:
-        Tokens per tile along (t, h, w). It never wastes more than (4, 4, 4) does.
+        Tokens per tile along (t, h, w). Without ``frames`` it never wastes more than (4, 4, 4).
     """
     shape = checks.extent("shape", shape)
-    best = min((_num_tiles(shape, tile), max(tile), tile) for tile in _compact_tiles(shape))
+    tiles = _compact_tiles(shape)
+    if frames is not None:
+        frames = checks.integer("frames", frames, at_least=1)
+        # An axis that a chunk spans is spanned.
+        chunk = min(frames, shape[0]), shape[1], shape[2]
+        tiles = (tile for tile in _compact_tiles(chunk) if frames % tile[0] == 0)
+    best = min((_num_tiles(shape, tile), max(tile), tile) for tile in tiles)
     return best[2]
 
 

@@ -49,7 +49,7 @@ def about_budget(topk: object, num_tiles: int) -> None:
         )
 
 
-def about_runs(q: Tensor, grid: Extent | Grid | None, tile: object) -> None:
+def about_runs(q: Tensor, grid: object, tile: object) -> None:
     """A flat sequence whose tiles nobody has chosen.
 
     Args:

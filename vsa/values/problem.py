@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vsa.values import padded
 from vsa.values.grid import Grid
+from vsa.values.tile_mask import TileMask, mask_of
 
 
 class Problem(NamedTuple):
@@ -29,6 +30,8 @@ class Problem(NamedTuple):
         kv_grid: the keys' grid, eight ints.
         scale: factor of the scores.
         backend: name of the backend that computes it, never "auto".
+        rule: what the bitmap was chosen under, for a tail and the coarse branch, see ``TileMask``.
+        allowed: see rule.
     """
 
     q: Tensor
@@ -40,6 +43,13 @@ class Problem(NamedTuple):
     kv_grid: Sequence[int]
     scale: float
     backend: str
+    rule: Sequence[int] = ()
+    allowed: Tensor | None = None
+
+    @property
+    def mask(self) -> TileMask | None:
+        """What the bitmap was chosen under."""
+        return mask_of(self.rule, self.allowed)
 
     @property
     def grids(self) -> tuple[Grid, Grid]:
@@ -89,6 +99,11 @@ class PaddedProblem(NamedTuple):
     @property
     def text_valid(self) -> None:
         """There is no text."""
+        return None
+
+    @property
+    def mask(self) -> None:
+        """There is no mask."""
         return None
 
 
@@ -198,6 +213,9 @@ class TileScores(NamedTuple):
             ``vsa.values.budget.Budget``; (1 + one or heads,) fp64 on the CPU. None elsewhere.
         scale: factor of the scores.
         backend: name of the backend that computes it, never "auto".
+        rule: which tiles a row may choose, see ``vsa.values.tile_mask.TileMask``; empty without.
+        allowed: the same as a tensor (heads or 1, n_q, n_k) bool, or None.
+        shares: like ``topk``, budgets that are a share of what a row may choose, 0 for others.
     """
 
     q_means: Tensor
@@ -208,6 +226,14 @@ class TileScores(NamedTuple):
     numbers: Tensor | None
     scale: float
     backend: str
+    rule: Sequence[int] = ()
+    allowed: Tensor | None = None
+    shares: Sequence[float] = ()
+
+    @property
+    def mask(self) -> TileMask | None:
+        """Which tiles a row may choose."""
+        return mask_of(self.rule, self.allowed)
 
 
 class SubBlockScores(NamedTuple):
@@ -225,6 +251,9 @@ class SubBlockScores(NamedTuple):
         runs: of a tile.
         scale: factor of the products.
         backend: name of the backend that computes it, never "auto".
+        rule: see ``TileScores``, and so are ``allowed`` and ``shares``.
+        allowed: see rule.
+        shares: see rule.
     """
 
     q: Tensor
@@ -238,11 +267,19 @@ class SubBlockScores(NamedTuple):
     runs: int
     scale: float
     backend: str
+    rule: Sequence[int] = ()
+    allowed: Tensor | None = None
+    shares: Sequence[float] = ()
 
     @property
     def grids(self) -> tuple[Grid, Grid]:
         """Of the queries and of the keys."""
         return Grid.from_ints(self.grid), Grid.from_ints(self.kv_grid)
+
+    @property
+    def mask(self) -> TileMask | None:
+        """Which tiles a row may choose."""
+        return mask_of(self.rule, self.allowed)
 
 
 class CoarseValues(NamedTuple):
@@ -273,6 +310,9 @@ class WholeCall(NamedTuple):
         runs: of a tile, whose means are scored for the choice; 1 for its mean.
         scale: factor of the scores.
         backend: name of the backend that computes it, never "auto".
+        rule: see ``TileScores``, and so are ``allowed`` and ``shares``.
+        allowed: see rule.
+        shares: see rule.
     """
 
     q: Tensor
@@ -289,11 +329,19 @@ class WholeCall(NamedTuple):
     runs: int
     scale: float
     backend: str
+    rule: Sequence[int] = ()
+    allowed: Tensor | None = None
+    shares: Sequence[float] = ()
 
     @property
     def grids(self) -> tuple[Grid, Grid]:
         """Of the queries and of the keys."""
         return Grid.from_ints(self.grid), Grid.from_ints(self.kv_grid)
+
+    @property
+    def mask(self) -> TileMask | None:
+        """Which tiles a row may choose."""
+        return mask_of(self.rule, self.allowed)
 
 
 class WholeSaved(NamedTuple):
@@ -313,50 +361,3 @@ class WholeSaved(NamedTuple):
     bitmap: Tensor
     coarse: Tensor
     means: Tensor
-
-
-class Task(NamedTuple):
-    """A whole call of attention, as far as no number in a tensor matters: what can be prepared.
-
-    Attributes:
-        q: (B, S_q, heads, head_dim); of all tensors only shape, strides, dtype and device count.
-        k: (B, S_k, kv_heads, head_dim).
-        v: like k.
-        gate_fine: (B, S_q, heads, head_dim), the type of q or fp32, or None.
-        gate_coarse: the same.
-        text_valid: (B, prefix + suffix) bool, or None where all text is valid.
-        bitmap: (B, heads, n_q, words) int32, a choice of tiles that is given, or None for one that
-            is to be made.
-        grid: the queries' grid.
-        kv_grid: the keys' grid.
-        counts: least tiles of a row, one number or one per query head; none with a ``bitmap``.
-        mass: least share of a row's softmax.
-        runs: of a tile, whose means are scored for the choice; 1 for its mean.
-        scale: factor of the scores.
-        gradients: whether gradients are wanted.
-        gives_lse: whether the log-sum-exp is a result.
-        gives_bitmap: whether the choice is a result.
-        misaligned: whether q, k and v lie where the kernels cannot read them.
-        tail: whether tiles that are not chosen enter the softmax by their means.
-        precision: "native", "int8" or "fp8".
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    gate_fine: Tensor | None
-    gate_coarse: Tensor | None
-    text_valid: Tensor | None
-    bitmap: Tensor | None
-    grid: Grid
-    kv_grid: Grid
-    counts: Sequence[int]
-    mass: float
-    runs: int
-    scale: float
-    gradients: bool
-    gives_lse: bool
-    gives_bitmap: bool
-    misaligned: tuple[bool, bool, bool] = (False, False, False)
-    tail: bool = False
-    precision: str = "native"

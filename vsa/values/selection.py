@@ -12,6 +12,9 @@ from torch import Tensor
 from vsa.values import transforms
 from vsa.values.bitmap import count, pack, unpack
 from vsa.values.grid import Extent, Grid
+from vsa.values.masks import Mask
+from vsa.values.sequence import Sequence
+from vsa.values.tile_mask import TileMask
 
 _measures: dict[str, Callable[..., Tensor]] = {}
 """What computes a selection's own methods: measuring lies above values, and enters itself here."""
@@ -28,6 +31,10 @@ class Selection:
         grid: the queries' grid, where known.
         kv_grid: the keys' grid, where known.
         most: the most tiles that a row keeps, where known without looking at the bitmap.
+        under: the mask that it was chosen under. Whoever reuses the selection gets the coarse
+            branch and the tail of that mask, too.
+        sequences: of the queries and of the keys, where these are no grids: rows are the tiles
+            whose queries are sparse, columns those that compete.
     """
 
     bitmap: Tensor
@@ -35,10 +42,15 @@ class Selection:
     grid: Grid | None = None
     kv_grid: Grid | None = None
     most: int | None = None
+    under: TileMask | None = None
+    sequences: tuple[Sequence, Sequence] | None = None
 
     @classmethod
     def from_mask(
-        cls, mask: Tensor, grid: Grid | None = None, kv_grid: Grid | None = None
+        cls,
+        mask: Tensor,
+        grid: Grid | Sequence | None = None,
+        kv_grid: Grid | Sequence | None = None,
     ) -> Selection:
         """Pack a bool mask (B, heads, n_q, n_k).
 
@@ -54,13 +66,21 @@ class Selection:
                 "mask must be (B, heads, n_q, n_k) and not empty, but its shape is "
                 f"{tuple(mask.shape)}"
             )
-        for name, axis, given in (("grid", 2, grid), ("kv_grid", 3, kv_grid or grid)):
-            if given is not None and given.num_tiles != mask.shape[axis]:
+        kv_grid = kv_grid or grid
+        for name, axis, tiles in (
+            ("grid", 2, None if grid is None else grid.query_tiles),
+            ("kv_grid", 3, None if kv_grid is None else kv_grid.key_tiles),
+        ):
+            if tiles is not None and tiles != mask.shape[axis]:
                 raise ValueError(
-                    f"mask has {mask.shape[axis]} tiles on axis {axis}, but {name} "
-                    f"has {given.num_tiles}"
+                    f"mask has {mask.shape[axis]} tiles on axis {axis}, but {name} has {tiles}"
                 )
-        return cls(pack(mask), mask.shape[-1], grid, kv_grid or grid)
+        bits, columns = pack(mask), mask.shape[-1]
+        if isinstance(grid, Sequence) or isinstance(kv_grid, Sequence):
+            if grid is None or kv_grid is None:
+                raise ValueError("grid must be given beside a kv_grid that is a vsa.Sequence")
+            return cls(bits, columns, sequences=(Sequence.of(grid), Sequence.of(kv_grid)))
+        return cls(bits, columns, grid, kv_grid)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -84,9 +104,10 @@ class Selection:
 
     def to(self, device: torch.device | str) -> Selection:
         """The same selection on another device."""
-        return Selection(
-            self.bitmap.to(device), self.num_key_tiles, self.grid, self.kv_grid, self.most
-        )
+        under = self.under
+        if under is not None and under.allowed is not None:
+            under = under._replace(allowed=under.allowed.to(device))
+        return replace(self, bitmap=self.bitmap.to(device), under=under)
 
     def savable(self) -> Selection:
         """One that autograd may keep, whatever mode this one was made in."""
@@ -98,13 +119,16 @@ class Selection:
         q: Tensor,
         k: Tensor,
         *,
-        grid: Extent | Grid | None = None,
-        kv_grid: Extent | Grid | None = None,
+        grid: Extent | Grid | Sequence | None = None,
+        kv_grid: Extent | Grid | Sequence | None = None,
         scale: float | None = None,
         text_valid: Tensor | None = None,
+        mask: Mask | None = None,
         backend: str = "auto",
     ) -> Tensor:
         """Share of the dense attention mass of the video queries that the selection keeps.
+
+        Of a ``vsa.Sequence`` these are the queries that are sparse.
 
         Args:
             q: (B, T, H, W, heads, head_dim) or (B, S, heads, head_dim).
@@ -113,6 +137,8 @@ class Selection:
             kv_grid: the keys' grid, unless the selection knows it.
             scale: factor of the scores, by default head_dim ** -0.5.
             text_valid: (B, prefix + suffix) bool, which text tokens are real.
+            mask: what dense attention is under as well, and the selection is inside of; by default
+                the mask that the selection was chosen under.
             backend: as in ``vsa.attention``.
 
         Returns:
@@ -131,6 +157,7 @@ class Selection:
             kv_grid=kv_grid,
             scale=scale,
             text_valid=text_valid,
+            mask=mask,
             backend=backend,
         )
 
@@ -157,7 +184,9 @@ def check_is_selection(value: object) -> None:
         )
 
 
-def check_fits(value: Selection, q: Tensor, grid: Grid, kv_grid: Grid) -> None:
+def check_fits(
+    value: Selection, q: Tensor, grid: Grid | Sequence, kv_grid: Grid | Sequence
+) -> None:
     """A selection made for these batches, heads and tiles, whose bitmap is in order."""
     words = -(-value.num_key_tiles // 32)
     if value.bitmap.dtype != torch.int32 or value.bitmap.shape[3:] != (words,):
@@ -166,13 +195,15 @@ def check_fits(value: Selection, q: Tensor, grid: Grid, kv_grid: Grid) -> None:
             f"{value.num_key_tiles} key tiles, but it is {tuple(value.bitmap.shape)} "
             f"{value.bitmap.dtype}: make one by vsa.select or vsa.Selection.from_mask"
         )
-    wanted = (q.shape[0], q.shape[-2], grid.num_tiles, kv_grid.num_tiles)
+    wanted = (q.shape[0], q.shape[-2], grid.query_tiles, kv_grid.key_tiles)
     if value.shape != wanted:
         raise ValueError(
             "selection must be for (batch, heads, query tiles, key tiles) = "
             f"{wanted}, but it is for {value.shape}"
         )
-    for name, known, given in (("grid", value.grid, grid), ("kv_grid", value.kv_grid, kv_grid)):
+    of_grids: tuple[object, object] = value.sequences or (value.grid, value.kv_grid)
+    pairs = zip(("grid", "kv_grid"), of_grids, (grid, kv_grid), strict=True)
+    for name, known, given in pairs:
         if known is not None and known != given:
             raise ValueError(
                 f"selection was made for the {name} {known}, but it is used with {given}"

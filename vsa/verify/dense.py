@@ -35,6 +35,7 @@ def attention(
     mask: Tensor | None = None,
     text_valid: Tensor | None = None,
     tail: bool = False,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments and results as in ``vsa.verify.reference.attention``, on the CPU."""
     group = q.shape[2] // k.shape[2]
@@ -55,12 +56,13 @@ def attention(
             tiles_in_runs(shape, tile, prefix, suffix, runs) for shape in (grid, kv_grid or grid)
         )
         scores = sub_block_scores(q, k, (of_q, of_k), scale)
-    chosen = choice(scores, topk, mass) if mask is None else mask
+    chosen = choice(scores, topk, mass, allowed) if mask is None else mask
     attends = attended(chosen, query_tiles, key_tiles, text_valid)
     bias = q.new_zeros(k.shape[2])
     if tail:  # means are further keys of the video's queries
         k, v = torch.cat((k, k_means), dim=2), torch.cat((v, v_means), dim=2)
-        left_out = query_tiles.T @ (~chosen).double() > 0
+        left_out = ~chosen if allowed is None else ~chosen & allowed
+        left_out = query_tiles.T @ left_out.double() > 0
         attends = torch.cat((attends.expand(*left_out.shape[:2], -1, -1), left_out), dim=-1)
         bias = torch.cat((bias, key_tiles.sum(-1).log()))
     idle = ~attends.any(-1, keepdim=True)
@@ -71,9 +73,18 @@ def attention(
     if gate_fine is not None:
         out = gate_fine.double() * out
     if gate_coarse is not None:
-        coarse = query_tiles.T @ (coarse_scores.softmax(-1) @ v_means)  # text is in no tile
+        weights = coarse_softmax(coarse_scores, allowed)
+        coarse = query_tiles.T @ (weights @ v_means)  # text is in no tile
         out = out + gate_coarse.double() * coarse.transpose(1, 2)
     return out, chosen, lse
+
+
+def coarse_softmax(scores: Tensor, allowed: Tensor | None) -> Tensor:
+    """Of the tiles that each row may choose; zeros where there are none."""
+    if allowed is None:
+        return scores.softmax(-1)
+    nothing = ~allowed.any(-1, keepdim=True)
+    return scores.masked_fill(~(allowed | nothing), -math.inf).softmax(-1).masked_fill(nothing, 0)
 
 
 def membership(grid: Sequence[int], tile: Sequence[int], prefix: int, suffix: int) -> Tensor:
@@ -164,12 +175,22 @@ def within(chosen: Tensor, scores: Tensor, bound: Tensor, count: Tensor, mass: f
     return (kept >= left) & (number >= count) & (enough if mass else number == count)
 
 
-def choice(scores: Tensor, topk: float | Sequence[float], mass: float = 0.0) -> Tensor:
+def choice(
+    scores: Tensor,
+    topk: float | Sequence[float],
+    mass: float = 0.0,
+    allowed: Tensor | None = None,
+) -> Tensor:
     """Scores (B, heads, n_q, n_k) -> bool, which key tiles ``reference.best`` picks."""
+    may = torch.ones_like(scores, dtype=torch.bool)
+    if allowed is not None:
+        may &= allowed
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     for b, h, i in torch.cartesian_prod(*map(torch.arange, scores.shape[:3])).tolist():
         each = topk[h] if isinstance(topk, Sequence) else topk
-        chosen[b, h, i, reference.best(scores[b, h, i].tolist(), each, mass)] = True
+        these = may[b, h, i].nonzero().flatten()
+        picked = reference.best(scores[b, h, i, these].tolist(), each, mass)
+        chosen[b, h, i, these[picked]] = True
     return chosen
 
 

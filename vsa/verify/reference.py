@@ -34,6 +34,7 @@ def attention(
     mask: Tensor | None = None,
     text_valid: Tensor | None = None,
     tail: bool = False,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Video Sparse Attention.
 
@@ -57,6 +58,8 @@ def attention(
         text_valid: (B, prefix + suffix) bool.
         tail: whether each tile that a query tile did not pick is one key more for it, the tile's
             mean, that counts as often as the tile has tokens.
+        allowed: (n_q, n_k) or (heads, n_q, n_k) bool, which key tiles a query tile may choose: no
+            others take part in the coarse softmax, the choice or the tail. None for all.
 
     Returns:
         out (B, S_q, heads, head_dim), mask (B, heads, n_q, n_k) bool, lse (B, heads, S_q), all in
@@ -90,20 +93,29 @@ def attention(
             k_means = torch.stack([keys[tokens].mean(0) for tokens in key_tiles])
             v_means = torch.stack([values[tokens].mean(0) for tokens in key_tiles])
             scores = scale * q_means @ k_means.T
-            coarse = scores.softmax(-1) @ v_means
+            may = [
+                list(range(len(key_tiles)))
+                if allowed is None
+                else allowed.expand(heads, -1, -1)[h, i].nonzero().flatten().tolist()
+                for i in range(len(query_tiles))
+            ]
+            coarse = torch.stack(
+                [scores[i, these].softmax(-1) @ v_means[these] for i, these in enumerate(may)]
+            )
             if runs > 1:
                 scores = sub_block_scores(queries, keys, query_tiles, key_tiles, runs, scale)
             for i, tokens in enumerate(query_tiles):
                 # select
+                each = topk[h] if isinstance(topk, Sequence) else topk
                 picked = (
-                    best(scores[i].tolist(), topk[h] if isinstance(topk, Sequence) else topk, mass)
+                    [may[i][place] for place in best(scores[i, may[i]].tolist(), each, mass)]
                     if mask is None
                     else mask[b, h, i].nonzero().flatten().tolist()
                 )
                 chosen[b, h, i, picked] = True
                 # fine
                 attended = [token for j in picked for token in key_tiles[j]] + text_k
-                left_out = [j for j in range(len(key_tiles)) if j not in picked] if tail else []
+                left_out = [j for j in may[i] if j not in picked] if tail else []
                 attended_keys = torch.cat((keys[attended], k_means[left_out]))
                 attended_values = torch.cat((values[attended], v_means[left_out]))
                 counts = [1] * len(attended) + [len(key_tiles[j]) for j in left_out]
@@ -212,6 +224,8 @@ def best(scores: Sequence[float], topk: float, mass: float = 0.0) -> list[int]:
 
     Ties go to the lowest index. Returned in ascending order of index.
     """
+    if not scores:
+        return []
     count = (
         min(topk, len(scores)) if isinstance(topk, int) else max(1, math.ceil(topk * len(scores)))
     )

@@ -24,10 +24,15 @@
 //   pieces of right            -> the other three tiles     / of this step run
 //   pieces of left             -> registers, once those are done
 //
+// Under a mask over tiles, one side of a product stands for query tiles and another for key tiles.
+// What lies between tiles of which none may choose the other is left out: blocks of the scores and
+// of their gradient, which nobody reads then, and steps along k of the products that read those.
+//
 // Barriers: one meeting per step. Before it lie the stores to the tiles that the products of this
 // step read. Behind it come the stores to the other tiles: all warps have then waited for the
 // products of the step before, which read those.
 #pragma once
+#include "kernels/select/tile_rule.h"
 #include "tile/tile.h"
 
 namespace vsa {
@@ -55,11 +60,20 @@ struct FloatProductParams {
   Product products[kMost];
 };
 
-// OfScores: the gradient of scores.
-template <bool OfScores>
+// What the sides of a product stand for, queries first.
+enum class Sides { RowsAndColumns, RowsAndDepth, DepthAndRows };
+
+struct MaskedProductParams : FloatProductParams {
+  TileRule rule;
+  int first_query;  // row of all that the queries of this product begin at
+  Sides sides[kMost];
+};
+
+// OfScores: the gradient of scores. Masked: under a rule over tiles.
+template <bool OfScores, bool Masked = false>
 class FloatProduct {
  public:
-  using Params = FloatProductParams;
+  using Params = std::conditional_t<Masked, MaskedProductParams, FloatProductParams>;
   static constexpr int kThreads = kWarpgroupThreads;
   static constexpr int kPieces = 3;  // of a number: high, middle, low
 
@@ -76,6 +90,11 @@ class FloatProduct {
     while (block >= params.products[product].blocks) ++product;
     if (product > 0) block -= params.products[product - 1].blocks;
     FloatProduct one(params.products[product], s, block);
+    if constexpr (Masked) {
+      one.mask_ = &params;
+      one.sides_ = params.sides[product];
+      if (one.is_left_out()) return;
+    }
     one.multiply();
     one.store();
   }
@@ -91,23 +110,53 @@ class FloatProduct {
         matrix_(block / p.column_tiles() / p.row_tiles()) {}
 
   VSA_DEVICE void multiply() {
+    int first = 0;
     fill(total_, 0.f);
     if constexpr (OfScores) fill(delta_, 0.f);
-    fetch(0);
+    if constexpr (Masked) {
+      first = step_from(0);
+      if (first >= p_.depth) return;
+    }
+    fetch(first);
     put_right(0);
-    for (int first = 0, stage = 0; first < p_.depth; first += kTileRows, stage ^= 1) {
+    for (int stage = 0, next; first < p_.depth; first = next, stage ^= 1) {
+      next = step_from(first + kTileRows);
       VSA_UNROLL
       for (auto& piece : left_) take_piece(piece, left_values_);
       fence_async_proxy();
       named_sync(consumer_barrier(0), kThreads);
       issue_products(stage);
-      if (first + kTileRows < p_.depth) {
-        fetch(first + kTileRows);
+      if (next < p_.depth) {
+        fetch(next);
         put_right(stage ^ 1);
       }
       wgmma_wait<0>(sum_);
       zip(total_, sum_, [](float total, float sum) { return total + sum; });
     }
+  }
+
+  // The first step along k from there on that is not left out.
+  VSA_DEVICE int step_from(int first) const {
+    if constexpr (Masked) {
+      if (sides_ == Sides::RowsAndDepth)
+        while (first < p_.depth && !meets(first_row_, p_.rows, first, p_.depth)) first += kTileRows;
+      if (sides_ == Sides::DepthAndRows)
+        while (first < p_.depth && !meets(first, p_.depth, first_row_, p_.rows)) first += kTileRows;
+    }
+    return first;
+  }
+
+  VSA_DEVICE bool is_left_out() const {
+    return sides_ == Sides::RowsAndColumns &&
+           !meets(first_row_, p_.rows, first_column_, p_.columns);
+  }
+
+  // 64 query tiles and 64 key tiles, or fewer at the ends.
+  VSA_DEVICE bool meets(int query, int queries, int key, int keys) const {
+    const int after = query + kTileRows < queries ? query + kTileRows : queries;
+    const int after_key = key + kTileRows < keys ? key + kTileRows : keys;
+    const int first = mask_->first_query;
+    return mask_->rule.meets({first + query, first + after}, {key, after_key});
   }
 
   // Numbers of the columns from `first` on.
@@ -238,6 +287,8 @@ class FloatProduct {
   SharedMemory& s_;
   const int first_column_, first_row_;
   const int64_t matrix_;
+  const MaskedProductParams* mask_ = nullptr;
+  Sides sides_ = Sides::RowsAndColumns;
   Fragment<64> left_values_, right_values_;  // of the next step, or what is left of them
   Operand<64> left_[kPieces];
   Fragment<64> sum_;    // of this step

@@ -7,6 +7,7 @@
 // give the bits of copies and every machine the same ones.
 #pragma once
 #include "kernels/schedule/sequence.h"
+#include "kernels/select/tile_rule.h"
 #include "prim/warp.h"
 
 namespace vsa {
@@ -30,17 +31,24 @@ struct TileMeansParams {
   int head_dim;  // the same for all
 };
 
-// Channels are taken N at a time.
-template <class Element, int N>
+// Key tiles that no query tile may choose are not read, and their means are zeros.
+struct MaskedTileMeansParams : TileMeansParams {
+  TileRule rule;
+  int first_of_keys;  // tensors from this one on are of keys
+};
+
+// Channels are taken N at a time. Masked: under a rule over tiles.
+template <class Element, int N, bool Masked = false>
 class TileMeans {
  public:
+  using Params = std::conditional_t<Masked, MaskedTileMeansParams, TileMeansParams>;
   // Tokens whose loads are in flight together; they are added in pairs first, which is the more
   // exact way.
   static constexpr int kTogether = 8;
 
   // The lane's number counts channels, heads, tiles and batch elements, fastest first: neighbours
   // read neighbouring memory where heads lie inside a token.
-  VSA_DEVICE static void run(const TileMeansParams& p, int tensor, int64_t lane) {
+  VSA_DEVICE static void run(const Params& p, int tensor, int64_t lane) {
     const TokensToMean& x = p.tensors[tensor];
     const int chunks = p.head_dim / N, tiles = x.grid.num_tiles();
     const int64_t per_batch = int64_t{tiles} * x.heads * chunks;
@@ -50,7 +58,9 @@ class TileMeans {
     const int head = row % x.heads, tile = row / x.heads;
 
     const Place place = x.grid.place(tile);
-    const uint64_t real = x.sizes.known() ? x.sizes.first_rows(tile) : x.grid.rows[place.clip];
+    uint64_t real = x.sizes.known() ? x.sizes.first_rows(tile) : x.grid.rows[place.clip];
+    if constexpr (Masked)
+      if (tensor >= p.first_of_keys && !p.rule.sees(p.rule.layer.quotient(tile))) real = 0;
     const int64_t start = batch * x.batch_stride + head * x.head_stride +
                           x.grid.token(place, 0) * x.token_stride + channel;
     Floats<N> total = {};

@@ -4,11 +4,13 @@
 //
 // Scores are kept so that one comparison says it all: a NaN becomes -inf, a forced tile is marked
 // as NaN and therefore never less than a pivot, and places past the last column hold -inf, in which
-// every column goes first.
+// every column goes first. Under a mask the places of tiles that the row may not choose are like
+// these: its columns are the others.
 #pragma once
 #include <climits>
 
 #include "kernels/select/softmax_mass.h"
+#include "kernels/select/tile_rule.h"
 #include "prim/warp.h"
 
 namespace vsa {
@@ -33,6 +35,32 @@ struct SelectTilesParams {
   }
 };
 
+struct MaskedSelectParams : SelectTilesParams {
+  double shares[kMostCounts];  // like counts: of what a row may choose, 0 where counts hold
+  TileMask mask;
+
+  // Least tiles of a row that may choose so many.
+  VSA_DEVICE int count_of(int row, int allowed) const {
+    const double share = shares[num_counts == 1 ? 0 : (first_row + row) / query_tiles % num_counts];
+    int least = count(row);
+    if (share > 0) {
+      least = static_cast<int>(ceil(allowed * share));
+      if (least < 1) least = 1;
+    }
+    return least < allowed ? least : allowed;
+  }
+};
+
+// What a row without a mask has in place of one.
+struct AllTiles {
+  VSA_DEVICE AllTiles(const SelectTilesParams&, int) {}
+  VSA_DEVICE static bool has(int) { return true; }
+};
+struct RowMask : AllowedTiles {
+  VSA_DEVICE RowMask(const MaskedSelectParams& p, int row)
+      : AllowedTiles(p.mask, p.first_row + row) {}
+};
+
 // Whole numbers in the order of the floats that they stand for; +0 and -0 are one.
 VSA_DEVICE int order_of(float x) {
   const int bits = float_bits(x);
@@ -40,27 +68,37 @@ VSA_DEVICE int order_of(float x) {
 }
 VSA_DEVICE float of_order(int order) { return float_of(order < 0 ? INT_MIN - order : order); }
 
+// By a name that no member of a row has.
+template <class Value>
+VSA_DEVICE int greatest_of_all(Value value) {
+  return greatest(value);
+}
+
 struct Tally {  // of some tiles
   int count = 0;
   uint64_t mass = 0;
 };
 
 // A lane holds `Held` scores at a time: the whole row, or if it is `Longer` one part after another,
-// read again for every question. `ByMass`: the tiles have softmax weights too.
-template <int Held, bool Longer, bool ByMass>
+// read again for every question. `ByMass`: the tiles have softmax weights too. `Masked`: the row
+// may choose some tiles only.
+template <int Held, bool Longer, bool ByMass, bool Masked>
 class ScoreRow {
  public:
+  using Params = std::conditional_t<Masked, MaskedSelectParams, SelectTilesParams>;
   static constexpr int kStep = 8;
   static constexpr int kColumns = Held * kWarpThreads;
   // Words that a row has for certain, since it would be held by fewer registers otherwise.
-  static constexpr int kSureWords = Longer ? 0 : Held - kStep;
+  static constexpr int kSureWords = Longer || Masked ? 0 : Held - kStep;
 
-  VSA_DEVICE ScoreRow(const SelectTilesParams& p, int row)
-      : columns_(p.columns),
+  VSA_DEVICE ScoreRow(const Params& p, int row)
+      : allowed_(p, row),
+        columns_(p.columns),
         words_(p.words()),
         scores_(p.scores + int64_t{row} * p.columns),
         must_(p.must ? p.must + int64_t{p.query_tile(row)} * p.words() : nullptr) {
     if constexpr (!Longer) read(0);
+    if constexpr (Masked) count_allowed();
     survey();
     // A NaN among them makes the mean one, so that rows without any need no look at each score.
     if constexpr (kSureWords > 0)
@@ -68,10 +106,17 @@ class ScoreRow {
     if constexpr (!Longer) mark(0);
   }
 
-  VSA_DEVICE int columns() const { return columns_; }
+  // Tiles that may be chosen.
+  VSA_DEVICE int columns() const {
+    if constexpr (Masked)
+      return num_allowed_;
+    else
+      return columns_;
+  }
+  VSA_DEVICE bool may_choose(int column) const { return allowed_.has(column); }
   VSA_DEVICE bool has_forced() const { return must_ != nullptr; }
   VSA_DEVICE float greatest() const { return greatest_; }
-  // Of the row's complete words; NaN without any.
+  // Of the row's complete words, under a mask of its numbers; NaN without any.
   VSA_DEVICE float mean() const { return mean_; }
   VSA_DEVICE float deviation() const { return deviation_; }
 
@@ -117,7 +162,11 @@ class ScoreRow {
         const int word = first / kWarpThreads + i, bits = columns_ - word * kWordBits;
         if (i >= kSureWords && bits <= 0) return;
         const bool whole = i < kSureWords || bits >= kWordBits;
-        fn(word, whole ? ~0u : (1u << bits) - 1, [&](int lane) { return part_[lane].score[i]; });
+        uint32_t columns = whole ? ~0u : (1u << bits) - 1;
+        if constexpr (Masked)
+          columns = ballot(
+              [&](int lane) { return lane < bits && allowed_.has(word * kWordBits + lane); });
+        fn(word, columns, [&](int lane) { return part_[lane].score[i]; });
       }
     });
   }
@@ -141,7 +190,7 @@ class ScoreRow {
     VSA_DEVICE float low() { return -of(below_); }
 
     VSA_DEVICE static float of(PerLane<float>& most) {
-      return of_order(vsa::greatest([&](int lane) { return order_of(most[lane]); }));
+      return of_order(greatest_of_all([&](int lane) { return order_of(most[lane]); }));
     }
 
    private:
@@ -151,7 +200,11 @@ class ScoreRow {
   // Before tiles are marked as forced.
   VSA_DEVICE void survey() {
     PerLane<float> top, total, squares;
-    each_lane([&](int lane) { top[lane] = -INFINITY, total[lane] = squares[lane] = 0; });
+    PerLane<int> numbers;  // under a mask
+    each_lane([&](int lane) {
+      top[lane] = -INFINITY, total[lane] = squares[lane] = 0;
+      if constexpr (Masked) numbers[lane] = 0;
+    });
     for (int first = 0; first < (Longer ? columns_ : 1); first += kColumns) {
       if constexpr (Longer) read(first);
       each_lane([&](int lane) {
@@ -159,7 +212,11 @@ class ScoreRow {
         for (int i = 0; i < Held; ++i) {
           const float score = part_[lane].score[i];
           top[lane] = max2(top[lane], score);
-          const bool complete = i < kSureWords || first + (i + 1) * kWarpThreads <= columns_;
+          bool complete = i < kSureWords || first + (i + 1) * kWarpThreads <= columns_;
+          if constexpr (Masked) {
+            complete = score > -INFINITY;
+            numbers[lane] += complete ? 1 : 0;
+          }
           const float counted = complete ? score : 0;
           total[lane] += counted;
           squares[lane] = fma(counted, counted, squares[lane]);
@@ -167,11 +224,21 @@ class ScoreRow {
       });
     }
     greatest_ = Extremes::of(top);
-    const int whole = columns_ / kWarpThreads * kWarpThreads;
+    int whole = columns_ / kWarpThreads * kWarpThreads;
+    if constexpr (Masked) whole = sum([&](int lane) { return numbers[lane]; });
     const float share = reciprocal_approx(static_cast<float>(whole));
     mean_ = sum([&](int lane) { return total[lane]; }) * share;
     const float square = sum([&](int lane) { return squares[lane]; }) * share;
     deviation_ = sqrtf(max2(fma(-mean_, mean_, square), 0));
+  }
+
+  VSA_DEVICE void count_allowed() {
+    num_allowed_ = sum([&](int lane) {
+      int own = 0;
+      for (int column = lane; column < columns_; column += kWarpThreads)
+        own += allowed_.has(column) ? 1 : 0;
+      return own;
+    });
   }
 
   // fn(first column) for each part of the row, while it is held.
@@ -207,10 +274,14 @@ class ScoreRow {
       for (int i = 0; i < Held; ++i) {
         float score = -INFINITY;
         // No load_global: weights may be written over the scores.
-        if (i < kSureWords || i * kWarpThreads < left) score = from[i * kWarpThreads];
+        if (i < kSureWords || (i * kWarpThreads < left && may_hold(first, i, lane)))
+          score = from[i * kWarpThreads];
         part_[lane].score[i] = i < kSureWords ? score : of_number(score);
       }
     });
+  }
+  VSA_DEVICE bool may_hold(int first, int place, int lane) const {
+    return !Masked || allowed_.has(first + place * kWarpThreads + lane);
   }
   VSA_DEVICE static float of_number(float score) { return max2(score, -INFINITY); }
 
@@ -228,7 +299,7 @@ class ScoreRow {
         const int left = columns_ - first - lane;
         VSA_UNROLL
         for (int i = 0; i < Held; ++i) {
-          const bool real = i < kSureWords || i * kWarpThreads < left;
+          const bool real = i < kSureWords || (i * kWarpThreads < left && may_hold(first, i, lane));
           part_[lane].weight[i] = real ? weight(part_[lane].score[i]) : 0;
         }
       });
@@ -238,12 +309,15 @@ class ScoreRow {
       VSA_UNROLL
       for (int i = 0; i < Held; ++i) {
         const int word = first / kWarpThreads + i;
-        if ((i < kSureWords || word < words_) && (load_global(must_ + word) >> lane & 1) != 0)
+        if ((i < kSureWords || word < words_) && (load_global(must_ + word) >> lane & 1) != 0 &&
+            may_hold(first, i, lane))
           part_[lane].score[i] = NAN;
       }
     });
   }
 
+  std::conditional_t<Masked, RowMask, AllTiles> allowed_;
+  int num_allowed_;  // under a mask
   int columns_, words_;
   const float* scores_;
   const uint32_t* must_;

@@ -17,20 +17,29 @@ namespace vsa {
 
 constexpr int kSelectThreads = 128;  // of a block
 
-template <int Held, bool Longer, bool ByMass>
+template <int Held, bool Longer, bool ByMass, bool Masked = false>
 class SelectTiles {
  public:
-  using Row = ScoreRow<Held, Longer, ByMass>;
+  using Row = ScoreRow<Held, Longer, ByMass, Masked>;
+  using Params = Row::Params;
   // What a search needs besides the scores fits into 24 registers; more rows at a time hide the
   // latency of memory. 0 leaves it to the compiler.
-  static constexpr int kBlocksPerSm = Longer || ByMass ? 0 : 65536 / (kSelectThreads * (Held + 24));
+  static constexpr int kBlocksPerSm =
+      Longer || ByMass || Masked ? 0 : 65536 / (kSelectThreads * (Held + 24));
 
-  VSA_DEVICE static void run(const SelectTilesParams& p, int row) {
+  VSA_DEVICE static void run(const Params& p, int row) {
     SelectTiles select(p, row);
     select.run();
     if (p.weights == nullptr) return;
     const int64_t first = int64_t{row} * p.columns;
-    SoftmaxRow::run(p.scores + first, p.weights + first, p.columns, select.row_.greatest());
+    const auto weigh = [&](auto allowed) {
+      SoftmaxRow::run(p.scores + first, p.weights + first, p.columns, select.row_.greatest(),
+                      allowed);
+    };
+    if constexpr (Masked)
+      weigh([&](int column) { return select.row_.may_choose(column); });
+    else
+      weigh(SoftmaxRow::All{});
   }
 
  private:
@@ -39,16 +48,23 @@ class SelectTiles {
     int room;
   };
 
-  VSA_DEVICE SelectTiles(const SelectTilesParams& p, int row)
+  VSA_DEVICE SelectTiles(const Params& p, int row)
       : row_(p, row),
         bitmap_(p.bitmap + int64_t{row} * p.words()),
-        count_(p.count(row)),
+        count_(least(p, row, row_.columns())),
         odds_(odds(count_)),
         mass_(0) {
     if constexpr (ByMass) {
       const uint64_t total = row_.tally([](float) { return true; }).mass;
       mass_ = static_cast<uint64_t>(ceil(static_cast<double>(total) * p.mass));
     }
+  }
+
+  VSA_DEVICE static int least(const Params& p, int row, int allowed) {
+    if constexpr (Masked)
+      return p.count_of(row, allowed);
+    else
+      return p.count(row);
   }
 
   VSA_DEVICE void run() {
@@ -159,11 +175,26 @@ class SelectTiles {
     if constexpr (ByMass) {
       const uint64_t weight = row_.weight(last);
       if (above.mass < mass_ && weight > 0) {
-        const int more = static_cast<int>((mass_ - above.mass + weight - 1) / weight);
+        int more;
+        if constexpr (Masked)
+          more = least_of(weight, mass_ - above.mass);
+        else
+          more = static_cast<int>((mass_ - above.mass + weight - 1) / weight);
         return more > tiles ? more : tiles;
       }
     }
     return tiles;
+  }
+
+  // How many of a weight make up a mass: by halves, since a division of 64 bits is a call, around
+  // which registers would be spilled.
+  VSA_DEVICE int least_of(uint64_t weight, uint64_t mass) const {
+    int low = 0, high = row_.columns();
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      (weight * static_cast<uint64_t>(middle) >= mass ? high : low) = middle;
+    }
+    return high;
   }
 
   VSA_DEVICE void write(Cut cut) {
@@ -175,13 +206,16 @@ class SelectTiles {
       return write_words([&](uint32_t, auto score) { return down_to_cut(score); });
     }
     int room = cut.room;
-    write_words([&](uint32_t, auto score) {
-      const uint32_t ties = ballot([&](int lane) { return score(lane) == cut.last; });
+    write_words([&](uint32_t columns, auto score) {
+      uint32_t ties = ballot([&](int lane) { return score(lane) == cut.last; });
+      if constexpr (Masked) ties &= columns;  // any of them may be the ones that go first
       const uint32_t late = ballot([&](int lane) {
         return (ties >> lane & 1) != 0 && popcount(ties & ((1u << lane) - 1)) >= room;
       });
       room = popcount(ties) < room ? room - popcount(ties) : 0;
-      return down_to_cut(score) & ~late;
+      const uint32_t bits = down_to_cut(score) & ~late;
+      if constexpr (Masked) return bits & columns;
+      return bits;
     });
   }
 

@@ -30,12 +30,13 @@ from vsa.values.problem import (
     Saved,
     SubBlockScores,
     TailMeans,
-    Task,
     TileScores,
     Upstream,
     WholeCall,
     WholeSaved,
 )
+from vsa.values.task import Task
+from vsa.values.tile_mask import TileMask
 
 
 class KernelBackend(Backend):
@@ -77,12 +78,13 @@ class KernelBackend(Backend):
         k_means: Tensor,
         v_means: Tensor,
         scale: float,
+        mask: TileMask | None = None,
         exact: bool = False,
     ) -> Tensor:
         """See ``Backend.coarse_attention``; as an operator by the kernels."""
         if exact and q_means.dtype == torch.float32:
-            return coarse_select.attend(self.machine, q_means, k_means, v_means, scale)
-        return super().coarse_attention(q_means, k_means, v_means, scale, exact)
+            return coarse_select.attend(self.machine, q_means, k_means, v_means, scale, mask)
+        return super().coarse_attention(q_means, k_means, v_means, scale, mask, exact)
 
     def select_by_sub_blocks(
         self, asked: SubBlockScores, v: Tensor | None = None

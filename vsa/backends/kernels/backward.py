@@ -11,6 +11,7 @@ any; there is no copy of tokens in fp32.
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ from vsa.backends.kernels.forward import (
     whole_numbers,
 )
 from vsa.backends.kernels.machine import Machine
+from vsa.backends.kernels.masked_calls import outside_tail
 from vsa.backends.kernels.tail_calls import sums_call
 from vsa.backends.kernels.tail_forward import rounded
 from vsa.backends.kernels.tensors import addressable, text_tiles
@@ -43,6 +45,9 @@ from vsa.backends.kernels.text import text_of
 from vsa.values.bitmap import num_words
 from vsa.values.grid import SLOTS
 from vsa.values.problem import FineProblem, Gates, Means, Saved, TailMeans, Upstream
+
+if TYPE_CHECKING:
+    from vsa import _C
 
 
 def backward(
@@ -112,21 +117,18 @@ def backward(
         machine.run(each, q.device)
     # With a fine gate the kernels write this gradient themselves, zeros included.
     clean = [*text.clean, Located3(of_fine, of_fine)]
-    call = backward_call(
-        clean[0],
-        clean[1],
-        clean[2],
-        Shared(
+
+    def backward_of(bits: Tensor) -> _C.FineBackward:
+        shared = Shared(
             grids,
             scale,
-            bitmap,
+            bits,
             query_axes,
             text.query_rows,
             text.key_rows,
             whole_numbers(problem),
-        ),
-        LocatedGates(*gates),
-        Gradients(
+        )
+        gradients = Gradients(
             fine_out=out,
             grad_out=gradient,
             grad_fine=clean[3],
@@ -144,14 +146,16 @@ def backward(
             grad_lse=grad_lse,
             tile_counters=tile_counters,
             row_stats=row_stats,
-        ),
-    )
+        )
+        return backward_call(clean[0], clean[1], clean[2], shared, LocatedGates(*gates), gradients)
+
+    call = backward_of(bitmap)
     machine.run_rows(call, q.device)
     of_forward = [mean for mean in means if mean is not None]
     if of_coarse is not None and gates.coarse is not None:
         of_all = [grad for grad in of_means if grad is not None]
         coarse_backward = (
-            coarse_attention_backward
+            partial(coarse_attention_backward, mask=problem.mask)
             if problem.tile_sizes[1] is None
             else partial(without_empty_backward, problem.tile_sizes[1])
         )
@@ -160,8 +164,12 @@ def backward(
             of_all[0] *= sign
     of_tail = None
     if tail is not None:
-        kept = rounded(machine, tail, kv_grid, q.dtype)
-        of_tail = sums_call(call, q, k, (grid, kv_grid), kept, of_means[1:], of_coarse is not None)
+        kept = rounded(machine, tail, kv_grid, q.dtype, problem.mask)
+        outside = outside_tail(bitmap, problem.mask, grid.num_tiles, kv_grid.num_tiles)
+        tail_call = call if problem.mask is None else backward_of(outside)
+        of_tail = sums_call(
+            tail_call, q, k, (grid, kv_grid), kept, of_means[1:], of_coarse is not None
+        )
         machine.run_means(of_tail.call, q.device)
     machine.run(call, q.device)
     if of_tail is not None:

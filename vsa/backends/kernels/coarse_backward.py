@@ -18,8 +18,10 @@ from torch import Tensor
 
 from vsa.backends.kernels.coarse_calls import gradient_calls, score_numbers
 from vsa.backends.kernels.machine import Machine
+from vsa.backends.kernels.masked_calls import clean, located
 from vsa.backends.kernels.tensors import as_matrices
 from vsa.backends.torch_padded import without_empty
+from vsa.values.tile_mask import TileMask
 
 PROBABILITY_BYTES = 64 << 20
 """Probabilities that exist at a time; the gradients of scores take as much again."""
@@ -32,6 +34,7 @@ def coarse_attention_backward(
     means: Sequence[Tensor],
     scale: float,
     grads: Sequence[Tensor],
+    mask: TileMask | None = None,
 ) -> None:
     """Gradients of ``vsa.stages.coarse.coarse_attention``, written into ``grads``.
 
@@ -42,13 +45,22 @@ def coarse_attention_backward(
         means: q_means (B, heads, n_q, head_dim), k_means and v_means (B, kv_heads, n_k, head_dim).
         scale: factor of the scores.
         grads: like ``means``, contiguous.
+        mask: which tiles a row may choose, None for all.
     """
+    means = clean(mask, *means)
     matrices, columns = means[1].shape[0] * means[1].shape[1], means[1].shape[2]
     upstream, coarse, *of_means = (as_matrices(x, matrices) for x in (grad, out, *means, *grads))
     numbers = score_numbers(matrices, upstream.shape[1], columns, PROBABILITY_BYTES)
     scratch = [grad.new_empty(numbers) for _ in range(2)]
     for call in gradient_calls(
-        upstream, coarse, of_means[:3], scale, of_means[3:], scratch, PROBABILITY_BYTES
+        upstream,
+        coarse,
+        of_means[:3],
+        scale,
+        of_means[3:],
+        scratch,
+        PROBABILITY_BYTES,
+        located(mask, means[0].shape[2]),
     ):
         machine.run(call, grad.device)
 

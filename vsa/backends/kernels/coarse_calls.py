@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vsa.backends.kernels import masked_calls
 from vsa.backends.kernels.calls import select_call
+from vsa.backends.kernels.masked_calls import LocatedMask
 from vsa.backends.kernels.tensors import Located, beginning
 from vsa.backends.torch_coarse import row_slices
 
@@ -116,6 +118,8 @@ class Choice(NamedTuple):
         counts: least tiles of a row, one number or one per head.
         mass: least share of a row's softmax.
         query_tiles: n_q.
+        mask: which tiles rows may choose, None for all.
+        shares: like ``counts``, budgets that are a share of these, 0 for others.
     """
 
     q: Located
@@ -126,6 +130,8 @@ class Choice(NamedTuple):
     counts: Sequence[int]
     mass: float
     query_tiles: int
+    mask: LocatedMask | None = None
+    shares: Sequence[float] = ()
 
 
 def choice_calls(
@@ -140,14 +146,18 @@ def choice_calls(
         coarse: like q; the coarse output is written here. None without v.
         most_bytes: of scores that exist at a time.
     """
+    from vsa import _C
+
     matrices, rows, _ = of.q.shape
     columns = of.k.shape[1]
     for some, part in row_slices(matrices, rows, columns * FLOAT_BYTES, most_bytes):
         at_once, of_each = some.stop - some.start, part.stop - part.start
         first, here = some.start * rows + part.start, beginning(scores, at_once, of_each, columns)
         flat = beginning(scores, at_once * of_each, columns)
-        yield products_call(product(of.q[some, part], of.k[some], here, of.scale))
-        yield select_call(
+        mask, query = of.mask, part.start
+        of_scores = products_call(product(of.q[some, part], of.k[some], here, of.scale))
+        yield masked_calls.products_call(of_scores, mask, query, _C.ROWS_AND_COLUMNS)
+        choice = select_call(
             flat,
             of.forced,
             of.counts,
@@ -157,12 +167,19 @@ def choice_calls(
             bitmap[first:],
             None if of.v is None else flat,
         )
+        yield masked_calls.select_call(choice, mask, of.shares)
         if of.v is not None and coarse is not None:
-            yield products_call(product(here, of.v[some].mT, coarse[some, part]))
+            of_out = products_call(product(here, of.v[some].mT, coarse[some, part]))
+            yield masked_calls.products_call(of_out, mask, query, _C.ROWS_AND_DEPTH)
 
 
 def attention_calls(
-    means: Sequence[Located], scale: float, scores: Located, coarse: Located, most_bytes: int
+    means: Sequence[Located],
+    scale: float,
+    scores: Located,
+    coarse: Located,
+    most_bytes: int,
+    mask: LocatedMask | None = None,
 ) -> Iterator[Any]:
     """The coarse output alone, where the choice is given, some rows at a time.
 
@@ -172,15 +189,21 @@ def attention_calls(
         scores: fp32 of scratch, ``score_numbers`` of them.
         coarse: like the means of q; the coarse output is written here.
         most_bytes: of scores that exist at a time.
+        mask: which tiles rows may choose, None for all.
     """
+    from vsa import _C
+
     q, k, v = means
     matrices, rows, _ = q.shape
     columns = k.shape[1]
     for some, part in row_slices(matrices, rows, columns * FLOAT_BYTES, most_bytes):
         here = beginning(scores, some.stop - some.start, part.stop - part.start, columns)
-        yield products_call(product(q[some, part], k[some], here, scale))
-        yield softmax_call(here)
-        yield products_call(product(here, v[some].mT, coarse[some, part]))
+        first, query = some.start * rows + part.start, part.start
+        of_scores = products_call(product(q[some, part], k[some], here, scale))
+        yield masked_calls.products_call(of_scores, mask, query, _C.ROWS_AND_COLUMNS)
+        yield masked_calls.softmax_call(softmax_call(here), mask, first)
+        of_out = products_call(product(here, v[some].mT, coarse[some, part]))
+        yield masked_calls.products_call(of_out, mask, query, _C.ROWS_AND_DEPTH)
 
 
 def gradient_calls(
@@ -191,6 +214,7 @@ def gradient_calls(
     grads: Sequence[Located],
     scratch: Sequence[Located],
     most_bytes: int,
+    mask: LocatedMask | None = None,
 ) -> Iterator[Any]:
     """Gradients of the coarse attention, see ``coarse_backward``.
 
@@ -202,7 +226,10 @@ def gradient_calls(
         grads: like ``means``; what they hold does not matter.
         scratch: twice ``score_numbers`` fp32.
         most_bytes: of either scratch.
+        mask: which tiles rows may choose, None for all.
     """
+    from vsa import _C
+
     q, k, v = means
     dq, dk, dv = grads
     matrices, rows, _ = q.shape
@@ -211,11 +238,16 @@ def gradient_calls(
         shape = some.stop - some.start, part.stop - part.start, columns
         weights, of_scores = (beginning(x, *shape) for x in scratch)
         queries, upstream, more = q[some, part], grad[some, part], part.start > 0
-        yield products_call(product(queries, k[some], weights, scale))
-        yield softmax_call(weights)
-        yield score_gradient_call(upstream, coarse[some, part], v[some], weights, of_scores)
-        yield products_call(
+        first, query = some.start * rows + part.start, part.start
+        again = products_call(product(queries, k[some], weights, scale))
+        yield masked_calls.products_call(again, mask, query, _C.ROWS_AND_COLUMNS)
+        yield masked_calls.softmax_call(softmax_call(weights), mask, first)
+        gradient = score_gradient_call(upstream, coarse[some, part], v[some], weights, of_scores)
+        yield masked_calls.score_gradient_call(gradient, mask, query)
+        three = products_call(
             product(weights.mT, upstream.mT, dv[some], 1.0, more),
             product(of_scores.mT, queries.mT, dk[some], scale, more),
             product(of_scores, k[some].mT, dq[some, part], scale),
         )
+        sides = _C.DEPTH_AND_ROWS, _C.DEPTH_AND_ROWS, _C.ROWS_AND_DEPTH
+        yield masked_calls.products_call(three, mask, query, *sides)

@@ -21,11 +21,13 @@ from vsa.backends.kernels.coarse_calls import (
     score_numbers,
 )
 from vsa.backends.kernels.machine import Machine
+from vsa.backends.kernels.masked_calls import clean, located
 from vsa.backends.kernels.tensors import as_matrices, dtype_name, one_per_tile
 from vsa.backends.torch_coarse import SCORE_BYTES
 from vsa.values import bitmap, padded
 from vsa.values.grid import Grid
 from vsa.values.problem import TileScores
+from vsa.values.tile_mask import TileMask
 
 
 def can_mean(xs: Sequence[Tensor]) -> bool:
@@ -98,7 +100,10 @@ def select(
 
     With v_means, scores become the coarse attention's weights where they lie.
     """
-    q_means, k_means = scores.q_means, scores.k_means
+    mask = scores.mask
+    q_means, k_means = clean(mask, scores.q_means, scores.k_means)
+    if v_means is not None:
+        v_means = clean(mask, q_means, v_means)[1]
     batch, heads, tiles, _ = q_means.shape
     matrices, columns = k_means.shape[0] * k_means.shape[1], k_means.shape[2]
     words = q_means.new_empty(batch * heads * tiles, bitmap.num_words(columns), dtype=torch.int32)
@@ -113,22 +118,32 @@ def select(
         None if x is None else as_matrices(x, matrices) for x in (q_means, k_means, v_means, coarse)
     )
     assert q is not None and k is not None
-    asked = Choice(q, k, v, scores.scale, forced, scores.topk, scores.mass, tiles)
+    asked = Choice(
+        q, k, v, scores.scale, forced, scores.topk, scores.mass, tiles,
+        located(mask, tiles), scores.shares,
+    )  # fmt: skip
     for call in choice_calls(asked, memory, words, out, SCORE_BYTES):
         machine.run(call, q_means.device)
     return words.view(batch, heads, tiles, -1), coarse
 
 
 def attend(
-    machine: Machine, q_means: Tensor, k_means: Tensor, v_means: Tensor, scale: float
+    machine: Machine,
+    q_means: Tensor,
+    k_means: Tensor,
+    v_means: Tensor,
+    scale: float,
+    mask: TileMask | None = None,
 ) -> Tensor:
     """The coarse attention as in ``Backend.coarse_attention``, of fp32 means."""
+    q_means, k_means, v_means = clean(mask, q_means, k_means, v_means)
+    tiles = q_means.shape[2]
     matrices, columns = k_means.shape[0] * k_means.shape[1], k_means.shape[2]
     coarse = torch.empty_like(q_means, memory_format=torch.contiguous_format)
     *means, out = (as_matrices(x, matrices) for x in (q_means, k_means, v_means, coarse))
     numbers = score_numbers(matrices, means[0].shape[1], columns, SCORE_BYTES)
     memory = q_means.new_empty(numbers)
-    for call in attention_calls(means, scale, memory, out, SCORE_BYTES):
+    for call in attention_calls(means, scale, memory, out, SCORE_BYTES, located(mask, tiles)):
         machine.run(call, q_means.device)
     return coarse
 

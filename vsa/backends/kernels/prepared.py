@@ -38,7 +38,8 @@ from vsa.backends.kernels.tail_calls import round_call, tail_tensors
 from vsa.backends.kernels.tensors import contiguous_copy, is_addressable
 from vsa.backends.kernels.text import Text, text_of
 from vsa.values.bitmap import num_words
-from vsa.values.problem import Means, Task, Upstream
+from vsa.values.problem import Means, Upstream
+from vsa.values.task import Task
 
 
 class Slot(IntEnum):
@@ -69,6 +70,7 @@ def can_prepare(task: Task) -> bool:
         task.scale > 0
         and (task.runs == 1 or is_scale(task.scale))
         and len(task.counts) <= _C.MOST_HEAD_BUDGETS
+        and not (task.mask is not None and (task.tail or task.runs > 1))
     )
 
 

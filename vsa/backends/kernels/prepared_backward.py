@@ -29,7 +29,8 @@ from vsa.backends.kernels.tensors import text_tiles
 from vsa.backends.kernels.text import text_of
 from vsa.values.bitmap import num_words
 from vsa.values.grid import SLOTS
-from vsa.values.problem import Task, Upstream
+from vsa.values.problem import Upstream
+from vsa.values.task import Task
 
 
 class Slot(IntEnum):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vsa.backends.kernels import sub_blocks
+from vsa.backends.kernels import masked_calls, sub_blocks
 from vsa.backends.kernels.calls import means_call
 from vsa.backends.kernels.coarse_backward import PROBABILITY_BYTES
 from vsa.backends.kernels.coarse_calls import (
@@ -18,11 +18,12 @@ from vsa.backends.kernels.coarse_calls import (
     gradient_calls,
     score_numbers,
 )
+from vsa.backends.kernels.masked_calls import LocatedMask
 from vsa.backends.kernels.placeholder import Placeholder, Workspace
 from vsa.backends.kernels.tensors import Located, as_matrices, beginning
 from vsa.backends.torch_coarse import SCORE_BYTES
 from vsa.values.bitmap import num_words
-from vsa.values.problem import Task
+from vsa.values.task import Task
 
 Shape = tuple[int, int, int, int]
 
@@ -39,6 +40,11 @@ def _matrices(task: Task) -> tuple[int, int]:
     batch, _, heads, _ = task.q.shape
     kv_heads = task.k.shape[2]
     return batch * kv_heads, heads // kv_heads * task.grid.num_tiles
+
+
+def _mask(task: Task) -> LocatedMask | None:
+    """The rule of a task, where there is one."""
+    return LocatedMask(task.rule, None, task.grid.num_tiles) if task.rule else None
 
 
 class CoarseForward:
@@ -82,7 +88,8 @@ class CoarseForward:
         matrices, rows = _matrices(task)
         grids = (task.grid, task.kv_grid, task.kv_grid)[:count]
         first = 1 if self._of_tail_alone else 0
-        yield means_call(tokens[first:count], grids[first:], self.means[first:])
+        of_tiles = means_call(tokens[first:count], grids[first:], self.means[first:])
+        yield masked_calls.means_call(of_tiles, task.rule, 1 - first)
         if self._of_tail_alone:
             return
         of_q, of_k, *of_v = (as_matrices(mean, matrices) for mean in self.means)
@@ -99,6 +106,8 @@ class CoarseForward:
                     counts=task.counts,
                     mass=task.mass,
                     query_tiles=task.grid.num_tiles,
+                    mask=_mask(task),
+                    shares=task.shares,
                 ),
                 self._scores,
                 words,
@@ -107,7 +116,9 @@ class CoarseForward:
             )
         elif out is not None:
             means = (of_q, of_k, *of_v)
-            yield from attention_calls(means, task.scale, self._scores, out, SCORE_BYTES)
+            yield from attention_calls(
+                means, task.scale, self._scores, out, SCORE_BYTES, _mask(task)
+            )
 
     def in_two(
         self, tokens: Sequence[Placeholder], bitmap: Placeholder
@@ -124,8 +135,13 @@ class CoarseForward:
             return calls, []
         if self._by_runs or len(calls) != 4:  # means, scores, choice, coarse output
             return None
-        first = means_call(tokens[:2], (self._task.grid, self._task.kv_grid), self.means[:2])
-        last = means_call(tokens[2:], (self._task.kv_grid,), self.means[2:])
+        task = self._task
+        first = means_call(tokens[:2], (task.grid, task.kv_grid), self.means[:2])
+        last = means_call(tokens[2:], (task.kv_grid,), self.means[2:])
+        first, last = (
+            masked_calls.means_call(means, task.rule, of_keys)
+            for means, of_keys in ((first, 1), (last, 0))
+        )
         return [first, *calls[1:3]], [last, calls[3]]
 
     def _calls_by_runs(self, tokens: Sequence[Placeholder], bitmap: Placeholder) -> Iterator[Any]:
@@ -173,6 +189,7 @@ class CoarseBackward:
         columns = task.kv_grid.num_tiles
         numbers = score_numbers(self._matrices, rows, columns, PROBABILITY_BYTES)
         self._scratch = [work.part((numbers,), torch.float32) for _ in range(2)]
+        self._mask = _mask(task)
 
     def calls(self, scale: float) -> Iterator[Any]:
         """From ``grad`` to ``grad_means``."""
@@ -181,5 +198,12 @@ class CoarseBackward:
             for x in (self.grad, self.out, *self._means, *self.grad_means)
         )
         return gradient_calls(
-            grad, out, of_means[:3], scale, of_means[3:], self._scratch, PROBABILITY_BYTES
+            grad,
+            out,
+            of_means[:3],
+            scale,
+            of_means[3:],
+            self._scratch,
+            PROBABILITY_BYTES,
+            self._mask,
         )

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vsa.backends.kernels import masked_calls
 from vsa.backends.kernels.calls import check_length, select_call
 from vsa.backends.kernels.coarse_calls import FLOAT_BYTES, attention_calls, score_numbers
 from vsa.backends.kernels.machine import Machine
+from vsa.backends.kernels.masked_calls import LocatedMask, clean, located
 from vsa.backends.kernels.tensors import Located, address, as_matrices, beginning, dtype_name, view
 from vsa.backends.tiles import smallest_tile
 from vsa.backends.torch_coarse import SCORE_BYTES, row_slices
@@ -57,6 +59,8 @@ class RunChoice(NamedTuple):
         counts: least tiles of a row, one number or one per head.
         mass: least share of a row's softmax.
         query_tiles: n_q.
+        mask: which tiles rows may choose, None for all.
+        shares: like ``counts``, budgets that are a share of these, 0 for others.
     """
 
     queries: Rows
@@ -68,6 +72,8 @@ class RunChoice(NamedTuple):
     counts: Sequence[int]
     mass: float
     query_tiles: int
+    mask: LocatedMask | None = None
+    shares: Sequence[float] = ()
 
 
 def slots_of(runs: int) -> int:
@@ -189,9 +195,10 @@ def choice_calls(of: RunChoice, scores: Located, bitmap: Located, most_bytes: in
             has_empty=of.has_empty,
             scale=of.scale,
         )
-        yield select_call(
+        choice = select_call(
             flat, of.forced, of.counts, of.mass, of.query_tiles, first, bitmap[first:], None
         )
+        yield masked_calls.select_call(choice, of.mask, of.shares)
 
 
 def select(
@@ -230,13 +237,17 @@ def select(
         asked.topk,
         asked.mass,
         tiles,
+        located(asked.mask, tiles),
+        asked.shares,
     )
     for each in choice_calls(of, scores, words, SCORE_BYTES):
         machine.run(each, q.device)
     coarse = None
     if means:
         coarse = torch.empty_like(means[0])
-        as_rows = [as_matrices(x, matrices) for x in (*means, coarse)]
-        for each in attention_calls(as_rows[:3], asked.scale, scores, as_rows[3], SCORE_BYTES):
+        as_rows = [as_matrices(x, matrices) for x in (*clean(asked.mask, *means), coarse)]
+        for each in attention_calls(
+            as_rows[:3], asked.scale, scores, as_rows[3], SCORE_BYTES, of.mask
+        ):
             machine.run(each, q.device)
     return words.view(batch, heads, tiles, -1), means, coarse

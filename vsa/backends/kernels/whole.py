@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vsa.backends.base import Backend, Forward, Prepared
 from vsa.backends.kernels.tensors import ALIGNMENT
-from vsa.values.budget import counts_and_mass
+from vsa.values.budget import counts_and_mass, shares_of
 from vsa.values.grid import Grid
 from vsa.values.problem import (
     Gates,
@@ -18,13 +18,13 @@ from vsa.values.problem import (
     Problem,
     Saved,
     SubBlockScores,
-    Task,
     TileScores,
     Upstream,
     WholeCall,
     WholeSaved,
 )
 from vsa.values.remembered import Remembered
+from vsa.values.task import Task
 
 TaskTensors = tuple[
     Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None
@@ -111,18 +111,22 @@ def backward(
 def _find(backend: Backend, call: WholeCall, gradients: bool) -> Prepared | None:
     """What runs calls of this kind, None for those that go stage by stage."""
     tensors = _tensors(call)
-    if not _aligned(*tensors[:3]):
+    if not _aligned(*tensors[:3]) or call.allowed is not None:
         return None
     grids = call.grids
     counts, mass = counts_and_mass(call.topk, call.mass, call.numbers, grids[1].num_tiles)
+    rule, shares = tuple(call.rule), tuple(shares_of(call.shares, call.numbers))
     kinds = (None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors)
     key = (
         *kinds, *counts, mass, *call.grid, *call.kv_grid, call.runs, call.scale, backend.name,
-        gradients,
+        gradients, rule, shares,
     )  # fmt: skip
     known = _prepared.get(key)
     if known is None:
-        task = Task(*tensors, *grids, counts, mass, call.runs, call.scale, gradients, True, True)
+        task = Task(
+            *tensors, *grids, counts, mass, call.runs, call.scale, gradients, True, True,
+            rule=rule, shares=shares,
+        )  # fmt: skip
         known = (backend.prepare(task),)
         _prepared.put(key, known)
     return known[0]
@@ -151,7 +155,10 @@ def _stages_before_fine(backend: Backend, call: WholeCall) -> tuple[Problem, Gat
         return _stages_by_sub_blocks(backend, call, counts, mass)
     xs = [call.q, call.k, call.v][: 3 if has_coarse else 2]
     means = backend.tile_means(xs, [grid, kv_grid, kv_grid][: len(xs)])
-    scores = TileScores(means[0], means[1], None, counts, mass, None, call.scale, call.backend)
+    masked = call.rule, call.allowed, shares_of(call.shares, call.numbers)
+    scores = TileScores(
+        means[0], means[1], None, counts, mass, None, call.scale, call.backend, *masked
+    )
     chosen, coarse = backend.select(scores, means[2] if has_coarse else None)
     return _problem(call, chosen), Gates(call.gate_fine, call.gate_coarse, coarse), means
 
@@ -172,6 +179,9 @@ def _stages_by_sub_blocks(
         call.runs,
         call.scale,
         call.backend,
+        call.rule,
+        call.allowed,
+        shares_of(call.shares, call.numbers),
     )
     v = None if call.gate_coarse is None else call.v
     chosen, means, coarse = backend.select_by_sub_blocks(asked, v)
@@ -189,6 +199,8 @@ def _problem(call: WholeCall, chosen: Tensor) -> Problem:
         call.kv_grid,
         call.scale,
         call.backend,
+        call.rule,
+        call.allowed,
     )
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vsa.integrations.checkpoints.names import WAN, diffusers_name
 from vsa.integrations.diffusers.gate_files import gates_in, is_gate
 from vsa.values.grid import Extent
 
@@ -122,12 +124,13 @@ def _model(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) 
 def loaded_model(
     folder: Path, device: torch.device, dtype: torch.dtype
 ) -> tuple[WanTransformer3DModel, dict[str, Tensor]]:
-    """A text-to-video model from a folder in diffusers' format, straight onto the device.
+    """A text-to-video model from a folder, straight onto the device.
 
     (from_pretrained would need accelerate for Wan, and drops gates.)
 
     Args:
-        folder: of a pipeline or of its transformer.
+        folder: of a pipeline or of its transformer, in diffusers' format; parameters may have
+            FastVideo's own names instead of diffusers'.
         device: where it goes.
         dtype: as in ``random_model``.
 
@@ -154,16 +157,22 @@ def loaded_model(
             f"{described.get('image_dim')}"
         )
     model = _model(described, device, dtype)
-    missing = set(model.state_dict())
+    placed: set[str] = set()
     gates: dict[str, Tensor] = {}
     for file in _weight_files(folder):
         held = _tensors(file, device)
         gates |= gates_in(held)
-        tensors = {name: value for name, value in held.items() if not is_gate(name)}
+        tensors: dict[str, Tensor] = {}
+        for name in filterfalse(is_gate, held):
+            own = diffusers_name(WAN, name)
+            if own in tensors or own in placed:
+                raise ValueError(f"{file} holds {name}, which is there under another name already")
+            tensors[own] = held[name]
         unknown = model.load_state_dict(tensors, strict=False).unexpected_keys
         if unknown:
             raise ValueError(f"{file} holds {unknown[0]}, which {config} has no place for")
-        missing -= set(tensors)
+        placed |= set(tensors)
+    missing = set(model.state_dict()) - placed
     if missing:
         raise ValueError(f"weights must be complete, but {folder} lacks {min(missing)}")
     return model, gates

@@ -19,7 +19,7 @@ from vsa.integrations.diffusers.gates import (
     put_gates,
 )
 from vsa.integrations.diffusers.plan import PLAN, Plan, Schedule, Settings, way_back
-from vsa.integrations.diffusers.processors import SparseProcessor
+from vsa.integrations.diffusers.processors import SparseProcessor, heads_in
 from vsa.integrations.diffusers.sharding import Sharding
 from vsa.integrations.diffusers.steps import Steps
 from vsa.schedule import StepSchedule
@@ -99,8 +99,9 @@ def apply_vsa(
     ``denoising_step`` or ``count_steps``.
 
     Args:
-        transformer: ``pipe.transformer`` of Wan 2.1 and 2.2, LTX, HunyuanVideo, HunyuanVideo 1.5,
-            CogVideoX or Mochi; or several that share the steps of one generation, as
+        transformer: ``pipe.transformer`` of Wan 2.1 and 2.2, Wan VACE and Animate, SkyReels-V2,
+            LTX, LTX-2, HunyuanVideo, HunyuanVideo 1.5, Framepack, CogVideoX, Mochi or Kandinsky
+            5; or several that share the steps of one generation, as
             ``[pipe.transformer, pipe.transformer_2]`` of Wan 2.2 A14B.
         topk: as in ``vsa.attention``: a number or share of tiles, one for each head, or a
             ``vsa.TopP``; or ``vsa.Budgets`` of all layers; or a function topk(layer, step) that
@@ -202,7 +203,7 @@ def _prepare(
         precisions.check_tail(each, settings.tail)
     if gates not in (None, "coarse"):
         raise ValueError(f'gates must be None or "coarse", but it is {gates!r}')
-    heads: Any = next(iter(layers.values())).heads
+    heads = heads_in(next(iter(layers.values())))
     sharding = None if group is None else _sharding_over(group, module, family, heads)
     earlier: Plan | None = getattr(module, PLAN, None)
     originals = {path: _original(attn, earlier) for path, attn in layers.items()}
@@ -261,7 +262,7 @@ def remove_vsa(transformer: Transformer) -> Transformer:
 def _checked_topk(
     topk: TopK | Budgets | Schedule, layers: Mapping[str, Any], dense: frozenset[int]
 ) -> TopK | Budgets | Schedule:
-    heads = {path: attn.heads for path, attn in layers.items()}
+    heads = {path: heads_in(attn) for path, attn in layers.items()}
     of_steps = topk.steps.values() if isinstance(topk, StepSchedule) else (topk,)
     for each in of_steps:
         if isinstance(each, Budgets):
@@ -299,11 +300,12 @@ def _original(attn: Any, earlier: Plan | None) -> Any:
 def _check_replaceable(family: Family, originals: dict[str, Any]) -> None:
     for path, original in originals.items():
         name = type(original).__name__
-        if name != family.replaces:
+        if name not in family.replaces:
             way = way_back(name, "restore the default processors before apply_vsa")
+            wanted = " or ".join(family.replaces)
             raise TypeError(
-                f"the attention processor of {path} must be diffusers' {family.replaces}, but it "
-                f"is a {name}: {way}"
+                f"the attention processor of {path} must be diffusers' {wanted}, but it is a "
+                f"{name}: {way}"
             )
 
 
@@ -320,7 +322,12 @@ def _sharding_over(group: Any, transformer: Any, family: Family, heads: int) -> 
         RuntimeError, TypeError, ValueError: a group that does not fit.
         NotImplementedError: a transformer that is sharded by other means, or not at all.
     """
-    if family.processor.plan_of_diffusers:
+    if family.sharded_by is None:
+        raise NotImplementedError(
+            f"group must be None for a {family.transformer}, whose video cannot be "
+            "shared out over ranks: run it on one device"
+        )
+    if family.sharded_by == "diffusers":
         raise NotImplementedError(
             f"group must be None for a {family.transformer}, whose sequence diffusers shards "
             "itself: call enable_parallelism(config=ContextParallelConfig(ulysses_degree=...))"

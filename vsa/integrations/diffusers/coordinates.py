@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -47,6 +48,33 @@ def layout_of(coordinates: Tensor, tokens: int) -> Layout:
             "and width as well"
         )
     return layout
+
+
+def layout_with_appended(coordinates: Tensor, shape: Extent, tokens: int) -> Layout:
+    """The layout of a video of known extents that other tokens follow, as LTX-2's pipelines do it.
+
+    Args:
+        coordinates: (B, 3, tokens, 2), where every token begins and ends in time, y and x; reading
+            it waits for the device.
+        shape: (T, H, W) of the video.
+        tokens: of the input.
+
+    Raises:
+        ValueError: coordinates whose first tokens are not such a video.
+    """
+    count = math.prod(shape)
+    if coordinates.ndim != 4 or tuple(coordinates.shape[1:]) != (3, tokens, 2):
+        raise ValueError(
+            f"video_coords must be (B, 3, {tokens}, 2), as hidden_states has {tokens} tokens, but "
+            f"its shape is {tuple(coordinates.shape)}"
+        )
+    begins = coordinates[:, :, :count, 0].detach().cpu().double()
+    if count > tokens or {_layout(each) for each in begins} != {Layout(shape)}:
+        raise ValueError(
+            f"video_coords must begin with the {count} tokens of a video of {shape} in raster "
+            f"order, which others may follow, but the first of its {tokens} tokens are not"
+        )
+    return Layout(shape, 0, tokens - count)
 
 
 def _layout(coordinates: Tensor) -> Layout | None:

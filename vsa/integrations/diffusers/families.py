@@ -6,13 +6,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 from torch import nn
 
+from vsa.integrations.diffusers import joint_processors as joint
 from vsa.integrations.diffusers import processors as own
-from vsa.integrations.diffusers.coordinates import Layout, layout_of
+from vsa.integrations.diffusers import video_processors as video
+from vsa.integrations.diffusers.coordinates import Layout, layout_of, layout_with_appended
 
 Call = Mapping[str, Any]
 """The arguments of the transformer's forward, by name."""
@@ -27,18 +29,20 @@ class Family:
         blocks: attributes that hold the blocks, in the order in which they run.
         attention: the attribute of a block that is self-attention.
         processor: our processor.
-        replaces: the name of diffusers' processor that ours stands in for.
+        replaces: the names of diffusers' processors that ours can stand in for.
         layout: of the video tokens, from the configuration and the arguments of forward.
         rising: whether timesteps rise while a video is denoised.
+        sharded_by: who can share its video out over ranks: diffusers, hooks of ours or nobody.
     """
 
     transformer: str
     blocks: tuple[str, ...]
     attention: str
     processor: type[own.SparseProcessor]
-    replaces: str
+    replaces: tuple[str, ...]
     layout: Callable[[Any, Call], Layout]
     rising: bool = False
+    sharded_by: Literal["diffusers", "hooks"] | None = None
 
     def layers(self, transformer: nn.Module) -> dict[str, nn.Module]:
         """The self-attention modules by the path of their block, in the order they run."""
@@ -88,6 +92,68 @@ def _mochi(config: Any, call: Call) -> Layout:
     return Layout((T, H // config.patch_size, W // config.patch_size))
 
 
+def _ltx2(config: Any, call: Call) -> Layout:
+    if call.get("video_self_attention_mask") is not None:
+        raise NotImplementedError(
+            "video_self_attention_mask must be None where video attention is sparse, but it is a "
+            "tensor: call the transformer without it, or remove_vsa(transformer) first"
+        )
+    tokens = call["hidden_states"].shape[1]
+    extents = tuple(call.get(name) for name in ("num_frames", "height", "width"))
+    coordinates = call.get("video_coords")
+    if None not in extents and math.prod(extents) == tokens:  # type: ignore[arg-type]
+        return Layout(extents)  # type: ignore[arg-type]
+    if coordinates is None or None in extents:
+        raise ValueError(
+            f"num_frames, height and width are {extents} for {tokens} tokens, but LTX-2 packs its "
+            "video, so that VSA needs all three, and video_coords where tokens are appended: pass "
+            "them to the transformer"
+        )
+    return layout_with_appended(coordinates, extents, tokens)  # type: ignore[arg-type]
+
+
+def _skyreels(config: Any, call: Call) -> Layout:
+    if config.num_frame_per_block > 1:
+        raise NotImplementedError(
+            f"num_frame_per_block is {config.num_frame_per_block}, with which SkyReels-V2 masks "
+            "later frames, but apply_vsa hands its layers no mask: use the synchronous mode (1), or "
+            "remove_vsa(transformer) first"
+        )
+    return _wan(config, call)
+
+
+def _kandinsky5(config: Any, call: Call) -> Layout:
+    if call.get("sparse_params") is not None:
+        raise NotImplementedError(
+            "sparse_params must be None where attention is sparse by VSA, but it is given, so that "
+            "Kandinsky's own block sparsity would choose in another order of tokens: call "
+            'transformer.register_to_config(attention_type="regular") first'
+        )
+    _, T, H, W, _ = call["hidden_states"].shape
+    t, h, w = config.patch_size
+    return Layout((T // t, H // h, W // w))
+
+
+def _framepack(config: Any, call: Call) -> Layout:
+    """Earlier frames, less exact the longer ago, stand before the video's own."""
+    patch = (config.patch_size_t, config.patch_size, config.patch_size)
+    _, _, T, H, W = call["hidden_states"].shape
+    before = 0
+    # diffusers packs each by a convolution of its own, whose strides do not depend on patch_size.
+    for name, stride in (
+        ("clean", (1, 2, 2)),
+        ("history_2x", (2, 4, 4)),
+        ("history_4x", (4, 8, 8)),
+    ):
+        latents = call.get(f"latents_{name}")
+        if latents is not None and call.get(f"indices_latents_{name}") is not None:
+            extents = zip(latents.shape[2:], stride, strict=True)
+            up = name != "clean"  # padded to whole strides
+            before += math.prod(-(-size // step) if up else size // step for size, step in extents)
+    t, h, w = patch
+    return Layout((T // t, H // h, W // w), before)
+
+
 _STREAMS = ("transformer_blocks",)
 FAMILIES = (
     Family(
@@ -95,49 +161,103 @@ FAMILIES = (
         ("blocks",),
         "attn1",
         own.WanSparseProcessor,
-        "WanAttnProcessor",
+        ("WanAttnProcessor",),
         _wan,
+        sharded_by="diffusers",
     ),
     Family(
         "LTXVideoTransformer3DModel",
         _STREAMS,
         "attn1",
         own.LTXSparseProcessor,
-        "LTXVideoAttnProcessor",
+        ("LTXVideoAttnProcessor",),
         _ltx,
+        sharded_by="diffusers",
     ),
     Family(
         "HunyuanVideoTransformer3DModel",
         (*_STREAMS, "single_transformer_blocks"),
         "attn",
-        own.HunyuanVideoSparseProcessor,
-        "HunyuanVideoAttnProcessor2_0",
+        joint.HunyuanVideoSparseProcessor,
+        ("HunyuanVideoAttnProcessor2_0",),
         _hunyuan,
+        sharded_by="hooks",
     ),
     Family(
         "HunyuanVideo15Transformer3DModel",
         _STREAMS,
         "attn",
-        own.HunyuanVideo15SparseProcessor,
-        "HunyuanVideo15AttnProcessor2_0",
+        joint.HunyuanVideo15SparseProcessor,
+        ("HunyuanVideo15AttnProcessor2_0",),
         _hunyuan,
+        sharded_by="hooks",
     ),
     Family(
         "CogVideoXTransformer3DModel",
         _STREAMS,
         "attn1",
-        own.CogVideoXSparseProcessor,
-        "CogVideoXAttnProcessor2_0",
+        joint.CogVideoXSparseProcessor,
+        ("CogVideoXAttnProcessor2_0",),
         _cogvideox,
+        sharded_by="hooks",
     ),
     Family(
         "MochiTransformer3DModel",
         _STREAMS,
         "attn1",
-        own.MochiSparseProcessor,
-        "MochiAttnProcessor2_0",
+        joint.MochiSparseProcessor,
+        ("MochiAttnProcessor2_0",),
         _mochi,
         rising=True,
+        sharded_by="hooks",
+    ),
+    Family(
+        "WanVACETransformer3DModel",
+        ("vace_blocks", "blocks"),
+        "attn1",
+        own.WanSparseProcessor,
+        ("WanAttnProcessor",),
+        _wan,
+    ),
+    Family(
+        "WanAnimateTransformer3DModel",
+        ("blocks",),
+        "attn1",
+        own.WanSparseProcessor,
+        ("WanAttnProcessor",),
+        _wan,
+    ),
+    Family(
+        "LTX2VideoTransformer3DModel",
+        _STREAMS,
+        "attn1",
+        video.LTX2SparseProcessor,
+        ("LTX2AudioVideoAttnProcessor", "LTX2PerturbedAttnProcessor"),
+        _ltx2,
+    ),
+    Family(
+        "SkyReelsV2Transformer3DModel",
+        ("blocks",),
+        "attn1",
+        own.WanSparseProcessor,
+        ("SkyReelsV2AttnProcessor",),
+        _skyreels,
+    ),
+    Family(
+        "Kandinsky5Transformer3DModel",
+        ("visual_transformer_blocks",),
+        "self_attention",
+        video.Kandinsky5SparseProcessor,
+        ("Kandinsky5AttnProcessor",),
+        _kandinsky5,
+    ),
+    Family(
+        "HunyuanVideoFramepackTransformer3DModel",
+        (*_STREAMS, "single_transformer_blocks"),
+        "attn",
+        joint.FramepackSparseProcessor,
+        ("HunyuanVideoAttnProcessor2_0",),
+        _framepack,
     ),
 )
 

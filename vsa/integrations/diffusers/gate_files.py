@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 NAME = "to_gate_compress"
-_KEY = re.compile(rf"(?:.*?\.)??((?:\w+_)?blocks\.\d+)\.(?:attn1?\.)?{NAME}\.(.+)")
+_ATTENTION = r"(?:(?:attn1?|self_attention)\.)?"
+_KEY = re.compile(rf"(?:.*?\.)??((?:\w+_)?blocks\.\d+)\.{_ATTENTION}{NAME}\.(.+)")
 
 
 def gates_in(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

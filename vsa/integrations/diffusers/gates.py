@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vsa.integrations.diffusers.gate_files import NAME, gates_at, gates_beside, gates_in
 from vsa.integrations.diffusers.plan import PLAN, Plan
+from vsa.integrations.diffusers.processors import query_of
 
 
 class Gate(nn.Linear):
@@ -58,7 +59,7 @@ def new_gates(transformer: Any, layers: Mapping[str, nn.Module]) -> dict[str, nn
     for path, attn in layers.items():
         if hasattr(attn, NAME):
             continue
-        to_q: Any = attn.to_q
+        to_q = query_of(attn)
         device = to_q.weight.device
         gate = Gate(
             to_q.in_features,
@@ -107,18 +108,19 @@ def _compute_dtype(path: str, attn: Any) -> torch.dtype:
     Quantised weights are whole numbers or 8-bit floats; norms and biases beside them are not. A
     cast layer by layer (``enable_layerwise_casting``) leaves a hook that knows.
     """
-    to_q = getattr(attn.to_q, "base_layer", attn.to_q)  # of an adapter
+    projection = query_of(attn)
+    to_q = getattr(projection, "base_layer", projection)  # of an adapter
     registry = getattr(to_q, "_diffusers_hook", None)
     hooks = () if registry is None else registry.hooks.values()
     for each in (*hooks, to_q):  # bitsandbytes and GGUF say it in the layer itself
         if isinstance(getattr(each, "compute_dtype", None), torch.dtype):
             return each.compute_dtype
-    for tensor in (attn.to_q.weight, *attn.parameters()):
+    for tensor in (projection.weight, *attn.parameters()):
         if tensor.is_floating_point() and tensor.element_size() > 1:
             return tensor.dtype
     raise ValueError(
         f"gates cannot be made for {path}, whose weights are stored in "
-        f"{attn.to_q.weight.dtype} with nothing beside them that says in which type it computes: "
+        f"{projection.weight.dtype} with nothing beside them that says in which type it computes: "
         "call apply_vsa before the weights are quantised"
     )
 

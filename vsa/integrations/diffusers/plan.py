@@ -19,7 +19,7 @@ from vsa.integrations.diffusers.coordinates import Layout
 from vsa.integrations.diffusers.families import Family
 from vsa.integrations.diffusers.parallel import sharding_group
 from vsa.integrations.diffusers.passes import BoundCheckpoint, OfThread, Passes, recomputing
-from vsa.integrations.diffusers.processors import REFRESH, SparseProcessor
+from vsa.integrations.diffusers.processors import REFRESH, SparseProcessor, heads_in
 from vsa.integrations.diffusers.sharding import Sharding
 from vsa.integrations.diffusers.steps import MOST_CALLS, Steps
 from vsa.integrations.diffusers.work import Store, Work
@@ -234,8 +234,8 @@ class Plan:
         shape, before, after = layout
         if group is not None and before + after:
             raise NotImplementedError(
-                f"video_coords hold {before + after} tokens of keyframes, which cannot be "
-                "told from the video's where the sequence is sharded: run it on one device"
+                f"{before + after} tokens of keyframes stand beside the video, which cannot be "
+                "told from it where the sequence is sharded: run it on one device"
             )
         tile = _tile_for(shape) if settings.tile == "auto" else settings.tile
         dense = step < settings.dense_steps or layer in self.dense_layers
@@ -270,9 +270,9 @@ class Plan:
             found.check_grid(grid)
             found = found.of(path)
         if isinstance(found, LayerBudget):
-            resolve(found, grid.num_tiles, attn.heads)  # type: ignore[arg-type]
+            resolve(found, grid.num_tiles, heads_in(attn))
         elif found is not None:
-            check(found, attn.heads)  # type: ignore[arg-type]
+            check(found, heads_in(attn))
         return found
 
     def _set(self, works: Mapping[int, Work | None]) -> None:

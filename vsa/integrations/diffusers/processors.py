@@ -7,8 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
 from vsa.distributed import ulysses_attention
@@ -20,12 +18,16 @@ from vsa.values.grid import Grid
 
 
 class Given(NamedTuple):
-    """What diffusers hands to a processor: see ``SparseProcessor.__call__``."""
+    """What diffusers hands to a processor: see ``SparseProcessor.__call__``.
+
+    ``perturbed`` is LTX-2's: 0 for videos of the batch whose values stand in for attention.
+    """
 
     video: Tensor
     text: Tensor | None
     mask: Tensor | None
-    rotary: Rotary | None
+    rotary: Any
+    perturbed: Tensor | None = None
 
 
 REFRESH = (
@@ -118,20 +120,21 @@ class SparseProcessor:
         Raises:
             ValueError: the tokens are not those of the transformer's input.
         """
-        work = self.work
+        given = Given(hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        return self.sparse_or(partial(self.original, attn, *given[:4]), attn, given)
+
+    def sparse_or(self, dense: Callable[[], Any], attn: Any, given: Given) -> Any:
+        """Attend sparsely, or as diffusers does where this pass is dense."""
+        work, tokens = self.work, given.video.shape[1]
         if work is None:
-            work = self._own_work(hidden_states.shape[1])
+            work = self._own_work(tokens)
         if work.topk is None and work.sharding is None:
-            return self.original(
-                attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
-            )
-        if work.group is None and hidden_states.shape[1] != work.tokens:
+            return dense()
+        if work.group is None and tokens != work.tokens:
             raise ValueError(
                 f"the grid of the transformer's input is {work.shape}, {work.tokens} tokens, but "
-                f"this layer got {hidden_states.shape[1]}: VSA needs the whole video in raster "
-                "order"
+                f"this layer got {tokens}: VSA needs the whole video in raster order"
             )
-        given = Given(hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         return self.attend(work, attn, given)
 
     def __repr__(self) -> str:
@@ -202,9 +205,19 @@ def sparse(
     return out.flatten(2)
 
 
+def heads_in(attn: Any) -> int:
+    """How many heads a layer has."""
+    return attn.num_heads if hasattr(attn, "num_heads") else attn.heads
+
+
+def query_of(attn: Any) -> Any:
+    """A layer's projection to queries."""
+    return attn.to_query if hasattr(attn, "to_query") else attn.to_q
+
+
 def heads_of(x: Tensor, attn: Any) -> Tensor:
     """(B, S, heads * head_dim) -> (B, S, heads, head_dim)."""
-    return x.unflatten(2, (attn.heads, -1))
+    return x.unflatten(2, (heads_in(attn), -1))
 
 
 def gate_of(attn: Any, hidden_states: Tensor) -> Tensor | None:
@@ -219,7 +232,7 @@ def project_out(attn: Any, x: Tensor) -> Tensor:
 
 
 class WanSparseProcessor(SparseProcessor):
-    """Wan: video tokens only, norms over all heads, rotation per head."""
+    """Wan, SkyReels-V2: video tokens only, norms over all heads, rotation per head."""
 
     def attend(self, work: Work, attn: Any, given: Given) -> Tensor:
         """Attend; -> (B, S, channels)."""
@@ -249,109 +262,3 @@ class LTXSparseProcessor(SparseProcessor):
             gate = gate[:, work.before : x.shape[1] - work.after]
         out = sparse(work, (q, k, v), gate, prefix=work.before, suffix=work.after)
         return project_out(attn, out)
-
-
-class JointSparseProcessor(SparseProcessor):
-    """Video and text in one sequence; what follows is what the families differ in."""
-
-    plan_of_diffusers = False
-    text_first = False
-
-    def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
-        """Rotate the video's queries and keys, (B, S, heads, head_dim) each."""
-        cos, sin = (table.unsqueeze(1) for table in of_pairs(rotary))
-        return turn_pairs((q, k), cos, sin)
-
-    def text_valid(self, mask: Tensor | None, length: int) -> Tensor | None:
-        """(B, length) bool, which text tokens are real; None for all."""
-        return None if mask is None else mask[:, -length:].bool()
-
-    def attend(self, work: Work, attn: Any, given: Given) -> tuple[Tensor, Tensor]:
-        """Attend; -> video (B, S, channels) and text (B, text, channels)."""
-        x, text = given.video, given.text
-        if text is None:
-            raise ValueError(
-                "encoder_hidden_states is None, but joint attention needs the text tokens"
-            )
-        video_qkv = self._project(attn, x, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
-        if given.rotary is not None:
-            q, k, v = video_qkv
-            cos, sin = given.rotary
-            if work.sharding is not None:
-                cos, sin = (work.sharding.part(table, 0) for table in (cos, sin))
-            video_qkv = [*self.turn(q, k, (cos, sin)), v]
-        if getattr(attn, "add_q_proj", None) is None:
-            text_qkv = self._project(attn, text, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
-        else:
-            added = ("add_q_proj", "add_k_proj", "add_v_proj")
-            text_qkv = self._project(attn, text, added, ("norm_added_q", "norm_added_k"))
-        order = (text_qkv, video_qkv) if self.text_first else (video_qkv, text_qkv)
-        q, k, v = (torch.cat(pair, dim=1) for pair in zip(*order, strict=True))
-        length = text.shape[1]
-        out = sparse(
-            work,
-            (q, k, v),
-            gate_of(attn, x),
-            prefix=length if self.text_first else 0,
-            suffix=0 if self.text_first else length,
-            text_valid=self.text_valid(given.mask, length),
-        )
-        return self._split(attn, out, length)
-
-    @staticmethod
-    def _project(
-        attn: Any, x: Tensor, projections: tuple[str, ...], norms: tuple[str, str]
-    ) -> list[Tensor]:
-        q, k, v = (heads_of(getattr(attn, name)(x), attn) for name in projections)
-        norm_q, norm_k = (getattr(attn, name, None) for name in norms)
-        return [q if norm_q is None else norm_q(q), k if norm_k is None else norm_k(k), v]
-
-    def _split(self, attn: Any, out: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Part the streams and project each with what its block has."""
-        video, text = out[:, :-length], out[:, -length:]
-        # A single-stream block projects both itself, together with its feed-forward.
-        if getattr(attn, "to_out", None) is not None:
-            video = project_out(attn, video)
-        if getattr(attn, "to_add_out", None) is not None:
-            text = attn.to_add_out(text)
-        return video, text
-
-
-class HunyuanVideoSparseProcessor(JointSparseProcessor):
-    """HunyuanVideo: text last, masked as (B, 1, 1, video + text)."""
-
-    def text_valid(self, mask: Tensor | None, length: int) -> Tensor | None:
-        """(B, length) bool."""
-        return None if mask is None else mask[:, 0, 0, -length:].bool()
-
-
-class HunyuanVideo15SparseProcessor(JointSparseProcessor):
-    """HunyuanVideo 1.5: text last, masked as (B, text)."""
-
-
-class CogVideoXSparseProcessor(JointSparseProcessor):
-    """CogVideoX: text first, never masked, both streams through one output projection."""
-
-    text_first = True
-
-    def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
-        """Rotate as diffusers does: the caller gives the tables, with angles of any kind."""
-        return tuple(apply_rotary_emb(x, rotary, sequence_dim=1) for x in (q, k))
-
-    def text_valid(self, mask: Tensor | None, length: int) -> None:
-        """All text is real; a mask of another kind has no meaning here."""
-        if mask is not None:
-            raise ValueError("attention_mask must be None for CogVideoX, but it is a tensor")
-
-    def _split(self, attn: Any, out: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        out = project_out(attn, out)
-        return out[:, length:], out[:, :length]
-
-
-class MochiSparseProcessor(JointSparseProcessor):
-    """Mochi: text last, masked as (B, text), rotation with angles per head."""
-
-    def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
-        """Rotate in fp32."""
-        turned = turn_pairs((q.float(), k.float()), *rotary)
-        return tuple(x.to(q.dtype) for x in turned)

@@ -43,6 +43,25 @@ def _real(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.flatten(-2).to(x.dtype)
 
 
+def turn_halves(xs: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    """Rotate channel pairs (i, i + channels / 2), in fp32 at least.
+
+    Args:
+        xs: (..., channels) each.
+        cos: broadcastable to (..., channels / 2).
+        sin: likewise.
+
+    Returns:
+        Like ``xs``.
+    """
+    turned = []
+    for x in xs:
+        first, second = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
+        halves = (first * cos - second * sin, second * cos + first * sin)
+        turned.append(torch.cat(halves, dim=-1).to(x.dtype))
+    return tuple(turned)
+
+
 def of_pairs(rotary: Rotary) -> Rotary:
     """One angle per pair, from tables in which every angle stands twice."""
     return rotary[0][..., 0::2], rotary[1][..., 1::2]

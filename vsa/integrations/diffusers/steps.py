@@ -111,7 +111,7 @@ class _Given:
     def of(cls, call: Mapping[str, Any]) -> _Given:
         timestep, latents = call["timestep"], call["hidden_states"]
         others = [x for name, x in call.items() if name not in ("timestep", "hidden_states")]
-        values = latents.detach().flatten()
+        values = latents.detach()[0].flatten()  # LTX-2 guides with batches of other sizes
         return cls(
             values[:: max(1, len(values) // SAMPLED)].nan_to_num().clone(),
             _identities([timestep]),

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny pipelines of diffusers around tiny transformers: their loops, grids and counted steps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+import diffusers
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from integrations.tiny_transformers import TEXT, kandinsky5, ltx23, skyreels, wan
+
+from vsa.integrations.diffusers import apply_vsa, count_steps
+
+STEPS = 3
+Pipeline = tuple[nn.Module, Callable[..., Tensor]]
+
+
+class Stub(SimpleNamespace):
+    """What a pipeline reads of a part that does not run; it must be of a class with a module."""
+
+
+def embeddings(*names: str, width: int = 16) -> dict[str, Tensor]:
+    return {name: torch.randn(1, TEXT, width) for name in names}
+
+
+def of_wan(model: nn.Module, name: str) -> Pipeline:
+    pipe = getattr(diffusers, name)(
+        tokenizer=None,
+        text_encoder=None,
+        transformer=model,
+        vae=None,
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
+        ),
+    )
+    text = embeddings("prompt_embeds", "negative_prompt_embeds")
+    size = {"height": 96, "width": 128, "num_frames": 17}
+    return model, lambda **more: pipe(**text, **size, **more).frames
+
+
+def of_kandinsky() -> Pipeline:
+    model, _ = kandinsky5()
+    pipe = diffusers.Kandinsky5T2VPipeline(
+        transformer=model,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+    )
+    text = embeddings("prompt_embeds_qwen", "negative_prompt_embeds_qwen")
+    for kind in ("prompt", "negative_prompt"):
+        text[f"{kind}_embeds_clip"] = torch.randn(1, 8)
+        text[f"{kind}_cu_seqlens"] = torch.tensor([0, TEXT], dtype=torch.int32)
+    size = {"height": 128, "width": 128, "num_frames": 17}
+    return model, lambda **more: pipe(**text, **size, **more).frames
+
+
+def of_ltx2() -> Pipeline:
+    model, _ = ltx23(use_prompt_embeddings=False)
+    one = torch.ones(1)
+    ratios = {"spatial_compression_ratio": 32, "temporal_compression_ratio": 8}
+    sizes = {"mel_bins": 8, "latent_channels": 2, "sample_rate": 16000, "mel_hop_length": 160}
+    pipe = diffusers.LTX2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=Stub(
+            **ratios, latents_mean=one, latents_std=one, config=SimpleNamespace(scaling_factor=1.0)
+        ),
+        audio_vae=Stub(
+            mel_compression_ratio=4,
+            temporal_compression_ratio=4,
+            latents_mean=one,
+            latents_std=one,
+            config=SimpleNamespace(**sizes),
+        ),
+        text_encoder=None,
+        tokenizer=None,
+        connectors=lambda text, mask, **_: (text, text[..., :24], mask),
+        transformer=model,
+        vocoder=None,
+    )
+    text = embeddings("prompt_embeds", "negative_prompt_embeds", width=48)
+    masks = {name.replace("embeds", "attention_mask"): torch.ones(1, TEXT) for name in text}
+    size = {"height": 6 * 32, "width": 7 * 32, "num_frames": 33}
+    more = {**text, **masks, **size, "spatio_temporal_guidance_blocks": [1]}
+    return model, lambda **given: pipe(**more, **given).frames
+
+
+PIPELINES = {
+    "Wan": lambda: of_wan(wan()[0], "WanPipeline"),
+    "SkyReels-V2": lambda: of_wan(skyreels()[0], "SkyReelsV2Pipeline"),
+    "Kandinsky 5": of_kandinsky,
+    "LTX-2.3": of_ltx2,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PIPELINES)
+def test_everything_kept_is_the_dense_pipeline_and_its_steps_are_counted(name: str) -> None:
+    model, generate = PIPELINES[name]()
+
+    def run(**more: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        steps = {"num_inference_steps": STEPS, "output_type": "latent"}
+        return torch.as_tensor(generate(generator=generator, **steps, **more))
+
+    dense = run()
+    seen: list[tuple[int, int]] = []
+
+    def topk(layer: int, step: int) -> float | None:
+        seen.append((layer, step))
+        return 1.0 if step else None  # the first step is dense
+
+    apply_vsa(model, topk=topk)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = run()
+    torch.testing.assert_close(found, dense, rtol=1e-4, atol=1e-4)
+    assert dict.fromkeys(seen) == {
+        (layer, step): None for step in range(STEPS) for layer in range(2)
+    }
+    seen.clear()
+    run(callback_on_step_end=count_steps)
+    assert list(dict.fromkeys(step for _, step in seen)) == list(range(STEPS))
+    apply_vsa(model, topk=1, tile=(2, 3, 4))
+    assert (run() - dense).abs().max() > 1e-4
