@@ -116,8 +116,8 @@ def _skyreels(config: Any, call: Call) -> Layout:
     if config.num_frame_per_block > 1:
         raise NotImplementedError(
             f"num_frame_per_block is {config.num_frame_per_block}, with which SkyReels-V2 masks "
-            "later frames, but apply_vsa hands its layers no mask: use the synchronous mode (1), or "
-            "remove_vsa(transformer) first"
+            "later frames, but apply_vsa hands its layers no mask: use the synchronous mode (1), "
+            "or remove_vsa(transformer) first"
         )
     return _wan(config, call)
 
