@@ -23,6 +23,7 @@ if take_built(Path(__file__).resolve().parent):  # else the installed package is
     from vsa.values.budget import LayerBudget, TopP
     from vsa.values.budgets import Budgets
     from vsa.values.grid import Grid, best_tile
+    from vsa.values.kv_cache import KVCache
     from vsa.values.score import SubBlocks
     from vsa.values.selection import Selection
     from vsa.values.sequence import Segment, Sequence
@@ -32,6 +33,7 @@ if take_built(Path(__file__).resolve().parent):  # else the installed package is
 __all__ = [
     "Budgets",
     "Grid",
+    "KVCache",
     "LayerBudget",
     "Segment",
     "Selection",

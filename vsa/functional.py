@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vsa.backends import named
-from vsa.stages import eager, inputs, sequences
+from vsa.stages import cached, eager, inputs, sequences
 from vsa.stages.coarse import for_means, tile_means
 from vsa.stages.combine import gated_attention, whole
 from vsa.stages.fine import fine, tail_means
@@ -25,6 +25,7 @@ from vsa.stages.select import (
 from vsa.values import checks
 from vsa.values.budget import TopK, resolve
 from vsa.values.grid import Extent, Grid
+from vsa.values.kv_cache import KVCache
 from vsa.values.masks import Mask
 from vsa.values.precision import Precision, check_tail
 from vsa.values.problem import TailMeans
@@ -98,6 +99,7 @@ def attention(
     text_valid: Tensor | None = None,
     tail: bool = False,
     mask: Mask | None = None,
+    cache: KVCache | None = None,
     return_selection: bool = False,
     return_lse: bool = False,
     precision: Precision = "native",
@@ -137,6 +139,9 @@ def attention(
             ``TeacherForcing`` or ``Window``, or a bool tensor (n_q, n_k) or (heads, n_q, n_k).
             Others are never kept and take no part in the coarse softmax, and ``topk`` is of what a
             row may choose. A selection brings the mask that it was chosen under.
+        cache: a ``vsa.KVCache``, where q, k and v are the current chunk of a video that is made
+            chunk by chunk (docs/streaming.md): k and v go into the cache, and q attends all that
+            is in there. Without gradients, in its own grids, without a mask.
         return_selection: also return the selection.
         return_lse: also return the fine stage's log-sum-exp.
         precision: "native"; or, for inference, the fine stage in eight bits: "int8", or "fp8",
@@ -152,6 +157,14 @@ def attention(
             is done.
         RuntimeError: an explicit backend that cannot run here, with what is missing.
     """
+    gates = {"gate_coarse": gate_coarse, "gate_fine": gate_fine}
+    if cache is not None:
+        taken = cached.attend(
+            (q, k, v), topk, cache, gates, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale,
+            selection=selection, score=score, text_valid=text_valid, tail=tail, mask=mask,
+            precision=precision, backend=backend,
+        )  # fmt: skip
+        return asked_for(*taken, return_selection, return_lse)
     if sequences.are_meant(grid, kv_grid, selection):
         of = sequences.Given(
             q, k, v, topk, grid, kv_grid, tile, scale, selection, text_valid, backend, mask
@@ -172,20 +185,9 @@ def attention(
         return asked_for(out, chosen, lse, return_selection, return_lse)
     inputs.check_one_choice(mask, selection)
     call = inputs.resolve(
-        q,
-        k,
-        v,
-        grid=grid,
-        kv_grid=kv_grid,
-        tile=tile,
-        scale=scale,
-        text_valid=text_valid,
-        selection=selection,
-        gates={"gate_coarse": gate_coarse, "gate_fine": gate_fine},
-        backend=backend,
-        precision=precision,
-        mask=mask,
-    )
+        q, k, v, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, text_valid=text_valid,
+        selection=selection, gates=gates, backend=backend, precision=precision, mask=mask,
+    )  # fmt: skip
     checks.gate("gate_coarse", gate_coarse, q)
     checks.gate("gate_fine", gate_fine, q)
     check_tail(call.precision, tail)
@@ -316,19 +318,9 @@ def block_sparse_attention(
         return (planned, of_rows) if return_lse else planned
     check_is_selection(selection)
     call = inputs.resolve(
-        q,
-        k,
-        v,
-        grid=grid,
-        kv_grid=kv_grid,
-        tile=tile,
-        scale=scale,
-        text_valid=text_valid,
-        selection=selection,
-        backend=backend,
-        precision=precision,
-        mask=mask,
-    )
+        q, k, v, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, text_valid=text_valid,
+        selection=selection, backend=backend, precision=precision, mask=mask,
+    )  # fmt: skip
     check_tail(call.precision, tail)
     is_plain = mask is None or inputs.check_inside(selection, call)
     selection = selection.savable()

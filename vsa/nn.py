@@ -17,6 +17,7 @@ from vsa.stages.inputs import DEFAULT_TILE, Layout, Tile
 from vsa.values import checks
 from vsa.values.budget import TopK, check, varies
 from vsa.values.grid import Grid
+from vsa.values.kv_cache import KVCache
 from vsa.values.masks import RULES, Mask
 from vsa.values.masks import check as check_mask
 from vsa.values.precision import Precision, check_tail, named
@@ -110,6 +111,7 @@ class VideoSparseAttention(nn.Module):
         rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         selection: Selection | None = None,
         text_valid: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -120,11 +122,17 @@ class VideoSparseAttention(nn.Module):
                 before tiles are averaged.
             selection: a selection to reuse.
             text_valid: (B, prefix + suffix) bool, or as in ``vsa.attention``.
+            cache: as in ``vsa.attention``, where x is the current chunk of a video; it takes the
+                place of ``mask``.
 
         Returns:
             The shape of x.
         """
         checks.tokens("x", x, self.to_qkv.in_features)
+        if cache is not None and self.tile not in ("auto", cache.tile):
+            raise ValueError(
+                f"tile of the cache must be that of the layer, {self.tile}, but it is {cache.tile}"
+            )
         q, k, v, gate_coarse, gate_fine = self.projections(x)
         if rotary is not None:
             q, k = rotary(q, k)
@@ -141,9 +149,10 @@ class VideoSparseAttention(nn.Module):
             score=self.score,
             text_valid=text_valid,
             tail=self.tail,
-            mask=self.mask if selection is None else None,
+            mask=self.mask if selection is cache is None else None,
             precision=self.precision,
             backend=self.backend,
+            **({} if cache is None else {"cache": cache}),
         )
         return self.to_out(rearrange(out, "... heads d -> ... (heads d)"))
 

@@ -137,3 +137,15 @@ def test_the_picture_of_masks(tmp_path: Path) -> None:
     done = start("draw_masks.py", "--out", file)
     assert done.returncode == 0, done.stderr
     assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_tiny_video_over_a_cache(tmp_path: Path) -> None:
+    pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
+    file = tmp_path / "streaming.json"
+    done = start("streaming.py", "--tiny", "--device", "cpu", "--commit", "abc", "--out", file)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["complete"] and found["advance us"] > 0
+    assert [(row["chunk"], row["held"]) for row in found["rows"]] == [(0, 1), (1, 2), (5, 2)]
+    names = "sparse", "reused", "concatenated", "dense"
+    assert all(row[f"{name} ms"] > 0 for row in found["rows"] for name in names)

@@ -114,6 +114,12 @@ def test_the_operator_of_lightx2v_takes_blocks_of_64(monkeypatch: pytest.MonkeyP
     two = torch.tensor([0, 75, 150])
     with pytest.raises(ValueError, match="cu_seqlens_q must name one sequence, but names 2"):
         operator(q, k, v, mask, **(settings | {"cu_seqlens_q": two}))
+    with pytest.raises(ValueError, match="max_seqlen_kv must be 150, the tokens that are given"):
+        operator(q, k, v, mask, **(settings | {"max_seqlen_kv": 140}))
+    with pytest.raises(ValueError, match="causal must be False"):
+        operator(q, k, v, mask, **settings, causal=True)
+    scaled = operator(q, k, v, mask, **settings, softmax_scale=0.1)
+    assert error(scaled, operator(q * 0.1 * q.shape[-1] ** 0.5, k, v, mask)) < LIMIT
     with pytest.raises(ValueError, match="operator_setting must be empty"):
         table["vsa_operator"]({"per_block_mean": True})
 

@@ -16,6 +16,7 @@ from hosts.wan_layers import HEAD_DIM, HEADS, error, tensors
 
 import vsa
 from vsa.integrations import vllm_omni
+from vsa.integrations.hosts import aside
 
 GRID = (5, 9, 18)
 LIMIT = 1e-12
@@ -106,10 +107,23 @@ def test_settings_of_a_call_count(backend: Any) -> None:
     assert error(out, reference.attention(q, *wide, tiles, 64, None, scale=0.1)) < LIMIT
 
 
-def test_what_is_no_self_attention_is_the_hosts_dense_one(backend: Any) -> None:
+def test_what_is_no_self_attention_is_the_hosts_dense_one(
+    backend: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     q, k, _ = tensors(math.prod(GRID), 3)
     assert made(backend, role="cross").forward(q, q, q, None) == "dense"
     assert made(backend).forward(q, k[:, :7], k[:, :7], meta()) == "dense"
+    roles = "joint", "ltx2.video"  # names of a model's own, which say nothing
+    monkeypatch.setattr(aside, "_said", set())
+    for role in roles:
+        assert made(backend, role=role).forward(q, k[:, :7], k[:, :7], meta()) == "dense"
+        out = made(backend, role=role).forward(q, q, q, meta())
+        assert torch.equal(out, made(backend).forward(q, q, q, meta()))
+        for _ in range(2):  # layers without a grid, as of text
+            call = q, q, q, stand_ins.AttentionMetadata()
+            assert made(backend, role=role).forward(*call) == "dense"
+    pairs = zip(roles, (each.getMessage() for each in caplog.records), strict=True)
+    assert all(f"{role!r} are dense with FASTVIDEO_VSA" in said for role, said in pairs)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,9 @@ def test_a_layer_gives_what_its_padded_form_gives(
 def test_budgets_are_rounded_as_the_hosts_round_them() -> None:
     assert [raster.tiles_kept(0.7, count) for count in (10, 20, 1440)] == [4, 7, 433]
     assert raster.tiles_kept(0.9, 640) == 64 and raster.tiles_kept(1.0, 9) == 1
+    for wrong in (None, "0.5", math.nan):
+        with pytest.raises(ValueError, match="VSA_sparsity must be a number, but it is"):
+            raster.tiles_kept(wrong, 9)
     assert raster.tiles_kept(-0.01, 9) == 9 and raster.tiles_of((5, 7, 9), (4, 4, 4)) == 12
 
 

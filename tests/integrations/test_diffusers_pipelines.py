@@ -134,3 +134,34 @@ def test_everything_kept_is_the_dense_pipeline_and_its_steps_are_counted(name: s
     assert list(dict.fromkeys(step for _, step in seen)) == list(range(STEPS))
     apply_vsa(model, topk=1, tile=(2, 3, 4))
     assert (run() - dense).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_skyreels_diffusion_forcing_in_blocks() -> None:
+    """Blocks of frames lag behind each other, and the pipeline puts the mask over them itself."""
+    model, _ = skyreels()
+    pipe = diffusers.SkyReelsV2DiffusionForcingPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        transformer=model,
+        vae=None,
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
+        ),
+    )
+    text = embeddings("prompt_embeds", "negative_prompt_embeds")
+    size = {"height": 32, "width": 48, "num_frames": 21, "base_num_frames": 21}
+    blocks = {"causal_block_size": 2, "ar_step": 2, "num_inference_steps": 2}
+
+    def run() -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        options = {**text, **size, **blocks, "generator": generator, "output_type": "latent"}
+        # prompt has no default here (diffusers 0.42.1), though prompt_embeds may stand for it.
+        return torch.as_tensor(pipe(prompt=None, **options).frames)
+
+    dense = run()
+    assert model.config.num_frame_per_block == 2
+    apply_vsa(model, topk=1.0)
+    torch.testing.assert_close(run(), dense, rtol=1e-4, atol=1e-4)
+    apply_vsa(model, topk=1, tile=(2, 1, 2))
+    assert (run() - dense).abs().max() > 1e-3

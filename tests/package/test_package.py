@@ -23,9 +23,16 @@ from vsa.measure.provenance import provenance
 
 TREE = Path(__file__).resolve().parents[2]
 LAYERS = ["prim", "tile", "kernels", "launch", "bind"]  # each may include itself and those before
-BUILT_UPON = {("fine", "schedule"), ("tail", "fine"), ("tail", "schedule"), ("coarse", "schedule")}
-"""Folders of kernels that include another's: a tail goes on where the fine stage ends, and the
-kernels of keys and values in eight bits, beside those of means, go through text as schedules do."""
+BUILT_UPON = {
+    ("fine", "schedule"),
+    ("tail", "fine"),
+    ("tail", "schedule"),
+    ("coarse", "schedule"),
+    ("coarse", "select"),
+}
+"""Folders of kernels that include another's: a tail goes on where the fine stage ends, the kernels
+of keys and values in eight bits, beside those of means, go through text as schedules do, and means
+and scores leave out what a rule of the choice forbids."""
 
 FAKE_NVCC = """#!/bin/sh
 case "$*" in

@@ -50,9 +50,9 @@ class VsaOperator:
             mask: (1, heads, n, n) or (heads, n, n), blocks that are kept where it is not 0.
             cu_seqlens_q: where sequences begin: one alone is taken.
             cu_seqlens_kv: see cu_seqlens_q.
-            max_seqlen_q: not read.
-            max_seqlen_kv: not read.
-            others: not read.
+            max_seqlen_q: tokens of q, all of which are real.
+            max_seqlen_kv: tokens of k.
+            others: ``causal`` must be False, ``softmax_scale`` is the scale; the rest is not read.
 
         Returns:
             (S, heads * head_dim).
@@ -60,9 +60,23 @@ class VsaOperator:
         for name, ends in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_kv", cu_seqlens_kv)):
             if ends is not None and ends.numel() > 2:
                 raise ValueError(f"{name} must name one sequence, but names {ends.numel() - 1}")
+        for name, length, x in (
+            ("max_seqlen_q", max_seqlen_q, q),
+            ("max_seqlen_kv", max_seqlen_kv, k),
+        ):
+            if length is not None and int(length) != len(x):
+                raise ValueError(
+                    f"{name} must be {len(x)}, the tokens that are given, but it is {length}: "
+                    "padding after a sequence is not taken"
+                )
+        if others.get("causal"):
+            raise ValueError("causal must be False: a mask of blocks has no causal diagonal")
         kept = mask.bool()
         selection = vsa.Selection.from_mask(kept[None] if kept.ndim == 3 else kept)
-        out = vsa.block_sparse_attention(q[None], k[None], v[None], selection, tile=(1, 1, SLOTS))
+        scale = others.get("softmax_scale")
+        out = vsa.block_sparse_attention(
+            q[None], k[None], v[None], selection, tile=(1, 1, SLOTS), scale=scale
+        )
         return out.flatten(2)[0]
 
 

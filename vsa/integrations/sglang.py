@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import vsa
+from vsa.installation import DISTRIBUTION
 from vsa.integrations.hosts import aside, packed
 from vsa.integrations.hosts.implementation import in_raster_order
 from vsa.integrations.hosts.lists import from_lists
@@ -24,8 +25,8 @@ H3_LAYER = f"{BACKENDS}.video_sparse_attn_h3.VideoSparseAttentionH3Backend.get_i
 H3_KERNEL = f"{BACKENDS}.vsa_h3_kernels.vsa_h3_block_sparse_attn_forward"
 LISTS = "vsa_h3_lists"
 """The entry point that replaces the kernel of MiniMax-H3."""
-GIVE_BACK = "pip install --force-reinstall --no-deps vsa==0.0.4"
-"""Makes ``import vsa`` the distribution that SGLang's extra installs; our plugins then fail."""
+GIVE_BACK = f"pip uninstall -y {DISTRIBUTION} && pip install --force-reinstall --no-deps vsa==0.0.4"
+"""Makes ``import vsa`` the distribution that SGLang's extra installs, without our plugins."""
 
 
 def plugin() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vsa.stages.inputs import Tile
 from vsa.values.grid import Extent, Grid
+from vsa.values.kv_cache import KVCache
 from vsa.values.masks import Mask
 from vsa.values.precision import Precision
 from vsa.values.score import Score
@@ -37,6 +38,7 @@ class Options(FineOptions, total=False):
     gate_fine: Tensor | None
     selection: Selection | None
     score: Score
+    cache: KVCache | None
 
 
 def asked_for(

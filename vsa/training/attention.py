@@ -23,6 +23,7 @@ from vsa.stages.inputs import Layout
 from vsa.values import checks
 from vsa.values.bitmap import pack
 from vsa.values.grid import Grid
+from vsa.values.kv_cache import KVCache
 from vsa.values.selection import Selection
 
 KINDS = {
@@ -58,8 +59,10 @@ class DenseAttention(VideoSparseAttention):
         rotary: Rotary | None = None,
         selection: Selection | None = None,
         text_valid: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Attend all tokens; (B, S, dim) to the same shape."""
+        _refuse(cache)
         q, k, v = _projected(self, x, rotary)
         return self.to_out(_dense(q, k, v).flatten(-2))
 
@@ -84,8 +87,10 @@ class CoarseAttention(VideoSparseAttention):
         rotary: Rotary | None = None,
         selection: Selection | None = None,
         text_valid: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Attend tile means; (B, S, dim) to the same shape."""
+        _refuse(cache)
         (nt, nh, nw), (t, h, w) = self.video.tiles, self.video.box
         tiles = {"nt": nt, "nh": nh, "nw": nw, "t": t, "h": h, "w": w}
         pattern = "b (nt t nh h nw w) n d -> b (nt nh nw) n d"
@@ -122,14 +127,25 @@ class FixedAttention(VideoSparseAttention):
         rotary: Rotary | None = None,
         selection: Selection | None = None,
         text_valid: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Attend the given tiles; (B, S, dim) to the same shape."""
+        _refuse(cache)
         return super().forward(x, self.video, rotary=rotary, selection=self.selection(len(x)))
 
     def selection(self, batch: int) -> Selection:
         """The given tiles, for a batch."""
         bitmap = self.bitmap.expand(batch, -1, -1, -1).contiguous()
         return Selection(bitmap, self.video.num_tiles, self.video, self.video, self.count)
+
+
+def _refuse(cache: KVCache | None) -> None:
+    """Kinds that are compared see whole videos."""
+    if cache is not None:
+        raise ValueError(
+            "cache must be None in a kind of attention that sees whole videos, but it is "
+            f"{cache}: use vsa.nn.VideoSparseAttention"
+        )
 
 
 def make(

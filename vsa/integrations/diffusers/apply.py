@@ -29,6 +29,7 @@ from vsa.values import precision as precisions
 from vsa.values.budget import TopK, check
 from vsa.values.budgets import Budgets
 from vsa.values.grid import SLOTS
+from vsa.values.masks import RULES, Rule
 from vsa.values.precision import LayerPrecision
 from vsa.values.score import Score, runs_of
 
@@ -48,6 +49,7 @@ def apply_vsa(
     refresh_every: int = ...,
     tail: bool = ...,
     precision: LayerPrecision = ...,
+    mask: Rule | None = ...,
     group: Any = ...,
 ) -> Transformer: ...
 
@@ -65,6 +67,7 @@ def apply_vsa(
     refresh_every: int = ...,
     tail: bool = ...,
     precision: LayerPrecision = ...,
+    mask: Rule | None = ...,
     group: Any = ...,
 ) -> list[Transformer]: ...
 
@@ -81,6 +84,7 @@ def apply_vsa(
     refresh_every: int = 1,
     tail: bool = False,
     precision: LayerPrecision = "native",
+    mask: Rule | None = None,
     group: Any = None,
 ) -> Any:
     """Make the self-attention of a diffusers video transformer sparse, in place.
@@ -118,6 +122,10 @@ def apply_vsa(
         precision: as in ``vsa.attention``, for inference; or a list with one for each layer, such
             as ``vsa.diagnostics.PrecisionErrors.choose`` makes; or a function precision(layer,
             step) that returns one. What is dense computes as diffusers does.
+        mask: which tiles may be chosen, a rule of ``vsa.masks``, for models that were trained under
+            it; dense layers and steps then run as sparse ones that keep everything. A model that
+            masks later frames itself (SkyReels-V2 with ``num_frame_per_block``) needs none, and
+            takes a ``ChunkCausal`` of as many frames, which may have a window and sinks.
         group: process group, or ``DeviceMesh`` of one dimension, whose ranks share out the video
             of HunyuanVideo, HunyuanVideo 1.5, CogVideoX or Mochi; they must divide the heads.
             Every rank calls the transformer with the same input and gets the whole result;
@@ -146,6 +154,7 @@ def apply_vsa(
             refresh_every,
             tail,
             precision,
+            mask,
             group,
         )
         for each in (transformer if several else [transformer])
@@ -181,6 +190,7 @@ def _prepare(
     refresh_every: int,
     tail: bool,
     precision: LayerPrecision,
+    mask: Rule | None,
     group: Any,
 ) -> Prepared:
     """Everything that may be refused, before anything is changed."""
@@ -197,6 +207,7 @@ def _prepare(
         score=score,
         tail=checks.flag("tail", tail),
         precision=precisions.of_layers(precision, len(layers)),
+        mask=_checked_mask(mask),
     )
     runs_of(score)
     for each in precisions.in_any_layer(settings.precision):
@@ -211,7 +222,7 @@ def _prepare(
     processors = {
         layer: family.processor(original, settings)
         for layer, original in enumerate(originals.values())
-        if layer not in dense or sharding is not None
+        if layer not in dense or sharding is not None or mask is not None
     }
     wanted: dict[str, nn.Module] = {}
     if gates:
@@ -276,6 +287,15 @@ def _checked_tile(tile: Tile, gates: str | None) -> Tile:
     if tile == "auto":
         return DEFAULT_TILE if gates else "auto"
     return checks.tile("tile", tile, SLOTS)
+
+
+def _checked_mask(mask: object) -> Rule | None:
+    if mask is not None and not isinstance(mask, RULES):
+        raise TypeError(
+            "mask must be None or a rule of vsa.masks, such as ChunkCausal, but it is of type "
+            f"{type(mask).__name__}"
+        )
+    return mask
 
 
 def _checked_layers(dense_layers: Sequence[int], count: int) -> frozenset[int]:

@@ -11,14 +11,19 @@ import torch
 from torch import Tensor
 
 from vsa.values.grid import Extent
+from vsa.values.masks import ChunkCausal
 
 
 class Layout(NamedTuple):
-    """The tokens of a video's own sequence: a grid, and keyframes before and after it."""
+    """The tokens of a video's own sequence: a grid, and keyframes before and after it.
+
+    ``mask`` is the one that the model itself puts on them, if it does.
+    """
 
     shape: Extent
     before: int = 0
     after: int = 0
+    mask: ChunkCausal | None = None
 
 
 def layout_of(coordinates: Tensor, tokens: int) -> Layout:

@@ -15,6 +15,7 @@ from vsa.integrations.diffusers import joint_processors as joint
 from vsa.integrations.diffusers import processors as own
 from vsa.integrations.diffusers import video_processors as video
 from vsa.integrations.diffusers.coordinates import Layout, layout_of, layout_with_appended
+from vsa.values.masks import ChunkCausal
 
 Call = Mapping[str, Any]
 """The arguments of the transformer's forward, by name."""
@@ -113,13 +114,9 @@ def _ltx2(config: Any, call: Call) -> Layout:
 
 
 def _skyreels(config: Any, call: Call) -> Layout:
-    if config.num_frame_per_block > 1:
-        raise NotImplementedError(
-            f"num_frame_per_block is {config.num_frame_per_block}, with which SkyReels-V2 masks "
-            "later frames, but apply_vsa hands its layers no mask: use the synchronous mode (1), or "
-            "remove_vsa(transformer) first"
-        )
-    return _wan(config, call)
+    frames = config.num_frame_per_block
+    layout = _wan(config, call)
+    return layout._replace(mask=ChunkCausal(frames)) if frames > 1 else layout
 
 
 def _kandinsky5(config: Any, call: Call) -> Layout:

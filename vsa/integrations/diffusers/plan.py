@@ -28,6 +28,7 @@ from vsa.stages.inputs import Tile
 from vsa.values.budget import LayerBudget, TopK, check, resolve
 from vsa.values.budgets import Budgets
 from vsa.values.grid import Grid, best_tile
+from vsa.values.masks import ChunkCausal, Rule, tile_under
 from vsa.values.precision import LayerPrecision, in_layer
 from vsa.values.score import Score
 
@@ -54,6 +55,7 @@ class Settings:
     score: Score = "mean"
     tail: bool = False
     precision: LayerPrecision = "native"
+    mask: Rule | None = None
 
     @property
     def need_steps(self) -> bool:
@@ -74,6 +76,7 @@ class Settings:
         words += [f"dense_steps={self.dense_steps}"] if self.dense_steps else []
         words += [f"refresh_every={self.refresh_every}"] if self.refresh_every > 1 else []
         words += ["tail=True"] if self.tail else []
+        words += [f"mask={self.mask}"] if self.mask is not None else []
         words += [f"precision={_in_words(self.precision)}"] if self.precision != "native" else []
         return ", ".join(words)
 
@@ -231,13 +234,16 @@ class Plan:
 
     def _work(self, layer: int, layout: Layout, group: Any = None, noted: bool = False) -> Work:
         settings, step = self.settings, max(self.steps.step, 0)
-        shape, before, after = layout
+        shape, before, after, own = layout
         if group is not None and before + after:
             raise NotImplementedError(
                 f"{before + after} tokens of keyframes stand beside the video, which cannot be "
                 "told from it where the sequence is sharded: run it on one device"
             )
-        tile = _tile_for(shape) if settings.tile == "auto" else settings.tile
+        mask = _common_mask(settings.mask, own)
+        tile = settings.tile
+        if tile == "auto":
+            tile = tile_under(mask, shape) or _tile_for(shape)
         dense = step < settings.dense_steps or layer in self.dense_layers
         topk = None if dense else self._topk(layer, step, Grid(shape, tile))
         store, reuse = None, False
@@ -245,6 +251,11 @@ class Plan:
             store = self.stores.of(layer, self.steps)
             reuse = (step - settings.dense_steps) % settings.refresh_every != 0
         note = partial(self.record.note, layer, step) if self.record and noted else None
+        if note is not None and mask is not None:
+            raise NotImplementedError(
+                f"collect cannot look at a transformer under a mask, which is {mask}: it would "
+                "count tiles that may not be chosen"
+            )
         return Work(
             shape,
             tile,
@@ -259,6 +270,8 @@ class Plan:
             settings.score,
             settings.tail,
             "native" if topk is None else in_layer(settings.precision, layer, step),
+            mask,
+            self.sharding is not None or settings.mask is not None,
         )
 
     def _topk(self, layer: int, step: int, grid: Grid) -> TopK | None:
@@ -302,6 +315,18 @@ class Plan:
                 "whole queries and keys: record it on one device"
             )
         return group
+
+
+def _common_mask(mask: Rule | None, own: ChunkCausal | None) -> Rule | None:
+    """The mask that was asked for, inside of the model's own."""
+    if mask is None or own is None:
+        return mask or own
+    if not isinstance(mask, ChunkCausal) or mask.frames != own.frames:
+        raise ValueError(
+            f"mask must be None or a ChunkCausal of {own.frames} frames, since this transformer's "
+            f"own mask is causal over blocks of so many, but it is {mask}"
+        )
+    return mask
 
 
 def way_back(processor: str, otherwise: str) -> str:

@@ -128,7 +128,7 @@ class SparseProcessor:
         work, tokens = self.work, given.video.shape[1]
         if work is None:
             work = self._own_work(tokens)
-        if work.topk is None and work.sharding is None:
+        if work.topk is None and not work.keeps:
             return dense()
         if work.group is None and tokens != work.tokens:
             raise ValueError(
@@ -180,8 +180,8 @@ def sparse(
         attend = partial(ulysses_attention, group=work.group)
     if work.sharding is not None:
         attend = partial(attend, text="replicated")
-        if work.topk is None:  # a dense pass, which diffusers' attention cannot do on shards
-            topk, gate = 1.0, None
+    if work.topk is None:  # a dense pass that diffusers' attention cannot do
+        topk, gate = 1.0, None
     out = attend(
         q,
         k,
@@ -193,6 +193,7 @@ def sparse(
         score=work.score,
         text_valid=text_valid,
         tail=work.tail,
+        mask=work.mask if known is None else None,  # a selection brings its own
         precision=work.precision,
         return_selection=work.store is not None or work.note is not None,
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vsa.values.budget import TopK
 from vsa.values.grid import Extent, Grid
+from vsa.values.masks import Rule
 from vsa.values.precision import Precision
 from vsa.values.score import Score
 from vsa.values.selection import Selection
@@ -31,7 +32,7 @@ class Work:
         shape: (T, H, W), the video tokens of this pass.
         tile: tokens per tile along (t, h, w).
         topk: as in ``vsa.attention``; None leaves this pass to diffusers' own attention, or keeps
-            everything where the video is sharded by hooks of ours.
+            everything where ``keeps``.
         store: where this pass's selection is kept, None to keep none.
         reuse: whether to take the selection that lies in ``store``.
         group: process group whose ranks hold the sequence in shards; None for one process.
@@ -43,6 +44,9 @@ class Work:
         score: what tiles are chosen by, as in ``vsa.attention``.
         tail: as in ``vsa.attention``.
         precision: as in ``vsa.attention``.
+        mask: as in ``vsa.attention``.
+        keeps: whether a dense pass is one of ours that keeps everything: where the video is sharded
+            by hooks of ours, or under a mask that diffusers' attention knows nothing of.
     """
 
     shape: Extent
@@ -58,6 +62,8 @@ class Work:
     score: Score = "mean"
     tail: bool = False
     precision: Precision = "native"
+    mask: Rule | None = None
+    keeps: bool = False
 
     @property
     def tokens(self) -> int:

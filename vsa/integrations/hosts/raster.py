@@ -19,6 +19,8 @@ def tiles_kept(sparsity: float, num_tiles: int) -> int:
     In floating point 1 - 0.7 is a little more than 0.3, so that 0.7 keeps 4 of 10 tiles: a share
     of 0.3 given to ``vsa.attention`` would keep 3.
     """
+    if not isinstance(sparsity, int | float | Tensor) or sparsity != sparsity:
+        raise ValueError(f"VSA_sparsity must be a number, but it is {sparsity!r}")
     return max(1, min(math.ceil((1 - sparsity) * num_tiles), num_tiles))
 
 

@@ -132,11 +132,17 @@ class VsaImpl(AttentionImpl):
 
         Cross-attention, which has no tiles, is the host's dense attention.
         """
-        if self.role != "self":
-            return self.dense.forward(query, key, value, attn_metadata)
-        if query.shape[1] != key.shape[1]:  # a layer that takes no role
+        if self.role == "cross" or query.shape[1] != key.shape[1]:
             return self.dense.forward(query, key, value, attn_metadata)
         extra = {} if attn_metadata is None else attn_metadata.extra
+        if extra.get("vsa_dit_seq_shape") is None and self.role != "self":
+            # A name of a model's own, which does not say that it attends a video.
+            aside.warn_once(
+                f"vsa: layers of the role {self.role!r} are dense with FASTVIDEO_VSA, because "
+                "their metadata has no vsa_dit_seq_shape",
+                FastVideoVSAImpl.__module__,
+            )
+            return self.dense.forward(query, key, value, attn_metadata)
         if extra.get("vsa_dit_seq_shape") is None:
             raise ValueError(
                 "vsa_dit_seq_shape is missing in the metadata of this layer, so its grid is not "
