@@ -33,7 +33,7 @@ def test_what_comes_late_is_not_read_before(
     options = {"grid": GRID, "backend": backend, "score": score, "tail": tail}
     expected = vsa.attention(q, k, v, topk, selection=selection, **options, **gates)
 
-    rest = GRID, None, (4, 4, 4), None, backend, score, False, False, tail, "native"
+    rest = GRID, None, (4, 4, 4), None, backend, score, False, False, tail, None, "native"
     late = [torch.full_like(x, torch.nan) for x in (v, coarse, fine)]
     each = zip(gates.values(), late[1:], strict=True)
     here = [late[0], *(None if gate is None else x for gate, x in each)]
