@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Hashable
+from typing import Any
 
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from vsa.values.selection import Selection
 
 _agreed: weakref.WeakKeyDictionary[KVCache, Hashable] = weakref.WeakKeyDictionary()
 """For each cache, the group and the position that ranks have agreed on last."""
+_calls: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+"""For each process group, its calls with a cache."""
 
 
 def grid_of_chunk(
@@ -105,14 +108,17 @@ def agree_on(cache: KVCache, with_text: bool, ranks: Ranks) -> None:
     except ValueError as error:
         refuse(ranks.heads, error)
         raise
+    before = _calls.get(ranks.heads, 0)
     here = ranks.heads.group_name, cache.position
-    if _agreed.get(cache) == here:
-        return
-    settings = ", ".join(f"{name}={value}" for name, value in _settings(cache).items())
-    # Again, though the words may be known: another layer's cache, or another video, had them.
-    asked = {"cache": f"at chunk {cache.position[1]} with {settings}"}
-    agree(ranks.heads, asked, again=True)
-    _agreed[cache] = here
+    if _agreed.get(cache) != here:
+        settings = ", ".join(f"{name}={value}" for name, value in _settings(cache).items())
+        # Where exchanges do not hold up the host, a rank that has not advanced comes here a chunk
+        # later, with as many chunks as the others but more calls.
+        state = f"at chunk {cache.position[1]} with {settings}, after {before} calls with a cache"
+        # Again, though the words may be known: they were another cache's, or another video's.
+        agree(ranks.heads, {"cache": state}, again=True)
+        _agreed[cache] = here
+    _calls[ranks.heads] = before + 1
 
 
 def _settings(cache: KVCache) -> dict[str, Hashable]:
