@@ -28,8 +28,10 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE / "third_party"))
+sys.path[:0] = [str(HERE / "third_party"), str(HERE)]
 import cuda_toolchain  # noqa: E402
+
+from video_sparse_attention import digest_of_sources  # noqa: E402
 
 GIB_PER_JOB = 4  # what nvcc takes for one file of heavy templates
 
@@ -47,6 +49,8 @@ class Plan:
         facts = {"compiled": self.compiler is not None, "cuda": self.toolkit is not None}
         if self.toolkit is not None:
             facts["measured"] = cuda_toolchain.is_measured(self.toolkit.version)
+        if self.compiler is not None:
+            facts["sources"] = digest_of_sources(HERE / "csrc")
         facts["commit"] = commit()
         package.mkdir(parents=True, exist_ok=True)
         (package / "_build.json").write_text(json.dumps(facts | {"why": self.why}) + "\n")

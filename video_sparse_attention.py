@@ -32,6 +32,15 @@ REPAIR = (
 )
 
 
+def digest_of_sources(folder: Path) -> str:
+    """A number for what the compiled part is made from, by the contents of all files of csrc/."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".h", ".cpp", ".cu"):
+            found.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()
+
+
 def installed(name: str) -> Distribution | None:
     """What is installed under the name of a distribution."""
     try:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 import warnings
 from importlib.machinery import ModuleSpec
@@ -11,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import video_sparse_attention
-from video_sparse_attention import DISTRIBUTION, MARK
+from video_sparse_attention import DISTRIBUTION, MARK, digest_of_sources
 
 __all__ = ["DISTRIBUTION", "installed_version", "take_built"]
 
@@ -45,6 +46,7 @@ def take_built(folder: Path) -> bool:
         ImportError: sources that nobody has built, and no package is installed.
     """
     if not _is_unbuilt(folder):
+        _warn_if_stale(folder)
         return True
     spec = _elsewhere(folder)
     if spec is None or spec.loader is None or spec.origin is None:
@@ -68,6 +70,20 @@ def take_built(folder: Path) -> bool:
     sys.modules["vsa"] = package
     spec.loader.exec_module(package)
     return False
+
+
+def _warn_if_stale(folder: Path) -> None:
+    """Python of today beside kernels of yesterday could compute wrong numbers in silence."""
+    sources, record = folder.parent / "csrc", folder / "_build.json"
+    if not (sources.is_dir() and record.is_file()):
+        return
+    built_from = json.loads(record.read_text()).get("sources")
+    if built_from is not None and built_from != digest_of_sources(sources):
+        warnings.warn(
+            f"vsa._C in {folder} was compiled from other sources than {sources} holds now, and may "
+            f"compute wrong numbers: run pip install -e . again in {folder.parent}",
+            stacklevel=4,
+        )
 
 
 def _is_unbuilt(folder: Path) -> bool:

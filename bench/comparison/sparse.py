@@ -19,6 +19,7 @@ from comparison.archives import Unavailable, unpacked
 from comparison.kernel import Kernel
 from comparison.problem import Inputs, Problem
 from vsa.backends import BACKENDS, Request
+from vsa.values import problem as arguments
 from vsa.values.grid import SLOTS
 
 
@@ -35,14 +36,17 @@ class Ours(Kernel):
 
     def plan(self, problem: Problem) -> None:
         grid, chosen = problem.grid.as_ints(), problem.selection
-        self.options = chosen.bitmap, None, grid, grid, problem.scale, self.backend, problem.topk
+        self.options = chosen.bitmap, None, grid, grid, problem.scale, self.backend
+        self.topk = problem.topk
 
     def forward(self, x: Inputs) -> tuple[Tensor, Tensor | None, Any]:
-        out, lse = torch.ops.vsa.block_sparse_attention(x.q, x.k, x.v, *self.options)
+        asked = arguments.Problem(x.q, x.k, x.v, *self.options)
+        out, lse = torch.ops.vsa.block_sparse_attention(*asked, self.topk)
         return out, lse, (out, lse)
 
     def backward(self, x: Inputs, saved: Any) -> tuple[Tensor, Tensor, Tensor]:
-        given = x.upstream, None, *saved, x.q, x.k, x.v, *self.options
+        asked = arguments.Problem(x.q, x.k, x.v, *self.options)
+        given = x.upstream, None, *saved, *asked, self.topk
         return torch.ops.vsa.block_sparse_attention_backward(*given)
 
 
@@ -59,10 +63,8 @@ class OursInInt8(Ours):
             raise Unavailable(why_not)
 
     def forward(self, x: Inputs) -> tuple[Tensor, Tensor | None, Any]:
-        *options, topk = self.options
-        out, lse = torch.ops.vsa.low_precision_attention(
-            x.q, x.k, x.v, *options, self.precision, topk
-        )
+        asked = arguments.Problem(x.q, x.k, x.v, *self.options)
+        out, lse = torch.ops.vsa.low_precision_attention(*asked, self.precision, self.topk)
         return out, lse, None
 
     def backward(self, x: Inputs, saved: Any) -> tuple[Tensor, Tensor, Tensor]:

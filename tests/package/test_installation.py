@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import vsa
-from video_sparse_attention import DISTRIBUTION, FOREIGN, KEPT
+from video_sparse_attention import DISTRIBUTION, FOREIGN, KEPT, digest_of_sources
 from vsa import installation
 
 PACKAGE = Path(vsa.__file__).parent
@@ -226,6 +227,22 @@ def test_sources_that_were_built_in_place_are_imported(tmp_path: Path, clone: Pa
     (clone / "vsa" / "_build.json").write_text('{"compiled": false, "cuda": false, "why": "test"}')
     done = python(site, "-c", "import vsa; print(vsa.__file__)", cwd=clone)
     assert done.stdout.strip() == f"{clone}/vsa/__init__.py" and done.stderr == ""
+
+
+def test_kernels_of_other_sources_than_those_beside_them_are_named(
+    tmp_path: Path, clone: Path
+) -> None:
+    install(tmp_path / "site", DISTRIBUTION, "9.9.9", ours())
+    (clone / "csrc").mkdir()
+    source = clone / "csrc" / "kernel.h"
+    source.write_text("old")
+    facts = {"compiled": True, "sources": digest_of_sources(clone / "csrc")}
+    (clone / "vsa" / "_build.json").write_text(json.dumps(facts))
+    assert python(tmp_path / "site", "-c", "import vsa", cwd=clone).stderr == ""
+    source.write_text("new")
+    said = python(tmp_path / "site", "-c", "import vsa", cwd=clone).stderr
+    assert said.count("UserWarning") == 1
+    assert f"{clone}/csrc holds now" in said and f"run pip install -e . again in {clone}" in said
 
 
 def test_a_clone_without_an_installed_package_says_what_to_run(clone: Path) -> None:
