@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from child_process import run
-from distributed import distributed_jobs, fault_jobs, overlap_jobs
+from distributed import cache_jobs, distributed_jobs, fault_jobs, overlap_jobs
 from distributed import ranks as ranks_of
 from integrations import text_jobs
 
@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
         (fault_jobs.two, 2),
         (text_jobs.replicated, 2),
         (text_jobs.replicated, 4),
+        (cache_jobs.streamed, 2),
+        (cache_jobs.streamed, 4),
     ],
 )
 def test_processes_compute_what_one_would(job, ranks, tmp_path) -> None:

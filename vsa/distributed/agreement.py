@@ -43,10 +43,10 @@ class Agreement:
     oldest: int = 0
     """The first question to which this rank's answer is still in the store."""
 
-    def agree(self, asked: Mapping[str, object]) -> None:
-        """Answer the next question and read what the others answered, if it is a new one."""
+    def agree(self, asked: Mapping[str, object], again: bool = False) -> None:
+        """Answer the next question and read what the others answered, if new or ``again``."""
         text = json.dumps({name: str(value) for name, value in asked.items()})
-        if self.ranks == 1 or text in self.agreed:
+        if self.ranks == 1 or (text in self.agreed and not again):
             return
         number = self._answer(text)
         for other in range(self.ranks):
@@ -56,6 +56,8 @@ class Agreement:
         while self.oldest < number:
             self.store.delete_key(_key(self.oldest, self.rank))
             self.oldest += 1
+        if again:
+            return
         if len(self.agreed) >= MOST:
             del self.agreed[next(iter(self.agreed))]
         self.agreed[text] = None
@@ -74,18 +76,19 @@ class Agreement:
 _agreements: weakref.WeakKeyDictionary[Any, Agreement] = weakref.WeakKeyDictionary()
 
 
-def agree(group: Any, asked: Mapping[str, object]) -> None:
+def agree(group: Any, asked: Mapping[str, object], again: bool = False) -> None:
     """Return once all ranks of a group ask for the same; every rank calls it alike.
 
     Args:
         group: a process group.
         asked: by argument, what has to be the same on all ranks.
+        again: whether to ask what was agreed on before, which is not remembered then.
 
     Raises:
         ValueError: naming the first argument in which a rank differs.
         RuntimeError: a rank that has refused its arguments, or has not come within the timeout.
     """
-    _agreement_of(group).agree(asked)
+    _agreement_of(group).agree(asked, again)
 
 
 def refuse(group: Any, error: Exception) -> None:

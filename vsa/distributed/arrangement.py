@@ -6,20 +6,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vsa.distributed.caches import check_kv_heads, grid_of_chunk
 from vsa.distributed.exchange import Route, route
 from vsa.distributed.masks import common_tile, mask_of_row
 from vsa.distributed.parcels import Sharded
 from vsa.distributed.shards import Ranks, even_shares, grid_of_row, lengths_of, rows_by_layers
-from vsa.stages import inputs
+from vsa.stages import cached, inputs
 from vsa.values import checks
 from vsa.values.budget import LayerBudget, TopK
 from vsa.values.budget import resolve as resolve_budget
 from vsa.values.grid import Extent, Grid
+from vsa.values.kv_cache import KVCache
 from vsa.values.masks import Mask
 from vsa.values.precision import Precision, check_tail
 from vsa.values.score import Score, runs_of
@@ -34,7 +36,7 @@ class Asked(NamedTuple):
     """Arguments of ``ulysses_attention`` besides tensors and the group; meanings as there."""
 
     topk: TopK | None
-    grid: Extent | Grid
+    grid: Extent | Grid | None
     lengths: Sequence[int] | None
     kv_grid: Extent | Grid | None
     kv_lengths: Sequence[int] | None
@@ -49,6 +51,7 @@ class Asked(NamedTuple):
     precision: Precision
     backend: str
     head_groups: int | None
+    cache: KVCache | None = None
 
 
 class Tensors(NamedTuple):
@@ -124,10 +127,8 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
         ValueError, TypeError, RuntimeError: as ``ulysses_attention``.
     """
     q, k, v, gate_coarse, gate_fine, text_valid, selection = given
-    inputs.check_one_choice(asked.mask, selection)
-    tile = common_tile(asked.mask, asked.tile, asked.grid, asked.kv_grid)
-    whole = _grid("grid", asked.grid, tile)
-    keys = whole if asked.kv_grid is None else _grid("kv_grid", asked.kv_grid, tile)
+    cache = asked.cache
+    whole, keys = _grids(given, asked, ranks)
     replicated = _is_replicated(asked.text, ranks)
     lengths, kv_lengths = _shares(asked, ranks, whole, keys, replicated)
     mine = grid_of_row(whole, lengths, ranks)
@@ -150,21 +151,30 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
     kv_heads = k.shape[2] * repeats // ranks.columns
     # Views of the shapes that attention will get: all its checks, before anything is communicated.
     gates = dict(zip(GATES, (gate_coarse, gate_fine), strict=True))
-    call = inputs.resolve(
-        *(
-            x[:, :1, :count].expand(-1, extent.length, -1, -1)
-            for x, count, extent in ((q, heads, mine), (k, kv_heads, keys), (v, kv_heads, keys))
-        ),
-        grid=mine,
-        kv_grid=keys,
-        scale=asked.scale,
-        text_valid=text_valid,
-        selection=selection,
-        gates=gates,
-        backend=asked.backend,
-        precision=asked.precision,
-        mask=mask[:1] if isinstance(mask, Tensor) and mask.ndim == 3 else mask,
+    first = ranks.rank % ranks.columns * heads
+    views = (
+        q[:, :1, :heads].expand(-1, mine.length, -1, -1),
+        k[:, :1, :kv_heads].expand(-1, keys.length, -1, -1),
+        v[:, :1, :kv_heads].expand(-1, keys.length, -1, -1),
     )
+    options: dict[str, Any] = {
+        "grid": mine,
+        "scale": asked.scale,
+        "text_valid": text_valid,
+        "selection": selection,
+        "backend": asked.backend,
+        "precision": asked.precision,
+    }
+    if cache is None:
+        of_one = mask[:1] if isinstance(mask, Tensor) and mask.ndim == 3 else mask
+        call = inputs.resolve(*views, kv_grid=keys, gates=gates, mask=of_one, **options)
+    else:
+        check_kv_heads(cache, k, kv_heads, ranks)
+        _check_topk(asked, selection, cache.kv_grid, q)
+        own = _of_heads(asked.topk, first, first + heads)
+        options |= {"kv_grid": None, "tile": inputs.DEFAULT_TILE, "mask": None}
+        options |= {"score": asked.score, "tail": asked.tail}
+        call = cached.check(views, own, cache, gates, **options).call
     check_tail(call.precision, asked.tail)
     runs_of(asked.score)
     for name, gate in gates.items():
@@ -174,8 +184,8 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
                 f"{name} needs lengths of at least 2, since a gate per token and one for all "
                 "tokens look the same to a rank that has a single token"
             )
-    if selection is None or asked.topk is not None:
-        resolve_budget(asked.topk, keys.num_tiles, q.shape[2])
+    if cache is None:
+        _check_topk(asked, selection, keys, q)
 
     # The same for all tokens: this rank's heads of it are here already.
     travelling = {name: x for name, x in gates.items() if x is not None and _has_tokens(x)}
@@ -186,12 +196,11 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
         *[Sharded(kv_heads, head_dim, batch, dtype, kv_of_row)] * 2,
         *(_of_gate(gate, heads, of_row) for gate in travelling.values()),
     ]
-    cuts = _cuts(tensors, asked.head_groups)
-    first = ranks.rank % ranks.columns * heads
+    cuts = _cuts(tensors, asked.head_groups, together=cache is not None)
     # Tiles can be chosen before there are values, unless what comes in between needs them.
     apart = (
         batch == 1
-        and selection is None
+        and selection is cache is None
         and not (replicated or asked.tail or ranks.rows > 1 or torch.compiler.is_compiling())
     )
     column = ranks.rank % ranks.columns
@@ -243,6 +252,7 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
         "tail": asked.tail,
         "mask": tuple(asked.mask.shape) if isinstance(asked.mask, Tensor) else asked.mask,
         "precision": asked.precision,
+        "cache": cache is not None,
         "return_lse": asked.return_lse,
         "head_groups": len(groups),
         "requires_grad": inputs.wants_gradients(*(x for x in given[:5] if x is not None)),
@@ -262,6 +272,25 @@ def flat(name: str, x: Tensor) -> None:
             f"its shape is {tuple(x.shape)}"
         )
     checks.layout(name, x)
+
+
+def _grids(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Grid, Grid]:
+    """Of all queries, and of all keys that are exchanged."""
+    grids = asked.grid, asked.kv_grid
+    if asked.cache is not None:
+        more = asked.tile, asked.mask, given.selection, ranks
+        chunk = grid_of_chunk(asked.cache, given.q, grids, *more)
+        return chunk, chunk
+    inputs.check_one_choice(asked.mask, given.selection)
+    tile = common_tile(asked.mask, asked.tile, *grids)
+    whole = _grid("grid", asked.grid, tile)
+    return whole, whole if asked.kv_grid is None else _grid("kv_grid", asked.kv_grid, tile)
+
+
+def _check_topk(asked: Asked, selection: Selection | None, keys: Grid, q: Tensor) -> None:
+    """A budget for all heads, unless a selection stands in its place."""
+    if selection is None or asked.topk is not None:
+        resolve_budget(asked.topk, keys.num_tiles, q.shape[2])
 
 
 def _shares(
@@ -284,10 +313,10 @@ def _shares(
     return tuple(lengths), tuple(kv_lengths)
 
 
-def _cuts(tensors: Sequence[Sharded], head_groups: int | None) -> list[list[slice]]:
+def _cuts(tensors: Sequence[Sharded], head_groups: int | None, together: bool) -> list[list[slice]]:
     """For each group of heads, which of a rank's heads of every tensor are in it."""
     q, k = tensors[:2]
-    most = k.heads
+    most = 1 if together else k.heads  # a cache is written with all heads at once
     if any(gate.heads < q.heads for gate in tensors[3:]):
         most = 1  # one gate for all heads: its gradient is the sum over all of them
     if head_groups is None:
@@ -323,7 +352,7 @@ def _without_tokens(x: Tensor) -> tuple[int, ...]:
     return tuple(size for axis, size in enumerate(x.shape) if axis != x.ndim - 3)
 
 
-def _grid(name: str, grid: Extent | Grid, tile: inputs.Tile) -> Grid:
+def _grid(name: str, grid: Extent | Grid | None, tile: inputs.Tile) -> Grid:
     if not isinstance(grid, Grid):
         return Grid(checks.extent(name, grid), tile=tile)
     if tile not in (inputs.DEFAULT_TILE, "auto", grid.tile):

@@ -15,7 +15,7 @@ from vsa.values.masks import Mask
 
 
 def common_tile(
-    mask: Mask | None, tile: inputs.Tile, grid: Extent | Grid, kv_grid: Extent | Grid | None
+    mask: Mask | None, tile: inputs.Tile, grid: Extent | Grid | None, kv_grid: Extent | Grid | None
 ) -> inputs.Tile:
     """The tile of queries and keys: under a rule "auto" means one for both."""
     masks.check(mask)

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from vsa.distributed import caches
 from vsa.distributed.agreement import agree, can_agree, refuse
 from vsa.distributed.arrangement import (
     GATES,
@@ -30,6 +29,7 @@ from vsa.distributed.exchange import (
     take_tokens,
     to_heads,
 )
+from vsa.distributed.selections import joined, of_heads
 from vsa.distributed.shards import Ranks, ranks_of
 from vsa.distributed.text import Text, for_every_rank
 from vsa.functional import attention
@@ -37,12 +37,12 @@ from vsa.stages import eager, inputs
 from vsa.values import checks
 from vsa.values.budget import TopK
 from vsa.values.grid import Extent, Grid
+from vsa.values.kv_cache import KVCache
 from vsa.values.masks import Mask
 from vsa.values.precision import Precision
 from vsa.values.remembered import Remembered
 from vsa.values.score import Score
 from vsa.values.selection import Selection
-from vsa.values.tile_mask import TileMask
 
 _arranged: weakref.WeakKeyDictionary[Any, Remembered[Arrangement]] = weakref.WeakKeyDictionary()
 """For each process group, how calls run that its ranks have agreed on."""
@@ -54,7 +54,7 @@ def ulysses_attention(
     v: Tensor,
     topk: TopK | None,
     *,
-    grid: Extent | Grid,
+    grid: Extent | Grid | None = None,
     group: Any = None,
     lengths: Sequence[int] | None = None,
     kv_grid: Extent | Grid | None = None,
@@ -69,6 +69,7 @@ def ulysses_attention(
     text_valid: Tensor | None = None,
     tail: bool = False,
     mask: Mask | None = None,
+    cache: KVCache | None = None,
     return_selection: bool = False,
     return_lse: bool = False,
     precision: Precision = "native",
@@ -94,7 +95,7 @@ def ulysses_attention(
             ranks would not divide them.
         v: like k.
         topk: as in ``vsa.attention``, for all heads.
-        grid: (T, H, W) or ``vsa.Grid`` of the whole sequence.
+        grid: (T, H, W) or ``vsa.Grid`` of the whole sequence; None only beside ``cache``.
         group: process group, or ``DeviceMesh`` of one or two dimensions; None for all ranks. The
             ranks that share out heads must divide their number.
         lengths: tokens of every rank, of the video alone where text is replicated; None splits as
@@ -115,11 +116,16 @@ def ulysses_attention(
         text_valid: (B, prefix + suffix) bool, the same on all ranks; not on a 2-D mesh.
         tail: as in ``vsa.attention``.
         mask: as in ``vsa.attention``, for the whole sequence and all heads.
+        cache: this rank's ``vsa.KVCache``, where the sequence is the current chunk of a video: it
+            holds the heads that come to this rank, kv_heads // gcd(kv_heads, ranks) of them, which
+            is kv_heads / ranks where that is whole (docs/streaming.md). Text comes along where
+            ``grid`` is a ``vsa.Grid`` with the cache's prefix. Not on a 2-D mesh.
         return_selection: also return the selection of heads / P heads that this rank computed.
         return_lse: also return the log-sum-exp of this rank's tokens.
         precision: as in ``vsa.attention``, for inference.
         backend: as in ``vsa.attention``.
         head_groups: most groups of heads that travel one after the other; None decides by size.
+            With a cache all heads travel together.
 
     Returns:
         out like q; then, as asked for, the ``Selection`` and the log-sum-exp, (B, heads, S_r).
@@ -127,7 +133,8 @@ def ulysses_attention(
     Raises:
         ValueError, TypeError: bad input, in one sentence that names the argument, before anything
             is communicated; also on all ranks where they differ in an argument, which is found out
-            at the first call of a kind, outside of torch.compile.
+            at the first call of a kind, outside of torch.compile. So are caches that differ or
+            stand at different chunks, at the first call of each chunk; then none is written.
         RuntimeError: torch.distributed is not initialised, an explicit backend cannot run here, or
             another rank has raised an error, has ended or has not come within the group's timeout.
             NCCL reports the last two by itself.
@@ -150,6 +157,7 @@ def ulysses_attention(
         precision,
         backend,
         head_groups,
+        cache,
     )
     return attend_shards(given, asked, ranks_of(group))
 
@@ -176,6 +184,8 @@ def attend_shards(
             _arranged[ranks.heads].put(key, how)
     else:
         given = _cast(given)
+    if asked.cache is not None:
+        caches.agree_on(asked.cache, how.whole.prefix > 0, ranks)
     return _run(how, given, asked, ranks, transport)
 
 
@@ -198,7 +208,10 @@ def _key(given: Tensors, asked: Asked, ranks: Ranks) -> Hashable | None:
         return None
     columns = None if ranks.queries is None else ranks.queries.group_name
     place = ranks.columns, ranks.rows, ranks.rank, columns
-    return kind, place, *counts, asked.text, asked.head_groups
+    if not isinstance(asked.cache, (KVCache, type(None))):
+        return None
+    past = None if asked.cache is None else caches.kind(asked.cache)
+    return kind, place, *counts, asked.text, asked.head_groups, past
 
 
 def _cast(given: Tensors) -> Tensors:
@@ -266,7 +279,7 @@ def _run(how: Arrangement, given: Tensors, asked: Asked, ranks: Ranks, transport
             back = [for_every_rank(x, how.whole, how.lengths) for x in back]
         on_the_way += send_tokens(returned, number, back)
     out, *rest = take_tokens(returned, on_the_way)
-    extras: list[Any] = [_joined(selections)] if asked.return_selection else []
+    extras: list[Any] = [joined(selections)] if asked.return_selection else []
     extras += [x.squeeze(-1).transpose(1, 2) for x in rest]
     return (out, *extras) if extras else out
 
@@ -311,11 +324,7 @@ def _attend(
     """
     selection = part.selection
     if selection is not None and len(how.groups) > 1:
-        selection = replace(
-            selection,
-            bitmap=selection.bitmap[:, heads.heads].contiguous(),
-            under=_under_of(selection, heads.heads),
-        )
+        selection = of_heads(selection, heads.heads)
     q, k, v, gate_coarse, gate_fine, text_valid, _ = part
     mask = how.mask
     if isinstance(mask, Tensor) and mask.ndim == 3 and len(mask) > 1:
@@ -344,7 +353,7 @@ def _attend(
         v,
         heads.topk,
         grid=how.grid,
-        kv_grid=how.keys,
+        kv_grid=how.keys if asked.cache is None else None,
         gate_coarse=gate_coarse,
         gate_fine=gate_fine,
         scale=asked.scale,
@@ -353,6 +362,7 @@ def _attend(
         text_valid=text_valid,
         tail=asked.tail,
         mask=mask,
+        cache=asked.cache,
         return_selection=asked.return_selection,
         return_lse=asked.return_lse,
         precision=asked.precision,
@@ -361,25 +371,3 @@ def _attend(
     out, *extras = found if isinstance(found, tuple) else (found,)
     chosen = extras.pop(0) if asked.return_selection else None
     return out, extras[0] if asked.return_lse else None, chosen
-
-
-def _joined(parts: Sequence[Selection]) -> Selection:
-    """Selections of groups of heads as one."""
-    if len(parts) == 1:
-        return parts[0]
-    most = [part.most for part in parts if part.most is not None]
-    bitmap = torch.cat([part.bitmap for part in parts], dim=1)
-    under = parts[0].under
-    if under is not None and under.allowed is not None and len(under.allowed) > 1:
-        each = [part.under.allowed for part in parts if part.under is not None]
-        under = under._replace(allowed=torch.cat([x for x in each if x is not None]))
-    most_of_all = max(most) if len(most) == len(parts) else None
-    return replace(parts[0], bitmap=bitmap, most=most_of_all, under=under)
-
-
-def _under_of(selection: Selection, heads: slice) -> TileMask | None:
-    """The mask of some heads of a selection."""
-    under = selection.under
-    if under is None or under.allowed is None or len(under.allowed) == 1:
-        return under
-    return under._replace(allowed=under.allowed[heads])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from vsa.stages.combine import gated_attention
 from vsa.stages.inputs import DEFAULT_TILE, Layout, Tile
 from vsa.stages.select import everything, select_and_attend, select_by_sub_blocks, select_tiles
 from vsa.values import checks, transforms
-from vsa.values.budget import resolve
+from vsa.values.budget import Budget, resolve
 from vsa.values.grid import Grid
 from vsa.values.kv_cache import KVCache
 from vsa.values.kv_checks import check_kind, check_no_gradient
@@ -31,7 +31,23 @@ from vsa.values.score import runs_of
 from vsa.values.selection import Selection, check_fits, check_is_selection
 
 
-def attend(
+class Checked(NamedTuple):
+    """A call that may write to its cache.
+
+    Attributes:
+        call: its inputs, with the current chunk's keys and the grid of all.
+        budget: tiles per row; everything beside a selection without one.
+        chooses: whether tiles are chosen.
+        runs: sub-blocks by which they are scored.
+    """
+
+    call: inputs.Inputs
+    budget: Budget
+    chooses: bool
+    runs: int
+
+
+def check(
     tokens: tuple[Tensor, Tensor, Tensor],
     topk: object,
     cache: KVCache,
@@ -46,26 +62,21 @@ def attend(
     mask: object,
     precision: str,
     **options: Any,
-) -> tuple[Tensor, Selection, Tensor]:
-    """Arguments as in ``vsa.attention``.
-
-    Returns:
-        out, the selection in the order of time, and the log-sum-exp.
+) -> Checked:
+    """All that may be refused but the shapes of gates; arguments as in ``vsa.attention``.
 
     Raises:
-        ValueError, TypeError: naming the argument; then the cache is as it was.
+        ValueError, TypeError: naming the argument.
     """
-    if not isinstance(cache, KVCache):
-        raise TypeError(f"cache must be a vsa.KVCache, but it is of type {type(cache).__name__}")
-    _check_beside(mask, kv_grid, selection)
+    check_is_cache(cache)
+    check_beside(mask, kv_grid, selection)
     _check_tokens(tokens)
-    own = _grid_under(cache, tokens[0], grid, tile)
+    own = grid_under(cache, tokens[0], grid, tile)
     of_chunk = inputs.resolve(*tokens, grid=own, gates=gates, precision=precision, **options)
     for name, x in zip("qkv", (of_chunk.q, of_chunk.k, of_chunk.v), strict=True):
         check_kind(name, x, cache.dtype, cache.device)
     _check_keys(of_chunk.k, cache)
     for name, gate in gates.items():
-        checks.gate(name, gate, tokens[0])
         if gate is not None:
             _check_followed(name, gate)
             check_no_gradient(name, gate)
@@ -77,8 +88,33 @@ def attend(
         check_fits(selection, call.q, call.grid, call.kv_grid)
     share = 1.0 if given and topk is None else topk
     budget = resolve(share, call.kv_grid.num_tiles, call.q.shape[2])
-    chooses = not given and not budget.is_everything
-    runs = runs_of(score)
+    return Checked(call, budget, not given and not budget.is_everything, runs_of(score))
+
+
+def attend(
+    tokens: tuple[Tensor, Tensor, Tensor],
+    topk: object,
+    cache: KVCache,
+    gates: Mapping[str, Tensor | None],
+    *,
+    selection: Selection | None,
+    tail: bool,
+    **options: Any,
+) -> tuple[Tensor, Selection, Tensor]:
+    """Arguments as in ``vsa.attention``.
+
+    Returns:
+        out, the selection in the order of time, and the log-sum-exp.
+
+    Raises:
+        ValueError, TypeError: naming the argument; then the cache is as it was.
+    """
+    call, budget, chooses, runs = check(
+        tokens, topk, cache, gates, selection=selection, tail=tail, **options
+    )
+    for name, gate in gates.items():
+        checks.gate(name, gate, tokens[0])
+    given = selection is not None
 
     with torch.no_grad(), torch.autocast(call.q.device.type, enabled=False):
         q_means, *of_keys = tile_means((call.q, call.k, call.v), (call.grid,) * 3, call.backend)
@@ -112,7 +148,13 @@ def attend(
     return out, selection, lse
 
 
-def _check_beside(mask: object, kv_grid: object, selection: Selection | None) -> None:
+def check_is_cache(cache: object) -> None:
+    """A ``vsa.KVCache``."""
+    if not isinstance(cache, KVCache):
+        raise TypeError(f"cache must be a vsa.KVCache, but it is of type {type(cache).__name__}")
+
+
+def check_beside(mask: object, kv_grid: object, selection: Selection | None) -> None:
     """What a call with a cache leaves to the cache."""
     if mask is not None:
         raise ValueError(
@@ -164,7 +206,7 @@ def _check_followed(name: str, x: Tensor) -> None:
         )
 
 
-def _grid_under(cache: KVCache, q: Tensor, grid: Layout | None, tile: Tile) -> Grid:
+def grid_under(cache: KVCache, q: Tensor, grid: Layout | None, tile: Tile) -> Grid:
     """Of the current chunk, with the text before it where q has it."""
     if tile not in (DEFAULT_TILE, "auto", cache.tile):
         raise ValueError(

@@ -83,6 +83,7 @@ class KVCache:
         with torch.inference_mode(False):  # later calls may be in that mode or not
             self._take_memory(dtype, device)
         self._past, self._turn = 0, 0
+        self._videos, self._number = 0, 0
         self._written, self._has_text = False, self.prefix == 0
         self._captured: set[int] = set()
 
@@ -114,6 +115,16 @@ class KVCache:
         return self._past + self._written
 
     @property
+    def past(self) -> int:
+        """Chunks that are held besides the current one."""
+        return self._past
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """How many videos came before, and how many chunks of this one, those that left as well."""
+        return self._videos, self._number
+
+    @property
     def nbytes(self) -> int:
         """Memory in bytes; it never grows."""
         held = self._tokens, self._means, self._table, self._now
@@ -138,6 +149,7 @@ class KVCache:
                 "replays"
             )
         self._written = False
+        self._number += 1
         if self._past + 1 < self.capacity or not self._ring:
             self._past += 1
             return
@@ -147,6 +159,7 @@ class KVCache:
     def reset(self) -> None:
         """Forget all chunks and the text, for another video. Captured graphs stay good."""
         self._past, self._turn = 0, 0
+        self._videos, self._number = self._videos + 1, 0
         self._written, self._has_text = False, self.prefix == 0
         self._now.copy_(self._table[0])
 
