@@ -84,7 +84,8 @@ def test_places_rows_loads_and_means(compiler, tmp_path):
 def test_mutants_are_reported_by_name(compiler, tmp_path):
     found = in_copies(HEADERS, MUTANTS)
     includes = (
-        '#include "kernels/schedule/work_list.h"\n#include "prim/warp.h"\n#include "tile/ring.h"\n'
+        '#include "kernels/schedule/work_list.h"\n#include "kernels/select/tile_rule.h"\n'
+        '#include "prim/warp.h"\n#include "tile/ring.h"\n'
     )
     named = [(header, name) for header in MUTANTS for name in MUTANTS[header]]
     places = [(found.namespace(*each), "tiles") for each in named]
