@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from kernels.facts_library import Facts
@@ -24,6 +25,10 @@ if not any((ROOT / "vsa").glob("_C*.so")):
     sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != ROOT]
 
 torch.set_num_threads(1)
+
+# A machine that is slow, or busy with other work, fails no test.
+hypothesis.settings.register_profile("patient", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("patient")
 
 ONE_WORKER = (
     "emulator/test_emulator.py",
