@@ -187,6 +187,21 @@ def test_what_no_row_may_choose_reaches_nothing(as_tensor: bool, tail: bool) -> 
         torch.testing.assert_close(clean, other, rtol=0, atol=0)
 
 
+def test_a_mask_that_changes_later_is_not_what_a_choice_was_made_under() -> None:
+    q, k, v = qkv()
+    allowed = torch.ones(GRID.num_tiles, GRID.num_tiles, dtype=torch.bool).tril()
+    gate = torch.ones_like(q)
+    leaf = q.clone().requires_grad_()
+    wanted, chosen = vsa.attention(
+        leaf, k, v, 2, grid=GRID, mask=allowed, gate_coarse=gate, return_selection=True
+    )
+    allowed.fill_(True)
+    found = vsa.attention(q, k, v, None, selection=chosen, grid=GRID, gate_coarse=gate)
+    torch.testing.assert_close(found, wanted.detach(), rtol=DOUBLE, atol=DOUBLE)
+    wanted.sum().backward()  # and autograd has kept nothing that has changed
+    assert leaf.grad is not None and leaf.grad.isfinite().all()
+
+
 def test_everything_is_dense_attention_under_the_mask() -> None:
     q, k, v = qkv(6, 4, 6)
     mask = TeacherForcing(1)

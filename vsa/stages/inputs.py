@@ -165,7 +165,8 @@ def _over_tiles(
         )
     found = masks.resolve(mask, grid, kv_grid, q.shape[-2])
     if found is not None and found.allowed is not None:
-        return found._replace(allowed=transforms.savable(found.allowed))
+        # A copy: a selection keeps it, whatever becomes of the mask that was given.
+        return found._replace(allowed=found.allowed.clone())
     return found
 
 
