@@ -84,6 +84,7 @@ inline std::string make_params(SelectTilesParams& p, const SelectTiles& call) {
   p.columns = call.columns;
   p.query_tiles = call.query_tiles;
   p.mass = call.mass;
+  p.order = {call.oldest, call.ring, call.per_slot};
   p.num_counts = static_cast<int>(call.counts.size());
   std::transform(call.counts.begin(), call.counts.end(), p.counts,
                  [&](int count) { return std::min(count, call.columns); });
