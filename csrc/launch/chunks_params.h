@@ -65,6 +65,8 @@ inline std::string make_params(ChunkMeansParams& p, const ChunkMeans& call) {
   p.slots[1] = slots_to_fill(call, call.v, call.v_slots, call.v_text);
   p.slots[2] = {};
   p.slots[2].means_stride = int64_t{grid.num_tiles()} * call.head_dim;
+  for (const SlotsToFill& slots : p.slots)
+    if (slots.text_lanes > INT_MAX) return "text is more than 31 bits can number";
   p.slot = call.slot;
   for (int row = 0; row < kTileRows; ++row) {
     const Axes at = row_offset(grid.tile, row);

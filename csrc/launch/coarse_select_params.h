@@ -75,6 +75,8 @@ inline std::string make_params(SelectTilesParams& p, const SelectTiles& call) {
   static_assert(SelectTilesParams::kMostCounts == kMostHeadBudgets);
   if (call.counts.empty() || call.counts.size() > kMostHeadBudgets)
     return "up to " + std::to_string(kMostHeadBudgets) + " heads can have budgets of their own";
+  if (call.oldest != nullptr && call.must != nullptr)
+    return "no tiles are forced where columns are slots of a ring";
   p.scores = call.scores;
   p.must = call.must;
   p.bitmap = call.bitmap;

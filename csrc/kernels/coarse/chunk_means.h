@@ -84,21 +84,17 @@ class ChunkMeans {
     if (lane < of_tiles)
       TileMeans<Element, N, false, Kept>::run(p, tensor, lane);
     else
-      copy_text(p, tensor, lane - of_tiles);
+      copy_text(p, tensor, static_cast<int>(lane - of_tiles));
   }
 
  private:
   // The lane's number counts channels, heads, text and batch elements, fastest first.
-  VSA_DEVICE static void copy_text(const Params& p, int tensor, int64_t lane) {
+  VSA_DEVICE static void copy_text(const Params& p, int tensor, int lane) {
     const TokensToMean& x = p.tensors[tensor];
     const SlotsToFill& to = p.slots[tensor];
-    const int chunks = p.head_dim / N;
-    const int channel = static_cast<int>(lane % chunks) * N;
-    lane /= chunks;
-    const int head = static_cast<int>(lane % x.heads);
-    lane /= x.heads;
-    const int token = static_cast<int>(lane % x.grid.prefix);
-    const int batch = static_cast<int>(lane / x.grid.prefix);
+    const int chunks = p.head_dim / N, row = lane / chunks;
+    const int channel = lane % chunks * N, head = row % x.heads;
+    const int text = row / x.heads, token = text % x.grid.prefix, batch = text / x.grid.prefix;
     const int64_t from = batch * x.batch_stride + head * x.head_stride + token * x.token_stride;
     const int64_t at = batch * to.batch_stride + head * to.head_stride + token * to.token_stride;
     Kept::store(to.text + at + channel, load_floats<Element, N>(x.data, from + channel, true));

@@ -30,7 +30,7 @@ class SelectTiles {
 
   VSA_DEVICE static void run(const Params& p, int row) {
     SelectTiles select(p, row);
-    select.run(p);
+    select.choose(p, row);
     if (p.weights == nullptr) return;
     const int64_t first = int64_t{row} * p.columns;
     const auto weigh = [&](auto allowed) {
@@ -68,12 +68,12 @@ class SelectTiles {
       return p.count(row);
   }
 
-  VSA_DEVICE void run(const Params& p) {
+  VSA_DEVICE void choose(const Params& p, int row) {
     Tally forced;
     if (row_.has_forced()) forced = row_.tally([](float score) { return score != score; });
     const Cut cut = enough(forced) ? Cut{INFINITY, 0} : find_cut(forced);
     if constexpr (!Masked)
-      if (p.order.known() && cut.room != INT_MAX) return write_in_time(cut, p.order.last());
+      if (p.order.known() && cut.room != INT_MAX) return write_in_time(p, row, cut);
     write(cut);
   }
 
@@ -223,22 +223,37 @@ class SelectTiles {
     });
   }
 
-  // Equal scores of the columns `last` go behind those of all others.
-  VSA_DEVICE void write_in_time(Cut cut, Run last) {
-    const auto equal = [&](uint32_t columns, auto score) {
-      return columns & ballot([&](int lane) { return score(lane) == cut.last; });
-    };
+  // Equal scores go in the order of time. This is rare: scores are read again, so that it takes no
+  // registers from what is not.
+  VSA_DEVICE void write_in_time(const Params& p, int row, Cut cut) {
+    const float* scores = p.scores + int64_t{row} * p.columns;
+    const Run last = p.order.last();
     int early = 0;
-    row_.each_word([&](int word, uint32_t columns, auto score) {
-      early += popcount(equal(columns, score) & ~bits_of(last, word));
+    each_read_word(p, scores, [&](int word, auto score) {
+      const uint32_t ties = ballot([&](int lane) { return score(lane) == cut.last; });
+      early += popcount(ties & ~bits_of(last, word));
     });
     int room = cut.room, late_room = room > early ? room - early : 0;
-    row_.each_word([&](int word, uint32_t columns, auto score) {
-      const uint32_t ties = equal(columns, score), late = bits_of(last, word);
-      const uint32_t down = ballot([&](int lane) { return !(score(lane) < cut.last); });
+    each_read_word(p, scores, [&](int word, auto score) {
+      const uint32_t above = ballot([&](int lane) { return score(lane) > cut.last; });
+      const uint32_t ties = ballot([&](int lane) { return score(lane) == cut.last; });
+      const uint32_t late = bits_of(last, word);
       const uint32_t kept = first_of(ties & ~late, room) | first_of(ties & late, late_room);
-      put_word(word, (down & columns & ~ties) | kept);
+      put_word(word, above | kept);
     });
+  }
+
+  // fn(word, score): NaN past the last column.
+  template <class Fn>
+  VSA_DEVICE static void each_read_word(const Params& p, const float* scores, Fn fn) {
+    for (int word = 0; word < p.words(); ++word) {
+      PerLane<float> score;
+      each_lane([&](int lane) {
+        const int column = word * kWordBits + lane;
+        score[lane] = column < p.columns ? max2(scores[column], -INFINITY) : NAN;
+      });
+      fn(word, [&](int lane) { return score[lane]; });
+    }
   }
 
   // The first bits of a word, as many as there is room for, which becomes less.
