@@ -120,7 +120,7 @@ class PreparedAttention:
         else:
             held = Held(task, (Slot.HELD_TOKENS, Slot.HELD_MEANS, Slot.HELD_NUMBERS))
             of_tiles = CachedCoarse(task, self.coarse, work, held)
-        self.means: Sequence[Placeholder | None] = of_tiles.means
+        self.means = of_tiles.means
 
         tokens = [placeholder(Slot.Q, task.q), placeholder(Slot.K, task.k)]
         tokens.append(placeholder(Slot.V, task.v))
@@ -169,7 +169,7 @@ class PreparedAttention:
             kept_means = tail_tensors(batch, k.shape[2], task.kv_grid, head_dim, q.dtype, work.part)
             return [axis], [
                 *text.calls,
-                round_call(self.means[1], self.means[2], kept_means, task.kv_grid),
+                round_call(*self.means[-2:], kept_means, task.kv_grid),
                 fine_call(LocatedGates(), None, text),
                 _C.TailForward(fine=last, tail=kept_means.keys()),
             ]
@@ -179,9 +179,10 @@ class PreparedAttention:
         else:
             asked = low_precision.Call(
                 *(q, k, v, attended, valid, grids, task.scale, gates, out, self.lse),
-                *(axes, counter, task.precision),
+                *(axes, task.precision),
             )
-            early, late = [], list(low_precision.forward_calls(asked, work.part))
+            blocks = machine.at_a_time(self.device)
+            early, late = [], list(low_precision.forward_calls(asked, blocks, work.part))
         calls = [*of_tiles.calls(tokens, attended), *turned, *early, *late]
         self.work_bytes, self.kept_bytes = work.nbytes, kept.nbytes
         self.mean_numbers = means.nbytes // 4
@@ -189,7 +190,7 @@ class PreparedAttention:
         self.program = _C.Program(steps)
         # What reads q and k alone, and the rest, for those whose v comes later.
         self.parts: tuple[_C.Program, _C.Program] | None = None
-        halves = None if held is not None else of_tiles.in_two(tokens, attended)
+        halves = of_tiles.in_two(tokens, attended)
         if halves is not None:
             parts = [*halves[0], *early], [*halves[1], *late]
             one, other = (_C.Program([call.step() for call in part]) for part in parts)

@@ -155,7 +155,7 @@ class CachedCoarse:
     """``prepared_coarse.CoarseForward`` over a cache: the chunk is written in any case.
 
     Attributes:
-        means: of q, keys and values; None for those of q where nobody wants them.
+        means: of q where somebody wants them, of keys and of values.
         out: (B, heads, n_q, head_dim) fp32, the coarse output, or None without a coarse gate.
     """
 
@@ -171,11 +171,12 @@ class CachedCoarse:
             columns = task.kv_grid.num_tiles
             numbers = score_numbers(self._matrices, self._rows, columns, SCORE_BYTES)
             self._scores = work.part((numbers,), torch.float32)
-        self.means = q_means, *held.means
+        self._q_means = q_means
+        self.means = [*([] if q_means is None else [q_means]), *held.means]
 
     def calls(self, tokens: Sequence[Placeholder], bitmap: Placeholder) -> Iterator[Any]:
         """From q, k and v; a choice that is not given is written to ``bitmap``, by slots."""
-        q_means = self.means[0]
+        q_means = self._q_means
         yield self._held.means_call(tokens, q_means)
         if q_means is None or self._scores is None:
             return
@@ -200,3 +201,6 @@ class CachedCoarse:
         )
         words = beginning(bitmap, matrices * self._rows, num_words(task.kv_grid.num_tiles))
         yield from choice_calls(asked, self._scores, words, out, SCORE_BYTES)
+
+    def in_two(self, tokens: Sequence[Placeholder], bitmap: Placeholder) -> None:
+        """Never: the chunk's values go into the cache with its keys."""
