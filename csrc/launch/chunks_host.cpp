@@ -9,8 +9,11 @@ std::string chunk_means_emulated(const ChunkMeans& call) {
   if (const std::string error = make_params(params, call); !error.empty()) return error;
   with_chunk_means(call, [&](auto kernel) {
     for (int tensor = 0; tensor < params.count; ++tensor)
-      for (int64_t lane = 0; lane < kernel.lanes(params, tensor); ++lane)
+      for (int64_t lane = 0; lane < params.tensors[tensor].lanes; ++lane)
         kernel.run(params, tensor, lane);
+    for (int tensor = 0; tensor < params.count; ++tensor)
+      for (int lane = 0; lane < params.slots[tensor].text_lanes; ++lane)
+        kernel.copy_text(params, tensor, lane);
   });
   return "";
 }

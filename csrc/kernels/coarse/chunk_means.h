@@ -3,7 +3,8 @@
 // and values, and in the same pass over memory keys and values into their slot of a cache.
 //
 // A lane does what it does in tile_means.h and stores the tokens that it reads; the means of keys
-// and values go among those of other slots. Other lanes copy text that comes along.
+// and values go among those of other slots. Text that comes along is copied by a launch of its own,
+// without which this one would spill registers.
 #pragma once
 #include "kernels/coarse/tile_means.h"
 
@@ -76,18 +77,10 @@ class ChunkMeans {
   using Kept = KeptInSlot<Element, N>;
   using Params = ChunkMeansParams;
 
-  VSA_DEVICE static int64_t lanes(const Params& p, int tensor) {
-    return p.tensors[tensor].lanes + p.slots[tensor].text_lanes;
-  }
   VSA_DEVICE static void run(const Params& p, int tensor, int64_t lane) {
-    const int64_t of_tiles = p.tensors[tensor].lanes;
-    if (lane < of_tiles)
-      TileMeans<Element, N, false, Kept>::run(p, tensor, lane);
-    else
-      copy_text(p, tensor, static_cast<int>(lane - of_tiles));
+    TileMeans<Element, N, false, Kept>::run(p, tensor, lane);
   }
 
- private:
   // The lane's number counts channels, heads, text and batch elements, fastest first.
   VSA_DEVICE static void copy_text(const Params& p, int tensor, int lane) {
     const TokensToMean& x = p.tensors[tensor];

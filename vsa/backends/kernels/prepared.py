@@ -169,7 +169,7 @@ class PreparedAttention:
             kept_means = tail_tensors(batch, k.shape[2], task.kv_grid, head_dim, q.dtype, work.part)
             return [axis], [
                 *text.calls,
-                round_call(*self.means[-2:], kept_means, task.kv_grid),
+                round_call(self.means[-2], self.means[-1], kept_means, task.kv_grid),
                 fine_call(LocatedGates(), None, text),
                 _C.TailForward(fine=last, tail=kept_means.keys()),
             ]
