@@ -95,7 +95,12 @@ def test_every_tile_is_right_and_mutants_are_reported_by_name(compiler, tmp_path
         SELECT: {("select",): OF_CHOICES},
         PRODUCT: {("product",): OF_PRODUCTS},
     }
-    includes = "tile/tile.h", "prim/warp.h", "kernels/select/softmax_mass.h"
+    includes = (
+        "tile/tile.h",
+        "prim/warp.h",
+        "kernels/select/softmax_mass.h",
+        "kernels/select/time_order.h",
+    )
     planted = Planted(compiler, PROGRAM, tmp_path, HEADERS, tables, PROBLEMS, SEEDS, *includes)
     for problem in PROBLEMS:
         assert planted.unchanged(problem, 2 * SEEDS) == "nothing"
