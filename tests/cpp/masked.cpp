@@ -73,6 +73,26 @@ struct Rule {
   }
 };
 
+// Runs are what may be chosen and gaps are the rest, each column once.
+template <class Runs, class May>
+void check_runs(const Runs& runs, int columns, May may) {
+  std::vector<int> in_runs(static_cast<size_t>(columns), 0), in_gaps = in_runs;
+  const auto count = [](std::vector<int>& to, auto run) {
+    for (int j = run.first; j < run.after; ++j) ++to.at(static_cast<size_t>(j));
+  };
+  runs.each_run([&](auto run) { count(in_runs, run); });
+  runs.each_gap([&](auto run) { count(in_gaps, run); });
+  int all = 0;
+  for (int j = 0; j < columns; ++j) {
+    const int may_choose = may(j) ? 1 : 0;
+    all += may_choose;
+    require(in_runs[static_cast<size_t>(j)] == may_choose, "WRONG RUNS");
+    require(in_gaps[static_cast<size_t>(j)] == 1 - may_choose, "WRONG RUNS");
+  }
+  for (int j = 0; j < columns + 70; ++j) require(runs.has(j) == may(j), "WRONG TILES");
+  require(runs.count() == all, "WRONG RUNS");
+}
+
 template <class Space>
 std::string rules(unsigned seeds) {
   return first_of(seeds, [](unsigned seed) {
@@ -82,8 +102,9 @@ std::string rules(unsigned seeds) {
     typename Space::Mask mask = {made, nullptr, 0, rule.queries(), rule.keys()};
     for (int row = 0; row < 2 * rule.queries(); ++row) {
       const typename Space::Allowed allowed(mask, row);
-      for (int j = 0; j < rule.keys(); ++j)
-        require(allowed.has(j) == rule.may(row % rule.queries(), j), "WRONG TILES");
+      const auto may = [&](int j) { return j < rule.keys() && rule.may(row % rule.queries(), j); };
+      for (int j = 0; j < rule.keys() + 70; ++j) require(allowed.has(j) == may(j), "WRONG TILES");
+      if (mask.has_runs()) check_runs(typename Space::Runs(mask, row), rule.keys(), may);
     }
     for (int s = 0; s < rule.n[1]; ++s) {
       bool seen = false;
@@ -250,12 +271,17 @@ std::string selections(unsigned seeds) {
       for (int row = 0; row < problem.p.rows; ++row) Kernel::run(problem.p, row);
     };
     const bool longer = seed % 3 == 0;
+    const auto of_length = [&]<class Short, class Long>() {
+      longer ? run.template operator()<Long>() : run.template operator()<Short>();
+    };
+    const bool runs = problem.p.mask.has_runs();
     if (problem.p.mass > 0)
-      longer ? run.template operator()<typename Space::LongMass>()
-             : run.template operator()<typename Space::Mass>();
+      runs ? of_length.template operator()<typename Space::RunsMass, typename Space::RunsLongMass>()
+           : of_length.template operator()<typename Space::Mass, typename Space::LongMass>();
     else
-      longer ? run.template operator()<typename Space::LongCount>()
-             : run.template operator()<typename Space::Count>();
+      runs ? of_length
+                 .template operator()<typename Space::RunsCount, typename Space::RunsLongCount>()
+           : of_length.template operator()<typename Space::Count, typename Space::LongCount>();
     for (int row = 0; row < problem.p.rows; ++row) problem.check(row);
   });
 }
@@ -320,19 +346,24 @@ std::string products(unsigned seeds) {
 #endif
 
 // What a namespace calls its kernels.
-#define VSA_SPACE(name)                                                         \
-  struct Space {                                                                \
-    using Mask [[maybe_unused]] = name::TileMask;                               \
-    using Allowed [[maybe_unused]] = name::AllowedTiles;                        \
-    using Params [[maybe_unused]] = name::MaskedSelectParams;                   \
-    using Count [[maybe_unused]] = name::SelectTiles<16, false, false, true>;   \
-    using Mass [[maybe_unused]] = name::SelectTiles<16, false, true, true>;     \
-    using LongCount [[maybe_unused]] = name::SelectTiles<2, true, false, true>; \
-    using LongMass [[maybe_unused]] = name::SelectTiles<2, true, true, true>;   \
-    using Product [[maybe_unused]] = name::FloatProduct<false, true>;           \
-    using ProductParams [[maybe_unused]] = name::MaskedProductParams;           \
-    using ProductSides [[maybe_unused]] = name::Sides;                          \
-    static auto rule(const int (&n)[12]) { return name::make_rule(n); }         \
+#define VSA_SPACE(name)                                                                          \
+  struct Space {                                                                                 \
+    using Mask [[maybe_unused]] = name::TileMask;                                                \
+    using Allowed [[maybe_unused]] = name::AllowedTiles;                                         \
+    using Runs [[maybe_unused]] = name::AllowedRuns;                                             \
+    using Params [[maybe_unused]] = name::MaskedSelectParams;                                    \
+    using Count [[maybe_unused]] = name::SelectTiles<16, false, false, name::AllowedTiles>;      \
+    using Mass [[maybe_unused]] = name::SelectTiles<16, false, true, name::AllowedTiles>;        \
+    using LongCount [[maybe_unused]] = name::SelectTiles<2, true, false, name::AllowedTiles>;    \
+    using LongMass [[maybe_unused]] = name::SelectTiles<2, true, true, name::AllowedTiles>;      \
+    using RunsCount [[maybe_unused]] = name::SelectTiles<16, false, false, name::AllowedRuns>;   \
+    using RunsMass [[maybe_unused]] = name::SelectTiles<16, false, true, name::AllowedRuns>;     \
+    using RunsLongCount [[maybe_unused]] = name::SelectTiles<2, true, false, name::AllowedRuns>; \
+    using RunsLongMass [[maybe_unused]] = name::SelectTiles<2, true, true, name::AllowedRuns>;   \
+    using Product [[maybe_unused]] = name::FloatProduct<false, true>;                            \
+    using ProductParams [[maybe_unused]] = name::MaskedProductParams;                            \
+    using ProductSides [[maybe_unused]] = name::Sides;                                           \
+    static auto rule(const int (&n)[12]) { return name::make_rule(n); }                          \
   };
 
 std::string answer(const std::string& space, const std::string& problem, unsigned seeds) {
