@@ -89,9 +89,7 @@ void bind_axes(py::module_& m) {
   using Call = launch::AxisChoice;
   auto bound = bind_struct<Call>(
       m, "AxisChoice",
-      "The axis, ALONG_W or ALONG_T, along which tiles are taken together, and BACKWARDS added "
-      "where "
-      "the last come first.",
+      "The axis along which tiles are taken together, ALONG_W or ALONG_T, and BACKWARDS.",
       {VSA_FIELD(Call, bitmap, NotNull), VSA_FIELD(Call, axes, NotNull),
        VSA_FIELD(Call, batch, Positive), VSA_FIELD(Call, heads, Positive),
        VSA_FIELD(Call, groups, Positive), VSA_FIELD(Call, words, Positive), VSA_FIELD(Call, tiles),

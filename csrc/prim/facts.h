@@ -265,6 +265,18 @@ constexpr bool serpentine_tiles_meet() {
   }
   return true;
 }
+constexpr bool backwards_is_the_same_from_the_end(int axis) {
+  const Axes tiles = kGrid.tiles;
+  const int layer = kGrid.layer.by, all = tiles.volume();
+  for (int place = 0; place < all; ++place)
+    if (serpentine_tile(place, axis | kBackwards, tiles.t, layer) !=
+        serpentine_tile(all - 1 - place, axis, tiles.t, layer))
+      return false;
+  return true;
+}
+static_assert(backwards_is_the_same_from_the_end(kAlongW) &&
+                  backwards_is_the_same_from_the_end(kAlongT),
+              "the last tile of an order is the first one backwards");
 static_assert(serpentine_tiles_meet(),
               "along t every step is to a neighbour, or stays in its layer");
 static_assert(bitmap::lowest(0) == kWordBits && bitmap::lowest(0x80000000u) == 31,
