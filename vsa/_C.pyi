@@ -44,6 +44,7 @@ TYPES: Final[dict[str, tuple[str, str]]]
 
 def build_info() -> dict[str, Any]: ...
 def device_count() -> tuple[int, str]: ...
+def low_precision_work_tiles(head_dim: int, tiles: int) -> int: ...
 def quantised_tile_bytes(head_dim: int) -> int: ...
 
 @final
@@ -82,6 +83,28 @@ class BitmapTranspose:
         bitmaps: int,
         rows: int,
         columns: int,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class ChannelStatistics:
+    """What eight bits of keys and values need to know of whole heads."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        k: TokenView,
+        v: TokenView,
+        grid: GridSizes,
+        text_rows: Address,
+        batch: int,
+        heads: int,
+        head_dim: int,
+        dtype: Dtype,
+        records: Address,
     ) -> None: ...
     def emulate(self, blocks: int, seed: int) -> None: ...
     def launch(self, device: int, stream: int) -> None: ...
@@ -407,16 +430,8 @@ class QuantiseTiles:
     def __init__(
         self,
         *,
-        k: TokenView,
-        v: TokenView,
-        grid: GridSizes,
-        text_rows: Address,
-        batch: int,
-        heads: int,
-        head_dim: int,
-        dtype: Dtype,
+        statistics: ChannelStatistics,
         fp8: bool,
-        records: Address,
         channels: Address,
         images: Address,
     ) -> None: ...

@@ -42,7 +42,8 @@ __global__ void __launch_bounds__(AxisChoice::kSamples* kWordBits) axis_kernel(A
   __shared__ AxisChoice::Answer answers[AxisChoice::kSamples];
   const int lane = threadIdx.x % kWordBits, sample = threadIdx.x / kWordBits;
   const int group = static_cast<int>(blockIdx.x), sharing = p.sharing();
-  if (group == 0 && static_cast<int>(threadIdx.x) < p.count) p.counters[threadIdx.x] = 0;
+  for (int i = static_cast<int>(threadIdx.x); group == 0 && i < p.count; i += blockDim.x)
+    p.counters[i] = 0;
   AxisChoice::Sample found;
   for (int i = 0; i < sharing; ++i)
     for (int word = lane; word < p.words; word += kWordBits)

@@ -37,6 +37,7 @@ std::string tile_means(const TileMeans&, int, void*) { return kMissing; }
 std::string select_tiles(const SelectTiles&, int, void*) { return kMissing; }
 std::string softmax_rows(const SoftmaxRows&, int, void*) { return kMissing; }
 std::string multiply(const Products&, int, void*) { return kMissing; }
+std::string channel_statistics(const ChannelStatistics&, int, void*) { return kMissing; }
 std::string quantise_tiles(const QuantiseTiles&, int, void*) { return kMissing; }
 std::string low_precision_forward(const LowPrecisionForward&, int, void*) { return kMissing; }
 std::string score_gradient(const ScoreGradient&, int, void*) { return kMissing; }

@@ -44,7 +44,6 @@ class Request:
         head_dim: channels of a head, or None when only the machine is asked about.
         gradients: whether gradients are wanted.
         precision: "native", "int8" or "fp8".
-        padded: whether tiles are padded, each with a number of real tokens of its own.
         masked: whether there is a mask over tiles.
     """
 
@@ -54,7 +53,6 @@ class Request:
     head_dim: int | None = None
     gradients: bool = False
     precision: str = "native"
-    padded: bool = False
     masked: bool = False
 
 

@@ -152,9 +152,10 @@ class PreparedAttention:
         else:
             asked = low_precision.Call(
                 *(q, k, v, self.bitmap, valid, grids, task.scale, gates, out, self.lse),
-                *(axes, counter, task.precision),
+                *(axes, task.precision),
             )
-            early, late = [], list(low_precision.forward_calls(asked, work.part))
+            blocks = machine.at_a_time(self.device)
+            early, late = [], list(low_precision.forward_calls(asked, blocks, work.part))
         calls = [*of_tiles.calls(tokens, self.bitmap), *early, *late]
         self.work_bytes, self.kept_bytes = work.nbytes, kept.nbytes
         self.mean_numbers = means.nbytes // 4
