@@ -111,6 +111,31 @@ class ChannelStatistics:
     def step(self) -> Step: ...
 
 @final
+class ChunkMeans:
+    """Means of the tiles of a chunk, whose keys and values go into a cache."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        k: MeanTensor,
+        v: MeanTensor,
+        queries: Sequence[MeanTensor],
+        k_slots: TokenView,
+        v_slots: TokenView,
+        k_text: TokenView,
+        v_text: TokenView,
+        slot: Address,
+        slots: int,
+        batch: int,
+        head_dim: int,
+        dtype: Dtype,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
 class CleanText:
     """Which rows of the text's tiles are real tokens, and copies of text with zeros elsewhere."""
 
@@ -440,6 +465,25 @@ class QuantiseTiles:
     def step(self) -> Step: ...
 
 @final
+class ReorderBitmap:
+    """Rows of a bitmap with chunks of columns in another order."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        source: Address,
+        target: Address,
+        order: Address,
+        rows: int,
+        columns: int,
+        per_chunk: int,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
 class RoundMeans:
     """Makes TailKeys of the means of keys and values."""
 
@@ -536,6 +580,9 @@ class SelectTiles:
         query_tiles: int,
         counts: Sequence[int],
         mass: float,
+        oldest: Address,
+        ring: int,
+        per_slot: int,
     ) -> None: ...
     def emulate(self, blocks: int, seed: int) -> None: ...
     def launch(self, device: int, stream: int) -> None: ...

@@ -70,6 +70,7 @@ inline std::string make_params(MaskedSelectParams& p, const MaskedSelectTiles& c
     return error;
   if (call.shares.size() != call.counts.size())
     return "budgets under a mask are as many shares as counts";
+  if (call.oldest != nullptr) return "columns under a mask are in order, and no slots of a ring";
   std::copy(call.shares.begin(), call.shares.end(), p.shares);
   return make_mask(p.mask, call.mask, call.query_tiles, call.columns);
 }

@@ -64,6 +64,15 @@ def test_kernels_under_a_mask_stay_in_registers(sass, tmp_path: Path) -> None:
     assert not re.search(r"C75\d\d", said), said
 
 
+def test_kernels_of_chunks_stay_in_registers(sass, tmp_path: Path) -> None:
+    if (nvcc := shutil.which("nvcc")) is None:
+        pytest.skip("there is no nvcc on this machine")
+    _, said = sass.compile_kernels(nvcc, tmp_path, ("chunks.cu",))
+    memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
+    # Means and text of two types by two widths, bitmaps.
+    assert len(memory) == 2 * 2 * 2 + 1 and set(memory) == {("0", "0")}
+
+
 MOST_IN_EIGHT_BITS = {("S8", 128): 194, ("S8", 64): 194, ("E4m3", 128): 147, ("E4m3", 64): 141}
 """Instructions of a warp per tile of the low-precision forward, by scores and head_dim."""
 LOCAL_IN_EIGHT_BITS = {128: 0, 64: 4}

@@ -11,6 +11,7 @@
 
 #include "kernels/select/softmax_mass.h"
 #include "kernels/select/tile_rule.h"
+#include "kernels/select/time_order.h"
 #include "prim/warp.h"
 
 namespace vsa {
@@ -27,6 +28,7 @@ struct SelectTilesParams {
   double mass;              // least share of the softmax, 0 for none
   int num_counts;           // 1 or heads
   int counts[kMostCounts];  // least tiles of a row
+  TimeOrder order;          // of the columns, without a mask
 
   VSA_HD int words() const { return bitmap::words(columns); }
   VSA_HD int query_tile(int row) const { return (first_row + row) % query_tiles; }

@@ -2,8 +2,9 @@
 // Select stage: the key tiles that each row of scores keeps, as a bitmap, and where the coarse
 // attention wants it the row's softmax. One warp per row.
 //
-// Tiles are taken in order: forced ones, then by falling score, equal scores by rising index. A row
-// stops as soon as it has `count` tiles and their share of the row's softmax reaches `mass`.
+// Tiles are taken in order: forced ones, then by falling score, equal scores by rising index, or in
+// the order of time where columns are slots of a ring. A row stops as soon as it has `count` tiles
+// and their share of the row's softmax reaches `mass`.
 //
 // So a row is cut at one score. It is found by trying pivots, each a pass over the row that counts
 // what is no less; the pivots decide how many passes it takes, never the result.
@@ -33,7 +34,7 @@ class SelectTiles {
 
   VSA_DEVICE static void run(const Params& p, int row) {
     SelectTiles select(p, row);
-    select.run();
+    select.choose(p, row);
     if (p.weights == nullptr) return;
     const int64_t first = int64_t{row} * p.columns;
     const auto weigh = [&](const auto& allowed) {
@@ -70,10 +71,13 @@ class SelectTiles {
       return p.count(row);
   }
 
-  VSA_DEVICE void run() {
+  VSA_DEVICE void choose(const Params& p, int row) {
     Tally forced;
     if (row_.has_forced()) forced = row_.tally([](float score) { return score != score; });
-    write(enough(forced) ? Cut{INFINITY, 0} : find_cut(forced));
+    const Cut cut = enough(forced) ? Cut{INFINITY, 0} : find_cut(forced);
+    if constexpr (!Masked)
+      if (p.order.known() && cut.room != INT_MAX) return write_in_time(p, row, cut);
+    write(cut);
   }
 
   VSA_DEVICE bool enough(Tally kept) const {
@@ -222,15 +226,59 @@ class SelectTiles {
     });
   }
 
+  // Equal scores go in the order of time. This is rare: scores are read again, so that it takes no
+  // registers from what is not.
+  VSA_DEVICE void write_in_time(const Params& p, int row, Cut cut) {
+    const float* scores = p.scores + int64_t{row} * p.columns;
+    const Run last = p.order.last();
+    int early = 0;
+    each_read_word(p, scores, [&](int word, auto score) {
+      const uint32_t ties = ballot([&](int lane) { return score(lane) == cut.last; });
+      early += popcount(ties & ~bits_of(last, word));
+    });
+    int room = cut.room, late_room = room > early ? room - early : 0;
+    each_read_word(p, scores, [&](int word, auto score) {
+      const uint32_t above = ballot([&](int lane) { return score(lane) > cut.last; });
+      const uint32_t ties = ballot([&](int lane) { return score(lane) == cut.last; });
+      const uint32_t late = bits_of(last, word);
+      const uint32_t kept = first_of(ties & ~late, room) | first_of(ties & late, late_room);
+      put_word(word, above | kept);
+    });
+  }
+
+  // fn(word, score): NaN past the last column.
+  template <class Fn>
+  VSA_DEVICE static void each_read_word(const Params& p, const float* scores, Fn fn) {
+    for (int word = 0; word < p.words(); ++word) {
+      PerLane<float> score;
+      each_lane([&](int lane) {
+        const int column = word * kWordBits + lane;
+        score[lane] = column < p.columns ? max2(scores[column], -INFINITY) : NAN;
+      });
+      fn(word, [&](int lane) { return score[lane]; });
+    }
+  }
+
+  // The first bits of a word, as many as there is room for, which becomes less.
+  VSA_DEVICE static uint32_t first_of(uint32_t bits, int& room) {
+    const uint32_t found = ballot([&](int lane) {
+      return (bits >> lane & 1) != 0 && popcount(bits & ((1u << lane) - 1)) < room;
+    });
+    room -= popcount(found);
+    return found;
+  }
+
+  VSA_DEVICE void put_word(int word, uint32_t bits) {
+    each_lane([&](int lane) {
+      if (lane == 0) bitmap_[word] = bits;
+    });
+  }
+
   // kept(columns, score): the bits of a word that are kept, as in each_word.
   template <class Kept>
   VSA_DEVICE void write_words(Kept kept) {
-    row_.each_word([&](int word, uint32_t columns, auto score) {
-      const uint32_t bits = kept(columns, score);
-      each_lane([&](int lane) {
-        if (lane == 0) bitmap_[word] = bits;
-      });
-    });
+    row_.each_word(
+        [&](int word, uint32_t columns, auto score) { put_word(word, kept(columns, score)); });
   }
 
   static constexpr int kLongSearch = 10;
