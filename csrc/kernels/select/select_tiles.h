@@ -75,7 +75,7 @@ class SelectTiles {
     Tally forced;
     if (row_.has_forced()) forced = row_.tally([](float score) { return score != score; });
     const Cut cut = enough(forced) ? Cut{INFINITY, 0} : find_cut(forced);
-    if constexpr (!Masked)
+    if constexpr (!kMasked)
       if (p.order.known() && cut.room != INT_MAX) return write_in_time(p, row, cut);
     write(cut);
   }
