@@ -29,6 +29,7 @@ MatrixView: TypeAlias = tuple[int, int, int, int]
 
 ALONG_T: Final[int]
 ALONG_W: Final[int]
+BACKWARDS: Final[int]
 CHANNEL_RECORD_BYTES: Final[int]
 DEPTH_AND_ROWS: Final[int]
 ELEMENTS: Final[tuple[str, ...]]
@@ -48,7 +49,7 @@ def quantised_tile_bytes(head_dim: int) -> int: ...
 
 @final
 class AxisChoice:
-    """The axis, ALONG_W or ALONG_T, along which tiles have more of the bitmap in common."""
+    """The axis along which tiles are taken together, ALONG_W or ALONG_T, and BACKWARDS."""
 
     FIELDS: ClassVar[dict[str, str]]
     def __init__(

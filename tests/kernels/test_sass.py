@@ -58,8 +58,9 @@ def test_kernels_under_a_mask_stay_in_registers(sass, tmp_path: Path) -> None:
         pytest.skip("there is no nvcc on this machine")
     _, said = sass.compile_kernels(nvcc, tmp_path, ("masked_coarse.cu",))
     memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
-    # Products, selection by two lengths with and without mass, means of three types, the softmax.
-    assert len(memory) == 2 + 2 * 2 + 6 + 1 and set(memory) == {("0", "0")}
+    # Products, selection by five lengths of runs and two of any mask with and without mass, means
+    # of three types, the softmax of both masks.
+    assert len(memory) == 2 + 2 * (5 + 2) + 6 + 2 and set(memory) == {("0", "0")}
     assert not re.search(r"C75\d\d", said), said
 
 

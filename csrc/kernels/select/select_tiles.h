@@ -18,29 +18,32 @@ namespace vsa {
 
 constexpr int kSelectThreads = 128;  // of a block
 
-template <int Held, bool Longer, bool ByMass, bool Masked = false>
+template <int Held, bool Longer, bool ByMass, class Allowed = AllTiles>
 class SelectTiles {
  public:
-  using Row = ScoreRow<Held, Longer, ByMass, Masked>;
+  using Row = ScoreRow<Held, Longer, ByMass, Allowed>;
   using Params = Row::Params;
-  // What a search needs besides the scores fits into 24 registers; more rows at a time hide the
-  // latency of memory. 0 leaves it to the compiler.
+  static constexpr bool kMasked = Row::kMasked;
+  // What a search needs besides the scores fits into few registers, the runs of a mask included;
+  // more rows at a time hide the latency of memory. 0 leaves it to the compiler.
+  static constexpr int kOther = kMasked ? 40 : 24;
   static constexpr int kBlocksPerSm =
-      Longer || ByMass || Masked ? 0 : 65536 / (kSelectThreads * (Held + 24));
+      std::is_same_v<Allowed, AllowedTiles> || ((Longer || ByMass) && kMasked) ? 3
+      : Longer || ByMass ? 0
+                         : 65536 / (kSelectThreads * (Held + kOther));
 
   VSA_DEVICE static void run(const Params& p, int row) {
     SelectTiles select(p, row);
     select.choose(p, row);
     if (p.weights == nullptr) return;
     const int64_t first = int64_t{row} * p.columns;
-    const auto weigh = [&](auto allowed) {
-      SoftmaxRow::run(p.scores + first, p.weights + first, p.columns, select.row_.greatest(),
-                      allowed);
+    const auto weigh = [&](const auto& allowed) {
+      SoftmaxRow::run(p.scores + first, p.weights + first, select.row_.greatest(), allowed);
     };
-    if constexpr (Masked)
-      weigh([&](int column) { return select.row_.may_choose(column); });
+    if constexpr (kMasked)
+      weigh(select.row_.allowed());
     else
-      weigh(SoftmaxRow::All{});
+      weigh(AllColumns{p.columns});
   }
 
  private:
@@ -62,7 +65,7 @@ class SelectTiles {
   }
 
   VSA_DEVICE static int least(const Params& p, int row, int allowed) {
-    if constexpr (Masked)
+    if constexpr (kMasked)
       return p.count_of(row, allowed);
     else
       return p.count(row);
@@ -72,7 +75,7 @@ class SelectTiles {
     Tally forced;
     if (row_.has_forced()) forced = row_.tally([](float score) { return score != score; });
     const Cut cut = enough(forced) ? Cut{INFINITY, 0} : find_cut(forced);
-    if constexpr (!Masked)
+    if constexpr (!kMasked)
       if (p.order.known() && cut.room != INT_MAX) return write_in_time(p, row, cut);
     write(cut);
   }
@@ -180,7 +183,7 @@ class SelectTiles {
       const uint64_t weight = row_.weight(last);
       if (above.mass < mass_ && weight > 0) {
         int more;
-        if constexpr (Masked)
+        if constexpr (kMasked)
           more = least_of(weight, mass_ - above.mass);
         else
           more = static_cast<int>((mass_ - above.mass + weight - 1) / weight);
@@ -212,13 +215,13 @@ class SelectTiles {
     int room = cut.room;
     write_words([&](uint32_t columns, auto score) {
       uint32_t ties = ballot([&](int lane) { return score(lane) == cut.last; });
-      if constexpr (Masked) ties &= columns;  // any of them may be the ones that go first
+      if constexpr (kMasked) ties &= columns;  // any of them may be the ones that go first
       const uint32_t late = ballot([&](int lane) {
         return (ties >> lane & 1) != 0 && popcount(ties & ((1u << lane) - 1)) >= room;
       });
       room = popcount(ties) < room ? room - popcount(ties) : 0;
       const uint32_t bits = down_to_cut(score) & ~late;
-      if constexpr (Masked) return bits & columns;
+      if constexpr (kMasked) return bits & columns;
       return bits;
     });
   }
