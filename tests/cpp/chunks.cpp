@@ -34,7 +34,7 @@ constexpr float kNoMean = 1e30f;
 
 // Tokens [batch, length, heads, head_dim] of fp16, with room between them.
 struct Tokens {
-  int64_t batch_stride, token_stride, head_stride;
+  int64_t batch_stride, token_stride, head_stride, room;
   std::vector<uint16_t> memory;
 
   Tokens(Random& random, int batch, int length, int heads, int head_dim) {
@@ -43,11 +43,13 @@ struct Tokens {
     head_stride = inside ? wide : wide * (length + 1);
     token_stride = inside ? wide * (heads + 1) : wide;
     batch_stride = wide * (length + 1) * (heads + 1);
-    memory.assign(static_cast<size_t>(batch_stride * batch), kAround);
+    room = 600 * token_stride;  // on both sides, that a wrong kernel may write to
+    memory.assign(static_cast<size_t>(batch_stride * batch + 2 * room), kAround);
   }
+  uint16_t* data() { return memory.data() + room; }
   size_t place(int batch, int token, int head, int channel) const {
-    return static_cast<size_t>(batch * batch_stride + token * token_stride + head * head_stride +
-                               channel);
+    return static_cast<size_t>(room + batch * batch_stride + token * token_stride +
+                               head * head_stride + channel);
   }
 };
 
@@ -100,14 +102,15 @@ void fill(unsigned seed) {
       x = static_cast<uint16_t>((random.coin() ? 0x8000 : 0) | (0x3000 + random.below(0x1800)));
     caches.emplace_back(random, chunk.batch, chunk.cache_length(), heads, chunk.head_dim);
     const size_t numbers = static_cast<size_t>(chunk.batch * heads * slots * tiles);
-    means.emplace_back(numbers * chunk.head_dim, kNoMean);
+    const size_t room = static_cast<size_t>(chunk.slots * tiles);  // as above, at the end
+    means.emplace_back((numbers + room) * chunk.head_dim, kNoMean);
   }
   wanted = caches;
   truths = means;
   for (int i = 0; i < count; ++i) {
     const int heads = chunk.heads[i];
     auto& x = p.tensors[i];
-    x.data = given[i].memory.data();
+    x.data = given[i].data();
     x.batch_stride = given[i].batch_stride;
     x.token_stride = given[i].token_stride;
     x.head_stride = given[i].head_stride;
@@ -123,8 +126,8 @@ void fill(unsigned seed) {
     if (i == 2) continue;
     Tokens& cache = caches[i];
     const int begin = chunk.cache_prefix + first * chunk.tokens();
-    to.text = grid.prefix > 0 ? cache.memory.data() : nullptr;
-    to.video = cache.memory.data() + begin * cache.token_stride;
+    to.text = grid.prefix > 0 ? cache.data() : nullptr;
+    to.video = cache.data() + begin * cache.token_stride;
     to.batch_stride = cache.batch_stride;
     to.token_stride = cache.token_stride;
     to.head_stride = cache.head_stride;
@@ -215,10 +218,10 @@ void ties(unsigned seed) {
   const int words = bitmap::words(columns), rows = 4;
   const int64_t oldest = sinks + random.below(slots - sinks);
   std::vector<float> scores(static_cast<size_t>(rows * columns));
-  const int kinds = 1 + random.below(4);
+  const int kinds = 1 + random.below(4), numbers = random.coin() ? 20 : 3;
   for (float& x : scores) {
     x = static_cast<float>(random.below(kinds));
-    if (random.below(20) == 0) x = random.coin() ? NAN : -INFINITY;
+    if (random.below(numbers) == 0) x = random.coin() ? NAN : -INFINITY;
   }
   std::vector<uint32_t> bitmap(static_cast<size_t>(rows * words), ~0u);
   typename Space::Select p{};

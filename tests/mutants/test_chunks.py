@@ -72,7 +72,7 @@ OF_ORDERS: MutantTable = {
 OF_CHOICES: MutantTable = {
     "OrderForgotten": ("if (p.order.known() && cut.room != INT_MAX)",
                        "if (p.order.known() && cut.room < 0)", CHOICE),
-    "LateOnesCounted": ("early += popcount(ties & ~bits_of(last, word));",
+    "LateOnesCounted": ("early += popcount(ties & ~TimeOrder::bits_of(last, word));",
                         "early += popcount(ties);", CHOICE),
     "RoomForAll": ("room > early ? room - early : 0", "room", CHOICE),
     "RoomIsKept": ("room -= popcount(found);", "", CHOICE),
