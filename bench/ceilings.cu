@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What one Hopper GPU allows: a JSON line per measurement. ceilings.py compiles and runs this:
 //
-//   ceilings loads|products|loops|backward|reduce|both|wgmma|exp2
+//   ceilings loads|products|loops|backward [loop]|reduce|both|wgmma|exp2
 //
 // Each line has the case, the median and spread of the times of seven launches, the clocks of the
 // slowest block of the last one, and how much a launch moves or computes.
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 
 #include "ceilings_both.h"
@@ -195,16 +196,17 @@ void run_exp2(const Gpu& gpu) {
 
 int main(int count, char** arguments) {
   using namespace vsa::ceilings;
-  const std::string probe = count == 2 ? arguments[1] : "";
+  const std::string probe = count >= 2 ? arguments[1] : "";
   if (probe != "loads" && probe != "products" && probe != "loops" && probe != "backward" &&
       probe != "reduce" && probe != "both" && probe != "wgmma" && probe != "exp2") {
-    std::fprintf(stderr, "usage: ceilings loads|products|loops|backward|reduce|both|wgmma|exp2\n");
+    std::fprintf(stderr,
+                 "usage: ceilings loads|products|loops|backward [loop]|reduce|both|wgmma|exp2\n");
     return 2;
   }
   const Gpu gpu;
   if (probe == "loads" || probe == "products") run_loads(gpu, probe == "products");
   if (probe == "loops") run_loops(gpu);
-  if (probe == "backward") run_backward(gpu);
+  if (probe == "backward" && !run_backward(gpu, count > 2 ? std::atoi(arguments[2]) : -1)) return 1;
   if (probe == "reduce") run_reduce(gpu);
   if (probe == "both") run_both(gpu);
   if (probe == "wgmma") rates<64>(gpu), rates<128>(gpu);

@@ -114,7 +114,9 @@ def with_rates(row: Row) -> Row:
         if row["probe"] == "exp2":
             rates["exp2/clk/SM"] = row["count"] / clocks
         else:
-            name = {"loops": "clk/tile", "both": "clk/pair", "backward": "clk/pair"}.get(row["probe"], "clk/product")
+            name = {"loops": "clk/tile", "both": "clk/pair", "backward": "clk/pair"}.get(
+                row["probe"], "clk/product"
+            )
             rates[name] = clocks / row["count"]
     return row | rates
 

@@ -121,6 +121,8 @@ inline uint32_t* random_tokens(size_t footprint) {
   return tokens;
 }
 
-void run_backward(const Gpu& gpu);  // ceilings_backward.cu
+// ceilings_backward.cu; only: one of its loops, or -1 for all. Whether they compute what they
+// should
+bool run_backward(const Gpu& gpu, int only);
 
 }  // namespace vsa::ceilings
