@@ -3,9 +3,9 @@
 
 usage: python bench/ceilings.py --out ceilings.json
 
-Compiles ceilings.cu and ceilings_backward.cu with nvcc and runs each group of measurements in a process of its own, so that
-one that fails costs only its own rows. Where there is no nvcc, compile elsewhere with
-``--compile FILE`` and pass ``--program FILE``.
+Compiles ceilings.cu and ceilings_backward.cu with nvcc and runs each group of measurements in a
+process of its own, so that one that fails costs only its own rows. Where there is no nvcc, compile
+elsewhere with ``--compile FILE`` and pass ``--program FILE``.
 """
 
 from __future__ import annotations
