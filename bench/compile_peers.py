@@ -50,6 +50,7 @@ SPARGE_FLAGS = [
     "-DENABLE_BF16", "-DHAS_SM90", "-DTORCH_API_INCLUDE_EXTENSION_H",
     "-DTORCH_EXTENSION_NAME=sparge_sm90",
 ]  # fmt: skip
+TORCH_LIBRARIES = "c10", "c10_cuda", "torch", "torch_cpu", "torch_cuda", "torch_python"
 SPARGE_FILES = "csrc/fused/fused.cu", "csrc/qattn/qk_int_sv_f8_cuda_sm90.cu"
 BINDING = Path("comparison", "sparge_binding.cpp")
 INSTANCE = (
@@ -59,9 +60,14 @@ INSTANCE = (
 
 
 def compiled(
-    nvcc: str, sources: Sequence[Path], flags: Sequence[str], include: Sequence[Path], to: Path
+    nvcc: str,
+    sources: Sequence[Path],
+    flags: Sequence[str],
+    include: Sequence[Path],
+    to: Path,
+    libraries: Sequence[str] = (),
 ) -> None:
-    """A shared library of sources.
+    """A shared library of sources, linked with libraries by the options that name them.
 
     Raises:
         SystemExit: with the last lines of what nvcc said.
@@ -73,7 +79,8 @@ def compiled(
         for source, part in zip(sources, parts, strict=True)
     ]
     # Symbols of the driver, and of instances that are not called, stay open until they are.
-    link = [nvcc, "-shared", *LIBRARY, "-Xlinker=-z,lazy", *map(str, parts), "-o", str(to)]
+    link = [nvcc, "-shared", *LIBRARY, "-Xlinker=-z,lazy", *map(str, parts), *libraries]
+    link += ["-o", str(to)]
     for step in (*steps, link):
         done = subprocess.run(step, capture_output=True, text=True)
         if done.returncode:
@@ -125,7 +132,9 @@ def sparge(nvcc: str, clone: Path, to: Path) -> None:
         include = [work / "csrc", *map(Path, cpp_extension.include_paths())]
         include += Path(sysconfig.get_path("purelib")).glob("nvidia/*/include")
         include.append(Path(sysconfig.get_path("include")))
-        compiled(nvcc, sources, SPARGE_FLAGS, include, to / "sparge_sm90.so")
+        libraries = [f"-L{folder}" for folder in cpp_extension.library_paths()]
+        libraries += [f"-l{name}" for name in TORCH_LIBRARIES]
+        compiled(nvcc, sources, SPARGE_FLAGS, include, to / "sparge_sm90.so", libraries)
     python = to / "spas_sage_attn" / "utils.py"
     python.parent.mkdir()
     shutil.copy(clone / "spas_sage_attn" / "utils.py", python)

@@ -16,7 +16,7 @@ cutlass_dsl        the compiler of the CuTe DSL, which the next three and FlashI
 cudnn_bsa          cudnn.BSA and cudnn.flex_attention of nvidia-cudnn-frontend
 flash_attention_4  FlashAttention-4, in the CuTe DSL
 einops             what FlashAttention-4 and SpargeAttention import
-flashinfer         cake and cake_cute of FlashInfer: planner, sources, headers for them
+flashinfer         cake and cake_cute of FlashInfer: planner, sources, what they include and import
 sglang             SGLang's Triton kernel for VSA-H3
 
 bench/compile_peers.py makes two more, of what comes as CUDA C++.
@@ -152,6 +152,12 @@ PEERS = {
             "0.1.15.post2",
             "059eed9bfc94bcd41650fb8eefde74040a1bc7e7b1a6f0a8ff897b02b118875b",
             r"tvm_ffi/include/.*\.h",
+        ),
+        Wheel(
+            "packaging",
+            "26.4",
+            "81383611a09c1bc0b08b76e0fd5829d7c6824c65b27a6aee339da133f4233ea2",
+            r"packaging/.*\.py",
         ),
     ],
     "sglang": [

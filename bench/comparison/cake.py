@@ -53,7 +53,9 @@ class Cake(Kernel):
     def load(self, folders: Sequence[Path]) -> None:
         use_cute_dsl(folders)  # tvm_ffi is there
         names = "flashinfer", "flashinfer.jit", "flashinfer.experimental"
-        bare_packages(unpacked("flashinfer", folders), *names)
+        folder = unpacked("flashinfer", folders)
+        bare_packages(folder, *names)
+        sys.path.append(str(folder))  # "packaging", where Python has none
         self.create_plan = importlib.import_module("flashinfer.cake_vsa_sm90").create_plan
         self.find_kernels(folders)
 
