@@ -28,6 +28,7 @@ ON_KERNELS = [
     "a kept image beside invalid text",
 ]
 
+
 @pytest.mark.parametrize("name", CASES)
 def test_definition(name: str) -> None:
     check(CASES[name])
