@@ -336,10 +336,14 @@ class Prepared(Protocol):
 
     copied: frozenset[int]
 
-    def forward(self, *tensors: Tensor | None, ready: Ready | None = None) -> Forward:
+    def forward(
+        self, *tensors: Tensor | None, ready: Ready | None = None, held: Sequence[Tensor] = ()
+    ) -> Forward:
         """Run it. Tensors are those of the task or their (B, T, H, W, heads, head_dim) views.
 
-        Only q and k are read before ``ready`` is called, which makes the others so.
+        Only q and k are read before ``ready`` is called, which makes the others so. ``held`` is the
+        memory of a cache, where the task has one: tokens (2, B, S, kv_heads, head_dim), means (2,
+        B, kv_heads, capacity, tiles, head_dim) fp32, and int64 numbers of its ring.
         """
 
     def backward(
