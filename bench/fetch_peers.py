@@ -8,9 +8,18 @@ network is needed. Archives that are already there stay as they are. Versions ar
 SHA-256 of every wheel. The kernels keep their own licences (BSD-3-Clause, Apache-2.0, MIT, NVIDIA's
 for CUDA's runtime and for the CUTLASS DSL): they are for measuring, not for passing on.
 
-fa3        FlashAttention-3, forward and backward, as xformers ships it, with CUDA 12's runtime
-tk_vsa     FastVideo's block-sparse kernels of ThunderKittens
-cudnn_bsa  cudnn.BSA of nvidia-cudnn-frontend, with the CuTe DSL that compiles it
+fa3                FlashAttention-3, forward and backward, as xformers ships it, with CUDA 12's
+                   runtime
+tk_vsa             FastVideo's block-sparse kernels of ThunderKittens
+cutlass_dsl        the compiler of the CuTe DSL, which the next three and FlashInfer need; packing
+                   it takes longest
+cudnn_bsa          cudnn.BSA and cudnn.flex_attention of nvidia-cudnn-frontend
+flash_attention_4  FlashAttention-4, in the CuTe DSL
+einops             what FlashAttention-4 and SpargeAttention import
+flashinfer         cake and cake_cute of FlashInfer: planner, sources, what they include and import
+sglang             SGLang's Triton kernel for VSA-H3
+
+bench/compile_peers.py makes two more, of what comes as CUDA C++.
 """
 
 from __future__ import annotations
@@ -70,13 +79,7 @@ PEERS = {
             r"fastvideo_kernel/_C/fastvideo_kernel_ops[^/]*\.so|fastvideo_kernel\.libs/libcudart.*",
         ),
     ],
-    "cudnn_bsa": [
-        Wheel(
-            "nvidia-cudnn-frontend",
-            "1.32.0",
-            "8b354a8e550c083eb247f1eb39a7d69a4a269075f5a01e4fcbd2531680b17239",
-            r"cudnn/[^/]+\.(py|so)|cudnn/(engines|block_sparse_attention)/.*\.py" + METADATA,
-        ),
+    "cutlass_dsl": [
         Wheel(
             "nvidia-cutlass-dsl-libs-core",
             "4.8.1",
@@ -100,6 +103,70 @@ PEERS = {
             "0.1.15.post2",
             "059eed9bfc94bcd41650fb8eefde74040a1bc7e7b1a6f0a8ff897b02b118875b",
             r"tvm_ffi/.*\.(py|so)" + METADATA,
+        ),
+    ],
+    "cudnn_bsa": [
+        Wheel(
+            "nvidia-cudnn-frontend",
+            "1.32.0",
+            "8b354a8e550c083eb247f1eb39a7d69a4a269075f5a01e4fcbd2531680b17239",
+            r"cudnn/[^/]+\.(py|so)"
+            r"|cudnn/(engines|frost|block_sparse_attention|flex_attention)/.*\.py" + METADATA,
+        ),
+    ],
+    "flash_attention_4": [
+        Wheel(
+            "flash-attn-4",
+            "4.0.0b36",
+            "b6f0e2a264334cb1b59289ddd309c7c76d3a8d184268316b43403e51ba8795d2",
+            r"flash_attn/cute/.*\.py" + METADATA,
+        ),
+        Wheel(
+            "quack-kernels",
+            "0.6.5",
+            "df1ddd31366c82eb9692fe087c671209189dcbde53c909c81a865d4ee66b158d",
+            r"quack/.*\.py" + METADATA,
+        ),
+    ],
+    "einops": [
+        Wheel(
+            "einops",
+            "0.8.2",
+            "54058201ac7087911181bfec4af6091bb59380360f069276601256a76af08193",
+            r"einops/.*\.py" + METADATA,
+        ),
+    ],
+    "flashinfer": [
+        Wheel(
+            "flashinfer-python",
+            "0.7.2.post1",
+            "bfdc18b9e1e4d8d0730fe4343dc0e284cd0c160086de80f99888bc4867922d49",
+            r"flashinfer/(cake_vsa_sm90|compilation_context|version|_build_meta)\.py"
+            r"|flashinfer/jit/(cake_vsa_sm90|core|cpp_ext|env|utils|_cuda_architecture)\.py"
+            r"|flashinfer/experimental/cake_vsa_sm90_cute/[^/]+"
+            r"|flashinfer/data/csrc/(cake_vsa_sm90/.*[^/]|tvm_ffi_utils\.h)"
+            r"|flashinfer/data/include/flashinfer/layout\.cuh" + METADATA,
+        ),
+        Wheel(
+            "apache-tvm-ffi",
+            "0.1.15.post2",
+            "059eed9bfc94bcd41650fb8eefde74040a1bc7e7b1a6f0a8ff897b02b118875b",
+            r"tvm_ffi/include/.*\.h",
+        ),
+        Wheel(
+            "packaging",
+            "26.4",
+            "81383611a09c1bc0b08b76e0fd5829d7c6824c65b27a6aee339da133f4233ea2",
+            r"packaging/.*\.py",
+        ),
+    ],
+    "sglang": [
+        Wheel(
+            "sglang",
+            "0.5.23",
+            "8d257a319395b322bb1be327d05e5528859358153c8563b04c0a4a3c8af164b6",
+            r"sglang/multimodal_gen/runtime/layers/attention/backends/vsa_h3_kernels\.py"
+            + METADATA,
         ),
     ],
 }

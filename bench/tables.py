@@ -45,6 +45,11 @@ def peers(rows: Sequence[Row]) -> Iterator[str]:
     if names:
         yield f"Share and speed-up are over {' and '.join(names)} in the same run."
     for row in rows:
+        if "plan_ms" in row and "tflops" in row:
+            what = f"{KERNELS[row['kernel']].title}, {_grid(row)}, d {row['head_dim']}"
+            what += f", {row['pattern']}, {row['direction']}"
+            yield f"- Planned before the clock started: {what}: {row['plan_ms']:.3g} ms"
+    for row in rows:
         if reason := row.get("skipped") or row.get("failed"):
             about = [KERNELS[row["kernel"]].title]
             if "grid" in row:

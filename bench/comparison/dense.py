@@ -24,6 +24,7 @@ class FlashAttention3(Kernel):
     title = "FlashAttention-3"
     dense = True
     gpu_only = True
+    archives = ("fa3",)
 
     def load(self, folders: Sequence[Path]) -> None:
         """The extension was built for CUDA 12, whose runtime lies beside it."""

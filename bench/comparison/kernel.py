@@ -28,6 +28,8 @@ class Kernel(ABC):
         gpu_only: whether it refuses a CPU.
         order: the order of tokens that it wants.
         precision: what its results are held to; what is not native has a forward alone.
+        archives: of bench/fetch_peers.py or bench/compile_peers.py, without which it does not load.
+        plan_seconds: what its own planner took for the last pattern; None where it has none.
     """
 
     title: ClassVar[str]
@@ -36,6 +38,8 @@ class Kernel(ABC):
     gpu_only: ClassVar[bool] = False
     order: ClassVar[Order] = "raster"
     precision: ClassVar[Precision] = "native"
+    archives: ClassVar[tuple[str, ...]] = ()
+    plan_seconds: float | None = None
 
     def __init__(self, device: torch.device, folders: Sequence[Path]):
         """Load it.
@@ -63,6 +67,15 @@ class Kernel(ABC):
     @abstractmethod
     def backward(self, x: Inputs, saved: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients like q, k and v."""
+
+    def pattern(self, kind: str) -> str | None:
+        """How rows call the pattern that it ran, where the case has this kind; None if dense."""
+        return None if self.dense else "its own" if self.own_pattern else kind
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 def needs_gpu(device: torch.device) -> None:

@@ -57,7 +57,8 @@ def line(row: Row) -> str:
         return f"{about}: skipped, {reason}"
     if reason := row.get("failed"):
         return f"{about}: failed, {reason}"
-    return f"{about}: {row['ms']:.3f} ms ±{row['spread']:.1%}, {row['tflops']:.3g} TFLOP/s"
+    planned = f", planned in {row['plan_ms']:.3g} ms" if "plan_ms" in row else ""
+    return f"{about}: {row['ms']:.3f} ms ±{row['spread']:.1%}, {row['tflops']:.3g} TFLOP/s{planned}"
 
 
 def inconsistent(rows: Sequence[Row]) -> list[str]:

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,10 @@ from torch import Tensor
 import vsa
 from comparison.archives import Unavailable, unpacked
 from comparison.kernel import Kernel
+from comparison.lists import ascending_lists
 from comparison.problem import Inputs, Problem
 from vsa.backends import BACKENDS, Request
 from vsa.values import problem as arguments
-from vsa.values.grid import SLOTS
 
 
 class Ours(Kernel):
@@ -106,20 +104,6 @@ class WholeAttention(Kernel):
         return torch.autograd.grad(out, leaves, x.upstream, retain_graph=True)
 
 
-def ascending_lists(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """A mask (B, heads, rows, columns) as lists.
-
-    Returns:
-        columns of every row, (B, heads, rows, longest) int32, ascending, zeros behind the last;
-        how many there are, (B, heads, rows) int32.
-    """
-    count = mask.sum(-1, dtype=torch.int32)
-    longest = int(count.max())
-    columns = mask.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[..., :longest]
-    behind = torch.arange(longest, device=mask.device) >= count[..., None]
-    return columns.masked_fill(behind, 0).int().contiguous(), count.contiguous()
-
-
 class ThunderKittensVsa(Kernel):
     """FastVideo's VSA kernels of ThunderKittens, from the wheel fastvideo-kernel.
 
@@ -130,6 +114,7 @@ class ThunderKittensVsa(Kernel):
     title = "FastVideo, ThunderKittens"
     order = "tiles"
     gpu_only = True
+    archives = ("tk_vsa",)
 
     def load(self, folders: Sequence[Path]) -> None:
         folder = unpacked("tk_vsa", folders)
@@ -164,79 +149,3 @@ def link_driver(extension: Path, libraries: Path) -> None:
         link = libraries / name.decode()
         link.unlink(missing_ok=True)
         link.symlink_to(driver)
-
-
-class CudnnBsa(Kernel):
-    """cudnn.BSA of nvidia-cudnn-frontend, written in the CuTe DSL; compiled on first use.
-
-    Its backward supports head_dim 128 alone, and inverts the lists on every call.
-    """
-
-    title = "cudnn.BSA"
-    order = "tiles"
-    gpu_only = True
-
-    def load(self, folders: Sequence[Path]) -> None:
-        folder = unpacked("cudnn_bsa", folders)
-        sys.path[:0] = [str(folder / "nvidia_cutlass_dsl" / "dsl_packages"), str(folder)]
-        ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
-        importlib.import_module("cudnn.block_sparse_attention._interface")  # what is missing, now
-        self.module = importlib.import_module("cudnn").BSA
-
-    def plan(self, problem: Problem) -> None:
-        whole = bool((problem.tile_sizes == SLOTS).all())
-        self.head_dim = problem.case.head_dim
-        self.lists, count = ascending_lists(problem.selection.mask())
-        self.options = {
-            "block_sizes": None if whole else problem.tile_sizes,
-            "q2k_block_nums": count,
-            "sparse_block_size": SLOTS,
-            "softmax_scale": problem.scale,
-            "layout": "bhsd",
-        }
-
-    def forward(self, x: Inputs) -> tuple[Tensor, Tensor | None, Any]:
-        found = self.module.block_sparse_attention_forward(
-            x.q, x.k, x.v, self.lists, kv_splits=1, **self.options
-        )
-        out, lse = found["o_tensor"], found["lse_tensor"]
-        return out, lse, (out, lse)
-
-    def backward(self, x: Inputs, saved: Any) -> tuple[Tensor, Tensor, Tensor]:
-        if self.head_dim != 128:
-            raise Unavailable(f"its backward needs head_dim 128, but it is {self.head_dim}")
-        found = self.module.block_sparse_attention_backward(
-            x.upstream, x.q, x.k, x.v, *saved, self.lists, **self.options
-        )
-        return found["dq_tensor"], found["dk_tensor"], found["dv_tensor"]
-
-
-class CudnnBsaInFp8(CudnnBsa):
-    """Its fp8 forward, quantisation included: whole tiles of head_dim 128, equally many in a row.
-
-    It returns no log-sum-exp.
-    """
-
-    title = "cudnn.BSA, fp8"
-    precision = "fp8"
-
-    def plan(self, problem: Problem) -> None:
-        super().plan(problem)
-        if self.head_dim != 128:
-            raise Unavailable(f"it needs head_dim 128, but it is {self.head_dim}")
-        if self.options["block_sizes"] is not None:
-            raise Unavailable("it needs whole tiles, but some are clipped on this grid")
-        count = self.options["q2k_block_nums"]
-        if not bool((count == self.lists.shape[-1]).all()):
-            raise Unavailable("it needs as many key tiles in every row, but their numbers differ")
-        self.scale = problem.scale
-
-    def forward(self, x: Inputs) -> tuple[Tensor, Tensor | None, Any]:
-        found = self.module.block_sparse_attention_fp8_forward(
-            x.q, x.k, x.v, self.lists, self.lists.shape[-1], softmax_scale=self.scale,
-            sparse_block_size=SLOTS,
-        )  # fmt: skip
-        return found["o_tensor"], None, None
-
-    def backward(self, x: Inputs, saved: Any) -> tuple[Tensor, Tensor, Tensor]:
-        raise Unavailable("its fp8 kernel has a forward alone")

@@ -14,19 +14,20 @@ from typing import Any
 import torch
 
 from comparison.archives import Unavailable
+from comparison.cake import Cake, CakeInCute
+from comparison.cute import CudnnBsa, CudnnBsaInFp8, CudnnFlex, FlashAttention4
 from comparison.dense import CudnnDense, FlashAttention3
 from comparison.flexible import FlexAttention
 from comparison.kernel import Kernel
 from comparison.problem import Case, Problem
-from comparison.sparse import (
-    CudnnBsa,
-    CudnnBsaInFp8,
-    Ours,
-    OursInFp8,
-    OursInInt8,
-    ThunderKittensVsa,
-    WholeAttention,
+from comparison.serving import (
+    OursInFp8InPairs,
+    OursInInt8InPairs,
+    OursInPairs,
+    SglangH3,
+    SpargeAttention,
 )
+from comparison.sparse import Ours, OursInFp8, OursInInt8, ThunderKittensVsa, WholeAttention
 from comparison.timing import rested, rotated
 from vsa.measure import patterns
 from vsa.measure.gpu_monitor import Monitor
@@ -43,10 +44,19 @@ KERNELS: dict[str, type[Kernel]] = {
     "cudnn": CudnnDense,
     "cudnn_bsa": CudnnBsa,
     "cudnn_bsa_fp8": CudnnBsaInFp8,
+    "cudnn_flex": CudnnFlex,
+    "fa4": FlashAttention4,
+    "cake": Cake,
+    "cake_cute": CakeInCute,
+    "sglang_h3": SglangH3,
+    "sparge": SpargeAttention,
+    "vsa_pairs": OursInPairs,
+    "vsa_int8_pairs": OursInInt8InPairs,
+    "vsa_fp8_pairs": OursInFp8InPairs,
     "tk_vsa": ThunderKittensVsa,
     "flex": FlexAttention,
 }
-"""By the names that options take; an archive has the name of a kernel in it."""
+"""By the names that options take."""
 
 
 def cases_of(name: str, cases: Sequence[Case]) -> list[Case]:
@@ -111,7 +121,7 @@ def described(case: Case, kernel: Kernel) -> Row:
         "grid": list(case.grid),
         "heads": case.heads,
         "head_dim": case.head_dim,
-        "pattern": None if kernel.dense else "its own" if kernel.own_pattern else case.pattern,
+        "pattern": kernel.pattern(case.pattern),
     }
 
 
@@ -129,6 +139,8 @@ def measure(
         about |= {"topk": problem.topk, "tiles": problem.grid.num_tiles, "shared": shared}
         axes = patterns.chosen_axes(problem.selection)
         about["reuse"] = {str(n): patterns.reuse(problem.selection, n, axes) for n in (2, 3, 4)}
+    if kernel.plan_seconds is not None:
+        about["plan_ms"] = kernel.plan_seconds * 1e3
     chosen = problem.selection.mask()[0]
     sample = Sample(
         problem.grid,

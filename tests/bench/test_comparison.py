@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from comparison import timing, worker
+from comparison.cute import CudnnBsa
 from comparison.dense import FlashAttention3
 from comparison.kernel import Kernel
+from comparison.lists import ascending_lists
 from comparison.problem import Case, Problem
-from comparison.sparse import CudnnBsa, ThunderKittensVsa, ascending_lists
+from comparison.sparse import ThunderKittensVsa
 from comparison.timing import rested, rotated
 from vsa.measure.gpu_monitor import Monitor, reading_of
 from vsa.verify.sampled import Sample

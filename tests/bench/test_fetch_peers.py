@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import compile_peers
 import fetch_peers
 from comparison.worker import KERNELS
 
@@ -82,5 +83,6 @@ def test_what_pip_says_is_passed_on(tmp_path: Path, monkeypatch) -> None:
         fetch_peers.download(fetch_peers.PEERS["tk_vsa"][0], tmp_path)
 
 
-def test_archives_have_the_names_of_their_kernels() -> None:
-    assert set(fetch_peers.PEERS) < set(KERNELS)
+def test_kernels_load_archives_that_are_made() -> None:
+    wanted = {archive for kernel in KERNELS.values() for archive in kernel.archives}
+    assert wanted == {*fetch_peers.PEERS, *compile_peers.MADE}

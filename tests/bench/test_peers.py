@@ -17,8 +17,8 @@ import peers
 import vsa
 from comparison import report, worker
 from comparison.archives import Unavailable, unpacked
+from comparison.cute import CudnnBsaInFp8
 from comparison.problem import Case, Problem
-from comparison.sparse import CudnnBsaInFp8
 from vsa.measure import patterns
 from vsa.measure.provenance import HEAD
 
@@ -87,8 +87,8 @@ def test_the_command_measures_what_it_can_and_says_why_not_the_rest(tmp_path: Pa
     low = {(x, "forward") for x in ("vsa_int8", "vsa_fp8")}
     assert measured == {*ours, *low, ("flex", "forward")}
     skipped = {row["kernel"] for row in found["rows"] if "skipped" in row}
-    others = {"fa3", "cudnn", "cudnn_bsa", "cudnn_bsa_fp8", "tk_vsa", "flex"}
-    assert skipped == {*others, "vsa_int8", "vsa_fp8"}
+    others = set(worker.KERNELS) - {"vsa", "whole"}
+    assert skipped == others
     assert "vsa, int8, 4x4x9, d 64, random, backward: skipped, int8 is for infer" in done.stdout
     forward = [x for x in found["rows"] if "tflops" in x and x["direction"] == "forward"]
     errors = {x["kernel"]: x["errors"]["out"] for x in forward}
