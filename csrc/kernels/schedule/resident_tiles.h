@@ -61,9 +61,6 @@ struct ResidentTiles {
  private:
   // The barrier that what comes with the assignment must arrive at.
   VSA_DEVICE Mbarrier& assign(int w, Assignment next, int round) {
-#ifdef VSA_SLEEP
-    empty[w].wait_asleep(round - 1);
-#endif
     empty[w].wait(round - 1);
     assignment[w].set(next);
     return full[w];

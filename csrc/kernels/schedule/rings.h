@@ -15,7 +15,7 @@ namespace vsa {
 template <int Stages, int Consumers, int Producers = 1>
 struct SkippableRing {
   static constexpr int kRounds = RingUse::kRounds;
-  static_assert(Consumers == 1 || kMostSkipped < (kRounds - 1) * Stages, "phases would be taken for each other");
+  static_assert(kMostSkipped < (kRounds - 1) * Stages, "phases would be taken for each other");
 
   Mbarrier full[Stages * kRounds];
   Mbarrier empty[Stages];
@@ -28,9 +28,6 @@ struct SkippableRing {
   // A producer, one thread: waits until the stage of tile load n is free. Returns the barrier that
   // `bytes` of copies must count on.
   VSA_DEVICE Mbarrier& acquire(int n, int bytes) {
-#ifdef VSA_SLEEP
-    empty[Ring<Stages>::stage(n)].wait_asleep(Ring<Stages>::use(n) - 1);
-#endif
     empty[Ring<Stages>::stage(n)].wait(Ring<Stages>::use(n) - 1);
     Mbarrier& barrier = full[RingUse::of<Stages>(n).barrier];
     barrier.arrive_expect_tx(bytes);

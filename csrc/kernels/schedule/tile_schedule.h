@@ -205,9 +205,6 @@ struct TileSchedule {
   template <bool Asleep = false, class Each>
   VSA_DEVICE void for_each_chunk(Each each) {
     for (int n = 0;; ++n) {
-#ifdef VSA_SLEEP
-      full[n % kBuffers].wait_asleep(n / kBuffers);
-#endif
       if constexpr (Asleep) full[n % kBuffers].wait_asleep(n / kBuffers);
       full[n % kBuffers].wait(n / kBuffers);
       const Chunk of = chunk(n);

@@ -20,9 +20,7 @@ namespace vsa {
 // First, Second: stages of the rings that the tiles are loaded into; consumers hold their tile of
 // the second while they take the next (kernels/schedule/rings.h)
 // Sequence: of both sides; one of padded tiles has to say so
-// Hold: loads after which a tile that is held has to be let go of
-template <int Rows, int Words, int Loads, int First, int Second, class Sequence = TiledSequence,
-          int Hold = Second>
+template <int Rows, int Words, int Loads, int First, int Second, class Sequence = TiledSequence>
 class TileScheduler {
  public:
   using TileSchedule = vsa::TileSchedule<Rows, Loads>;
@@ -175,9 +173,6 @@ class TileScheduler {
 
   VSA_DEVICE void open(const Chunk& chunk) {
     const int buffer = next_ % TileSchedule::kBuffers;
-#ifdef VSA_SLEEP
-    schedule_.empty[buffer].wait_asleep(next_ / TileSchedule::kBuffers - 1);
-#endif
     schedule_.empty[buffer].wait(next_ / TileSchedule::kBuffers - 1);
     each_lane([&](int lane) {
       if (lane != 0) return;
@@ -259,7 +254,7 @@ class TileScheduler {
         const uint32_t flushes = ballot([&](int lane) {
           const uint32_t before = computed & below(lane);
           const int held = before ? first_number_ + from + bitmap::highest(before) : held_[r];
-          return (steps >> lane & 1) && first_number_ + from + lane - held >= Hold;
+          return (steps >> lane & 1) && first_number_ + from + lane - held >= Second;
         });
         each_lane([&](int lane) {
           if ((steps >> lane & 1) == 0) return;
