@@ -198,26 +198,24 @@ struct WarpFlag {
 
 template <class Test>
 WarpFlag any_row(const RowValues& a, const RowValues& b, const RowValues& c, Test test) {
-  const host::Agent& agent = *host::machine->current;
+  host::whole_warpgroup("any_row");
   WarpFlag flag = {};
-  for (int t = agent.first_lane; t < agent.last_lane; ++t)
+  for (int t = 0; t < kWarpgroupThreads; ++t)
     for (int half = 0; half < 2; ++half)
       flag.of[t / kWarpThreads] |= test(a.x[t][half], b.x[t][half], c.x[t][half]);
   return flag;
 }
 template <class Then>
 void if_warp(const WarpFlag& flag, Then then) {
-  host::Agent& agent = *host::machine->current;
-  const int first = agent.first_lane, last = agent.last_lane;
-  agent.elected = false;
-  for (int warp = first / kWarpThreads; warp < last / kWarpThreads; ++warp) {
+  host::Agent& agent = host::whole_warpgroup("if_warp");
+  for (int warp = 0; warp < kWarpgroupThreads / kWarpThreads; ++warp) {
     if (!flag.of[warp]) continue;
     agent.first_lane = warp * kWarpThreads;
     agent.last_lane = agent.first_lane + kWarpThreads;
     then();
   }
-  agent.first_lane = first;
-  agent.last_lane = last;
+  agent.first_lane = 0;
+  agent.last_lane = kWarpgroupThreads;
 }
 template <class Test, class Then>
 void if_any_row(const RowValues& values, Test test, Then then) {

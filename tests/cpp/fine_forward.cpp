@@ -38,7 +38,6 @@ struct Problem {
         selected(kHeads * tiles) {
     std::mt19937 rng(seed);
     for (Tensor* x : {&q, &k, &v}) x->draw(rng);
-    if (seed % 3 == 2) q.make(Sign::Positive), k.make(Sign::Negative);  // all scores negative
     if (selection == Selection::Random)
       select(selected, tiles, seed, rng);
     else

@@ -47,8 +47,6 @@ struct Tight : Config<Element, D> {
 // Loads of a chunk: so few that every work tile has several chunks, or enough for skips by window.
 constexpr int kFewLoads = 2, kWindows = 20;
 
-enum class Sign : uint16_t { Positive = 0, Negative = 0x8000 };
-
 // [tokens, heads, D], with room after it that no one may write.
 struct Tensor {
   int tokens, heads;
@@ -63,10 +61,6 @@ struct Tensor {
   void draw(std::mt19937& rng) {
     std::normal_distribution<float> normal;
     for (int i = 0; i < tokens * heads * D; ++i) data[i] = host::narrow(Element{}, normal(rng));
-  }
-  void make(Sign sign) {
-    for (int i = 0; i < tokens * heads * D; ++i)
-      data[i] = (data[i] & 0x7fff) | static_cast<uint16_t>(sign);
   }
   std::vector<double> wide() const {
     std::vector<double> values;

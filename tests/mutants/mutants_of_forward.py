@@ -154,21 +154,3 @@ IN_GATED_FORWARD: MutantTable = {
         "WRONG NUMBERS in fine",
     ),
 }
-
-WRONG = "WRONG NUMBERS in (out|lse)"
-
-IN_SOFTMAX: MutantTable = {
-    "NegativeMaximaOvergrown": ("return (now > seen) | (seen < 0);", "return (now > seen) | (seen != seen);", WRONG),
-    "NegativeMaximaByTheirBits": (
-        "if_any_row( max_, [](float seen) { return seen < 0; },",
-        "if_any_row( max_, [](float) { return false; },",
-        WRONG,
-    ),
-    "MaximaOfALane": ("quad_reduce(top, max2);", "", WRONG),
-    "SumsNotRescaled": (
-        "zip(sum_, factor_, [](float sum, float factor) { return sum * factor; });",
-        "",
-        WRONG,
-    ),
-    "OutputNotRescaled": ("[&] { scale_rows(out, factor_); }", "[] {}", WRONG),
-}

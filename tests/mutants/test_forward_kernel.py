@@ -5,16 +5,10 @@ from __future__ import annotations
 
 import pytest
 from mutants.mutant_programs import ROOT, MutantTable, Planted
-from mutants.mutants_of_forward import (
-    IN_FORWARD,
-    IN_GATED_FORWARD,
-    IN_RUNS_OF_FORWARD,
-    IN_SOFTMAX,
-)
+from mutants.mutants_of_forward import IN_FORWARD, IN_GATED_FORWARD, IN_RUNS_OF_FORWARD
 
 PROGRAM = ROOT / "tests" / "cpp" / "fine_forward.cpp"
 HEADER = "kernels/fine/forward.h"
-SOFTMAX = "kernels/fine/softmax.h"
 PROBLEMS = ("forward", "uneven", "gated")
 SEEDS = 18  # the nine schedules of test_emulator.py, with rings of two kinds
 MUTANTS = {
@@ -30,20 +24,13 @@ NO_MUTANT: MutantTable = {"Same": ("fill(out_, 0.f);", "fill(out_, 0.f);", "")}
 @pytest.fixture(scope="module")
 def planted(compiler, tmp_path_factory):
     folder = tmp_path_factory.mktemp("forward")
-    tables = {
-        SOFTMAX: {("forward",): IN_SOFTMAX},
-        HEADER: {**MUTANTS, ("forward",): {**IN_FORWARD, **NO_MUTANT}},
-    }
+    tables = {HEADER: {**MUTANTS, ("forward",): {**IN_FORWARD, **NO_MUTANT}}}
     includes = "launch/fine_params.h"
-    return Planted(compiler, PROGRAM, folder, tuple(tables), tables, PROBLEMS, SEEDS, includes)
+    return Planted(compiler, PROGRAM, folder, (HEADER,), tables, PROBLEMS, SEEDS, includes)
 
 
 def test_mutants_are_reported_by_name(planted):
     assert planted.unnoticed(HEADER).keys() == {("Same", "forward")}
-
-
-def test_mutants_of_the_softmax_are_reported_by_name(planted):
-    assert not planted.unnoticed(SOFTMAX)
 
 
 def test_a_change_that_is_no_mutant_is_not_reported(planted):

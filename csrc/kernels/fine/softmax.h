@@ -9,10 +9,15 @@
 #pragma once
 #include <cfloat>
 
-#include "kernels/fine/mask_columns.h"
-#include "prim/warp.h"
+#include "tile/fragment.h"
 
 namespace vsa {
+
+// Keys that are no tokens get no weight. The mask is the same for the whole warpgroup, so a tile
+// that is whole costs one branch.
+VSA_DEVICE void mask_columns(Fragment<64>& scores, uint64_t rows) {
+  if (rows != ~uint64_t{0}) fill_columns(scores, rows, -INFINITY);
+}
 
 class Softmax {
  public:
@@ -31,7 +36,7 @@ class Softmax {
       auto& sum = lane(sum_, t);
       VSA_UNROLL
       for (int half = 0; half < 2; ++half) {
-        top[half] = max2(x[half], -FLT_MAX) + 0.f;
+        top[half] = max2(x[half], -FLT_MAX);
         sum[half] = t % 4 == 0 && x[half] != -INFINITY ? 1.f : 0.f;  // once for each row
       }
     }
@@ -40,25 +45,22 @@ class Softmax {
   // Scores become weights; the output so far must be given to `rescale` before weights enter it.
   template <int N>
   VSA_DEVICE void weigh(Fragment<N>& scores, float scale) {
-    RowValues top = max_, offset;
-    fold_bits(top, scores);
+    RowValues top = max_, growth, offset;
+    fold_rows(top, scores, max2);
+    growth = top;
+    zip(growth, max_, [](float now, float seen) { return now - seen; });
     fill(factor_, 1.f);
     // Lanes of a row tell each other only where one of them has found more than the row has seen.
-    const WarpFlag rare = any_row(
-        top, max_, max_, [](float now, float seen, float) { return (now > seen) | (seen < 0); });
-    if_warp(rare, [&] {
-      if_any_row(
-          max_, [](float seen) { return seen < 0; },
-          [&] {
-            zip(top, max_, [](float, float seen) { return seen; });
-            fold_rows(top, scores, max2);
-          });
-      quad_reduce(top, max2);
-      zip(factor_, max_, [](float, float seen) { return seen; });
-      zip(factor_, top, [=](float seen, float now) { return exp2_approx((seen - now) * scale); });
-      zip(sum_, factor_, [](float sum, float factor) { return sum * factor; });
-      zip(max_, top, [](float, float now) { return now + 0.f; });  // no -0: it is all bits' least
-    });
+    if_any_row(
+        growth, [](float g) { return g > 0; },
+        [&] {
+          quad_reduce(top, max2);
+          zip(factor_, max_, [](float, float seen) { return seen; });
+          zip(factor_, top,
+              [=](float seen, float now) { return exp2_approx((seen - now) * scale); });
+          zip(sum_, factor_, [](float sum, float factor) { return sum * factor; });
+          zip(max_, top, [](float, float now) { return now; });
+        });
     zip(offset, max_, [=](float, float seen) { return -seen * scale; });
     map_rows(scores, offset, [=](float x, float o) { return exp2_approx(fma(x, scale, o)); });
     fold_rows(sum_, scores, [](float sum, float weight) { return sum + weight; });
@@ -82,27 +84,6 @@ class Softmax {
 
  private:
   static constexpr float kLn2 = 0.69314718f;
-
-  // The largest of a lane's row by their bits as integers, of which an instruction takes three. It
-  // is the largest where any of them is positive or zero; of negative ones alone it is a negative
-  // one, which says nothing to a row that has seen more.
-  template <int N>
-  VSA_DEVICE static void fold_bits(RowValues& top, const Fragment<N>& scores) {
-    VSA_EACH_LANE(t) {
-      const auto& x = lane(scores, t);
-      auto& row = lane(top, t);
-      VSA_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        int most = float_bits(row[half]), other = most;
-        VSA_UNROLL
-        for (int i = 2 * half; i < N / 2; i += 8) {
-          most = max3(most, float_bits(x[i]), float_bits(x[i + 1]));
-          other = max3(other, float_bits(x[i + 4]), float_bits(x[i + 5]));
-        }
-        row[half] = float_of(most > other ? most : other);
-      }
-    }
-  }
 
   RowValues max_, sum_, factor_;
 };
