@@ -4,7 +4,8 @@
 usage: python bench/host_layers.py --folder FOLDER [--shapes LIST] [--out FILE] [--commit HASH]
        python bench/host_layers.py --tiny --folder FOLDER
 
-FOLDER has fastvideo-0.2.1 and fastvideo_kernel-0.3.5, unpacked wheels (``unzip -d``). Rows are
+FOLDER has fastvideo-0.2.1 and fastvideo_kernel-0.3.2, unpacked wheels (``unzip -d``): the newest
+whose Hopper kernels load beside any PyTorch. Rows are
 
 operator  ``video_sparse_attn`` on padded tiles of 4x4x4 with a gate, means and choice included
 layer     FastVideo's DistributedAttention_VSA on raster tokens, one rank: its own gathers and
@@ -111,7 +112,7 @@ def theirs(triton: bool, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def operator_calls(layer: Layer, kernel: Any, leaves: list[Tensor], kept: int) -> Calls:
-    """``video_sparse_attn`` in its call form of 0.3.5."""
+    """``video_sparse_attn`` in the call form of FastVideo."""
     given = *leaves[:3], layer.sizes, layer.sizes, kept, TILE, leaves[3]
     calls: Calls = {"ours": lambda: vsa.video_sparse_attn(*given)}
     if kernel is not None:
@@ -134,15 +135,20 @@ def list_calls(layer: Layer, kernel: Any) -> tuple[Calls, list[Tensor], Tensor]:
     return calls, leaves, real.flatten()
 
 
-def layer_calls(layer: Layer, leaves: list[Tensor], kept: int) -> Calls:
-    """FastVideo's own layer, as it is and after ``install``; its modules are imported by now."""
-    context = SimpleNamespace(attn_metadata=None)
-    make_ready(context)
+def layer_calls(layer: Layer, leaves: list[Tensor], kept: int, context: Any) -> Calls:
+    """FastVideo's own layer, as it is and after ``install``.
+
+    Args:
+        layer: whose grid counts.
+        leaves: q, k, v and the gate in raster order.
+        kept: tiles.
+        context: that the layer reads its metadata from, one for the process.
+    """
     module = importlib.import_module(f"{BASE}.backends.video_sparse_attn")
     made = importlib.import_module(f"{BASE}.layer").DistributedAttention_VSA
     _, _, heads, head_dim = leaves[0].shape
     t, h, w = layer.grid.shape
-    context.attn_metadata = module.VideoSparseAttentionMetadataBuilder().build(
+    metadata = module.VideoSparseAttentionMetadataBuilder().build(
         current_timestep=0,
         raw_latent_shape=(t, 2 * h, 2 * w),
         patch_size=(1, 2, 2),
@@ -154,7 +160,12 @@ def layer_calls(layer: Layer, leaves: list[Tensor], kept: int) -> Calls:
 
     def call(attention: Any, triton: bool = False) -> Callable[[], Tensor]:
         run = theirs(triton, attention)
-        return lambda: run(q, k, v, q.shape[1], gate_compress=gate)[0]
+
+        def within() -> Tensor:
+            context.attn_metadata = metadata
+            return run(q, k, v, q.shape[1], gate_compress=gate)[0]
+
+        return within
 
     own = made(num_heads=heads, head_size=head_dim)
     calls = {"theirs": call(own), "theirs, Triton": call(own, triton=True)}
@@ -208,19 +219,23 @@ def measured(layer: Layer, folder: Path, tiny: bool) -> Iterator[dict[str, Any]]
     device = torch.device(layer.device)
     kernel = None
     if not tiny:
-        sys.path.insert(0, str(folder / "fastvideo_kernel-0.3.5"))
+        sys.path.insert(0, str(folder / "fastvideo_kernel-0.3.2"))
         kernel = importlib.import_module("fastvideo_kernel")
+        # Who imports it inside would not notice: FastVideo goes over to Triton without a word.
+        importlib.import_module("fastvideo_kernel._C.fastvideo_kernel_ops")
     padded = [x.requires_grad_() for x in layer.padded()]
     raster = [x.requires_grad_() for x in layer.tokens]
     every: slice = slice(None)
+    context = SimpleNamespace(attn_metadata=None)
     with loose.Only(folder / "fastvideo-0.2.1", {"fastvideo"}, REAL):
+        make_ready(context)
         for what in ("operator", "lists", "layer")[: 2 if tiny else 3]:
             if what == "operator":
                 used, real = padded, layer.slots
                 made = [operator_calls(layer, kernel, used, kept) for kept in layer.budgets]
             elif what == "layer":
                 used, real = raster, every
-                made = [layer_calls(layer, used, kept) for kept in layer.budgets]
+                made = [layer_calls(layer, used, kept, context) for kept in layer.budgets]
             else:
                 calls, used, real = list_calls(layer, kernel)
                 made = [calls, calls]

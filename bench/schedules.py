@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def ways(share: float, steps: int) -> dict[str, list[float]]:
 @torch.no_grad()
 def loops(
     trained: Trained, model: VideoTransformer, shares: Sequence[float], steps: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """A row for each way and share."""
 
     def run(of_steps: Sequence[float]) -> torch.Tensor:
@@ -71,20 +72,18 @@ def loops(
             )
 
     dense = run([1.0] * steps)
-    rows = []
     for share in shares:
         for name, of_steps in ways(share, steps).items():
             assert abs(sum(of_steps) / steps - share) < 1e-9
             by_step = difference(run(of_steps), dense)
             row: dict[str, Any] = {"what": "loop", "share": share, "schedule": name}
-            rows.append(row | {"to_dense": by_step[-1].item(), "shares": list(of_steps)})
-    return rows
+            yield row | {"to_dense": by_step[-1].item(), "shares": list(of_steps)}
 
 
 @torch.no_grad()
 def losses(
     trained: Trained, model: VideoTransformer, shares: Sequence[float]
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Held-out loss by time, and what leaving tiles out adds to it."""
 
     def loss(share: float, time: float) -> float:
@@ -96,12 +95,10 @@ def losses(
             ]
         return torch.cat(each).double().mean().item()
 
-    rows = []
     for time in TIMES:
         dense = loss(1.0, time)
         row: dict[str, Any] = {"what": "loss", "time": time, "dense": dense}
-        rows.append(row | {f"{share:g}": loss(share, time) - dense for share in shares})
-    return rows
+        yield row | {f"{share:g}": loss(share, time) - dense for share in shares}
 
 
 def tables(name: str, rows: list[dict[str, Any]], shares: Sequence[float]) -> list[Table]:
@@ -155,11 +152,14 @@ def main() -> None:
         model = None if source.trained is None else source.trained.sparse()
         if model is None:
             parser.error(f"{path} must be weights of a kind whose layers choose tiles")
-        own = loops(source.trained, model, options.topk, options.steps)
-        own += losses(source.trained, model, options.topk)
+        given = source.trained, model, options.topk
+        own = []
+        for row in chain(loops(*given, options.steps), losses(*given)):
+            own.append({"source": source.name, **row})
+            write(options.out, head, rows + own, complete=False)
         for table in tables(source.name, own, options.topk):
             console.print(table)
-        rows += [{"source": source.name, **row} for row in own]
+        rows += own
         head["sources"].append({"name": source.name, **source.about})
         write(options.out, head, rows, complete=path == options.sources[-1])
 

@@ -7,11 +7,12 @@ from mutants.mutant_programs import ROOT, MutantTable, Planted
 
 PROGRAM = ROOT / "tests" / "cpp" / "masked.cpp"
 RULE = "kernels/select/tile_rule.h"
+ORDER = "kernels/select/time_order.h"
 ROW = "kernels/select/score_row.h"
 SOFTMAX = "kernels/select/softmax_row.h"
 SELECT = "kernels/select/select_tiles.h"
 PRODUCT = "kernels/coarse/float_product.h"
-HEADERS = RULE, ROW, SOFTMAX, SELECT, PRODUCT
+HEADERS = RULE, ORDER, ROW, SOFTMAX, SELECT, PRODUCT
 PROBLEMS = ("rule", "select", "product")
 SEEDS = 40
 TILES, LAYERS, BLOCKS = "WRONG TILES", "WRONG LAYERS", "WRONG BLOCKS"
@@ -139,8 +140,12 @@ def test_every_tile_is_right_and_mutants_are_reported_by_name(compiler, tmp_path
         SELECT: {("select",): OF_CHOICES},
         PRODUCT: {("product",): OF_PRODUCTS},
     }
-    includes = "tile/tile.h", "prim/warp.h", "kernels/select/softmax_mass.h"
+    includes = (
+        "tile/tile.h",
+        "prim/warp.h",
+        "kernels/select/softmax_mass.h",
+    )
     planted = Planted(compiler, PROGRAM, tmp_path, HEADERS, tables, PROBLEMS, SEEDS, *includes)
     for problem in PROBLEMS:
         assert planted.unchanged(problem, 2 * SEEDS) == "nothing"
-    assert not {header: found for header in HEADERS if (found := planted.unnoticed(header))}
+    assert not {header: found for header in tables if (found := planted.unnoticed(header))}

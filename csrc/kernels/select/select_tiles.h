@@ -234,13 +234,13 @@ class SelectTiles {
     int early = 0;
     each_read_word(p, scores, [&](int word, auto score) {
       const uint32_t ties = ballot([&](int lane) { return score(lane) == cut.last; });
-      early += popcount(ties & ~bits_of(last, word));
+      early += popcount(ties & ~TimeOrder::bits_of(last, word));
     });
     int room = cut.room, late_room = room > early ? room - early : 0;
     each_read_word(p, scores, [&](int word, auto score) {
       const uint32_t above = ballot([&](int lane) { return score(lane) > cut.last; });
       const uint32_t ties = ballot([&](int lane) { return score(lane) == cut.last; });
-      const uint32_t late = bits_of(last, word);
+      const uint32_t late = TimeOrder::bits_of(last, word);
       const uint32_t kept = first_of(ties & ~late, room) | first_of(ties & late, late_room);
       put_word(word, above | kept);
     });

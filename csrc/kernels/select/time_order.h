@@ -15,15 +15,15 @@ struct TimeOrder {
   VSA_DEVICE bool known() const { return oldest != nullptr; }
   // Columns that come last.
   VSA_DEVICE Run last() const { return {ring, static_cast<int>(load_global(oldest)) * per_slot}; }
-};
 
-// The bits of a bitmap's word that stand for columns of a run.
-VSA_DEVICE uint32_t bits_of(Run run, int word) {
-  const auto below = [=](int column) {
-    const int bits = column - word * kWordBits;
-    return bits <= 0 ? 0u : bits >= kWordBits ? ~0u : (1u << bits) - 1;
-  };
-  return below(run.after) & ~below(run.first);
-}
+  // The bits of a bitmap's word that stand for columns of a run.
+  VSA_DEVICE static uint32_t bits_of(Run run, int word) {
+    const auto below = [=](int column) {
+      const int bits = column - word * kWordBits;
+      return bits <= 0 ? 0u : bits >= kWordBits ? ~0u : (1u << bits) - 1;
+    };
+    return below(run.after) & ~below(run.first);
+  }
+};
 
 }  // namespace vsa
