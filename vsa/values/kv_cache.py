@@ -103,6 +103,7 @@ class KVCache:
         table = [_numbers(self.capacity, self.sinks, turn) for turn in range(max(1, self._ring))]
         self._table = torch.tensor(table, dtype=torch.int64, device=device)
         self._now = self._table[0].clone()
+        self._turns = self._table.unbind()  # taken once: a view costs as much as its copy
 
     @property
     def dtype(self) -> torch.dtype:
@@ -176,7 +177,7 @@ class KVCache:
             self._past += 1
             return
         self._turn = (self._turn + 1) % self._ring
-        self._now.copy_(self._table[self._turn])
+        self._now.copy_(self._turns[self._turn])
 
     def reset(self) -> None:
         """Forget all chunks and the text, for another video. Captured graphs stay good."""
