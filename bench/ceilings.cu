@@ -1,124 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 // What one Hopper GPU allows: a JSON line per measurement. ceilings.py compiles and runs this:
 //
-//   ceilings loads|products|loops|reduce|both|wgmma|exp2
+//   ceilings loads|products|loops|backward [loop]|reduce|both|wgmma|exp2
 //
 // Each line has the case, the median and spread of the times of seven launches, the clocks of the
 // slowest block of the last one, and how much a launch moves or computes.
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <string>
-#include <vector>
 
 #include "ceilings_both.h"
+#include "ceilings_host.h"
 #include "ceilings_loops.h"
 #include "ceilings_rates.h"
-#include "launch/tensor_core_launch.h"
 
 namespace vsa::ceilings {
 
-constexpr int kLaunches = 7;
 constexpr double kLoadedBytes = 8e9, kReducedBytes = 4e9;  // by a launch: about a millisecond
-constexpr size_t kMB = 1'000'000;
-
-void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "%s failed: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
-
-// Device memory that the process keeps until its end.
-template <class T>
-T* allocate(size_t count) {
-  void* memory = nullptr;
-  check(cudaMalloc(&memory, count * sizeof(T)), "cudaMalloc");
-  check(cudaMemset(memory, 0, count * sizeof(T)), "cudaMemset");
-  return static_cast<T*>(memory);
-}
-
-struct Gpu {
-  int blocks = 0;  // one per multiprocessor
-  Report report{};
-
-  Gpu() {
-    int major = 0;
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "finding a GPU");
-    if (major != 9) {
-      std::fprintf(stderr, "a GPU of compute capability 9.0 is needed, but it is %d.x\n", major);
-      std::exit(1);
-    }
-    check(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, 0), "counting SMs");
-    report = {allocate<long long>(blocks), allocate<float>(size_t{1024} * blocks)};
-  }
-
-  // Runs launch(seed) and prints a line; `fields` are JSON members that describe the case.
-  template <class Launch>
-  void measure(const std::string& fields, Launch launch) const {
-    cudaEvent_t begin, end;
-    check(cudaEventCreate(&begin), "cudaEventCreate");
-    check(cudaEventCreate(&end), "cudaEventCreate");
-    std::vector<float> times;
-    for (int i = 0; i <= kLaunches; ++i) {
-      float ms = 0;
-      check(cudaEventRecord(begin), "cudaEventRecord");
-      launch(static_cast<uint32_t>(i) * 7919);
-      check(cudaGetLastError(), "a launch");
-      check(cudaEventRecord(end), "cudaEventRecord");
-      check(cudaEventSynchronize(end), "a kernel");
-      check(cudaEventElapsedTime(&ms, begin, end), "cudaEventElapsedTime");
-      if (i > 0) times.push_back(ms);  // the first is for warming up
-    }
-    std::vector<long long> clocks(blocks);
-    check(cudaMemcpy(clocks.data(), report.clocks, blocks * sizeof(long long),
-                     cudaMemcpyDeviceToHost),
-          "cudaMemcpy");
-    std::sort(times.begin(), times.end());
-    const double spread = (times[kLaunches * 3 / 4] - times[kLaunches / 4]) / 2;
-    std::printf("{%s, \"ms\": %.5f, \"spread\": %.4f, \"clocks\": %lld, \"blocks\": %d}\n",
-                fields.c_str(), times[kLaunches / 2], spread / times[kLaunches / 2],
-                *std::max_element(clocks.begin(), clocks.end()), blocks);
-    std::fflush(stdout);
-  }
-};
-
-template <class... Values>
-std::string format(const char* text, Values... values) {
-  char line[400];
-  std::snprintf(line, sizeof line, text, values...);
-  return line;
-}
-
-template <class Kernel>
-void allow_shared(Kernel* kernel, size_t bytes) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(bytes)),
-        "asking for shared memory");
-}
-
-// Boxes of a tile out of tokens of so many channels, in a grid of so many tokens along h and w.
-TensorMap map_of_tiles(const void* tokens,
-                       int layers,
-                       uint64_t channels = kTokenChannels,
-                       uint64_t side = kGridSide) {
-  const uint64_t depth = static_cast<uint64_t>(layers), token = channels * 2;
-  const uint64_t row = token * side, layer = row * side;
-  const launch::MapArguments arguments{const_cast<void*>(tokens),
-                                       {channels, side, side, depth, 1},
-                                       {token, row, layer, layer * depth},
-                                       {kPanelChannels, 4, 4, 4, 1}};
-  TensorMap map{};
-  if (const std::string error = launch::encode(map, arguments); !error.empty()) {
-    std::fprintf(stderr, "%s\n", error.c_str());
-    std::exit(1);
-  }
-  return map;
-}
-
-constexpr const char* name_of(By how) {
-  return how == By::Boxes ? "TMA" : how == By::Rows ? "cp.async" : "TMA, tiles in one piece";
-}
 
 // One head of 1536 / D, whose channels lie inside the token as in a model; or that head's tiles one
 // after the other.
@@ -155,15 +53,6 @@ void load_all(const Gpu& gpu, const void* tokens, size_t footprint) {
   load_tiles<64, By::Boxes, Users>(gpu, tokens, footprint);
   load_tiles<64, By::Rows, Users>(gpu, tokens, footprint);
   load_tiles<64, By::Pieces, Users>(gpu, tokens, footprint);
-}
-
-// Whole tokens, of which one head of D = 64 is `footprint` bytes.
-uint32_t* random_tokens(size_t footprint) {
-  const size_t words = footprint / 128 * kTokenChannels / 2;
-  uint32_t* tokens = allocate<uint32_t>(words);
-  fill_random<<<1024, 256>>>(tokens, words);
-  check(cudaDeviceSynchronize(), "filling memory");
-  return tokens;
 }
 
 void run_loads(const Gpu& gpu, bool with_products) {
@@ -307,15 +196,17 @@ void run_exp2(const Gpu& gpu) {
 
 int main(int count, char** arguments) {
   using namespace vsa::ceilings;
-  const std::string probe = count == 2 ? arguments[1] : "";
-  if (probe != "loads" && probe != "products" && probe != "loops" && probe != "reduce" &&
-      probe != "both" && probe != "wgmma" && probe != "exp2") {
-    std::fprintf(stderr, "usage: ceilings loads|products|loops|reduce|both|wgmma|exp2\n");
+  const std::string probe = count >= 2 ? arguments[1] : "";
+  if (probe != "loads" && probe != "products" && probe != "loops" && probe != "backward" &&
+      probe != "reduce" && probe != "both" && probe != "wgmma" && probe != "exp2") {
+    std::fprintf(stderr,
+                 "usage: ceilings loads|products|loops|backward [loop]|reduce|both|wgmma|exp2\n");
     return 2;
   }
   const Gpu gpu;
   if (probe == "loads" || probe == "products") run_loads(gpu, probe == "products");
   if (probe == "loops") run_loops(gpu);
+  if (probe == "backward" && !run_backward(gpu, count > 2 ? std::atoi(arguments[2]) : -1)) return 1;
   if (probe == "reduce") run_reduce(gpu);
   if (probe == "both") run_both(gpu);
   if (probe == "wgmma") rates<64>(gpu), rates<128>(gpu);

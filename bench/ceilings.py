@@ -3,9 +3,9 @@
 
 usage: python bench/ceilings.py --out ceilings.json
 
-Compiles ceilings.cu with nvcc and runs each group of measurements in a process of its own, so that
-one that fails costs only its own rows. Where there is no nvcc, compile elsewhere with
-``--compile FILE`` and pass ``--program FILE``.
+Compiles ceilings.cu and ceilings_backward.cu with nvcc and runs each group of measurements in a
+process of its own, so that one that fails costs only its own rows. Where there is no nvcc, compile
+elsewhere with ``--compile FILE`` and pass ``--program FILE``.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ GROUPS = {
     "loads": "random tiles of 4x4x4 tokens from L2 to shared memory",
     "products": "the same with products: each tile used by one or two warpgroups of the block",
     "loops": "a forward's consumers with all that they wait for there: scores, softmax, output",
+    "backward": "a backward's consumers likewise: in two passes, and in one that adds dQ on chip",
     "reduce": "fp32 tiles added to global memory (cp.reduce.async.bulk)",
     "both": "tiles from L2 while as many bytes of fp32 are added to it: a backward in one pass",
     "wgmma": "matrix products from operands that stay where they are",
@@ -54,19 +55,19 @@ Row = dict[str, Any]
 
 
 def compile_program(nvcc: str, to: Path) -> str:
-    """Compile ceilings.cu; what the compilers said, which should be nothing.
+    """Compile the program; what the compilers said, which should be nothing.
 
     A line with C75xx would say that ptxas serialised products, whose rate then means nothing.
 
     Raises:
         SystemExit: with what they said, where they failed.
     """
-    source = ROOT / "bench/ceilings.cu"
-    command = [nvcc, *FLAGS, f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'bench'}", "-o", to, source]
+    sources = ROOT / "bench/ceilings.cu", ROOT / "bench/ceilings_backward.cu"
+    command = [nvcc, *FLAGS, f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'bench'}", "-o", to, *sources]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     said = done.stdout + done.stderr
     if done.returncode:
-        raise SystemExit(f"nvcc did not compile bench/ceilings.cu:\n{said}")
+        raise SystemExit(f"nvcc did not compile the program of the ceilings:\n{said}")
     return said.strip()
 
 
@@ -113,7 +114,9 @@ def with_rates(row: Row) -> Row:
         if row["probe"] == "exp2":
             rates["exp2/clk/SM"] = row["count"] / clocks
         else:
-            name = {"loops": "clk/tile", "both": "clk/pair"}.get(row["probe"], "clk/product")
+            name = {"loops": "clk/tile", "both": "clk/pair", "backward": "clk/pair"}.get(
+                row["probe"], "clk/product"
+            )
             rates[name] = clocks / row["count"]
     return row | rates
 
@@ -133,6 +136,8 @@ def case(row: Row) -> str:
         softmax = f"{row['tiles']} per softmax, {row['behind']} behind"
         loads = ", loads" if row["load_rate"] else ""
         return f"d {row['d']}, {row['consumers']} of Q in {row['q']}, {softmax}{loads}"
+    if probe == "backward":
+        return f"d {row['d']}, {row['loop']}{', loads' if row['loads'] else ''}"
     if probe == "wgmma":
         return f"m64n{row['n']}k16, A in {row['a']}, B {row['b']}"
     return "all multiprocessors"

@@ -37,7 +37,7 @@ VSA_DEVICE void wait(Mbarrier& barrier, int use, long long deadline) {
   }
 }
 
-__global__ void fill_random(uint32_t* words, size_t count) {
+static __global__ void fill_random(uint32_t* words, size_t count) {
   const size_t stride = size_t{gridDim.x} * blockDim.x;
   for (size_t i = size_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += stride)
     words[i] = random_pair(static_cast<uint32_t>(i ^ i >> 32));

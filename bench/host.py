@@ -32,16 +32,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import product
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import vsa
+from training_steps import MODELS, TINY_MODELS, Kind, Training, projections
 
 SHARE = 0.125
 LAYERS = {
@@ -56,17 +57,10 @@ TEXT_LAYERS = {
     "CogVideoX-2B, 226 of text": (vsa.Grid((13, 30, 45), prefix=226), 30, 64),
     "9x34x60, 256 of text": (vsa.Grid((9, 34, 60), suffix=256), 24, 128),
 }
-MODELS = {
-    "8 x 512, 16x32x32": ((16, 32, 32), 8, 512, 8),
-    "8 x 512, 16x16x16": ((16, 16, 16), 8, 512, 8),
-    "12 x 768, 16x32x32": ((16, 32, 32), 12, 768, 12),
-    "12 x 768, 16x16x16": ((16, 16, 16), 12, 768, 12),
-}
 WAYS_LAYER = "8,192 tokens, d 64"
 """That is also called with a given selection, with strides that are copied, and checkpointed."""
 TINY_LAYERS = {"tiny": ((4, 8, 8), 2, 64)}
 TINY_TEXT_LAYERS = {"tiny, text": (vsa.Grid((4, 4, 8), prefix=3, suffix=70), 2, 64)}
-TINY_MODELS = {"tiny": ((4, 8, 8), 2, 64, 1)}
 QUEUED = 20
 """Calls whose launches fit the queue of a stream, so that the host never waits for the GPU."""
 STACKED = 8
@@ -260,77 +254,16 @@ def compiled_row(
     return row
 
 
-class Dense(nn.Module):
-    """The layer of the comparison: the same projections around dense attention."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_qkv, self.to_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, dim = x.shape[0], x.shape[-1]
-        qkv = self.to_qkv(x).view(batch, -1, 3, self.heads, dim // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        out = functional.scaled_dot_product_attention(q, k, v)
-        return self.to_out(out.transpose(1, 2).reshape(x.shape))
-
-
-class Block(nn.Module):
-    """A block of a transformer: attention and a perceptron, each with a norm before it."""
-
-    def __init__(self, dim: int, heads: int, sparse: bool, backend: str) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
-        self.attention = (
-            vsa.nn.VideoSparseAttention(dim, heads, topk=32, gates="both", backend=backend)
-            if sparse
-            else Dense(dim, heads)
-        )
-        self.perceptron = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norms[0](x))
-        return x + self.perceptron(self.norms[1](x))
-
-
 def training_rows(options: argparse.Namespace, timer: Timer) -> Iterator[dict[str, Any]]:
     """Times of training steps: bf16 autocast, AdamW, mean square error."""
-    for name, (grid, layers, dim, heads) in (TINY_MODELS if options.tiny else MODELS).items():
-        kinds = list(product((True, False), (False, True)[: 1 + options.compiled], [False]))
-        kinds += [(True, False, True)] * options.apart
-        fused = vsa.nn.MOST_FUSED_CHANNELS if options.apart else 0
-        for sparse, compiled, apart in kinds:
-            if options.apart:
-                vsa.nn.MOST_FUSED_CHANNELS = 0 if apart else fused
-            torch.manual_seed(0)
-            blocks = [Block(dim, heads, sparse, options.backend) for _ in range(layers)]
-            if compiled:
-                torch.compiler.reset()
-                for block in blocks:
-                    block.compile()
-            model = nn.Sequential(*blocks).to(options.device)
-            optimizer, in_graph = (
-                torch.optim.AdamW(model.parameters(), lr=1e-4, capturable=capturable)
-                for capturable in (False, timer.cuda)
-            )
-            x = torch.randn(1, *grid, dim, device=options.device)
-            target = torch.randn_like(x)
-
-            def step(optimizer=optimizer, model=model, x=x, target=target) -> None:
-                optimizer.zero_grad(set_to_none=True)
-                with torch.autocast(options.device, dtype=torch.bfloat16):
-                    loss = functional.mse_loss(model(x), target)
-                loss.backward()
-                optimizer.step()
-
-            what = (
-                ("sparse" if sparse else "dense")
-                + ", compiled blocks" * compiled
-                + ", projections apart" * apart
-            )
-            row = {"model": name, "what": what, "step ms": timer.call(step)}
-            row["step graph ms"] = timer.graph(lambda step=step, by=in_graph: step(by), 1)
+    for name, model in (TINY_MODELS if options.tiny else MODELS).items():
+        kinds = product((True, False), (False, True)[: 1 + options.compiled])
+        for kind in [*starmap(Kind, kinds), *[Kind(True, apart=True)] * options.apart]:
+            with projections(kind.apart):
+                training = Training(model, kind, options.device, options.backend)
+                row: dict[str, Any] = {"model": name, "what": str(kind)}
+                row["step ms"] = timer.call(training.step())
+                row["step graph ms"] = timer.graph(training.step(capturable=timer.cuda), 1)
             yield row
 
 

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the time of a call goes: on the host what each part takes, on a GPU each kernel.
 
-usage: python bench/host_parts.py [--out parts.json] [--tiny]
+usage: python bench/host_parts.py [--out parts.json] [--compiled] [--layers WORD]
+       python bench/host_parts.py --tiny
 
 ``key`` is what a call depends on, worked out anew each time; ``launches`` is the one crossing into
 C++; ``node`` is a node of autograd with as many tensors that computes nothing, both directions.
 On a GPU a backward runs in a thread of autograd's own, which the caller waits for; ``one thread``
-is without it, and ``dense`` is PyTorch's attention of the same size.
+is without it, and ``dense`` is PyTorch's attention of the same size. ``--compiled`` adds calls that
+follow each other in one compiled region, per call: as they are, and with an operator that allocates
+its results and computes nothing, which leaves the compiler's and the dispatcher's part.
 ``--tiny`` runs small cases on a CPU, to see that the script works; their times mean nothing.
 """
 
@@ -28,6 +31,7 @@ from host import (
     LAYERS,
     QUEUED,
     SHARE,
+    STACKED,
     TEXT_LAYERS,
     TINY_LAYERS,
     TINY_TEXT_LAYERS,
@@ -35,6 +39,7 @@ from host import (
     dense,
     layer_of,
 )
+from vsa.backends import BACKENDS
 from vsa.measure.provenance import provenance, write
 from vsa.stages import eager
 from vsa.stages.inputs import DEFAULT_TILE
@@ -146,6 +151,79 @@ def parts(
     return row
 
 
+WHOLE = "whole_forward", "whole_inference", "whole_backward"
+"""What the operator of a compiled call asks of a backend."""
+
+
+class Idle:
+    """A function that computes, and once it is told to be idle, returns results of that shape.
+
+    All functions of a call compute once before any of them is idle: a backward reads what its
+    forward saved.
+    """
+
+    def __init__(self, compute: Callable[..., Any]) -> None:
+        self.compute, self.idle, self.results = compute, False, None
+
+    def __call__(self, *values: Any) -> Any:
+        if not self.idle:
+            self.results = self.compute(*values)
+            return self.results
+        if isinstance(self.results, Tensor):
+            return torch.empty_like(self.results)
+        return tuple(None if x is None else torch.empty_like(x) for x in self.results)
+
+
+def compiled_parts(
+    timer: Timer, leaves: list[Tensor], layer: dict[str, Any], gated: bool, backend: str
+) -> dict[str, float]:
+    """Microseconds of the host for a call among others in a compiled region."""
+    gates = {"gate_fine": leaves[3], "gate_coarse": leaves[4]} if gated else {}
+    used = leaves if gated else leaves[:3]
+    upstream = torch.randn_like(leaves[0])
+
+    def stack() -> Tensor:
+        x = leaves[0]
+        for _ in range(STACKED):
+            x = vsa.attention(x, *leaves[1:3], SHARE, backend=backend, **gates, **layer)
+        return x
+
+    found: dict[str, float] = {}
+    kernels_of = BACKENDS[backend]
+    for name in ("", ", computing nothing"):
+        idle = {each: Idle(getattr(kernels_of, each)) for each in WHOLE if name}
+        for each, function in idle.items():
+            setattr(kernels_of, each, function)
+        try:
+            torch.compiler.reset()
+            for way, call in (("eager", stack), ("compiled", torch.compile(stack))):
+                if name and way == "eager":  # which has a plan, and no operator
+                    continue
+
+                def both(call: Callable[[], Tensor] = call) -> Any:
+                    return torch.autograd.grad(call(), used, upstream)
+
+                def forward(call: Callable[[], Tensor] = call) -> Tensor:
+                    with torch.no_grad():
+                        return call()
+
+                queued = 3 if timer.cuda else 1
+                forward(), both()
+                for function in idle.values():
+                    function.idle = True
+                for direction, function in (("forward", forward), ("both", both)):
+                    key = f"{direction} stack {way}{name}, host us"
+                    found[key] = timer.host(function, queued) / STACKED
+                    if timer.cuda:
+                        with torch.autograd.set_multithreading_enabled(False):
+                            key = f"{direction} stack {way}{name}, one thread, host us"
+                            found[key] = timer.host(function, queued) / STACKED
+        finally:
+            for each in idle:
+                delattr(kernels_of, each)
+    return found
+
+
 def kernels(call: Callable[[], Any]) -> dict[str, float]:
     """Microseconds of each kernel in a call."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -162,6 +240,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.2, help="for each figure")
     parser.add_argument("--commit", help="of the sources, where they are no clone")
     parser.add_argument("--tiny", action="store_true", help="small cases on a CPU")
+    parser.add_argument("--compiled", action="store_true", help="compiled calls too")
+    parser.add_argument("--layers", default="", help="only those whose names have this in them")
     options = parser.parse_args()
     device, backend = ("cpu", "emulated") if options.tiny else ("cuda", "hopper")
     timer = Timer(not options.tiny, 0.01 if options.tiny else options.seconds)
@@ -170,10 +250,14 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     layers = {**TINY_LAYERS, **TINY_TEXT_LAYERS} if options.tiny else {**LAYERS, **TEXT_LAYERS}
     for name, of_layer in layers.items():
+        if options.layers not in name:
+            continue
         leaves, layer = layer_of(*of_layer, device)
         for what in ("plain", "gates"):
             rows.append({"layer": name, "what": what})
             rows[-1] |= parts(timer, leaves, layer, what == "gates", backend)
+            if options.compiled:
+                rows[-1] |= compiled_parts(timer, leaves, layer, what == "gates", backend)
             write(options.out, head, rows, complete=False)
             print(rows[-1], flush=True)
     write(options.out, head, rows)

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training mask over chunks costs: sparse attention with it and without, and FlexAttention.
 
-usage: python bench/masks.py [--frames 21] [--out masks.json] [--commit HASH]
+usage: python bench/masks.py [--frames 21] [--out masks.json] [--commit HASH] [--kernels]
        python bench/masks.py --tiny
 
 The layer is that of Wan 1.3B at 480p in chunks of 3 frames, tile (3, 5, 4), 12.5 % of what a row
 may choose, with a coarse gate. Calls are timed by turns, so that all meet the same clock, forward
 alone and with the backward. FlexAttention is PyTorch's, compiled, dense inside a block mask of the
 same rule. Before it is timed, the masked call without gates is held to fp64 on its first chunk.
+--kernels adds the time of each kernel of ours in both calls, by torch.profiler.
 --tiny runs all of it in seconds on a CPU, whose times say nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.profiler import ProfilerActivity, profile
 
 import vsa
 from vsa.masks import ChunkCausal
@@ -134,11 +137,47 @@ def measured(layer: Layer) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def kernels(layer: Layer, backward: bool) -> dict[str, dict[str, float]]:
+    """Microseconds per call of each kernel, by its name and then by call."""
+    found: dict[str, dict[str, float]] = {}
+    for name, run in layer.calls(backward).items():
+        if name == "flex":
+            continue
+        run()
+        activity = ProfilerActivity.CUDA if layer.device.type == "cuda" else ProfilerActivity.CPU
+        with profile(activities=[activity]) as profiler:
+            for _ in range(ROUNDS):
+                run()
+            if layer.device.type == "cuda":
+                torch.cuda.synchronize(layer.device)
+        for event in profiler.key_averages():
+            of_device = event.self_device_time_total
+            total = of_device if layer.device.type == "cuda" else event.self_cpu_time_total
+            # Without namespaces and parameters.
+            short = re.sub(r"\(anonymous namespace\)::|\w+::|^void |\(.*$", "", event.key)
+            of_kernel = found.setdefault(short, {})
+            of_kernel[name] = of_kernel.get(name, 0) + total / ROUNDS
+    return found
+
+
+def print_kernels(layer: Layer) -> None:
+    """Tables of both directions, the longest kernels first."""
+    for backward in (False, True):
+        print(f"us per call, {'forward+backward' if backward else 'forward'}:")
+        found = kernels(layer, backward)
+        for name, us in sorted(found.items(), key=lambda row: -max(row[1].values()))[:40]:
+            times = " ".join(f"{us.get(call, 0):9.1f}" for call in ("unmasked", "masked"))
+            print(f"{times}  {name[:110]}")
+        for call in ("unmasked", "masked"):
+            print(f"{sum(us.get(call, 0) for us in found.values()):9.1f}  all of {call}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="masks.py", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--frames", type=int, default=21, help="latent frames of the video")
     parser.add_argument("--tiny", action="store_true", help="a layer of 270 tokens, anywhere")
+    parser.add_argument("--kernels", action="store_true", help="print the time of each kernel")
     parser.add_argument("--commit", help="of the sources, where they are no clone")
     parser.add_argument("--out", type=Path, help="write rows to this .json file")
     given = parser.parse_args()
@@ -160,6 +199,8 @@ def main() -> None:
         said = ", ".join(f"{name} {ms:.3f}" for name, ms in row.items() if name.endswith(" ms"))
         print(f"{row['direction']}: {said}: {row['of unmasked']:.2f} of unmasked")
         write(given.out, about, rows, complete=False)
+    if given.kernels:
+        print_kernels(layer)
     write(given.out, about, rows, complete=True)
 
 

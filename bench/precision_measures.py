@@ -14,7 +14,7 @@ A loop takes Euler steps from noise (time 1) to video (time 0): x = x - step * v
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -168,8 +168,19 @@ def _loss(trained: Trained, model: VideoTransformer) -> Tensor:
     return torch.cat(each).double().cpu()
 
 
-def denoised(trained: Trained, model: VideoTransformer, steps: int) -> Tensor:
+def denoised(
+    trained: Trained,
+    model: VideoTransformer,
+    steps: int,
+    before_step: Callable[[int], None] = lambda step: None,
+) -> Tensor:
     """A loop from the same noise for every model, as many clips as are held out.
+
+    Args:
+        trained: whose held-out clips and device count.
+        model: that runs.
+        steps: of the loop.
+        before_step: called with the number of every step, for each batch of clips.
 
     Returns:
         (steps, clips, S, 48) fp32 on the CPU, after every step.
@@ -180,6 +191,7 @@ def denoised(trained: Trained, model: VideoTransformer, steps: int) -> Tensor:
     for x in noise.split(len(trained.held_out[0].video)):
         video, after = x.to(trained.device), []
         for step in range(steps):
+            before_step(step)
             time = torch.full((len(video),), 1 - step / steps, device=trained.device)
             video = video - model(video, time) / steps
             after.append(video.cpu())

@@ -17,6 +17,7 @@ from typing import Any
 
 import tables
 import tables_options
+import tables_plain
 from vsa.measure.provenance import HEAD, read
 
 BEGIN, END = "<!-- tables: bench/results_table.py -->", "<!-- end of tables -->"
@@ -37,6 +38,11 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Sequence[Any]], Iterator[str]]]] = {
     "bench/low_precision.py": ("The fine stage in eight bits", tables_options.low_precision),
     "bench/recall.py": ("What budgets keep of trained models", tables_options.recall),
     "bench/parallel.py": ("Ulysses on several GPUs", tables.parallel),
+    "bench/masks.py": ("What a training mask costs", tables_plain.plain),
+    "bench/streaming.py": ("A step over a cache", tables_plain.plain),
+    "bench/host_layers.py": ("FastVideo's calls on its kernels and on ours", tables_plain.plain),
+    "bench/training_parts.py": ("Kernels of a training step", tables_plain.plain),
+    "bench/schedules.py": ("Budgets that change over denoising steps", tables_plain.plain),
 }
 """Titles and tables by the beginning of the command."""
 OLD_NAMES = {"bench/routing.py": "bench/coarse_select.py"}

@@ -29,6 +29,7 @@ MatrixView: TypeAlias = tuple[int, int, int, int]
 
 ALONG_T: Final[int]
 ALONG_W: Final[int]
+BACKWARDS: Final[int]
 CHANNEL_RECORD_BYTES: Final[int]
 DEPTH_AND_ROWS: Final[int]
 ELEMENTS: Final[tuple[str, ...]]
@@ -43,11 +44,12 @@ TYPES: Final[dict[str, tuple[str, str]]]
 
 def build_info() -> dict[str, Any]: ...
 def device_count() -> tuple[int, str]: ...
+def low_precision_work_tiles(head_dim: int, tiles: int) -> int: ...
 def quantised_tile_bytes(head_dim: int) -> int: ...
 
 @final
 class AxisChoice:
-    """The axis, ALONG_W or ALONG_T, along which tiles have more of the bitmap in common."""
+    """The axis along which tiles are taken together, ALONG_W or ALONG_T, and BACKWARDS."""
 
     FIELDS: ClassVar[dict[str, str]]
     def __init__(
@@ -81,6 +83,53 @@ class BitmapTranspose:
         bitmaps: int,
         rows: int,
         columns: int,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class ChannelStatistics:
+    """What eight bits of keys and values need to know of whole heads."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        k: TokenView,
+        v: TokenView,
+        grid: GridSizes,
+        text_rows: Address,
+        batch: int,
+        heads: int,
+        head_dim: int,
+        dtype: Dtype,
+        records: Address,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class ChunkMeans:
+    """Means of the tiles of a chunk, whose keys and values go into a cache."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        k: MeanTensor,
+        v: MeanTensor,
+        queries: Sequence[MeanTensor],
+        k_slots: TokenView,
+        v_slots: TokenView,
+        k_text: TokenView,
+        v_text: TokenView,
+        slot: Address,
+        slots: int,
+        batch: int,
+        head_dim: int,
+        dtype: Dtype,
     ) -> None: ...
     def emulate(self, blocks: int, seed: int) -> None: ...
     def launch(self, device: int, stream: int) -> None: ...
@@ -406,18 +455,29 @@ class QuantiseTiles:
     def __init__(
         self,
         *,
-        k: TokenView,
-        v: TokenView,
-        grid: GridSizes,
-        text_rows: Address,
-        batch: int,
-        heads: int,
-        head_dim: int,
-        dtype: Dtype,
+        statistics: ChannelStatistics,
         fp8: bool,
-        records: Address,
         channels: Address,
         images: Address,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class ReorderBitmap:
+    """Rows of a bitmap with chunks of columns in another order."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        source: Address,
+        target: Address,
+        order: Address,
+        rows: int,
+        columns: int,
+        per_chunk: int,
     ) -> None: ...
     def emulate(self, blocks: int, seed: int) -> None: ...
     def launch(self, device: int, stream: int) -> None: ...
@@ -520,6 +580,9 @@ class SelectTiles:
         query_tiles: int,
         counts: Sequence[int],
         mass: float,
+        oldest: Address,
+        ring: int,
+        per_slot: int,
     ) -> None: ...
     def emulate(self, blocks: int, seed: int) -> None: ...
     def launch(self, device: int, stream: int) -> None: ...

@@ -159,10 +159,11 @@ def attention(
     """
     gates = {"gate_coarse": gate_coarse, "gate_fine": gate_fine}
     if cache is not None:
+        asked = return_lse, return_selection
         taken = cached.attend(
-            (q, k, v), topk, cache, gates, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale,
-            selection=selection, score=score, text_valid=text_valid, tail=tail, mask=mask,
-            precision=precision, backend=backend,
+            (q, k, v), topk, cache, gates, asked, grid=grid, kv_grid=kv_grid, tile=tile,
+            scale=scale, selection=selection, score=score, text_valid=text_valid, tail=tail,
+            mask=mask, precision=precision, backend=backend,
         )  # fmt: skip
         return asked_for(*taken, return_selection, return_lse)
     if sequences.are_meant(grid, kv_grid, selection):

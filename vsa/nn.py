@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -26,6 +27,9 @@ from vsa.values.selection import Selection
 
 MOST_FUSED_CHANNELS = 1024
 """Of a layer whose projections are computed as one."""
+FEWEST_FUSED_TOKENS = 16_384
+"""Of a batch whose projections are: with fewer the host takes longer to put weights together than
+the GPU gains."""
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 """Where a module keeps what is called along with it."""
 
@@ -166,7 +170,7 @@ class VideoSparseAttention(nn.Module):
         layers = self.to_qkv, *gates
         # What is in a gate's place may be narrower: it is broadcast.
         widths = [sum(heads) * self.head_dim, *[self.heads * self.head_dim] * len(gates)]
-        if _are_one_product(layers, widths):
+        if _are_one_product(layers, widths, math.prod(x.shape[:-1])):
             weight = torch.cat([layer.weight for layer in layers])
             bias = torch.cat([layer.bias for layer in layers])
             heads += [self.heads] * len(gates)
@@ -217,17 +221,18 @@ def _gate(dim: int, start: float) -> nn.Linear:
     return gate
 
 
-def _are_one_product(layers: Sequence[nn.Linear], widths: Sequence[int]) -> bool:
-    """Whether all projections of an input, to so many channels each, are computed as one.
+def _are_one_product(layers: Sequence[nn.Linear], widths: Sequence[int], tokens: int) -> bool:
+    """Whether all projections of so many tokens, to so many channels each, are computed as one.
 
-    That is fewer launches in training, where small layers wait for the host
-    (bench/log/host-time.md), at the cost of a copy of the weights, so it is for small ones. Where
-    something looks at a single projection or has taken its place, all of them go apart.
+    That is fewer launches and passes over the tokens (bench/log/host-time.md), at the cost of a
+    copy of the weights, so it is for narrow layers and many tokens. Where something looks at a
+    single projection or has taken its place, all of them go apart.
     """
     first = layers[0]
     return (
         len(layers) > 1
         and first.in_features <= MOST_FUSED_CHANNELS
+        and tokens >= FEWEST_FUSED_TOKENS
         and not _has_any_global_hook()
         and all(
             type(layer) is nn.Linear

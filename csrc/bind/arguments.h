@@ -17,6 +17,7 @@
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
 #include "launch/float_product.h"
+#include "launch/low_precision.h"
 #include "launch/masked_coarse.h"
 #include "launch/sub_blocks.h"
 #include "launch/tail.h"
@@ -92,6 +93,8 @@ template <>
 inline constexpr const char* kClass<launch::FineForward> = "FineForward";
 template <>
 inline constexpr const char* kClass<launch::FineBackward> = "FineBackward";
+template <>
+inline constexpr const char* kClass<launch::ChannelStatistics> = "ChannelStatistics";
 template <>
 inline constexpr const char* kClass<launch::TailKeys> = "TailKeys";
 template <>

@@ -25,13 +25,14 @@ void bind_means(py::module_& m) {
 
 void bind_selection(py::module_& m) {
   using Call = launch::SelectTiles;
-  auto bound =
-      bind_struct<Call>(m, "SelectTiles", "The tiles that rows of scores keep, and their softmax.",
-                        {VSA_FIELD(Call, scores, NotNull), VSA_FIELD(Call, must),
-                         VSA_FIELD(Call, bitmap, NotNull), VSA_FIELD(Call, weights),
-                         VSA_FIELD(Call, first_row, NotNegative), VSA_FIELD(Call, rows, Positive),
-                         VSA_FIELD(Call, columns, Positive), VSA_FIELD(Call, query_tiles, Positive),
-                         VSA_FIELD(Call, counts, AllPositive), VSA_FIELD(Call, mass, Share)});
+  auto bound = bind_struct<Call>(
+      m, "SelectTiles", "The tiles that rows of scores keep, and their softmax.",
+      {VSA_FIELD(Call, scores, NotNull), VSA_FIELD(Call, must), VSA_FIELD(Call, bitmap, NotNull),
+       VSA_FIELD(Call, weights), VSA_FIELD(Call, first_row, NotNegative),
+       VSA_FIELD(Call, rows, Positive), VSA_FIELD(Call, columns, Positive),
+       VSA_FIELD(Call, query_tiles, Positive), VSA_FIELD(Call, counts, AllPositive),
+       VSA_FIELD(Call, mass, Share), VSA_FIELD(Call, oldest), VSA_FIELD(Call, ring, NotNegative),
+       VSA_FIELD(Call, per_slot, NotNegative)});
   bind_run<launch::select_tiles, launch::select_tiles_emulated>(bound);
 }
 

@@ -238,5 +238,6 @@ void bind_tail(py::module_& m);
 void bind_sub_blocks(py::module_& m);
 void bind_low_precision(py::module_& m);
 void bind_masked_coarse(py::module_& m);
+void bind_chunks(py::module_& m);
 
 }  // namespace vsa::bind

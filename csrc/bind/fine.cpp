@@ -89,7 +89,7 @@ void bind_axes(py::module_& m) {
   using Call = launch::AxisChoice;
   auto bound = bind_struct<Call>(
       m, "AxisChoice",
-      "The axis, ALONG_W or ALONG_T, along which tiles have more of the bitmap in common.",
+      "The axis along which tiles are taken together, ALONG_W or ALONG_T, and BACKWARDS.",
       {VSA_FIELD(Call, bitmap, NotNull), VSA_FIELD(Call, axes, NotNull),
        VSA_FIELD(Call, batch, Positive), VSA_FIELD(Call, heads, Positive),
        VSA_FIELD(Call, groups, Positive), VSA_FIELD(Call, words, Positive), VSA_FIELD(Call, tiles),
@@ -142,6 +142,7 @@ void bind_fine(py::module_& m) {
   m.attr("KEY_TILES_PER_GROUP") = launch::kKeyTilesPerGroup;
   m.attr("ALONG_W") = kAlongW;
   m.attr("ALONG_T") = kAlongT;
+  m.attr("BACKWARDS") = kBackwards;
 }
 
 }  // namespace vsa::bind

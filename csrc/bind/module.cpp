@@ -61,4 +61,5 @@ PYBIND11_MODULE(_C, m) {
   bind_sub_blocks(m);
   bind_low_precision(m);
   bind_masked_coarse(m);
+  bind_chunks(m);
 }

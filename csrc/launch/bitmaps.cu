@@ -39,20 +39,26 @@ __global__ void __launch_bounds__(kWarps* kWordBits) transpose_kernel(BitmapTran
 // A block decides for a group of heads, a warp sums up a sample, lanes read words side by side.
 __global__ void __launch_bounds__(AxisChoice::kSamples* kWordBits) axis_kernel(AxisChoice p) {
   static_assert(AxisChoice::kSamples == kWordBits, "one warp adds up what the samples say");
-  __shared__ int preferences[AxisChoice::kSamples];
+  __shared__ AxisChoice::Answer answers[AxisChoice::kSamples];
   const int lane = threadIdx.x % kWordBits, sample = threadIdx.x / kWordBits;
   const int group = static_cast<int>(blockIdx.x), sharing = p.sharing();
-  if (group == 0 && static_cast<int>(threadIdx.x) < p.count) p.counters[threadIdx.x] = 0;
-  int preference = 0;
+  for (int i = static_cast<int>(threadIdx.x); group == 0 && i < p.count; i += blockDim.x)
+    p.counters[i] = 0;
+  AxisChoice::Sample found;
   for (int i = 0; i < sharing; ++i)
     for (int word = lane; word < p.words; word += kWordBits)
-      preference += p.preference(group * sharing + i, sample, word);
-  preference = __reduce_add_sync(~0u, preference);
-  if (lane == 0) preferences[sample] = preference;
+      found.add(p.look(group * sharing + i, sample, word));
+  found.length = __reduce_add_sync(~0u, found.length);
+  found.shared = __reduce_add_sync(~0u, found.shared);
+  found.longer_t = __reduce_add_sync(~0u, found.longer_t);
+  found.longer_w = __reduce_add_sync(~0u, found.longer_w);
+  if (lane == 0) answers[sample] = p.answer(found, sample);
   __syncthreads();
   if (sample != 0) return;
-  preference = __reduce_add_sync(~0u, preferences[lane]);
-  if (lane == 0) p.axes[group] = p.axis(preference);
+  AxisChoice::Answer all = answers[lane];
+  all.along_t = __reduce_add_sync(~0u, all.along_t);
+  all.backwards = __reduce_add_sync(~0u, all.backwards);
+  if (lane == 0) p.axes[group] = p.axis(all);
 }
 
 constexpr int kSortThreads = 256;

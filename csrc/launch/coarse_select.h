@@ -35,6 +35,9 @@ struct SelectTiles {
   int rows, columns, query_tiles;
   std::vector<int> counts;  // least tiles of a row, one for all or one per head
   double mass;              // least share of the softmax, 0 for none
+  // Where columns are slots of a ring: equal scores go in the order of time.
+  const int64_t* oldest;  // [1] the slot of the ring's oldest chunk; null: columns are in order
+  int ring, per_slot;     // column that the ring begins at, columns of a slot
 };
 
 struct SoftmaxRows {

@@ -75,6 +75,8 @@ inline std::string make_params(SelectTilesParams& p, const SelectTiles& call) {
   static_assert(SelectTilesParams::kMostCounts == kMostHeadBudgets);
   if (call.counts.empty() || call.counts.size() > kMostHeadBudgets)
     return "up to " + std::to_string(kMostHeadBudgets) + " heads can have budgets of their own";
+  if (call.oldest != nullptr && call.must != nullptr)
+    return "no tiles are forced where columns are slots of a ring";
   p.scores = call.scores;
   p.must = call.must;
   p.bitmap = call.bitmap;
@@ -84,6 +86,7 @@ inline std::string make_params(SelectTilesParams& p, const SelectTiles& call) {
   p.columns = call.columns;
   p.query_tiles = call.query_tiles;
   p.mass = call.mass;
+  p.order = {call.oldest, call.ring, call.per_slot};
   p.num_counts = static_cast<int>(call.counts.size());
   std::transform(call.counts.begin(), call.counts.end(), p.counts,
                  [&](int count) { return std::min(count, call.columns); });

@@ -101,38 +101,77 @@ struct BitmapTranspose {
   int bitmaps, rows, columns;
 };
 
-// Along which axis tiles that are worked on together are neighbours, for each head or each group of
-// heads: t where tiles have more of their rows in common with the next along t than along w. A few
-// tiles answer for all.
+// How the tiles of a head, or of a group of heads, are put in order: along which axis those that
+// are worked on together are neighbours, and whether the last one comes first. A few tiles answer
+// for all.
+//
+// Tiles that have rows in common share their loads: they are neighbours along t if that makes more
+// of it than along w. But a work tile takes as long as the longest of its rows, so what rows differ
+// by in length counts against an axis. Where rows grow by a fifth or more from the first samples to
+// the last, as under a causal mask, the last come first: blocks would end far apart if the longest
+// came last.
 struct AxisChoice {
   static constexpr int kSamples = 32;
 
   const uint32_t* bitmap;  // [batch, heads, tiles, words]
-  int* axes;               // [batch, groups]
+  int* axes;               // [batch, groups] kAlongW or kAlongT, and kBackwards where it is so
   int batch, heads, groups, words;
   Axes tiles;
   int* counters;  // as many ints are set to 0 for the kernels that come next; null for none
   int count;
 
+  // What words of a sample and its neighbours say, to be summed over words and the heads of a
+  // group. Neighbours: the next tiles along t and w.
+  struct Sample {
+    int length = 0;                  // of its row
+    int shared = 0;                  // tiles in common along t, less those along w
+    int longer_t = 0, longer_w = 0;  // how many tiles more the neighbour's row has
+
+    VSA_HD void add(const Sample& other) {
+      length += other.length;
+      shared += other.shared;
+      longer_t += other.longer_t;
+      longer_w += other.longer_w;
+    }
+  };
+  // What samples say, to be summed over them.
+  struct Answer {
+    int along_t;    // for t, or if negative for w
+    int backwards;  // for the last tile first, or if negative against it
+  };
+
   VSA_HD int sharing() const { return heads / groups; }
-  // How many more tiles a sample wants together with the next along t than with the next along w,
-  // of those in one word. Samples are a lattice, even along each axis.
+  // Samples are a lattice, even along each axis.
   // head: counted over all batch elements
-  VSA_HD int preference(int head, int sample, int word) const {
-    if (tiles.t == 1 || tiles.w == 1) return 0;
+  VSA_HD Sample look(int head, int sample, int word) const {
     const int t = sample * (tiles.t - 1) / kSamples;
     const int h = sample * 5 % kSamples * tiles.h / kSamples;
     const int w = sample * 7 % kSamples * (tiles.w - 1) / kSamples;
     const int64_t tile = int64_t{head} * tiles.volume() + (t * tiles.h + h) * tiles.w + w;
     const uint32_t* row = bitmap + tile * words + word;
-    const uint32_t own = row[0], along_w = row[words], along_t = row[tiles.h * tiles.w * words];
-    return popcount(own & along_t) - popcount(own & along_w);
+    const uint32_t own = row[0];
+    Sample found;
+    found.length = popcount(own);
+    if (tiles.t == 1 || tiles.w == 1) return found;
+    const uint32_t along_w = row[words], along_t = row[tiles.h * tiles.w * words];
+    found.shared = popcount(own & along_t) - popcount(own & along_w);
+    found.longer_t = popcount(along_t) - found.length;
+    found.longer_w = popcount(along_w) - found.length;
+    return found;
   }
-  // preference: summed over samples, words and the heads of a group
-  VSA_HD int axis(int preference) const {
-    const bool along_t = tiles.w == 1 ? tiles.t > 1 : preference > 0;
-    return along_t ? kAlongT : kAlongW;
+  // whole: a sample, summed up
+  VSA_HD Answer answer(const Sample& whole, int sample) const {
+    return {whole.shared - size_of(whole.longer_t) + size_of(whole.longer_w),
+            (2 * sample - kSamples) * whole.length};
   }
+  // whole: of all samples
+  VSA_HD int axis(const Answer& whole) const {
+    const bool along_t = tiles.w == 1 ? tiles.t > 1 : whole.along_t > 0;
+    return (along_t ? kAlongT : kAlongW) | (whole.backwards > 0 ? kBackwards : 0);
+  }
+
+ private:
+  VSA_HD static int size_of(int x) { return x < 0 ? -x : x; }
 };
 
 // In which order the groups of neighbouring key tiles are worked on within each key head: by their

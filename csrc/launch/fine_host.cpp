@@ -95,12 +95,17 @@ std::string transpose_bitmaps_emulated(const BitmapTranspose& call) {
 std::string choose_axes_emulated(const AxisChoice& call) {
   std::fill_n(call.counters, call.count, 0);
   for (int group = 0; group < call.batch * call.groups; ++group) {
-    int preference = 0;
-    for (int i = 0; i < call.sharing(); ++i)
-      for (int sample = 0; sample < AxisChoice::kSamples; ++sample)
+    AxisChoice::Answer all = {};
+    for (int sample = 0; sample < AxisChoice::kSamples; ++sample) {
+      AxisChoice::Sample found;
+      for (int i = 0; i < call.sharing(); ++i)
         for (int word = 0; word < call.words; ++word)
-          preference += call.preference(group * call.sharing() + i, sample, word);
-    call.axes[group] = call.axis(preference);
+          found.add(call.look(group * call.sharing() + i, sample, word));
+      const AxisChoice::Answer answer = call.answer(found, sample);
+      all.along_t += answer.along_t;
+      all.backwards += answer.backwards;
+    }
+    call.axes[group] = call.axis(all);
   }
   return "";
 }

@@ -19,7 +19,8 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpThreads, kBlocks)
 }
 
 template <class Kernel>
-cudaError_t launch_warps(const QuantiseTilesParams& params, int64_t warps, cudaStream_t stream) {
+cudaError_t launch_warps(const QuantiseTilesParams& params, cudaStream_t stream) {
+  const int64_t warps = Kernel::warps(params);
   const auto blocks = static_cast<unsigned>((warps + kWarpsPerBlock - 1) / kWarpsPerBlock);
   warps_kernel<Kernel><<<blocks, kWarpsPerBlock * kWarpThreads, 0, stream>>>(params);
   return cudaGetLastError();
@@ -50,24 +51,32 @@ std::string low_precision_forward(const LowPrecisionForward& call, int device, v
                          : launch_forward<PlainOutput>(call, device, stream);
 }
 
-std::string quantise_tiles(const QuantiseTiles& call, int device, void* stream) {
-  QuantiseTilesParams params;
+std::string channel_statistics(const ChannelStatistics& call, int device, void* stream) {
+  QuantiseTilesParams params{};
   if (const std::string error = make_params(params, call); !error.empty()) return error;
   bool found = true;
   const auto launch = [&](cudaStream_t stream) {
     cudaError_t error = cudaMemsetAsync(call.records, 0, record_bytes(call), stream);
     if (error != cudaSuccess) return error;
-    const int64_t heads = int64_t{params.batch} * params.heads;
-    const int tiles = params.keys.grid.num_tiles() + params.keys.text_tiles;
-    found = with_quantisation(call, [&](auto first, auto second) {
-      using First = decltype(first);
-      error = launch_warps<First>(params, heads * ceil_div(tiles, params.together), stream);
-      if (error == cudaSuccess)
-        error = launch_warps<decltype(second)>(params, heads * tiles, stream);
-    });
+    found = with_statistics(
+        call, [&](auto kernel) { error = launch_warps<decltype(kernel)>(params, stream); });
     return error;
   };
-  const std::string error = launch_on(device, stream, "the kernels that quantise tiles", launch);
+  const std::string error = launch_on(device, stream, "the kernel of channel statistics", launch);
+  return found ? error : kNoConfig;
+}
+
+std::string quantise_tiles(const QuantiseTiles& call, int device, void* stream) {
+  QuantiseTilesParams params{};
+  if (const std::string error = make_params(params, call); !error.empty()) return error;
+  bool found = true;
+  const auto launch = [&](cudaStream_t stream) {
+    cudaError_t error = cudaSuccess;
+    found = with_quantisation(
+        call, [&](auto kernel) { error = launch_warps<decltype(kernel)>(params, stream); });
+    return error;
+  };
+  const std::string error = launch_on(device, stream, "the kernel that quantises tiles", launch);
   return found ? error : kNoConfig;
 }
 

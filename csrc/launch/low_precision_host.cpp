@@ -9,6 +9,11 @@
 namespace vsa::launch {
 namespace {
 
+template <class Kernel>
+void run_warps(Kernel kernel, const QuantiseTilesParams& params) {
+  for (int64_t warp = 0; warp < kernel.warps(params); ++warp) kernel.run(params, warp);
+}
+
 template <class Epilogue>
 std::string emulate_forward(const LowPrecisionForward& call, int blocks, unsigned seed) {
   LowPrecisionParams<typename Epilogue::Params> params;
@@ -26,18 +31,25 @@ std::string emulate_forward(const LowPrecisionForward& call, int blocks, unsigne
 
 }  // namespace
 
-std::string quantise_tiles_emulated(const QuantiseTiles& call) {
-  QuantiseTilesParams params;
+int low_precision_work_tiles(int head_dim, int tiles) {
+  const auto of = [&](auto config) { return ceil_div(tiles, decltype(config)::kConsumers); };
+  return head_dim == 64 ? of(LowPrecisionForwardConfig<Bf16, 64>{})
+                        : of(LowPrecisionForwardConfig<Bf16, 128>{});
+}
+
+std::string channel_statistics_emulated(const ChannelStatistics& call) {
+  QuantiseTilesParams params{};
   if (const std::string error = make_params(params, call); !error.empty()) return error;
   std::memset(call.records, 0, record_bytes(call));
-  const auto run_all = [&](auto kernel) {
-    for (int64_t warp = 0; warp < kernel.warps(params); ++warp) kernel.run(params, warp);
-  };
-  const bool found = with_quantisation(call, [&](auto first, auto second) {
-    run_all(first);
-    run_all(second);
-  });
-  return found ? "" : kNoConfig;
+  const auto run = [&](auto kernel) { run_warps(kernel, params); };
+  return with_statistics(call, run) ? "" : kNoConfig;
+}
+
+std::string quantise_tiles_emulated(const QuantiseTiles& call) {
+  QuantiseTilesParams params{};
+  if (const std::string error = make_params(params, call); !error.empty()) return error;
+  const auto run = [&](auto kernel) { run_warps(kernel, params); };
+  return with_quantisation(call, run) ? "" : kNoConfig;
 }
 
 std::string low_precision_forward_emulated(const LowPrecisionForward& call,

@@ -14,7 +14,7 @@ namespace vsa::launch {
 static_assert(sizeof(HeadRecord<64>) == 64 * kRecordBytes &&
               sizeof(HeadRecord<128>) == 128 * kRecordBytes);
 
-inline std::string make_params(QuantiseTilesParams& p, const QuantiseTiles& call) {
+inline std::string make_params(QuantiseTilesParams& p, const ChannelStatistics& call) {
   const auto tokens = [](const TokenView& x) {
     return TokensToQuantise{x.data, x.batch_stride, x.head_stride,
                             static_cast<int>(x.token_stride)};
@@ -33,30 +33,40 @@ inline std::string make_params(QuantiseTilesParams& p, const QuantiseTiles& call
   p.keys = tiled(call.grid, call.text_rows);
   p.batch = call.batch;
   p.heads = call.heads;
-  // Enough warps for all multiprocessors of a GPU, and no more atomics than needed.
-  constexpr int64_t kWarps = 6144;
+  // As many warps as a GPU has at a time, and so few atomics.
+  constexpr int64_t kWarps = 132 * 24, kMostTogether = 16;
   const int64_t tiles = int64_t{call.batch} * call.heads * p.keys.num_tiles();
-  p.together = static_cast<int>(std::clamp<int64_t>(tiles / kWarps, 1, 8));
+  p.together =
+      static_cast<int>(std::clamp<int64_t>((tiles + kWarps - 1) / kWarps, 1, kMostTogether));
   p.records = call.records;
-  p.channels = call.channels;
-  p.images = static_cast<unsigned char*>(call.images);
   return "";
 }
+inline std::string make_params(QuantiseTilesParams& p, const QuantiseTiles& call) {
+  p.channels = call.channels;
+  p.images = static_cast<unsigned char*>(call.images);
+  return make_params(p, static_cast<const ChannelStatistics&>(call));
+}
 
-inline size_t record_bytes(const QuantiseTiles& call) {
+inline size_t record_bytes(const ChannelStatistics& call) {
   return size_t{kRecordBytes} * call.batch * call.heads * call.head_dim;
 }
 
-// fn(first pass, second pass) for the configuration of a call; false if there are no kernels.
+// fn(kernel) for the configuration of a call; false if there are no kernels.
+template <class Fn>
+bool with_statistics(const ChannelStatistics& call, Fn fn) {
+  return with_config(call, [&](auto element, auto head_dim) {
+    fn(vsa::ChannelStatistics<decltype(element), head_dim()>{});
+  });
+}
 template <class Fn>
 bool with_quantisation(const QuantiseTiles& call, Fn fn) {
   return with_config(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
     constexpr int D = head_dim();
     if (call.fp8)
-      fn(ChannelStatistics<Element, D>{}, vsa::QuantiseTiles<Element, D, E4m3>{});
+      fn(vsa::QuantiseTiles<Element, D, E4m3>{});
     else
-      fn(ChannelStatistics<Element, D>{}, vsa::QuantiseTiles<Element, D, S8>{});
+      fn(vsa::QuantiseTiles<Element, D, S8>{});
   });
 }
 

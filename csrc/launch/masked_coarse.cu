@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kMeansThreads)
 }
 
 template <class Kernel>
-__global__ void __launch_bounds__(kSelectThreads, 3)
+__global__ void __launch_bounds__(kSelectThreads, Kernel::kBlocksPerSm)
     masked_select_kernel(const __grid_constant__ MaskedSelectParams params) {
   // Through a shuffle, so that the compiler knows it to be the same for the whole warp.
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpThreads, 0);
@@ -29,10 +29,11 @@ __global__ void __launch_bounds__(kSelectThreads, 3)
   if (row < params.rows) Kernel::run(params, row);
 }
 
+template <class Kernel>
 __global__ void __launch_bounds__(kSoftmaxThreads)
     masked_softmax_kernel(const __grid_constant__ MaskedSoftmaxRowsParams params) {
   const int row = static_cast<int>(blockIdx.x * kSoftmaxThreads + threadIdx.x) / kWarpThreads;
-  if (row < params.rows) vsa::MaskedSoftmaxRows::run(params, row);
+  if (row < params.rows) Kernel::run(params, row);
 }
 
 template <class Kernel>
@@ -82,7 +83,7 @@ std::string masked_select_tiles(const MaskedSelectTiles& call, int device, void*
   const unsigned grid = blocks(params.rows, kSelectWarps);
   return launch_on(device, stream, "the kernel that selects under a mask",
                    [&](cudaStream_t stream) {
-                     with_masked_selection(call, [&]<class Kernel>() {
+                     with_masked_selection(params, [&]<class Kernel>() {
                        masked_select_kernel<Kernel><<<grid, kSelectThreads, 0, stream>>>(params);
                      });
                      return cudaGetLastError();
@@ -94,7 +95,9 @@ std::string masked_softmax_rows(const MaskedSoftmaxRows& call, int device, void*
   if (const std::string error = make_params(params, call); !error.empty()) return error;
   const unsigned grid = blocks(params.rows, kSoftmaxThreads / kWarpThreads);
   return launch_on(device, stream, "the kernel of the masked softmax", [&](cudaStream_t stream) {
-    masked_softmax_kernel<<<grid, kSoftmaxThreads, 0, stream>>>(params);
+    with_masked_softmax(params, [&]<class Kernel>() {
+      masked_softmax_kernel<Kernel><<<grid, kSoftmaxThreads, 0, stream>>>(params);
+    });
     return cudaGetLastError();
   });
 }

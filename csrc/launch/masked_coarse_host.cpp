@@ -39,7 +39,7 @@ std::string masked_tile_means_emulated(const MaskedTileMeans& call) {
 std::string masked_select_tiles_emulated(const MaskedSelectTiles& call) {
   MaskedSelectParams params;
   if (const std::string error = make_params(params, call); !error.empty()) return error;
-  with_masked_selection(call, [&]<class Kernel>() {
+  with_masked_selection(params, [&]<class Kernel>() {
     for (int row = 0; row < params.rows; ++row) Kernel::run(params, row);
   });
   return "";
@@ -48,7 +48,9 @@ std::string masked_select_tiles_emulated(const MaskedSelectTiles& call) {
 std::string masked_softmax_rows_emulated(const MaskedSoftmaxRows& call) {
   MaskedSoftmaxRowsParams params;
   if (const std::string error = make_params(params, call); !error.empty()) return error;
-  for (int row = 0; row < call.rows; ++row) vsa::MaskedSoftmaxRows::run(params, row);
+  with_masked_softmax(params, [&]<class Kernel>() {
+    for (int row = 0; row < params.rows; ++row) Kernel::run(params, row);
+  });
   return "";
 }
 

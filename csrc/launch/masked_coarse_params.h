@@ -70,24 +70,46 @@ inline std::string make_params(MaskedSelectParams& p, const MaskedSelectTiles& c
     return error;
   if (call.shares.size() != call.counts.size())
     return "budgets under a mask are as many shares as counts";
+  if (call.oldest != nullptr) return "columns under a mask are in order, and no slots of a ring";
   std::copy(call.shares.begin(), call.shares.end(), p.shares);
   return make_mask(p.mask, call.mask, call.query_tiles, call.columns);
 }
 
-// fn.operator()<Kernel>() for the length of a row: short rows stay in registers.
+// fn.operator()<Kernel>() for the mask and the length of a row: short rows stay in registers, under
+// a rule that allows runs of columns in no more than they need.
 template <class Fn>
-void with_masked_selection(const MaskedSelectTiles& call, Fn fn) {
+void with_masked_selection(const MaskedSelectParams& p, Fn fn) {
   constexpr int kShort = 32, kPart = 8;  // scores per lane: at most, and of longer rows at a time
   const auto with_mass = [&]<bool ByMass>() {
-    if (call.columns <= kShort * kWarpThreads)
-      fn.template operator()<vsa::SelectTiles<kShort, false, ByMass, true>>();
+    const auto with_runs = [&]<int Held>(const auto& self) {
+      using Kernel = vsa::SelectTiles<Held, false, ByMass, AllowedRuns>;
+      if (p.columns <= Kernel::Row::kColumns)
+        fn.template operator()<Kernel>();
+      else if constexpr (Held < kShort)
+        self.template operator()<Held + Kernel::Row::kStep>(self);
+      else
+        fn.template operator()<vsa::SelectTiles<kShort, true, ByMass, AllowedRuns>>();
+    };
+    if (p.mask.has_runs())
+      with_runs.template operator()<8>(with_runs);
+    else if (p.columns <= kShort * kWarpThreads)
+      fn.template operator()<vsa::SelectTiles<kShort, false, ByMass, AllowedTiles>>();
     else
-      fn.template operator()<vsa::SelectTiles<kPart, true, ByMass, true>>();
+      fn.template operator()<vsa::SelectTiles<kPart, true, ByMass, AllowedTiles>>();
   };
-  if (call.mass > 0)
+  if (p.mass > 0)
     with_mass.template operator()<true>();
   else
     with_mass.template operator()<false>();
+}
+
+// fn.operator()<Kernel>() for the mask.
+template <class Fn>
+void with_masked_softmax(const MaskedSoftmaxRowsParams& p, Fn fn) {
+  if (p.mask.has_runs())
+    fn.template operator()<vsa::MaskedSoftmaxRows<AllowedRuns>>();
+  else
+    fn.template operator()<vsa::MaskedSoftmaxRows<AllowedTiles>>();
 }
 
 inline std::string make_params(MaskedSoftmaxRowsParams& p, const MaskedSoftmaxRows& call) {

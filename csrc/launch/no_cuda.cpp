@@ -2,6 +2,7 @@
 // Stands in for the .cu files in a build without nvcc: the same functions, each saying what is
 // missing.
 #include "launch/build_info.h"
+#include "launch/chunks.h"
 #include "launch/clean_text.h"
 #include "launch/coarse_select.h"
 #include "launch/fine.h"
@@ -37,6 +38,7 @@ std::string tile_means(const TileMeans&, int, void*) { return kMissing; }
 std::string select_tiles(const SelectTiles&, int, void*) { return kMissing; }
 std::string softmax_rows(const SoftmaxRows&, int, void*) { return kMissing; }
 std::string multiply(const Products&, int, void*) { return kMissing; }
+std::string channel_statistics(const ChannelStatistics&, int, void*) { return kMissing; }
 std::string quantise_tiles(const QuantiseTiles&, int, void*) { return kMissing; }
 std::string low_precision_forward(const LowPrecisionForward&, int, void*) { return kMissing; }
 std::string score_gradient(const ScoreGradient&, int, void*) { return kMissing; }
@@ -50,6 +52,8 @@ std::string masked_select_tiles(const MaskedSelectTiles&, int, void*) { return k
 std::string masked_softmax_rows(const MaskedSoftmaxRows&, int, void*) { return kMissing; }
 std::string masked_multiply(const MaskedProducts&, int, void*) { return kMissing; }
 std::string masked_score_gradient(const MaskedScoreGradient&, int, void*) { return kMissing; }
+std::string chunk_means(const ChunkMeans&, int, void*) { return kMissing; }
+std::string reorder_bitmap(const ReorderBitmap&, int, void*) { return kMissing; }
 std::string sub_block_scores(const SubBlockScores&, int, void*) { return kMissing; }
 
 }  // namespace vsa::launch

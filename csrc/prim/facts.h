@@ -161,13 +161,15 @@ VSA_HD Grid make_grid(Axes video, Axes tile, int prefix = 0, int suffix = 0) {
 }
 
 // Along which axis tiles that follow each other in the order of work are neighbours.
-constexpr int kAlongW = 0, kAlongT = 1;
+constexpr int kAlongW = 0, kAlongT = 1, kBackwards = 2;  // the last may be added to either
 
 // The tile in a place of the order of work: along w as tiles are numbered; along t column by
 // column in a serpentine, so that a column begins in the layer in which the one before it ends.
-// layers: tiles along t; layer: tiles of one of them
+// Backwards the same from the end.
+// axis: of these; layers: tiles along t; layer: tiles of one of them
 VSA_HD int serpentine_tile(int place, int axis, int layers, int layer) {
-  if (axis == kAlongW) return place;
+  if ((axis & kBackwards) != 0) place = layers * layer - 1 - place;
+  if ((axis & kAlongT) == 0) return place;
   const int column = place / layers, step = place - column * layers;
   const int t = column % 2 == 0 ? step : layers - 1 - step;
   return t * layer + column;
@@ -263,6 +265,18 @@ constexpr bool serpentine_tiles_meet() {
   }
   return true;
 }
+constexpr bool backwards_is_the_same_from_the_end(int axis) {
+  const Axes tiles = kGrid.tiles;
+  const int layer = kGrid.layer.by, all = tiles.volume();
+  for (int place = 0; place < all; ++place)
+    if (serpentine_tile(place, axis | kBackwards, tiles.t, layer) !=
+        serpentine_tile(all - 1 - place, axis, tiles.t, layer))
+      return false;
+  return true;
+}
+static_assert(backwards_is_the_same_from_the_end(kAlongW) &&
+                  backwards_is_the_same_from_the_end(kAlongT),
+              "the last tile of an order is the first one backwards");
 static_assert(serpentine_tiles_meet(),
               "along t every step is to a neighbour, or stays in its layer");
 static_assert(bitmap::lowest(0) == kWordBits && bitmap::lowest(0x80000000u) == 31,

@@ -86,6 +86,10 @@ uint32_t pack8(float a, float b, float c, float d) {
          uint32_t{host::narrow(Element{}, c)} << 16 | uint32_t{host::narrow(Element{}, d)} << 24;
 }
 
+inline void widen_e4m3(float (&x)[4], uint32_t fours) {
+  for (int i = 0; i < 4; ++i) x[i] = host::widen(E4m3{}, static_cast<uint8_t>(fours >> 8 * i));
+}
+
 inline float biased_float(int x) { return static_cast<float>(x) + kNearestInteger; }
 
 inline uint32_t line_codes(float lo, float hi) {

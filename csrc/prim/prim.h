@@ -11,6 +11,7 @@
 //   pack8<Element>(a, b, c, d)      four floats as S8 or E4m3, a in the lowest byte: the nearest
 //                                   integers, from -127 to 127; the nearest e4m3, 448 for all that
 //                                   is larger, infinity too, and NaN for NaN
+//   widen_e4m3(x, fours)            the four floats of such a word of E4m3
 //   biased_float(x)                 the float x + kNearestInteger of an integer below 2^22
 //   line_codes(lo, hi)              two floats as multiples of kCodeUnit, the nearest integers that
 //                                   are not negative, each the low byte of 16 bits where it fits,

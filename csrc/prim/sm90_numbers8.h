@@ -32,6 +32,15 @@ __device__ __forceinline__ uint32_t pack8(float a, float b, float c, float d) {
   return ptx::pack8(Element{}, a, b, c, d);
 }
 
+__device__ __forceinline__ void widen_e4m3(float (&x)[4], uint32_t fours) {
+  asm("{.reg .b16 lo, hi, a, b, c, d;\n.reg .b32 ab, cd;\nmov.b32 {lo, hi}, %4;\n"
+      "cvt.rn.f16x2.e4m3x2 ab, lo;\ncvt.rn.f16x2.e4m3x2 cd, hi;\n"
+      "mov.b32 {a, b}, ab;\nmov.b32 {c, d}, cd;\ncvt.f32.f16 %0, a;\ncvt.f32.f16 %1, b;\n"
+      "cvt.f32.f16 %2, c;\ncvt.f32.f16 %3, d;}"
+      : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+      : "r"(fours));
+}
+
 __device__ __forceinline__ float biased_float(int x) {
   return __int_as_float(x + __float_as_int(kNearestInteger));
 }

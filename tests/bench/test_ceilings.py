@@ -58,6 +58,15 @@ def test_a_pair_has_its_loads_and_its_addition(ceilings) -> None:
     assert "d 64, from 4 MB into 8 MB" in ceilings.table([row])
 
 
+def test_a_loop_of_a_backward_has_clocks_per_pair(ceilings) -> None:
+    row = {"probe": "backward", "ms": 1.0, "spread": 0.01, "clocks": 6000, "blocks": 2, "count": 10}
+    row |= {"d": 128, "loop": "pass over keys", "worst": 0.001, "flops": 2.4e8}
+    rows = [ceilings.with_rates(row | {"loads": loads}) for loads in (0, 1)]
+    assert rows[0]["clk/pair"] == 600 and rows[0]["FLOP/clk/SM"] == 20000
+    said = ceilings.table(rows)
+    assert "d 128, pass over keys   " in said and "d 128, pass over keys, loads" in said
+
+
 def test_a_program_that_stops_keeps_the_rows_before(ceilings, tmp_path: Path) -> None:
     script = f"print({LINE!r}); print('{{half'); sys.exit('a kernel failed: trap')"
     good, bad = ceilings.run(program(tmp_path / "trap", script), "loads")

@@ -281,3 +281,16 @@ def test_training_steps_have_a_column_for_graphs(tmp_path: Path) -> None:
     row = {"build": "this", "model": "8 x 512", "what": "sparse", "step ms": 28.107}
     text = section_of(tmp_path, "bench/host.py", [row | {"step graph ms": 21.069}])
     assert "| 8 x 512 | sparse | this | 28.1 | 21.1 |" in text
+
+
+def test_plain_tables_have_a_column_for_each_key(tmp_path: Path) -> None:
+    rows = [
+        {"direction": "forward", "masked ms": 1.48297, "kernels": {"a": 1}, "launches": 3},
+        {"direction": "forward+backward", "masked ms": 5.168, "launches": 4},
+        {"time": 0.1, "dense": 0.25},
+    ]
+    text = section_of(tmp_path, "bench/masks.py", rows)
+    assert "| direction | masked ms | launches |" in text and "kernels" not in text
+    assert "| forward | 1.483 | 3 |" in text and "| forward+backward | 5.168 | 4 |" in text
+    assert text.index("| time | dense |") > text.index("forward+backward")
+    assert "| 0.1 | 0.25 |" in text

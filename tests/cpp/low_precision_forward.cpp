@@ -124,7 +124,7 @@ struct Problem {
     for (int head = 0; head < kHeads; ++head) {
       for (int i = 0; i < tokens; ++i) {
         const int at = (i * kHeads + head) * D;
-        double rounded[D], most = 0, of_mean = 0;
+        double rounded[D], most = 0, of_mean = 0, own = 0, kept = 0;
         for (int c = 0; c < D; ++c) most = std::max(most, std::abs(given[at + c]));
         constexpr float kMost = kMostScored<Key>;
         const float units = kMost / static_cast<float>(most);
@@ -133,7 +133,11 @@ struct Problem {
           const double code = host::widen(Key{}, host::narrow(Key{}, unrounded));
           rounded[c] = most > 0 ? code * most / kMost : 0;
           of_mean += given[at + c] * channels[c];
+          own += given[at + c] * given[at + c];
+          kept += given[at + c] * rounded[c];
         }
+        for (int c = 0; c < D && std::is_same_v<Key, E4m3> && kept > 0; ++c)
+          rounded[c] *= own / kept;
         const uint32_t* row =
             &selected[(head * tiles + grid.tile_of(i)) * bitmap::words(key_tiles)];
         std::vector<double> scores(keys, -INFINITY);

@@ -73,6 +73,26 @@ struct Rule {
   }
 };
 
+// Runs are what may be chosen and gaps are the rest, each column once.
+template <class Runs, class May>
+void check_runs(const Runs& runs, int columns, May may) {
+  std::vector<int> in_runs(static_cast<size_t>(columns), 0), in_gaps = in_runs;
+  const auto count = [](std::vector<int>& to, auto run) {
+    for (int j = run.first; j < run.after; ++j) ++to.at(static_cast<size_t>(j));
+  };
+  runs.each_run([&](auto run) { count(in_runs, run); });
+  runs.each_gap([&](auto run) { count(in_gaps, run); });
+  int all = 0;
+  for (int j = 0; j < columns; ++j) {
+    const int may_choose = may(j) ? 1 : 0;
+    all += may_choose;
+    require(in_runs[static_cast<size_t>(j)] == may_choose, "WRONG RUNS");
+    require(in_gaps[static_cast<size_t>(j)] == 1 - may_choose, "WRONG RUNS");
+  }
+  for (int j = 0; j < columns + 70; ++j) require(runs.has(j) == may(j), "WRONG TILES");
+  require(runs.count() == all, "WRONG RUNS");
+}
+
 template <class Space>
 std::string rules(unsigned seeds) {
   return first_of(seeds, [](unsigned seed) {
@@ -82,8 +102,9 @@ std::string rules(unsigned seeds) {
     typename Space::Mask mask = {made, nullptr, 0, rule.queries(), rule.keys()};
     for (int row = 0; row < 2 * rule.queries(); ++row) {
       const typename Space::Allowed allowed(mask, row);
-      for (int j = 0; j < rule.keys(); ++j)
-        require(allowed.has(j) == rule.may(row % rule.queries(), j), "WRONG TILES");
+      const auto may = [&](int j) { return j < rule.keys() && rule.may(row % rule.queries(), j); };
+      for (int j = 0; j < rule.keys() + 70; ++j) require(allowed.has(j) == may(j), "WRONG TILES");
+      if (mask.has_runs()) check_runs(typename Space::Runs(mask, row), rule.keys(), may);
     }
     for (int s = 0; s < rule.n[1]; ++s) {
       bool seen = false;
@@ -250,12 +271,17 @@ std::string selections(unsigned seeds) {
       for (int row = 0; row < problem.p.rows; ++row) Kernel::run(problem.p, row);
     };
     const bool longer = seed % 3 == 0;
+    const auto of_length = [&]<class Short, class Long>() {
+      longer ? run.template operator()<Long>() : run.template operator()<Short>();
+    };
+    const bool runs = problem.p.mask.has_runs();
     if (problem.p.mass > 0)
-      longer ? run.template operator()<typename Space::LongMass>()
-             : run.template operator()<typename Space::Mass>();
+      runs ? of_length.template operator()<typename Space::RunsMass, typename Space::RunsLongMass>()
+           : of_length.template operator()<typename Space::Mass, typename Space::LongMass>();
     else
-      longer ? run.template operator()<typename Space::LongCount>()
-             : run.template operator()<typename Space::Count>();
+      runs ? of_length
+                 .template operator()<typename Space::RunsCount, typename Space::RunsLongCount>()
+           : of_length.template operator()<typename Space::Count, typename Space::LongCount>();
     for (int row = 0; row < problem.p.rows; ++row) problem.check(row);
   });
 }
@@ -267,49 +293,56 @@ std::string products(unsigned seeds) {
     Random random{std::mt19937(seed)};
     const Rule rule(random);
     const int side = static_cast<int>(seed % 3), first = random.below(rule.queries());
-    const int queries = 2 * rule.queries() - first, keys = rule.keys(), other = 17;
+    // Sometimes more steps than are looked at together.
+    const int heads = seed % 12 == 5 ? 1 + 2500 / rule.queries() : 2;
+    const int matrices = 1 + random.below(2), other = random.coin() ? 17 : 70;
+    const int queries = heads * rule.queries() - first, keys = rule.keys();
     const int rows = side == 2 ? keys : queries;
     const int columns = side == 0 ? keys : other;
     const int depth = side == 0 ? other : side == 1 ? keys : queries;
-    std::vector<float> left(static_cast<size_t>(rows * depth)), out(rows * columns, 7.f);
-    std::vector<float> right(static_cast<size_t>(columns * depth));
+    std::vector<float> left(static_cast<size_t>(matrices * rows * depth));
+    std::vector<float> right(static_cast<size_t>(matrices * columns * depth));
+    std::vector<float> out(static_cast<size_t>(matrices * rows * columns), 7.f);
     for (float& x : left) x = static_cast<float>(random.below(9) - 4);
     for (float& x : right) x = static_cast<float>(random.below(9) - 4);
     // Whether blocks of 64 queries and keys meet, each from a multiple of 64 on.
-    const auto meet = [&](int query, int key) {
-      for (int i = query / 64 * 64; i < std::min(query / 64 * 64 + 64, queries); ++i)
-        for (int j = key / 64 * 64; j < std::min(key / 64 * 64 + 64, keys); ++j)
-          if (rule.layers((first + i) % rule.queries() / rule.plane() + rule.n[4],
-                          j / rule.plane()))
-            return true;
-      return false;
+    std::vector<char> met(static_cast<size_t>(((queries + 63) / 64) * ((keys + 63) / 64)), 0);
+    const auto meet = [&](int query, int key) -> char& {
+      return met[static_cast<size_t>(query / 64 * ((keys + 63) / 64) + key / 64)];
     };
+    for (int i = 0; i < queries; ++i)
+      for (int j = 0; j < keys; ++j)
+        if (rule.layers((first + i) % rule.queries() / rule.plane() + rule.n[4], j / rule.plane()))
+          meet(i, j) = 1;
     typename Space::ProductParams params{};
     auto& to = params.products[0];
-    to.left = {left.data(), 0, depth, 1, false};
-    to.right = {right.data(), 0, depth, 1, false};
-    to.out = {out.data(), 0, columns, 1, false};
+    to.left = {left.data(), int64_t{rows} * depth, depth, 1, false};
+    to.right = {right.data(), int64_t{columns} * depth, depth, 1, false};
+    to.out = {out.data(), int64_t{rows} * columns, columns, 1, false};
     to.rows = rows;
     to.columns = columns;
     to.depth = depth;
     to.scale = 1;
-    to.blocks = to.row_tiles() * to.column_tiles();
+    to.blocks = matrices * to.row_tiles() * to.column_tiles();
     params.rule = Space::rule(rule.n);
     params.first_query = first;
     params.sides[0] = static_cast<typename Space::ProductSides>(side);
     // Steps that are left out hold NaN for the rows of a block that do not meet them, but a step
     // is read for a block of rows as a whole.
-    for (int r = 0; r < rows; ++r)
+    for (int r = 0; r < matrices * rows; ++r)
       for (int k = 0; k < depth; ++k)
-        if ((side == 1 && !meet(r, k)) || (side == 2 && !meet(k, r))) left[r * depth + k] = NAN;
+        if ((side == 1 && !meet(r % rows, k)) || (side == 2 && !meet(k, r % rows)))
+          left[r * depth + k] = NAN;
     for (int block = 0; block < to.blocks; ++block)
       host::run_warpgroup_block<typename Space::Product>(params, block, to.blocks, seed + block);
-    for (int r = 0; r < rows; ++r)
+    for (int r = 0; r < matrices * rows; ++r)
       for (int c = 0; c < columns; ++c) {
+        const float* of_left = left.data() + r * depth;
+        const float* of_right = right.data() + (r / rows * columns + c) * depth;
         float sum = 0;
         for (int k = 0; k < depth; ++k)
-          if (!std::isnan(left[r * depth + k])) sum += left[r * depth + k] * right[c * depth + k];
-        if (side == 0 && !meet(r, c)) sum = 7;
+          if (!std::isnan(of_left[k])) sum += of_left[k] * of_right[k];
+        if (side == 0 && !meet(r % rows, c)) sum = 7;
         require(out[static_cast<size_t>(r * columns + c)] == sum, "WRONG NUMBERS");
       }
   });
@@ -320,19 +353,24 @@ std::string products(unsigned seeds) {
 #endif
 
 // What a namespace calls its kernels.
-#define VSA_SPACE(name)                                                         \
-  struct Space {                                                                \
-    using Mask [[maybe_unused]] = name::TileMask;                               \
-    using Allowed [[maybe_unused]] = name::AllowedTiles;                        \
-    using Params [[maybe_unused]] = name::MaskedSelectParams;                   \
-    using Count [[maybe_unused]] = name::SelectTiles<16, false, false, true>;   \
-    using Mass [[maybe_unused]] = name::SelectTiles<16, false, true, true>;     \
-    using LongCount [[maybe_unused]] = name::SelectTiles<2, true, false, true>; \
-    using LongMass [[maybe_unused]] = name::SelectTiles<2, true, true, true>;   \
-    using Product [[maybe_unused]] = name::FloatProduct<false, true>;           \
-    using ProductParams [[maybe_unused]] = name::MaskedProductParams;           \
-    using ProductSides [[maybe_unused]] = name::Sides;                          \
-    static auto rule(const int (&n)[12]) { return name::make_rule(n); }         \
+#define VSA_SPACE(name)                                                                          \
+  struct Space {                                                                                 \
+    using Mask [[maybe_unused]] = name::TileMask;                                                \
+    using Allowed [[maybe_unused]] = name::AllowedTiles;                                         \
+    using Runs [[maybe_unused]] = name::AllowedRuns;                                             \
+    using Params [[maybe_unused]] = name::MaskedSelectParams;                                    \
+    using Count [[maybe_unused]] = name::SelectTiles<16, false, false, name::AllowedTiles>;      \
+    using Mass [[maybe_unused]] = name::SelectTiles<16, false, true, name::AllowedTiles>;        \
+    using LongCount [[maybe_unused]] = name::SelectTiles<2, true, false, name::AllowedTiles>;    \
+    using LongMass [[maybe_unused]] = name::SelectTiles<2, true, true, name::AllowedTiles>;      \
+    using RunsCount [[maybe_unused]] = name::SelectTiles<16, false, false, name::AllowedRuns>;   \
+    using RunsMass [[maybe_unused]] = name::SelectTiles<16, false, true, name::AllowedRuns>;     \
+    using RunsLongCount [[maybe_unused]] = name::SelectTiles<2, true, false, name::AllowedRuns>; \
+    using RunsLongMass [[maybe_unused]] = name::SelectTiles<2, true, true, name::AllowedRuns>;   \
+    using Product [[maybe_unused]] = name::FloatProduct<false, true>;                            \
+    using ProductParams [[maybe_unused]] = name::MaskedProductParams;                            \
+    using ProductSides [[maybe_unused]] = name::Sides;                                           \
+    static auto rule(const int (&n)[12]) { return name::make_rule(n); }                          \
   };
 
 std::string answer(const std::string& space, const std::string& problem, unsigned seeds) {

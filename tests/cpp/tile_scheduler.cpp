@@ -49,7 +49,7 @@ struct Problem {
     first.video = {{}, 1 + below(200), 1 + below(9), 1 + below(9)};
     second.video = {{}, 1 + below(200), 1 + below(9), 1 + below(9)};
     select();
-    for (int i = 0; i < kBatch * kKeyHeads; ++i) axes.push_back(below(2));
+    for (int i = 0; i < kBatch * kKeyHeads; ++i) axes.push_back(below(4));
     const WorkList list(rows, consumers, kBatch, kKeyHeads, axes.data());
     for (int i = 0; i < (many ? 2 : 6); ++i) {
       const WorkTile work = list.work_tile(below(list.size), consumers);

@@ -38,7 +38,7 @@ struct Problem {
         heads(1 + below(4)),
         sequence{make_grid({1 + below(9), 1 + below(9), 1 + below(20)}, {4, 4, 4}, 0, 0), below(9),
                  nullptr} {
-    for (int i = 0; i < batch * heads; ++i) axes.push_back(below(2));
+    for (int i = 0; i < batch * heads; ++i) axes.push_back(below(4));
   }
 
   int below(int end) { return static_cast<int>(rng() % static_cast<unsigned>(end)); }

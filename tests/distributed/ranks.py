@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes for the tests of several ranks. Forked from one that has imported what takes long."""
+"""Processes for the tests of several ranks, forked from one that has imported what takes long."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ def run(job: Callable[[int], None], ranks: int, folder: Path, backend: str = "gl
     Raises:
         torch.multiprocessing.ProcessRaisedException: what one of them raised first.
     """
-    forked.context()
+    method = "forkserver" if backend == "gloo" else "spawn"  # what warms up may have begun on a GPU
+    if backend == "gloo":
+        forked.context()
     arguments = (job, ranks, folder / "store", backend)
-    start_processes(distributed_jobs.start, arguments, nprocs=ranks, start_method="forkserver")
+    start_processes(distributed_jobs.start, arguments, nprocs=ranks, start_method=method)

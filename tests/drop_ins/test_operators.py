@@ -12,7 +12,7 @@ from torch.func import jvp
 from torch.utils.flop_counter import FlopCounterMode
 
 import vsa
-from vsa.backends import BACKENDS, Request, choose, kernels
+from vsa.backends import BACKENDS, Request
 from vsa.values import bitmap
 
 Machine = tuple[str, str]
@@ -163,9 +163,8 @@ def test_saved_tensors_do_not_hold_padding() -> None:
 
 
 @pytest.mark.skipif(
-    BACKENDS["hopper"].why_not(Request("cuda" if torch.cuda.is_available() else "cpu", padded=True))
-    is not None,
-    reason="needs a Hopper GPU, and kernels that take padded tiles there",
+    BACKENDS["hopper"].why_not(Request("cuda" if torch.cuda.is_available() else "cpu")) is not None,
+    reason="needs a Hopper GPU",
 )
 @pytest.mark.parametrize("weight", ["full", None], ids=str)
 def test_a_graph_captures_it_and_nobody_waits(weight: str | None) -> None:
@@ -191,14 +190,3 @@ def test_a_graph_captures_it_and_nobody_waits(weight: str | None) -> None:
     graph.replay()
     assert torch.equal(out, expected)
     assert not out[:, :, padding(call.sizes, 64).cuda()].any()
-
-
-def test_kernels_on_a_gpu_refuse_padded_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_is_hopper", lambda _: True)
-    reason = BACKENDS["hopper"].why_not(Request("cuda", padded=True))
-    assert reason is not None and "padded tiles" in reason
-    with pytest.raises(RuntimeError, match=r"backend 'hopper' cannot run here: .* padded tiles"):
-        choose("hopper", "cuda", 0, "torch.bfloat16", 64, False, padded=True)
-    with pytest.warns(UserWarning, match=r"slower backend .* padded tiles"):
-        chosen = choose("auto", "cuda", 0, "torch.float64", 64, True, padded=True)
-    assert chosen == "torch"

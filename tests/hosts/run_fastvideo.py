@@ -36,7 +36,7 @@ def run(folder: Path) -> Iterator[Found]:
     root = wheels.fetch("fastvideo", "0.2.1", folder)
     with loose.Only(root, {"fastvideo", "fastvideo_kernel"}, REAL):
         context = SimpleNamespace(attn_metadata=None)
-        _make_ready(context)
+        make_ready(context)
         module = importlib.import_module(f"{BASE}.backends.video_sparse_attn")
         layer = importlib.import_module(f"{BASE}.layer").DistributedAttention_VSA
         shape = dict(num_heads=HEADS, head_size=HEAD_DIM)
@@ -54,7 +54,7 @@ def run(folder: Path) -> Iterator[Found]:
             raise SystemExit("uninstall() left something behind")
 
 
-def _make_ready(context: Any) -> None:
+def make_ready(context: Any) -> None:
     """What the layers take from the rest of FastVideo: one rank, a context, a choice of backend."""
 
     def chosen(*_: Any, **__: Any) -> Any:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from kernels.machines import backend_on, on_both
+from kernels.machines import backend_on, machine_of, on_both
 from torch import Tensor
 
 import vsa
-from vsa.backends.kernels import low_precision
+from vsa.backends.kernels import head_slices, low_precision
+from vsa.backends.kernels.calls import axis_call
 from vsa.backends.kernels.machine import Emulator
 from vsa.stages import eager
 from vsa.verify.low_precision import OUT as ALLOWED
@@ -123,7 +124,7 @@ def test_heads_in_slices_give_the_same_bits(machine, monkeypatch) -> None:
     grid = vsa.Grid((4, 8, 12), prefix=5)
     q, k, v = draw(grid, 6, 3, 64, batch=2)
     expected = attend(machine, q, k, v, 2, grid=grid)
-    monkeypatch.setattr(low_precision, "MOST_HELD", 0.0)
+    monkeypatch.setattr(head_slices, "MOST_HELD", 0.0)
     for found, wanted in zip(attend(machine, q, k, v, 2, grid=grid), expected, strict=True):
         assert torch.equal(found, wanted)
 
@@ -134,7 +135,7 @@ def test_tiles_held_at_a_time_are_at_most_15_percent_of_the_inputs(monkeypatch) 
     held, made = [], low_precision.quantise_call
 
     def watched(*args: Any) -> Any:
-        held.append(args[4].images)
+        held.append(args[1].images)
         return made(*args)
 
     monkeypatch.setattr(low_precision, "quantise_call", watched)
@@ -142,6 +143,15 @@ def test_tiles_held_at_a_time_are_at_most_15_percent_of_the_inputs(monkeypatch) 
     given = sum(x.numel() * x.element_size() for x in (q, k, v))
     assert len(held) == 3 and max(images.numel() for images in held) <= 0.15 * given
     assert len({images.data_ptr() for images in held}) == 1  # each in the place of the one before
+
+
+@on_both
+def test_a_launch_clears_the_counters_of_all_slices(machine) -> None:
+    bitmap = torch.ones(1, 3, 8, 1, dtype=torch.int32, device=machine)
+    axes = torch.empty(1, 3, dtype=torch.int32, device=machine)
+    counters = torch.ones(2500, dtype=torch.int32, device=machine)
+    machine_of(machine).run(axis_call(bitmap, axes, (2, 2, 2), counters), bitmap.device)
+    assert not counters.any()
 
 
 def test_every_schedule_gives_the_same_bits(monkeypatch) -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Along which axis the tiles of a block are neighbours: each head's choice, and what it must not
-change."""
+"""In which order blocks take tiles, and along which axis those of a block are neighbours: each
+head's choice, and what it must not change."""
 
 from __future__ import annotations
 
@@ -31,19 +31,28 @@ def _lists(kind: str, tiles: Extent, columns: Extent, sharing: int = 1) -> Tenso
     return mask.expand(sharing, *tiles, *columns).flatten(4).flatten(1, 3)
 
 
-def _preference(mask: Tensor, tiles: Extent) -> int:
-    """What sampled tiles of a head have in common along t, less what they have along w."""
+def _order(heads: Tensor, tiles: Extent) -> int:
+    """Of a group of heads (heads, rows, columns): what sampled tiles say.
+
+    What they have in common along t, less what they differ by in length, against the same along w;
+    backwards where rows grow.
+    """
     layers, lines, length = tiles
-    if layers == 1 or length == 1:
-        return 0
-    rows, total = mask.unflatten(0, tiles), 0
+    rows = heads.movedim(0, 1).flatten(1).unflatten(0, tiles).long()
+    along_t, grown = 0, 0
     for sample in range(SAMPLES):
         t = sample * (layers - 1) // SAMPLES
         h = sample * 5 % SAMPLES * lines // SAMPLES
         w = sample * 7 % SAMPLES * (length - 1) // SAMPLES
-        total += int((rows[t, h, w] & rows[t + 1, h, w]).sum())
-        total -= int((rows[t, h, w] & rows[t, h, w + 1]).sum())
-    return total
+        own = rows[t, h, w]
+        grown += (2 * sample - SAMPLES) * int(own.sum())
+        if layers == 1 or length == 1:
+            continue
+        for other, sign in ((rows[t + 1, h, w], 1), (rows[t, h, w + 1], -1)):
+            shared, longer = int((own & other).sum()), int(other.sum() - own.sum())
+            along_t += sign * (shared - abs(longer))
+    axis = _C.ALONG_T if (layers > 1 if length == 1 else along_t > 0) else _C.ALONG_W
+    return axis + (_C.BACKWARDS if grown > 0 else 0)
 
 
 @pytest.mark.parametrize("sharing", [1, 3])
@@ -52,7 +61,7 @@ def _preference(mask: Tensor, tiles: Extent) -> int:
     [(2, 1, 2), (3, 2, 4), (5, 7, 3), (8, 12, 20), (1, 3, 5), (4, 3, 1), (1, 4, 1), (1, 1, 1)],
     ids=lambda tiles: "x".join(map(str, tiles)),
 )
-def test_the_axis_with_more_in_common_is_chosen(
+def test_the_order_that_the_samples_speak_for_is_chosen(
     tiles: Extent, sharing: int, machine: Machine
 ) -> None:
     """Of each group of heads; along w in one layer, along t where there is one tile along w."""
@@ -60,13 +69,40 @@ def test_the_axis_with_more_in_common_is_chosen(
     words = bitmap.pack(torch.stack(groups).unflatten(0, (2, 3)).flatten(1, 2))
     runner = BACKENDS[machine[0]].machine
     found = neighbour_axes(runner, words.to(machine[1]), tiles, groups=3).flatten().tolist()
-    for axis, heads in zip(found, groups, strict=True):
-        along_t = sum(_preference(head, tiles) for head in heads) > 0
-        if tiles[2] == 1:
-            along_t = tiles[0] > 1
-        assert axis == (_C.ALONG_T if along_t else _C.ALONG_W)
+    assert found == [_order(heads, tiles) for heads in groups]
     if min(tiles[0], tiles[2]) > 2:
-        assert found[1::3] == [_C.ALONG_W] * 2 and found[2::3] == [_C.ALONG_T] * 2
+        assert [axis & 1 for axis in found[1::3]] == [_C.ALONG_W] * 2
+        assert [axis & 1 for axis in found[2::3]] == [_C.ALONG_T] * 2
+
+
+def _rows(lengths: Tensor, columns: int) -> Tensor:
+    """Random rows of these lengths, (1, rows, columns)."""
+    ranks = torch.rand(len(lengths), columns).argsort(1).argsort(1)
+    return (ranks < lengths[:, None])[None]
+
+
+def test_rows_of_one_length_are_taken_in_order() -> None:
+    """Whatever they hold, and also where lengths differ by a few from row to row."""
+    tiles, columns = (6, 5, 7), 600
+    even = torch.full((6 * 5 * 7,), 75)
+    for lengths in (even, even + torch.randint(-6, 7, even.shape)):
+        words = bitmap.pack(_rows(lengths, columns))[None]
+        assert neighbour_axes(EMULATOR, words, tiles, groups=1).item() < _C.BACKWARDS
+
+
+@pytest.mark.parametrize("kind", ["causal", "anticausal", "along w"])
+def test_rows_that_grow_are_taken_from_the_longest_on(kind: str, machine: Machine) -> None:
+    """And side by side with rows of their own length, though more is shared otherwise."""
+    tiles, columns = (7, 6, 13), 546
+    layer, place = torch.arange(7 * 6 * 13) // 78, torch.arange(7 * 6 * 13) % 13
+    grown = {"causal": layer, "anticausal": 6 - layer, "along w": place}[kind]
+    mask = _rows(10 * (grown + 1), columns)
+    words = bitmap.pack(mask)[None].to(machine[1])
+    found = neighbour_axes(BACKENDS[machine[0]].machine, words, tiles, groups=1).item()
+    if kind == "along w":  # where the order does not matter
+        assert found & 1 == _C.ALONG_T
+    else:
+        assert found == _C.ALONG_W + (_C.BACKWARDS if kind == "causal" else 0)
 
 
 def test_a_sample_is_spread_over_all_tiles() -> None:
@@ -80,7 +116,7 @@ def test_a_sample_is_spread_over_all_tiles() -> None:
             mask.movedim(axis, 0)[late] = along[second].movedim(axis, 0)[late]
             words = bitmap.pack(mask.flatten(1, 3)[None])
             expected = _C.ALONG_T if first == "along t" else _C.ALONG_W
-            assert neighbour_axes(EMULATOR, words, tiles, groups=1).item() == expected
+            assert neighbour_axes(EMULATOR, words, tiles, groups=1).item() & 1 == expected
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -105,10 +141,10 @@ def test_heads_that_choose_differently_attend_what_they_selected(
     selection = vsa.Selection.from_mask(mask, grid, kv_grid)
     if grid.tiles[0] > 1:
         axes = neighbour_axes(EMULATOR, selection.bitmap, grid.tiles, groups=4)
-        assert axes.tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+        assert (axes & 1).tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
     if kv_grid.tiles[0] > 1:
         axes = neighbour_axes(EMULATOR, selection.transpose().bitmap, kv_grid.tiles, groups=2)
-        assert axes.tolist() == [[1, 0], [0, 1]]
+        assert (axes & 1).tolist() == [[1, 0], [0, 1]]
     q, upstream = torch.randn(2, 2, grid.length, 4, head_dim).bfloat16()
     k, v = torch.randn(2, 2, kv_grid.length, 2, head_dim).bfloat16()
 

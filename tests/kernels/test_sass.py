@@ -58,9 +58,19 @@ def test_kernels_under_a_mask_stay_in_registers(sass, tmp_path: Path) -> None:
         pytest.skip("there is no nvcc on this machine")
     _, said = sass.compile_kernels(nvcc, tmp_path, ("masked_coarse.cu",))
     memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
-    # Products, selection by two lengths with and without mass, means of three types, the softmax.
-    assert len(memory) == 2 + 2 * 2 + 6 + 1 and set(memory) == {("0", "0")}
+    # Products, selection by five lengths of runs and two of any mask with and without mass, means
+    # of three types, the softmax of both masks.
+    assert len(memory) == 2 + 2 * (5 + 2) + 6 + 2 and set(memory) == {("0", "0")}
     assert not re.search(r"C75\d\d", said), said
+
+
+def test_kernels_of_chunks_stay_in_registers(sass, tmp_path: Path) -> None:
+    if (nvcc := shutil.which("nvcc")) is None:
+        pytest.skip("there is no nvcc on this machine")
+    _, said = sass.compile_kernels(nvcc, tmp_path, ("chunks.cu",))
+    memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
+    # Means and text of two types by two widths, bitmaps.
+    assert len(memory) == 2 * 2 * 2 + 1 and set(memory) == {("0", "0")}
 
 
 MOST_IN_EIGHT_BITS = {("S8", 128): 194, ("S8", 64): 194, ("E4m3", 128): 147, ("E4m3", 64): 141}

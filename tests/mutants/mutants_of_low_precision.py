@@ -252,6 +252,16 @@ IN_QUERIES: MutantTable = {
     "ScaleOfAQuarterOfTheRow": ("quad_reduce(most, max2);", "", WRONG),
 }
 
+# Of e4m3 alone.
+IN_QUERIES_OF_FP8: MutantTable = {
+    "ProductNotKept": ("zip(scale, own,", "zip(own, scale,", "WRONG NUMBERS in lse"),
+    "ProductOfTheOtherRow": (
+        "got[r & 1] = fma(x[c], codes[c], got[r & 1]);",
+        "got[1 - (r & 1)] = fma(x[c], codes[c], got[1 - (r & 1)]);",
+        WRONG,
+    ),
+}
+
 # Of e4m3 scores alone.
 IN_HALVES: MutantTable = {
     "MaximumOfOneColumn": (

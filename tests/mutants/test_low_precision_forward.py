@@ -10,6 +10,7 @@ from mutants.mutants_of_low_precision import (
     IN_HALVES,
     IN_LONG,
     IN_QUERIES,
+    IN_QUERIES_OF_FP8,
     IN_SOFTMAX,
     IN_TOTAL,
 )
@@ -17,7 +18,10 @@ from mutants.mutants_of_low_precision import (
 PROGRAM = ROOT / "tests" / "cpp" / "low_precision_forward.cpp"
 FORWARD = "kernels/fine/low_precision_forward.h"
 PARTS = {
-    "kernels/fine/low_precision_queries.h": {("forward",): IN_QUERIES},
+    "kernels/fine/low_precision_queries.h": {
+        ("forward",): IN_QUERIES,
+        ("fp8",): IN_QUERIES_OF_FP8,
+    },
     "kernels/fine/low_precision_softmax.h": {("forward",): IN_SOFTMAX, ("fp8",): IN_HALVES},
     "kernels/fine/low_precision_total.h": {("forward",): IN_TOTAL},
 }

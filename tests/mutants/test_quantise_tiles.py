@@ -64,6 +64,7 @@ IN_STATISTICS: MutantTable = {
         WRONG + "(means|scales of values)",
     ),
     "RowsNotFolded": ("fold_rows(most);", "", WRONG + "scales of values"),
+    "SumsNotFolded": ("fold_sums(sums);", "", WRONG + "means"),
 }
 IN_TILES: MutantTable = {
     "MeanNotSubtracted": (

@@ -144,12 +144,12 @@ def test_a_plan_does_not_let_through_what_is_refused() -> None:
 
 
 def test_heads_in_slices_are_prepared_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vsa.backends.kernels import low_precision
+    from vsa.backends.kernels import head_slices
 
     tensors, options = kinds()["text"]
     expected = run(tensors, "int8", **options)
     eager._plans = Remembered(256)
-    monkeypatch.setattr(low_precision, "MOST_HELD", 1.0)
+    monkeypatch.setattr(head_slices, "MOST_HELD", 1.0)
     for _ in range(2):
         for found, wanted in zip(run(tensors, "int8", **options), expected, strict=True):
             assert torch.equal(found, wanted)

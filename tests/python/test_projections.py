@@ -26,6 +26,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]
         return linear(x, weight, bias)
 
     monkeypatch.setattr(nn.functional, "linear", watched)
+    monkeypatch.setattr(vsa.nn, "FEWEST_FUSED_TOKENS", 240)
     return found
 
 
@@ -59,6 +60,16 @@ def test_numbers_of_separate_projections(
     assert len(products) == 3 + (gates == "both")
     for a, b in zip(found, expected, strict=True):
         assert (a - b).norm() < (0.02 if autocast else 1e-5) * b.norm()
+
+
+def test_fewer_tokens_go_apart(products: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = layer()
+    step(made)
+    assert len(products) == 2
+    monkeypatch.setattr(vsa.nn, "FEWEST_FUSED_TOKENS", 241)
+    products.clear()
+    step(made)
+    assert len(products) == 4
 
 
 class Doubled(nn.Linear):

@@ -15,7 +15,6 @@ from torch.func import jvp
 
 import vsa
 from vsa import Segment
-from vsa.backends import BACKENDS, Request, kernels
 from vsa.stages import eager
 
 MIXED = replace(CASES["ref2va"], dtype=torch.bfloat16, head_dim=64)
@@ -147,20 +146,6 @@ def test_plans_step_aside_or_serve_the_grid() -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(first, results(case, backend="emulated"), strict=True)
     )
-
-
-def test_kernels_on_a_gpu_refuse_what_needs_padded_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_is_hopper", lambda _: True)
-    reason = BACKENDS["hopper"].why_not(Request("cuda", padded=True))
-    assert reason is not None and "padded tiles" in reason
-    asked = []
-    monkeypatch.setattr(
-        BACKENDS["torch"], "why_not", lambda request: asked.append(request.padded) or "no"
-    )
-    for case in (CASES["ref2va"], CASES["h3"]):
-        with pytest.raises(RuntimeError, match="cannot run here"):
-            attend(case, case.tensors(), backend="torch")
-    assert asked == [True, False]
 
 
 @pytest.mark.parametrize("backward", [False, True])

@@ -11,7 +11,6 @@ from sequences.cases import CASES, VIDEO, attend, check, gradients, truth
 
 import vsa
 from vsa import Segment
-from vsa.backends import BACKENDS, Request
 
 ON_KERNELS = [
     "h3",
@@ -28,8 +27,6 @@ ON_KERNELS = [
     "invalid text that competes",
     "a kept image beside invalid text",
 ]
-IN_RASTER = {"h3", "one tile", "invalid text", "a kept image beside invalid text"}
-"""Cases of one video, which run on the kernels of grids."""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -51,9 +48,6 @@ def test_definition_on_flex(name: str) -> None:
 @pytest.mark.parametrize("name", ON_KERNELS)
 def test_definition_on_kernels(name: str, machine: tuple[str, str]) -> None:
     backend, device = machine
-    reason = BACKENDS[backend].why_not(Request(device, padded=True))
-    if name not in IN_RASTER and reason is not None:
-        pytest.skip(f"{backend}: {reason}")
     check(replace(CASES[name], dtype=torch.bfloat16, head_dim=64), backend, device)
 
 

@@ -47,7 +47,6 @@ def choose(
     head_dim: int,
     gradients: bool,
     precision: str = "native",
-    padded: bool = False,
     masked: bool = False,
 ) -> str:
     """The backend that runs on this device; the arguments after ``name`` as in ``Request``.
@@ -61,7 +60,7 @@ def choose(
         RuntimeError: a backend asked for by name that cannot run here, or "auto" in low precision
             on a CUDA device without a kernel for it.
     """
-    request = Request(device, index, dtype, head_dim, gradients, precision, padded, masked)
+    request = Request(device, index, dtype, head_dim, gradients, precision, masked)
     if name == "auto":
         return _automatic(request)
     if not isinstance(name, str) or name not in BACKENDS:

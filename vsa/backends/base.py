@@ -44,7 +44,6 @@ class Request:
         head_dim: channels of a head, or None when only the machine is asked about.
         gradients: whether gradients are wanted.
         precision: "native", "int8" or "fp8".
-        padded: whether tiles are padded, each with a number of real tokens of its own.
         masked: whether there is a mask over tiles.
     """
 
@@ -54,7 +53,6 @@ class Request:
     head_dim: int | None = None
     gradients: bool = False
     precision: str = "native"
-    padded: bool = False
     masked: bool = False
 
 
@@ -338,10 +336,14 @@ class Prepared(Protocol):
 
     copied: frozenset[int]
 
-    def forward(self, *tensors: Tensor | None, ready: Ready | None = None) -> Forward:
+    def forward(
+        self, *tensors: Tensor | None, ready: Ready | None = None, held: Sequence[Tensor] = ()
+    ) -> Forward:
         """Run it. Tensors are those of the task or their (B, T, H, W, heads, head_dim) views.
 
-        Only q and k are read before ``ready`` is called, which makes the others so.
+        Only q and k are read before ``ready`` is called, which makes the others so. ``held`` is the
+        memory of a cache, where the task has one: tokens (2, B, S, kv_heads, head_dim), means (2,
+        B, kv_heads, capacity, tiles, head_dim) fp32, and int64 numbers of its ring.
         """
 
     def backward(

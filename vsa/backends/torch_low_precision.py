@@ -3,7 +3,8 @@
 
     int8   k = round((K - mean) / k_scale)   a scale for each tile, largest magnitude 127
            q = round(Q scale / q_scale)      a scale for each row, largest magnitude 127
-    fp8    the same in e4m3, largest magnitude 16; their products are rounded to fp16
+    fp8    the same in e4m3, largest magnitude 16; their products are rounded to fp16, and q_scale
+           is larger by q . q / (q . rounded q), which keeps a row's product with itself
     both   v = e4m3(V / v_scale)             a scale for each channel, largest magnitude 448
            w = line(q . k q_scale k_scale)   weights, e4m3; out = sum of w v v_scale / sum of w
 
@@ -182,6 +183,12 @@ def _rounded(x: Tensor, precision: str) -> tuple[Tensor, Tensor]:
     return codes, torch.where(finite, most / top, math.nan)
 
 
+def _kept_product(x: Tensor, rounded: Tensor) -> Tensor:
+    """What rows (N, D) that were rounded are multiplied by, (N,): x . x / (x . rounded)."""
+    got = (x * rounded).sum(-1)
+    return torch.where(got > 0, x.square().sum(-1) / got, 1)
+
+
 def _rounded_values(v: Tensor) -> tuple[Tensor, Tensor]:
     """Values (N, D) in units of a scale for each channel (D,); NaN where they are not finite."""
     finite = v.isfinite()
@@ -216,6 +223,7 @@ def _attend(q: Tensor, keys: Keys, precision: str) -> tuple[Tensor, Tensor]:
     raw = torch.bmm(codes.view(q.shape), keys.k.flatten(1, 2).mT)
     if precision == "fp8":
         raw = raw.half().float()
+        q_scale = q_scale * _kept_product(q.flatten(0, 1) / q_scale[:, None], codes)
     raw = raw.view(rows, length, *keys.real.shape[1:])
     factor = q_scale.view(rows, length, 1, 1) * keys.k_scale[:, None, :, None] / math.log(2)
     scores = raw * factor  # base 2

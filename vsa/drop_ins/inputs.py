@@ -122,7 +122,7 @@ def resolve(
         kv_sizes=checked[1],
         parts=volume // SLOTS,
         scale=checks.scale(None, q.shape[-1]),
-        backend=inputs.chosen(backend, q, k, v, further, padded=True),
+        backend=inputs.chosen(backend, q, k, v, further),
     )
 
 

@@ -7,7 +7,7 @@ order of slots. Tile means are computed of the current chunk alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vsa.backends import named
-from vsa.stages import inputs
+from vsa.stages import eager, inputs
 from vsa.stages.coarse import tile_means
 from vsa.stages.combine import gated_attention
 from vsa.stages.inputs import DEFAULT_TILE, Layout, Tile
@@ -96,31 +96,56 @@ def attend(
     topk: object,
     cache: KVCache,
     gates: Mapping[str, Tensor | None],
+    gives: tuple[bool, bool],
     *,
+    grid: Layout | None,
+    kv_grid: object,
+    tile: Tile,
+    scale: float | None,
+    text_valid: Tensor | None,
     selection: Selection | None,
+    score: Any,
     tail: bool,
-    **options: Any,
-) -> tuple[Tensor, Selection, Tensor]:
-    """Arguments as in ``vsa.attention``.
+    mask: object,
+    precision: str,
+    backend: str,
+) -> tuple[Tensor, Selection | None, Tensor | None]:
+    """Arguments as in ``vsa.attention``; ``gives``: whether log-sum-exp and choice are results.
 
     Returns:
-        out, the selection in the order of time, and the log-sum-exp.
+        out, and as asked for the selection in the order of time, and the log-sum-exp.
 
     Raises:
         ValueError, TypeError: naming the argument; then the cache is as it was.
     """
-    call, budget, chooses, runs = check(
-        tokens, topk, cache, gates, selection=selection, tail=tail, **options
-    )
+    given = *tokens, gates["gate_fine"], gates["gate_coarse"]
+    rest = grid, kv_grid, tile, scale, backend, score, *gives, tail, mask, precision
+    kind: Hashable = None
+    if isinstance(cache, KVCache):
+        kind = eager.kind_of(*given, text_valid, selection, topk, rest, cache.kind)
+    plan = None if kind is None else eager.plan_of(kind)
+    if plan is not None and plan.prepared is not None:
+        out, lse, chosen = eager.attend(plan, given, text_valid, selection, None, cache.memory)
+        cache.note_written(plan.grid.prefix > 0)
+        return out, chosen, lse
+    of_chunk, budget, chooses, runs = check(
+        tokens, topk, cache, gates, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale,
+        text_valid=text_valid, selection=selection, score=score, tail=tail, mask=mask,
+        precision=precision, backend=backend,
+    )  # fmt: skip
     for name, gate in gates.items():
         checks.gate(name, gate, tokens[0])
-    given = selection is not None
+    ring, is_given = cache.ring, selection is not None
+    tail = tail and (chooses or is_given)  # else nothing is left out
 
-    with torch.no_grad(), torch.autocast(call.q.device.type, enabled=False):
-        q_means, *of_keys = tile_means((call.q, call.k, call.v), (call.grid,) * 3, call.backend)
-        cache.write(call.k, call.v, of_keys)
+    with torch.no_grad(), torch.autocast(of_chunk.q.device.type, enabled=False):
+        grids = (of_chunk.grid,) * 3
+        q_means, *of_keys = tile_means(
+            (of_chunk.q, of_chunk.k, of_chunk.v), grids, of_chunk.backend
+        )
+        cache.write(of_chunk.k, of_chunk.v, of_keys)
         k, v = cache.keys_and_values()
-        call = replace(call, k=k, v=v)
+        call = replace(of_chunk, k=k, v=v)
         means = [q_means, *cache.means(in_time=True)]
         coarse: Tensor | None = None
         if chooses and runs > 1:
@@ -132,10 +157,8 @@ def attend(
             selection = select_tiles(means[0], means[1], budget, call)
         elif selection is None:
             selection = everything(call.q, call.grid, call.kv_grid)
-        placed = cache.in_slots(selection) if chooses or given else selection
-        of_tail: TailMeans | None = None
-        if tail and (chooses or given):  # else nothing is left out
-            of_tail = TailMeans(*cache.means(in_time=False))
+        placed = cache.in_slots(selection) if chooses or is_given else selection
+        of_tail = TailMeans(*cache.means(in_time=False)) if tail else None
         out, lse = gated_attention(
             call,
             placed,
@@ -145,6 +168,9 @@ def attend(
             gates["gate_coarse"],
             of_tail,
         )
+    if kind is not None and plan is None:
+        choice, all_tiles = (budget, False) if chooses else (selection, not is_given)
+        eager.remember(kind, of_chunk, given, choice, gives, tail, all_tiles, runs, ring)
     return out, selection, lse
 
 

@@ -24,6 +24,7 @@ from vsa.values.budget import Budget, LayerBudget, TopP
 from vsa.values.grid import Grid
 from vsa.values.masks import RULES
 from vsa.values.remembered import Remembered
+from vsa.values.ring import Ring
 from vsa.values.score import SubBlocks
 from vsa.values.selection import Selection
 from vsa.values.task import Task
@@ -47,6 +48,7 @@ def kind_of(
     selection: Selection | None,
     topk: object,
     rest: Sequence[object],
+    of_cache: Hashable | None = (),
 ) -> Hashable | None:
     """All that a call depends on besides the numbers in its tensors; None if it has no plan.
 
@@ -61,8 +63,9 @@ def kind_of(
         topk: as the user gave it.
         rest: grid, kv_grid, tile, scale, backend, score, whether log-sum-exp and choice are
             results, whether there is a tail, the mask, and the precision.
+        of_cache: what the call depends on of its cache; None if that says that it has no plan.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or of_cache is None:
         return None
     tensors: tuple[Tensor | None, ...] = (q, k, v)
     if not gate_fine is gate_coarse is text_valid is None:
@@ -115,7 +118,7 @@ def kind_of(
     if wants and low:  # refused elsewhere
         return None
     hooked = wants and is_hooked()
-    return (*shapes, topk, kinds, *rest, cast, misaligned, wants, hooked)
+    return (*shapes, topk, kinds, *rest, cast, misaligned, wants, hooked, of_cache)
 
 
 def _known_of(selection: Selection) -> tuple[object, ...] | None:
@@ -189,6 +192,7 @@ def remember(
     tail: bool = False,
     everything: bool = False,
     runs: int = 1,
+    ring: Ring | None = None,
 ) -> None:
     """Prepare the next calls of a kind, if its backend can.
 
@@ -201,6 +205,7 @@ def remember(
         tail: whether tiles that are not chosen enter the softmax by their means.
         everything: whether that selection is all tiles, which no user gave.
         runs: of a tile, whose means are scored for the choice; 1 for its mean.
+        ring: of the call's cache; then k and v are the current chunk's.
     """
     gradients = wants_gradients(*(x for x in given if x is not None))
     hooked = gradients and is_hooked()
@@ -239,6 +244,7 @@ def remember(
             call.precision,
             () if call.mask is None else call.mask.rule,
             () if call.mask is None else shares,
+            ring,
         )
         prepared = named(call.backend).prepare(task)
     layouts = tuple(

@@ -74,12 +74,11 @@ def resolve(
     backend: str = "auto",
     precision: object = "native",
     mask: object = None,
-    padded: bool = False,
 ) -> Inputs:
     """Check everything that the parts of ``vsa`` have in common.
 
     A caller without values passes k in their place. A selection brings the grids that the caller
-    left out; gates are checked elsewhere. ``padded`` asks for a backend that has padded tiles.
+    left out; gates are checked elsewhere.
 
     Raises:
         ValueError, TypeError: naming the argument, what it was and what is allowed.
@@ -112,9 +111,7 @@ def resolve(
     return Inputs(
         scale=checks.scale(scale, q.shape[-1]),
         text_valid=None if text_valid is None else transforms.savable(text_valid),
-        backend=chosen(
-            backend, q, k, v, gates or {}, bits, padded=padded, masked=over_tiles is not None
-        ),
+        backend=chosen(backend, q, k, v, gates or {}, bits, masked=over_tiles is not None),
         # Last, since strides may make these copies, and what is above may refuse.
         q=_flat(q),
         k=_flat(k),
@@ -210,7 +207,6 @@ def chosen(
     v: Tensor,
     gates: Mapping[str, Tensor | None],
     precision: str = "native",
-    padded: bool = False,
     masked: bool = False,
 ) -> str:
     """Name of the backend; that of ``TRANSFORMS`` where a tensor needs more than a backward."""
@@ -233,7 +229,6 @@ def chosen(
         operator.index(q.shape[-1]),
         wants_gradients(q, k, v),
         precision,
-        padded,
         masked,
     )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -67,6 +68,7 @@ def attend(
     text_valid: Tensor | None,
     selection: Selection | None,
     ready: Ready | None = None,
+    held: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor | None, Selection | None]:
     """Run a plan that is prepared: out like q, and as asked for lse (B, heads, S_q), the choice.
 
@@ -76,6 +78,7 @@ def attend(
         text_valid: the same.
         selection: as given, or None for a choice that is made.
         ready: is called before anything but q and k is read.
+        held: the memory of a cache, which has no gradients.
     """
     assert plan.prepared is not None
     device = tokens[0].device.type
@@ -95,7 +98,7 @@ def attend(
         if plan.gradients:
             out, lse, chosen = _Attention.apply(plan, ready, *tensors)
         else:
-            found = plan.prepared.forward(*tensors, ready=ready)
+            found = plan.prepared.forward(*tensors, ready=ready, held=held)
             out, lse, chosen = found.out, found.lse, found.bitmap
     if selection is None and chosen is not None:
         grids = plan.grid, plan.kv_grid

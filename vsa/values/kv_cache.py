@@ -12,7 +12,7 @@ Once all slots are in use, nothing that a call launches depends on where the rin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from vsa.values import bitmap, checks
 from vsa.values.grid import Extent, Grid
 from vsa.values.kv_checks import check_kind, is_capturing, tile_of
+from vsa.values.ring import Ring
 from vsa.values.selection import Selection
 
 
@@ -86,6 +87,10 @@ class KVCache:
         self._videos, self._number = 0, 0
         self._written, self._has_text = False, self.prefix == 0
         self._captured: set[int] = set()
+        self._settings = (
+            self.batch, self.kv_heads, self.head_dim, self.chunk, self.tile, self.dtype,
+            self.device,
+        )  # fmt: skip
 
     def _take_memory(self, dtype: torch.dtype, device: torch.device | str | None) -> None:
         tokens, tiles = self._grid.tokens, self._grid.num_tiles
@@ -129,6 +134,23 @@ class KVCache:
         """Memory in bytes; it never grows."""
         held = self._tokens, self._means, self._table, self._now
         return sum(x.numel() * x.element_size() for x in held)
+
+    @property
+    def ring(self) -> Ring:
+        """Where it stands."""
+        return Ring(self.capacity, self.sinks, self.prefix, self._past)
+
+    @property
+    def kind(self) -> Hashable | None:
+        """All that a call depends on besides numbers on the device; None if it has no plan."""
+        if type(self._tokens) is not Tensor:  # made under a mode that makes others
+            return None
+        return *self._settings, *self.ring, self._has_text
+
+    @property
+    def memory(self) -> tuple[Tensor, ...]:
+        """All that a call reads and writes, see ``vsa.backends.base.Prepared``."""
+        return self._tokens, self._means, self._now
 
     def advance(self) -> None:
         """The current chunk becomes past; beyond capacity the oldest one that is no sink leaves.
@@ -238,7 +260,11 @@ class KVCache:
             else:
                 of_tokens[:, self._past].copy_(x[:, text:])
                 of_means[:, :, self._past].copy_(mean)
-        self._has_text = self._has_text or text > 0
+        self.note_written(text > 0)
+
+    def note_written(self, with_text: bool) -> None:
+        """The current chunk is in its place, and the text that came along."""
+        self._has_text = self._has_text or with_text
         if is_capturing(self.device):  # it is written by replays, which nobody here sees
             self._captured.add(self._past + 1)
         else:

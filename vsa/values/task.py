@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from vsa.values.grid import Grid
+from vsa.values.ring import Ring
 from vsa.values.tile_mask import TileMask, mask_of
 
 
@@ -38,6 +39,8 @@ class Task(NamedTuple):
         precision: "native", "int8" or "fp8".
         rule: which tiles a row may choose, see ``vsa.values.tile_mask.TileMask``; empty without.
         shares: like ``counts``, budgets that are a share of what a row may choose, 0 for others.
+        ring: of the cache that k and v, the current chunk's, are written to and that is attended;
+            None without a cache. The choice is in the order of time.
     """
 
     q: Tensor
@@ -61,6 +64,7 @@ class Task(NamedTuple):
     precision: str = "native"
     rule: Sequence[int] = ()
     shares: Sequence[float] = ()
+    ring: Ring | None = None
 
     @property
     def mask(self) -> TileMask | None:

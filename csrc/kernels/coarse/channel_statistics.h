@@ -158,11 +158,11 @@ class PerChannel {
 template <class Element, int D>
 class ChannelStatistics {
  public:
-  VSA_DEVICE static int groups(const QuantiseTilesParams& p) {
+  VSA_HD static int groups(const QuantiseTilesParams& p) {
     return ceil_div(p.keys.num_tiles(), p.together);
   }
   // The warp's number counts heads, groups of tiles and batch elements, fastest first.
-  VSA_DEVICE static int64_t warps(const QuantiseTilesParams& p) {
+  VSA_HD static int64_t warps(const QuantiseTilesParams& p) {
     return int64_t{p.batch} * groups(p) * p.heads;
   }
   VSA_DEVICE static void run(const QuantiseTilesParams& p, int64_t warp) {
@@ -197,11 +197,13 @@ class ChannelStatistics {
       count += popcount(tile.rows & kSampledRows);
       add_keys(sums, p, tile);
     });
+    fold_sums(sums);
     each_lane([&](int lane) {
       if (lane == 0) atomic_add(&record.key_count, count);
       VSA_UNROLL
       for (int c = 0; c < Tile::kChannels; ++c)
-        atomic_add(&record.key_sum[Tile::channel(lane) + c], sums[lane].units[c]);
+        if (Tile::row(lane) == 0)
+          atomic_add(&record.key_sum[Tile::channel(lane) + c], sums[lane].units[c]);
     });
   }
 
@@ -270,6 +272,18 @@ class ChannelStatistics {
         each_lane([&](int lane) {
           most[lane].bits[c] = larger(bits[lane], broadcast(bits, lane ^ apart));
         });
+      }
+    }
+  }
+  VSA_DEVICE static void fold_sums(PerLane<Sums>& sums) {
+    VSA_UNROLL
+    for (int apart = Tile::kLanes; apart < kWarpThreads; apart *= 2) {
+      VSA_UNROLL
+      for (int c = 0; c < Tile::kChannels; ++c) {
+        PerLane<int64_t> units;
+        each_lane([&](int lane) { units[lane] = sums[lane].units[c]; });
+        each_lane(
+            [&](int lane) { sums[lane].units[c] = units[lane] + broadcast(units, lane ^ apart); });
       }
     }
   }

@@ -33,6 +33,7 @@
 // products of the step before, which read those.
 #pragma once
 #include "kernels/select/tile_rule.h"
+#include "prim/warp.h"
 #include "tile/tile.h"
 
 namespace vsa {
@@ -89,6 +90,7 @@ class FloatProduct {
     int product = 0, block = block_index();
     while (block >= params.products[product].blocks) ++product;
     if (product > 0) block -= params.products[product - 1].blocks;
+    if constexpr (Masked) block = longest_first(params, product, block);
     FloatProduct one(params.products[product], s, block);
     if constexpr (Masked) {
       one.mask_ = &params;
@@ -108,6 +110,20 @@ class FloatProduct {
         first_column_(block % p.column_tiles() * kTileRows),
         first_row_(block / p.column_tiles() % p.row_tiles() * kTileRows),
         matrix_(block / p.column_tiles() / p.row_tiles()) {}
+
+  // Blocks are numbered along columns, rows and matrices. Of products that leave out steps the one
+  // that starts in a place: rows of all matrices together, and first those that have most steps
+  // where queries see what was before them, which are the last queries and the first keys.
+  VSA_DEVICE static int longest_first(const MaskedProductParams& params, int product, int place) {
+    const Product& p = params.products[product];
+    if (params.sides[product] == Sides::RowsAndColumns) return place;
+    const int columns = p.column_tiles(), rows = p.row_tiles();
+    const int blocks = p.blocks - (product > 0 ? params.products[product - 1].blocks : 0);
+    const int of_row = blocks / rows, row = place / of_row, rest = place % of_row;
+    const int matrix = rest / columns, column = rest % columns;
+    const int from_end = params.sides[product] == Sides::RowsAndDepth ? rows - 1 - row : row;
+    return (matrix * rows + from_end) * columns + column;
+  }
 
   VSA_DEVICE void multiply() {
     int first = 0;
@@ -135,15 +151,27 @@ class FloatProduct {
     }
   }
 
-  // The first step along k from there on that is not left out.
-  VSA_DEVICE int step_from(int first) const {
+  // The first step along k from there on that is not left out. Lanes look at a step each, 32 at a
+  // time.
+  VSA_DEVICE int step_from(int first) {
     if constexpr (Masked) {
-      if (sides_ == Sides::RowsAndDepth)
-        while (first < p_.depth && !meets(first_row_, p_.rows, first, p_.depth)) first += kTileRows;
-      if (sides_ == Sides::DepthAndRows)
-        while (first < p_.depth && !meets(first, p_.depth, first_row_, p_.rows)) first += kTileRows;
+      if (sides_ == Sides::RowsAndColumns) return first;
+      constexpr int kAtOnce = kWarpThreads * kTileRows;
+      for (; first < p_.depth; first = (first / kAtOnce + 1) * kAtOnce) {
+        const int begin = first / kAtOnce * kAtOnce;
+        if (first == begin)
+          steps_ = ballot([&](int lane) { return has_step(begin + lane * kTileRows); });
+        const uint32_t left = steps_ & ~0u << (first - begin) / kTileRows;
+        if (left != 0) return begin + bitmap::lowest(left) * kTileRows;
+      }
     }
     return first;
+  }
+
+  VSA_DEVICE bool has_step(int first) const {
+    if (first >= p_.depth) return false;
+    return sides_ == Sides::RowsAndDepth ? meets(first_row_, p_.rows, first, p_.depth)
+                                         : meets(first, p_.depth, first_row_, p_.rows);
   }
 
   VSA_DEVICE bool is_left_out() const {
@@ -289,6 +317,7 @@ class FloatProduct {
   const int64_t matrix_;
   const MaskedProductParams* mask_ = nullptr;
   Sides sides_ = Sides::RowsAndColumns;
+  uint32_t steps_ = 0;                       // bit i: the i-th of 32 steps along k is not left out
   Fragment<64> left_values_, right_values_;  // of the next step, or what is left of them
   Operand<64> left_[kPieces];
   Fragment<64> sum_;    // of this step

@@ -24,7 +24,7 @@ class QuantiseTiles {
   using Values = decltype(Image::v);
 
   // The warp's number counts heads, tiles and batch elements, fastest first.
-  VSA_DEVICE static int64_t warps(const QuantiseTilesParams& p) {
+  VSA_HD static int64_t warps(const QuantiseTilesParams& p) {
     return int64_t{p.batch} * p.keys.num_tiles() * p.heads;
   }
   VSA_DEVICE static void run(const QuantiseTilesParams& p, int64_t warp) {

@@ -37,11 +37,19 @@ struct MaskedTileMeansParams : TileMeansParams {
   int first_of_keys;  // tensors from this one on are of keys
 };
 
-// Channels are taken N at a time. Masked: under a rule over tiles.
-template <class Element, int N, bool Masked = false>
+// Tokens are read for their means alone.
+struct NotKept {
+  using Params = TileMeansParams;
+  static constexpr bool kKeeps = false;
+
+  VSA_DEVICE NotKept(const Params&, int, int, int, int, int) {}
+};
+
+// Channels are taken N at a time. Masked: under a rule over tiles. Kept: see chunk_means.h.
+template <class Element, int N, bool Masked = false, class Kept = NotKept>
 class TileMeans {
  public:
-  using Params = std::conditional_t<Masked, MaskedTileMeansParams, TileMeansParams>;
+  using Params = std::conditional_t<Masked, MaskedTileMeansParams, typename Kept::Params>;
   // Tokens whose loads are in flight together; they are added in pairs first, which is the more
   // exact way.
   static constexpr int kTogether = 8;
@@ -63,6 +71,7 @@ class TileMeans {
       if (tensor >= p.first_of_keys && !p.rule.sees(p.rule.layer.quotient(tile))) real = 0;
     const int64_t start = batch * x.batch_stride + head * x.head_stride +
                           x.grid.token(place, 0) * x.token_stride + channel;
+    [[maybe_unused]] const Kept kept(p, tensor, batch, head, x.grid.token(place, 0), channel);
     Floats<N> total = {};
     uint64_t left = real;
     for (int at = 0; at < x.grid.tile.volume(); at += kTogether, left >>= kTogether) {
@@ -72,6 +81,8 @@ class TileMeans {
         const bool there = (left >> i & 1) != 0;
         const int64_t offset = there ? x.row_offsets[at + i] : 0;
         token[i] = load_floats<Element, N>(x.data, start + offset, there);
+        if constexpr (Kept::kKeeps)
+          if (there) kept.token(at + i, token[i]);
       }
       VSA_UNROLL
       for (int half = kTogether / 2; half > 0; half /= 2) {
@@ -83,7 +94,8 @@ class TileMeans {
 
     const int tokens = popcount(real);
     const float size = static_cast<float>(tokens > 0 ? tokens : 1);  // no token: zeros
-    const int64_t first = ((int64_t{batch} * x.heads + head) * tiles + tile) * p.head_dim + channel;
+    int64_t first = ((int64_t{batch} * x.heads + head) * tiles + tile) * p.head_dim + channel;
+    if constexpr (Kept::kKeeps) first = kept.mean(tile);
     VSA_UNROLL
     for (int c = 0; c < N; ++c) x.means[first + c] = total.x[c] / size;
   }

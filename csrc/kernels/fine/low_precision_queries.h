@@ -3,6 +3,11 @@
 //
 //   q = round(Q / scale),   scale: the row's largest magnitude becomes 127, or 16 as e4m3
 //
+// Numbers of e4m3 are off by some percent. What all scores of a row have in common of that is how
+// far q is too long or short in the direction of Q: softmax prefers keys in that direction, so that
+// the log-sum-exp of many keys has this error and little else. So with e4m3 the scale that scores
+// are multiplied by is larger by Q . Q / (Q . q), which keeps the row's product with itself.
+//
 // A row with infinity or NaN gets NaN for its scale.
 #pragma once
 #include "prim/warp.h"
@@ -54,21 +59,44 @@ class LowPrecisionQueries {
     scale = most;
     zip(scale, special,
         [=](float x, float nan) { return x / kMostScored<Key> * scale_of_scores + nan; });
+    RowValues own, rounded;  // products of each row with itself
     VSA_EACH_LANE(t) {
       const auto& largest = lane(most, t);
       auto& fours = lane(q, t);
+      auto& exact = lane(own, t);
+      auto& got = lane(rounded, t);
+      exact[0] = exact[1] = got[0] = got[1] = 0;
       const float factor[2] = {kMostScored<Key> / largest[0], kMostScored<Key> / largest[1]};
       VSA_UNROLL
       for (int r = 0; r < D / 8; ++r) {
         float x[4];
         read_four(x, tile, t, r);
         const float by = factor[r & 1];
-        fours[r] = pack8<Key>(x[0] * by, x[1] * by, x[2] * by, x[3] * by);
+        VSA_UNROLL
+        for (float& each : x) each *= by;
+        fours[r] = pack8<Key>(x[0], x[1], x[2], x[3]);
+        if constexpr (kKeepsProducts) {
+          float codes[4];
+          widen_e4m3(codes, fours[r]);
+          VSA_UNROLL
+          for (int c = 0; c < 4; ++c) {
+            exact[r & 1] = fma(x[c], x[c], exact[r & 1]);
+            got[r & 1] = fma(x[c], codes[c], got[r & 1]);
+          }
+        }
       }
+    }
+    if constexpr (kKeepsProducts) {
+      quad_reduce(own, add);
+      quad_reduce(rounded, add);
+      zip(own, rounded, [](float exact, float got) { return got > 0 ? exact / got : 1; });
+      zip(scale, own, [](float x, float by) { return x * by; });
     }
   }
 
  private:
+  static constexpr bool kKeepsProducts = std::is_same_v<Key, E4m3>;
+
   VSA_DEVICE static void read_four(float (&x)[4], const Tile<D>& tile, int t, int r) {
     const uint32_t* pairs = smem_words(pair_address(tile, four_row(t, r), four_column(t, r)));
     VSA_UNROLL

@@ -11,6 +11,7 @@
 
 #include "kernels/select/softmax_mass.h"
 #include "kernels/select/tile_rule.h"
+#include "kernels/select/time_order.h"
 #include "prim/warp.h"
 
 namespace vsa {
@@ -27,6 +28,7 @@ struct SelectTilesParams {
   double mass;              // least share of the softmax, 0 for none
   int num_counts;           // 1 or heads
   int counts[kMostCounts];  // least tiles of a row
+  TimeOrder order;          // of the columns, without a mask
 
   VSA_HD int words() const { return bitmap::words(columns); }
   VSA_HD int query_tile(int row) const { return (first_row + row) % query_tiles; }
@@ -56,9 +58,9 @@ struct AllTiles {
   VSA_DEVICE AllTiles(const SelectTilesParams&, int) {}
   VSA_DEVICE static bool has(int) { return true; }
 };
-struct RowMask : AllowedTiles {
-  VSA_DEVICE RowMask(const MaskedSelectParams& p, int row)
-      : AllowedTiles(p.mask, p.first_row + row) {}
+template <class Allowed>
+struct RowMask : Allowed {
+  VSA_DEVICE RowMask(const MaskedSelectParams& p, int row) : Allowed(p.mask, p.first_row + row) {}
 };
 
 // Whole numbers in the order of the floats that they stand for; +0 and -0 are one.
@@ -80,16 +82,17 @@ struct Tally {  // of some tiles
 };
 
 // A lane holds `Held` scores at a time: the whole row, or if it is `Longer` one part after another,
-// read again for every question. `ByMass`: the tiles have softmax weights too. `Masked`: the row
-// may choose some tiles only.
-template <int Held, bool Longer, bool ByMass, bool Masked>
+// read again for every question. `ByMass`: the tiles have softmax weights too. `Allowed`: those
+// that the row may choose, AllTiles, AllowedRuns or AllowedTiles.
+template <int Held, bool Longer, bool ByMass, class Allowed>
 class ScoreRow {
  public:
-  using Params = std::conditional_t<Masked, MaskedSelectParams, SelectTilesParams>;
+  static constexpr bool kMasked = !std::is_same_v<Allowed, AllTiles>;
+  using Params = std::conditional_t<kMasked, MaskedSelectParams, SelectTilesParams>;
   static constexpr int kStep = 8;
   static constexpr int kColumns = Held * kWarpThreads;
   // Words that a row has for certain, since it would be held by fewer registers otherwise.
-  static constexpr int kSureWords = Longer || Masked ? 0 : Held - kStep;
+  static constexpr int kSureWords = Longer || kMasked ? 0 : Held - kStep;
 
   VSA_DEVICE ScoreRow(const Params& p, int row)
       : allowed_(p, row),
@@ -98,7 +101,7 @@ class ScoreRow {
         scores_(p.scores + int64_t{row} * p.columns),
         must_(p.must ? p.must + int64_t{p.query_tile(row)} * p.words() : nullptr) {
     if constexpr (!Longer) read(0);
-    if constexpr (Masked) count_allowed();
+    if constexpr (kMasked) num_allowed_ = allowed_.count();
     survey();
     // A NaN among them makes the mean one, so that rows without any need no look at each score.
     if constexpr (kSureWords > 0)
@@ -108,12 +111,12 @@ class ScoreRow {
 
   // Tiles that may be chosen.
   VSA_DEVICE int columns() const {
-    if constexpr (Masked)
+    if constexpr (kMasked)
       return num_allowed_;
     else
       return columns_;
   }
-  VSA_DEVICE bool may_choose(int column) const { return allowed_.has(column); }
+  VSA_DEVICE const auto& allowed() const { return allowed_; }
   VSA_DEVICE bool has_forced() const { return must_ != nullptr; }
   VSA_DEVICE float greatest() const { return greatest_; }
   // Of the row's complete words, under a mask of its numbers; NaN without any.
@@ -163,9 +166,8 @@ class ScoreRow {
         if (i >= kSureWords && bits <= 0) return;
         const bool whole = i < kSureWords || bits >= kWordBits;
         uint32_t columns = whole ? ~0u : (1u << bits) - 1;
-        if constexpr (Masked)
-          columns = ballot(
-              [&](int lane) { return lane < bits && allowed_.has(word * kWordBits + lane); });
+        if constexpr (kMasked)
+          columns = ballot([&](int lane) { return allowed_.has(word * kWordBits + lane); });
         fn(word, columns, [&](int lane) { return part_[lane].score[i]; });
       }
     });
@@ -203,7 +205,7 @@ class ScoreRow {
     PerLane<int> numbers;  // under a mask
     each_lane([&](int lane) {
       top[lane] = -INFINITY, total[lane] = squares[lane] = 0;
-      if constexpr (Masked) numbers[lane] = 0;
+      if constexpr (kMasked) numbers[lane] = 0;
     });
     for (int first = 0; first < (Longer ? columns_ : 1); first += kColumns) {
       if constexpr (Longer) read(first);
@@ -213,7 +215,7 @@ class ScoreRow {
           const float score = part_[lane].score[i];
           top[lane] = max2(top[lane], score);
           bool complete = i < kSureWords || first + (i + 1) * kWarpThreads <= columns_;
-          if constexpr (Masked) {
+          if constexpr (kMasked) {
             complete = score > -INFINITY;
             numbers[lane] += complete ? 1 : 0;
           }
@@ -225,20 +227,11 @@ class ScoreRow {
     }
     greatest_ = Extremes::of(top);
     int whole = columns_ / kWarpThreads * kWarpThreads;
-    if constexpr (Masked) whole = sum([&](int lane) { return numbers[lane]; });
+    if constexpr (kMasked) whole = sum([&](int lane) { return numbers[lane]; });
     const float share = reciprocal_approx(static_cast<float>(whole));
     mean_ = sum([&](int lane) { return total[lane]; }) * share;
     const float square = sum([&](int lane) { return squares[lane]; }) * share;
     deviation_ = sqrtf(max2(fma(-mean_, mean_, square), 0));
-  }
-
-  VSA_DEVICE void count_allowed() {
-    num_allowed_ = sum([&](int lane) {
-      int own = 0;
-      for (int column = lane; column < columns_; column += kWarpThreads)
-        own += allowed_.has(column) ? 1 : 0;
-      return own;
-    });
   }
 
   // fn(first column) for each part of the row, while it is held.
@@ -274,14 +267,17 @@ class ScoreRow {
       for (int i = 0; i < Held; ++i) {
         float score = -INFINITY;
         // No load_global: weights may be written over the scores.
-        if (i < kSureWords || (i * kWarpThreads < left && may_hold(first, i, lane)))
-          score = from[i * kWarpThreads];
+        if (i < kSureWords || may_hold(first, i, lane, left)) score = from[i * kWarpThreads];
         part_[lane].score[i] = i < kSureWords ? score : of_number(score);
       }
     });
   }
-  VSA_DEVICE bool may_hold(int first, int place, int lane) const {
-    return !Masked || allowed_.has(first + place * kWarpThreads + lane);
+  // left: columns of the row from the lane's first one on
+  VSA_DEVICE bool may_hold(int first, int place, int lane, int left) const {
+    if constexpr (kMasked)
+      return allowed_.has(first + place * kWarpThreads + lane);
+    else
+      return place * kWarpThreads < left;
   }
   VSA_DEVICE static float of_number(float score) { return max2(score, -INFINITY); }
 
@@ -299,7 +295,7 @@ class ScoreRow {
         const int left = columns_ - first - lane;
         VSA_UNROLL
         for (int i = 0; i < Held; ++i) {
-          const bool real = i < kSureWords || (i * kWarpThreads < left && may_hold(first, i, lane));
+          const bool real = i < kSureWords || may_hold(first, i, lane, left);
           part_[lane].weight[i] = real ? weight(part_[lane].score[i]) : 0;
         }
       });
@@ -310,13 +306,13 @@ class ScoreRow {
       for (int i = 0; i < Held; ++i) {
         const int word = first / kWarpThreads + i;
         if ((i < kSureWords || word < words_) && (load_global(must_ + word) >> lane & 1) != 0 &&
-            may_hold(first, i, lane))
+            (!kMasked || allowed_.has(word * kWordBits + lane)))
           part_[lane].score[i] = NAN;
       }
     });
   }
 
-  std::conditional_t<Masked, RowMask, AllTiles> allowed_;
+  std::conditional_t<kMasked, RowMask<Allowed>, AllTiles> allowed_;
   int num_allowed_;  // under a mask
   int columns_, words_;
   const float* scores_;

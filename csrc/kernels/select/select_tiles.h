@@ -2,8 +2,9 @@
 // Select stage: the key tiles that each row of scores keeps, as a bitmap, and where the coarse
 // attention wants it the row's softmax. One warp per row.
 //
-// Tiles are taken in order: forced ones, then by falling score, equal scores by rising index. A row
-// stops as soon as it has `count` tiles and their share of the row's softmax reaches `mass`.
+// Tiles are taken in order: forced ones, then by falling score, equal scores by rising index, or in
+// the order of time where columns are slots of a ring. A row stops as soon as it has `count` tiles
+// and their share of the row's softmax reaches `mass`.
 //
 // So a row is cut at one score. It is found by trying pivots, each a pass over the row that counts
 // what is no less; the pivots decide how many passes it takes, never the result.
@@ -17,29 +18,32 @@ namespace vsa {
 
 constexpr int kSelectThreads = 128;  // of a block
 
-template <int Held, bool Longer, bool ByMass, bool Masked = false>
+template <int Held, bool Longer, bool ByMass, class Allowed = AllTiles>
 class SelectTiles {
  public:
-  using Row = ScoreRow<Held, Longer, ByMass, Masked>;
+  using Row = ScoreRow<Held, Longer, ByMass, Allowed>;
   using Params = Row::Params;
-  // What a search needs besides the scores fits into 24 registers; more rows at a time hide the
-  // latency of memory. 0 leaves it to the compiler.
+  static constexpr bool kMasked = Row::kMasked;
+  // What a search needs besides the scores fits into few registers, the runs of a mask included;
+  // more rows at a time hide the latency of memory. 0 leaves it to the compiler.
+  static constexpr int kOther = kMasked ? 40 : 24;
   static constexpr int kBlocksPerSm =
-      Longer || ByMass || Masked ? 0 : 65536 / (kSelectThreads * (Held + 24));
+      std::is_same_v<Allowed, AllowedTiles> || ((Longer || ByMass) && kMasked) ? 3
+      : Longer || ByMass ? 0
+                         : 65536 / (kSelectThreads * (Held + kOther));
 
   VSA_DEVICE static void run(const Params& p, int row) {
     SelectTiles select(p, row);
-    select.run();
+    select.choose(p, row);
     if (p.weights == nullptr) return;
     const int64_t first = int64_t{row} * p.columns;
-    const auto weigh = [&](auto allowed) {
-      SoftmaxRow::run(p.scores + first, p.weights + first, p.columns, select.row_.greatest(),
-                      allowed);
+    const auto weigh = [&](const auto& allowed) {
+      SoftmaxRow::run(p.scores + first, p.weights + first, select.row_.greatest(), allowed);
     };
-    if constexpr (Masked)
-      weigh([&](int column) { return select.row_.may_choose(column); });
+    if constexpr (kMasked)
+      weigh(select.row_.allowed());
     else
-      weigh(SoftmaxRow::All{});
+      weigh(AllColumns{p.columns});
   }
 
  private:
@@ -61,16 +65,19 @@ class SelectTiles {
   }
 
   VSA_DEVICE static int least(const Params& p, int row, int allowed) {
-    if constexpr (Masked)
+    if constexpr (kMasked)
       return p.count_of(row, allowed);
     else
       return p.count(row);
   }
 
-  VSA_DEVICE void run() {
+  VSA_DEVICE void choose(const Params& p, int row) {
     Tally forced;
     if (row_.has_forced()) forced = row_.tally([](float score) { return score != score; });
-    write(enough(forced) ? Cut{INFINITY, 0} : find_cut(forced));
+    const Cut cut = enough(forced) ? Cut{INFINITY, 0} : find_cut(forced);
+    if constexpr (!kMasked)
+      if (p.order.known() && cut.room != INT_MAX) return write_in_time(p, row, cut);
+    write(cut);
   }
 
   VSA_DEVICE bool enough(Tally kept) const {
@@ -176,7 +183,7 @@ class SelectTiles {
       const uint64_t weight = row_.weight(last);
       if (above.mass < mass_ && weight > 0) {
         int more;
-        if constexpr (Masked)
+        if constexpr (kMasked)
           more = least_of(weight, mass_ - above.mass);
         else
           more = static_cast<int>((mass_ - above.mass + weight - 1) / weight);
@@ -208,26 +215,70 @@ class SelectTiles {
     int room = cut.room;
     write_words([&](uint32_t columns, auto score) {
       uint32_t ties = ballot([&](int lane) { return score(lane) == cut.last; });
-      if constexpr (Masked) ties &= columns;  // any of them may be the ones that go first
+      if constexpr (kMasked) ties &= columns;  // any of them may be the ones that go first
       const uint32_t late = ballot([&](int lane) {
         return (ties >> lane & 1) != 0 && popcount(ties & ((1u << lane) - 1)) >= room;
       });
       room = popcount(ties) < room ? room - popcount(ties) : 0;
       const uint32_t bits = down_to_cut(score) & ~late;
-      if constexpr (Masked) return bits & columns;
+      if constexpr (kMasked) return bits & columns;
       return bits;
+    });
+  }
+
+  // Equal scores go in the order of time. This is rare: scores are read again, so that it takes no
+  // registers from what is not.
+  VSA_DEVICE void write_in_time(const Params& p, int row, Cut cut) {
+    const float* scores = p.scores + int64_t{row} * p.columns;
+    const Run last = p.order.last();
+    int early = 0;
+    each_read_word(p, scores, [&](int word, auto score) {
+      const uint32_t ties = ballot([&](int lane) { return score(lane) == cut.last; });
+      early += popcount(ties & ~TimeOrder::bits_of(last, word));
+    });
+    int room = cut.room, late_room = room > early ? room - early : 0;
+    each_read_word(p, scores, [&](int word, auto score) {
+      const uint32_t above = ballot([&](int lane) { return score(lane) > cut.last; });
+      const uint32_t ties = ballot([&](int lane) { return score(lane) == cut.last; });
+      const uint32_t late = TimeOrder::bits_of(last, word);
+      const uint32_t kept = first_of(ties & ~late, room) | first_of(ties & late, late_room);
+      put_word(word, above | kept);
+    });
+  }
+
+  // fn(word, score): NaN past the last column.
+  template <class Fn>
+  VSA_DEVICE static void each_read_word(const Params& p, const float* scores, Fn fn) {
+    for (int word = 0; word < p.words(); ++word) {
+      PerLane<float> score;
+      each_lane([&](int lane) {
+        const int column = word * kWordBits + lane;
+        score[lane] = column < p.columns ? max2(scores[column], -INFINITY) : NAN;
+      });
+      fn(word, [&](int lane) { return score[lane]; });
+    }
+  }
+
+  // The first bits of a word, as many as there is room for, which becomes less.
+  VSA_DEVICE static uint32_t first_of(uint32_t bits, int& room) {
+    const uint32_t found = ballot([&](int lane) {
+      return (bits >> lane & 1) != 0 && popcount(bits & ((1u << lane) - 1)) < room;
+    });
+    room -= popcount(found);
+    return found;
+  }
+
+  VSA_DEVICE void put_word(int word, uint32_t bits) {
+    each_lane([&](int lane) {
+      if (lane == 0) bitmap_[word] = bits;
     });
   }
 
   // kept(columns, score): the bits of a word that are kept, as in each_word.
   template <class Kept>
   VSA_DEVICE void write_words(Kept kept) {
-    row_.each_word([&](int word, uint32_t columns, auto score) {
-      const uint32_t bits = kept(columns, score);
-      each_lane([&](int lane) {
-        if (lane == 0) bitmap_[word] = bits;
-      });
-    });
+    row_.each_word(
+        [&](int word, uint32_t columns, auto score) { put_word(word, kept(columns, score)); });
   }
 
   static constexpr int kLongSearch = 10;

@@ -19,31 +19,21 @@ struct MaskedSoftmaxRowsParams : SoftmaxRowsParams {
 
 struct SoftmaxRows {
   VSA_DEVICE static void run(const SoftmaxRowsParams& p, int row) {
+    run(p, row, AllColumns{p.columns});
+  }
+
+  template <class Allowed>
+  VSA_DEVICE static void run(const SoftmaxRowsParams& p, int row, const Allowed& allowed) {
     float* scores = p.scores + int64_t{row} * p.columns;
-    // As whole numbers in the order of the floats. A score that is none is passed over.
-    const int top = greatest([&](int lane) {
-      float own = -INFINITY;
-      for (int column = lane; column < p.columns; column += kWarpThreads)
-        own = max2(own, scores[column]);
-      return order_of(own);
-    });
-    SoftmaxRow::run(scores, scores, p.columns, of_order(top));
+    SoftmaxRow::run(scores, scores, SoftmaxRow::greatest_of(scores, allowed), allowed);
   }
 };
 
-// The same over the tiles that each row may choose.
+// The same over the tiles that each row may choose: AllowedRuns or AllowedTiles.
+template <class Allowed>
 struct MaskedSoftmaxRows {
   VSA_DEVICE static void run(const MaskedSoftmaxRowsParams& p, int row) {
-    float* scores = p.scores + int64_t{row} * p.columns;
-    const AllowedTiles allowed(p.mask, p.first_row + row);
-    const int top = greatest([&](int lane) {
-      float own = -INFINITY;
-      for (int column = lane; column < p.columns; column += kWarpThreads)
-        if (allowed.has(column)) own = max2(own, scores[column]);
-      return order_of(own);
-    });
-    SoftmaxRow::run(scores, scores, p.columns, of_order(top),
-                    [&](int column) { return allowed.has(column); });
+    SoftmaxRows::run(p, row, Allowed(p.mask, p.first_row + row));
   }
 };
 

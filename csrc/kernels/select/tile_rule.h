@@ -14,6 +14,10 @@ struct Run {  // of layers or columns, maybe an empty one
   int first, after;
 
   VSA_HD bool has(int x) const { return x >= first && x < after; }
+  // The same by one comparison, for runs that do not end before they begin.
+  VSA_HD bool holds(int x) const {
+    return static_cast<unsigned>(x - first) < static_cast<unsigned>(after - first);
+  }
   VSA_HD int length() const { return after > first ? after - first : 0; }
   VSA_HD bool meets(Run other) const {
     return first < other.after && other.first < after && first < after && other.first < other.after;
@@ -111,13 +115,56 @@ struct TileMask {
   TileRule rule;            // where there is no bitmap
   const uint32_t* allowed;  // [heads, query_tiles, words]
   int heads, query_tiles, columns;
+
+  // Whether what a row may choose is two runs of columns.
+  VSA_HD bool has_runs() const {
+    return allowed == nullptr && rule.reach_h == TileRule::kNoLimit &&
+           rule.reach_w == TileRule::kNoLimit;
+  }
 };
 
-// What one query tile of one head may choose.
-class AllowedTiles {
+// The columns that one query tile may choose under a rule without reach along h and w: two runs,
+// which is all that a row need look at.
+class AllowedRuns {
  public:
   // row: counts query tiles and then heads.
-  VSA_DEVICE AllowedTiles(const TileMask& mask, int row) : rule_(mask.rule) {
+  VSA_DEVICE AllowedRuns(const TileMask& mask, int row) : columns_(mask.columns) {
+    const TileRule& rule = mask.rule;
+    const int plane = rule.layer.by, tile = row % mask.query_tiles;
+    rule.spans(rule.layer.quotient(tile) + rule.offset, one_, other_);
+    one_ = {one_.first * plane, one_.after * plane};
+    other_ = {other_.first * plane, other_.after * plane};
+    if (other_.length() == 0) other_ = {one_.after, one_.after};
+  }
+
+  // How many columns may be chosen.
+  VSA_DEVICE int count() const { return one_.length() + other_.length(); }
+  // For any column, also past the last one.
+  VSA_DEVICE bool has(int column) const { return one_.holds(column) || other_.holds(column); }
+  VSA_DEVICE static bool has_in_run(int) { return true; }
+
+  // fn(run) for each run of columns outside of which nothing may be chosen.
+  template <class Fn>
+  VSA_DEVICE void each_run(Fn fn) const {
+    for (int i = one_.length() > 0 ? 0 : 1; i < 2; ++i) fn(i == 0 ? one_ : other_);
+  }
+  // fn(run) for what lies outside of these.
+  template <class Fn>
+  VSA_DEVICE void each_gap(Fn fn) const {
+    for (int i = 0; i < 2; ++i)
+      fn(i == 0 ? Run{one_.after, other_.first} : Run{other_.after, columns_});
+  }
+
+ private:
+  int columns_;
+  Run one_, other_;  // the first begins at column 0, the second where that ends or later
+};
+
+// What one query tile of one head may choose under any rule, or by a bitmap.
+class AllowedTiles {
+ public:
+  VSA_DEVICE AllowedTiles(const TileMask& mask, int row)
+      : rule_(mask.rule), columns_(mask.columns) {
     const int tile = row % mask.query_tiles;
     if (mask.allowed != nullptr) {
       const int head = row / mask.query_tiles % mask.heads;
@@ -133,8 +180,17 @@ class AllowedTiles {
     place_ = in_layer - line_ * rule_.width;
   }
 
+  VSA_DEVICE int count() const {
+    return sum([&](int lane) {
+      int own = 0;
+      for (int column = lane; column < columns_; column += kWarpThreads)
+        own += has_in_run(column) ? 1 : 0;
+      return own;
+    });
+  }
+  VSA_DEVICE bool has(int column) const { return column < columns_ && has_in_run(column); }
   // For a column that there is.
-  VSA_DEVICE bool has(int column) const {
+  VSA_DEVICE bool has_in_run(int column) const {
     if (words_ != nullptr)
       return (load_global(words_ + column / kWordBits) >> column % kWordBits & 1) != 0;
     if (!one_.has(column) && !other_.has(column)) return false;
@@ -144,12 +200,20 @@ class AllowedTiles {
     return near(line, line_, rule_.reach_h) && near(place, place_, rule_.reach_w);
   }
 
+  template <class Fn>
+  VSA_DEVICE void each_run(Fn fn) const {
+    fn(Run{0, columns_});
+  }
+  template <class Fn>
+  VSA_DEVICE static void each_gap(Fn) {}
+
  private:
   VSA_DEVICE static bool near(int a, int b, int reach) {
     return reach == TileRule::kNoLimit || (a - b <= reach && b - a <= reach);
   }
 
   const TileRule& rule_;
+  const int columns_;
   const uint32_t* words_ = nullptr;
   Run one_ = {0, 0}, other_ = {0, 0};
   int line_ = 0, place_ = 0;  // along h and w

@@ -198,8 +198,6 @@ class HopperBackend(KernelBackend):
         """A device, build, type or head_dim that the kernels do not support."""
         if request.device != "cuda" or not _is_hopper(request.index):
             return "it needs a CUDA device of compute capability 9.0 (H100, H200)"
-        if request.padded:
-            return "its kernels of padded tiles failed on a GPU and, mended, have not run on one"
         return _unsupported(request, cuda=True)
 
 

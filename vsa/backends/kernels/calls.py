@@ -319,6 +319,20 @@ def means_call(
     )
 
 
+class TimeOrder(NamedTuple):
+    """Columns of scores that are slots of a ring: equal scores go in the order of time.
+
+    Attributes:
+        oldest: address of the slot, int64, that holds the ring's oldest chunk.
+        ring: column that the ring begins at.
+        per_slot: columns of a slot.
+    """
+
+    oldest: int
+    ring: int
+    per_slot: int
+
+
 def select_call(
     scores: Located,
     must: Located | None,
@@ -328,6 +342,7 @@ def select_call(
     first_row: int,
     bitmap: Located,
     weights: Located | None,
+    order: TimeOrder | None = None,
 ) -> _C.SelectTiles:
     """The tiles that rows of scores (rows, n_k) keep, and with ``weights`` their softmax."""
     from vsa import _C
@@ -343,4 +358,5 @@ def select_call(
         query_tiles=query_tiles,
         counts=list(counts),
         mass=mass,
+        **(order or TimeOrder(0, 0, 0))._asdict(),
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vsa.backends.kernels import masked_calls
-from vsa.backends.kernels.calls import select_call
+from vsa.backends.kernels.calls import TimeOrder, select_call
 from vsa.backends.kernels.masked_calls import LocatedMask
 from vsa.backends.kernels.tensors import Located, beginning
 from vsa.backends.torch_coarse import row_slices
@@ -120,6 +120,7 @@ class Choice(NamedTuple):
         query_tiles: n_q.
         mask: which tiles rows may choose, None for all.
         shares: like ``counts``, budgets that are a share of these, 0 for others.
+        order: of the columns, where they are slots of a ring; without a mask.
     """
 
     q: Located
@@ -132,6 +133,7 @@ class Choice(NamedTuple):
     query_tiles: int
     mask: LocatedMask | None = None
     shares: Sequence[float] = ()
+    order: TimeOrder | None = None
 
 
 def choice_calls(
@@ -166,6 +168,7 @@ def choice_calls(
             first,
             bitmap[first:],
             None if of.v is None else flat,
+            of.order,
         )
         yield masked_calls.select_call(choice, mask, of.shares)
         if of.v is not None and coarse is not None:

@@ -82,8 +82,9 @@ def neighbour_axes(
 ) -> Tensor:
     """Along which axis the tiles that a block works on together are neighbours.
 
-    Consumers of a block share what more than one of them wants, so each head takes the axis along
-    which neighbours have more in common, judged by a sample of its tiles.
+    Consumers of a block share what more than one of them wants and wait for the longest, so each
+    head takes the axis along which neighbours have more in common and differ less in length, judged
+    by a sample of its tiles. Where rows grow, the longest are taken first.
 
     Args:
         machine: what runs the kernel.
@@ -93,7 +94,8 @@ def neighbour_axes(
         counters: (n,) int32 that are cleared for the kernels that come next.
 
     Returns:
-        (B, groups) int32, ``_C.ALONG_W`` or ``_C.ALONG_T``.
+        (B, groups) int32, ``_C.ALONG_W`` or ``_C.ALONG_T``, with ``_C.BACKWARDS`` where the last
+        tiles are taken first.
     """
     axes = bitmap.new_empty(bitmap.shape[0], groups)
     machine.run(axis_call(bitmap, axes, tiles, counters), bitmap.device)

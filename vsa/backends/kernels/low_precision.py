@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from vsa.backends.kernels.calls import (
     forward_call,
 )
 from vsa.backends.kernels.forward import new_on, positive_scale
+from vsa.backends.kernels.head_slices import head_slices
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.tensors import (
     Located,
@@ -33,24 +33,22 @@ from vsa.backends.kernels.text import Make, text_of
 from vsa.values.grid import Grid
 from vsa.values.problem import Gates, Problem
 
-MOST_HELD = 0.15
-"""Of the bytes of q, k and v: what tiles in eight bits take at a time, if a head's take less."""
+if TYPE_CHECKING:
+    from vsa import _C
 
 
 class Quantised(NamedTuple):
-    """Keys and values in eight bits, of the key heads of a slice.
+    """Keys and values in eight bits, of some key heads.
 
     Attributes:
         images: (B, kv_heads, tiles, bytes) uint8, of the video's tiles and then of the text's, as
             they lie in shared memory (csrc/tile/quantised_tile.h).
         channels: (B, kv_heads, 2, head_dim) fp32: what was subtracted from all keys, and the scales
             of the values.
-        records: (B, kv_heads, head_dim, bytes) uint8, of the pass itself.
     """
 
     images: Located
     channels: Located
-    records: Located
 
     @staticmethod
     def room(grid: Grid, batch: int, heads: int, head_dim: int, make: Make) -> Quantised:
@@ -62,7 +60,6 @@ class Quantised(NamedTuple):
         return Quantised(
             make((batch, heads, tiles, image), torch.uint8),
             make((batch, heads, 2, head_dim), torch.float32),
-            make((batch, heads, head_dim, _C.CHANNEL_RECORD_BYTES), torch.uint8),
         )
 
     def of_heads(self, heads: int) -> Quantised:
@@ -85,7 +82,6 @@ class Call(NamedTuple):
         out: like q, contiguous.
         lse: (B, heads, S_q) fp32.
         axes: (B, heads) int32 of scratch.
-        tile_counter: (1,) int32 of scratch.
         precision: "int8" or "fp8".
     """
 
@@ -100,18 +96,19 @@ class Call(NamedTuple):
     out: Located
     lse: Located
     axes: Located
-    tile_counter: Located
     precision: str
 
 
-def forward_calls(of: Call, make: Make) -> Iterator[Any]:
+def forward_calls(of: Call, blocks: int, make: Make) -> Iterator[Any]:
     """Everything that computes it, in order.
 
-    Some key heads of a batch element after the other, so that their tiles take little memory: each
-    slice is quantised into the room of the one before.
+    What is small is found of all heads at once. Then some key heads of a batch element after the
+    other, so that their tiles take little memory: each slice is quantised into the room of the one
+    before.
 
     Args:
         of: what to compute.
+        blocks: of the forward kernel that run at a time.
         make: for what is written on the way.
     """
     from vsa import _C
@@ -120,15 +117,19 @@ def forward_calls(of: Call, make: Make) -> Iterator[Any]:
     group, (grid, kv_grid) = heads // kv_heads, of.grids
     text = text_of(of.text_valid, batch, of.q.shape[3], of.grids, [], make)
     yield from text.calls
-    step = heads_at_a_time(of.q, of.k, kv_grid)
-    room = Quantised.room(kv_grid, 1, step, of.k.shape[3], make)
+    slices = head_slices(of.q, of.k, of.grids, blocks)
+    most = max(heads.stop - heads.start for heads in slices)
+    room = Quantised.room(kv_grid, 1, most, of.k.shape[3], make)
+    records = room_of_records(of.k, make)
+    counters = make((batch * len(slices),), torch.int32)
+    yield axis_call(of.bitmap, of.axes, grid.tiles, counters)
+    yield statistics_call(of.k, of.v, kv_grid, text.key_rows, records)
     for b in range(batch):
         one = slice(b, b + 1)
         query_rows, key_rows = (
             None if x is None else x[one] for x in (text.query_rows, text.key_rows)
         )
-        for first in range(0, kv_heads, step):
-            of_keys = slice(first, min(first + step, kv_heads))
+        for number, of_keys in enumerate(slices, b * len(slices)):
             of_queries = slice(of_keys.start * group, of_keys.stop * group)
             q, out = (x[one, :, of_queries] for x in (of.q, of.out))
             k, v = (x[one, :, of_keys] for x in (of.k, of.v))
@@ -139,8 +140,8 @@ def forward_calls(of: Call, make: Make) -> Iterator[Any]:
             )
             coarse = None if of.gates.coarse is None else of.gates.coarse[one, of_queries]
             tiles = room.of_heads(of_keys.stop - of_keys.start)
-            yield quantise_call(k, v, kv_grid, key_rows, tiles, of.precision)
-            yield axis_call(bitmap, axes, grid.tiles, of.tile_counter)
+            known = statistics_call(k, v, kv_grid, key_rows, records[one, of_keys])
+            yield quantise_call(known, tiles, of.precision)
             yield _C.LowPrecisionForward(
                 forward=forward_call(
                     Located3(q, q),
@@ -151,7 +152,7 @@ def forward_calls(of: Call, make: Make) -> Iterator[Any]:
                     out,
                     None,
                     lse,
-                    of.tile_counter,
+                    counters[number : number + 1],
                 ),
                 fp8=of.precision == "fp8",
                 images=tiles.images.data_ptr(),
@@ -176,28 +177,36 @@ def quantise(
     (batch, _, heads, head_dim), make = k.shape, new_on(k.device)
     text = text_of(text_valid, batch, head_dim, (grid, grid), [], make)
     made = Quantised.room(grid, batch, heads, head_dim, make)
-    for call in (*text.calls, quantise_call(k, v, grid, text.key_rows, made, precision)):
+    records = room_of_records(k, make)
+    statistics = statistics_call(k, v, grid, text.key_rows, records)
+    for call in (*text.calls, statistics, quantise_call(statistics, made, precision)):
         machine.run(call, k.device)
     return made
 
 
-def quantise_call(
-    k: Located, v: Located, grid: Grid, text_rows: Located | None, to: Quantised, precision: str
-) -> Any:
-    """The pass that makes eight bits of keys and values (B, S_k, kv_heads, head_dim).
+def room_of_records(k: Located, make: Make) -> Located:
+    """What is known of the channels of keys and values (B, S_k, kv_heads, head_dim), in bytes."""
+    from vsa import _C
+
+    return make((k.shape[0], *k.shape[2:], _C.CHANNEL_RECORD_BYTES), torch.uint8)
+
+
+def statistics_call(
+    k: Located, v: Located, grid: Grid, text_rows: Located | None, records: Located
+) -> _C.ChannelStatistics:
+    """The pass that finds what eight bits of keys and values need to know of whole heads.
 
     Args:
-        k: bf16 or fp16.
+        k: (B, S_k, kv_heads, head_dim), bf16 or fp16.
         v: like k.
         grid: of the keys.
         text_rows: which rows of the text's tiles are real tokens, None without text.
-        to: where they go.
-        precision: of the keys, "int8" or "fp8"; values are e4m3.
+        records: of ``room_of_records``, contiguous.
     """
     from vsa import _C
 
     batch, _, heads, head_dim = k.shape
-    return _C.QuantiseTiles(
+    return _C.ChannelStatistics(
         k=view(k),
         v=view(v),
         grid=grid.as_ints(),
@@ -206,21 +215,26 @@ def quantise_call(
         heads=heads,
         head_dim=head_dim,
         dtype=dtype_name(k),
-        fp8=precision == "fp8",
-        records=to.records.data_ptr(),
-        channels=to.channels.data_ptr(),
-        images=to.images.data_ptr(),
+        records=records.data_ptr(),
     )
 
 
-def heads_at_a_time(q: Located, k: Located, kv_grid: Grid) -> int:
-    """Key heads of a batch element whose tiles are there at a time."""
+def quantise_call(known: _C.ChannelStatistics, to: Quantised, precision: str) -> _C.QuantiseTiles:
+    """The pass that makes eight bits of keys and values, once ``known`` has run.
+
+    Args:
+        known: of these keys and values, or of heads that they are among.
+        to: where they go.
+        precision: of the keys, "int8" or "fp8"; values are e4m3.
+    """
     from vsa import _C
 
-    tiles = kv_grid.num_tiles + text_tiles(kv_grid)
-    given = sum(math.prod(x.shape) * x.element_size() for x in (q, k, k))
-    step = int(MOST_HELD * given / (tiles * _C.quantised_tile_bytes(q.shape[3])))
-    return min(max(1, step), k.shape[2])
+    return _C.QuantiseTiles(
+        statistics=known,
+        fp8=precision == "fp8",
+        channels=to.channels.data_ptr(),
+        images=to.images.data_ptr(),
+    )
 
 
 def forward(
@@ -247,9 +261,8 @@ def forward(
         out,
         lse,
         q.new_empty(batch, heads, dtype=torch.int32),
-        q.new_empty(1, dtype=torch.int32),
         precision,
     )
-    for each in forward_calls(call, new_on(q.device)):
+    for each in forward_calls(call, machine.at_a_time(q.device), new_on(q.device)):
         machine.run(each, q.device)
     return out, lse

@@ -25,6 +25,9 @@ class Machine(Protocol):
     def run_means(self, call: Any, device: torch.device) -> None:
         """The pass over means of a tail's backward, which comes before that of the fine stage."""
 
+    def at_a_time(self, device: torch.device) -> int:
+        """Blocks of a persistent kernel."""
+
     def run_program(
         self, program: _C.Program, addresses: Sequence[int], device: torch.device
     ) -> None:
@@ -61,6 +64,10 @@ class Gpu:
         _check(device, "cuda", "hopper")
         call.launch_means(device.index, torch.cuda.current_stream(device).cuda_stream)
 
+    def at_a_time(self, device: torch.device) -> int:
+        """See ``Machine.at_a_time``."""
+        return torch.cuda.get_device_properties(device).multi_processor_count
+
     def run_program(
         self, program: _C.Program, addresses: Sequence[int], device: torch.device
     ) -> None:
@@ -96,6 +103,10 @@ class Emulator:
         """See ``Machine.run_means``."""
         _check(device, "cpu", "emulated")
         call.emulate_means(self.blocks, self.seed)
+
+    def at_a_time(self, device: torch.device) -> int:
+        """See ``Machine.at_a_time``."""
+        return self.blocks
 
     def run_program(
         self, program: _C.Program, addresses: Sequence[int], device: torch.device

@@ -32,6 +32,7 @@ from vsa.backends.kernels.placeholder import (
     part_of,
 )
 from vsa.backends.kernels.prepared_backward import PreparedBackward
+from vsa.backends.kernels.prepared_cached import CachedCoarse, Held
 from vsa.backends.kernels.prepared_coarse import CoarseForward, mean_shapes
 from vsa.backends.kernels.sub_blocks import is_scale
 from vsa.backends.kernels.tail_calls import round_call, tail_tensors
@@ -39,6 +40,7 @@ from vsa.backends.kernels.tensors import contiguous_copy, is_addressable
 from vsa.backends.kernels.text import Text, text_of
 from vsa.values.bitmap import num_words
 from vsa.values.problem import Means, Upstream
+from vsa.values.ring import Ring
 from vsa.values.task import Task
 
 
@@ -60,6 +62,9 @@ class Slot(IntEnum):
     BITMAP = auto()
     COARSE = auto()
     MEANS = auto()
+    HELD_TOKENS = auto()
+    HELD_MEANS = auto()
+    HELD_NUMBERS = auto()
 
 
 def can_prepare(task: Task) -> bool:
@@ -71,7 +76,13 @@ def can_prepare(task: Task) -> bool:
         and (task.runs == 1 or is_scale(task.scale))
         and len(task.counts) <= _C.MOST_HEAD_BUDGETS
         and not (task.mask is not None and (task.tail or task.runs > 1))
+        and (task.ring is None or _can_hold(task, task.ring))
     )
+
+
+def _can_hold(task: Task, ring: Ring) -> bool:
+    """The same of a call with a cache, whose means lie apart until it is full."""
+    return task.runs == 1 and not task.gradients and (ring.is_full or not task.tail)
 
 
 class PreparedAttention:
@@ -102,12 +113,28 @@ class PreparedAttention:
         if has_coarse:
             shape = mean_shapes(task)[0]
             self.coarse = _result(work, Slot.COARSE, self.keeps_coarse, shape, torch.float32)
-        of_tiles = CoarseForward(task, self.coarse, means if self.keeps_means else work, work)
+        held: Held | None = None
+        of_tiles: CoarseForward | CachedCoarse
+        if task.ring is None:
+            of_tiles = CoarseForward(task, self.coarse, means if self.keeps_means else work, work)
+        else:
+            held = Held(task, (Slot.HELD_TOKENS, Slot.HELD_MEANS, Slot.HELD_NUMBERS))
+            of_tiles = CachedCoarse(task, self.coarse, work, held)
         self.means = of_tiles.means
 
         tokens = [placeholder(Slot.Q, task.q), placeholder(Slot.K, task.k)]
         tokens.append(placeholder(Slot.V, task.v))
         q, k, v = tokens
+        attended: Placeholder = self.bitmap  # as the fine stage reads it
+        turned: list[Any] = []
+        if held is not None:
+            k, v = held.keys, held.values
+            if held.order is not None and (task.bitmap is not None or task.gives_bitmap):
+                attended = work.part(self.bitmap.shape, torch.int32)
+                if task.bitmap is not None:
+                    turned = [held.by_slots(self.bitmap, attended)]
+                else:
+                    turned = [held.by_time(attended, self.bitmap)]
         grids = task.grid, task.kv_grid
         valid = None if task.text_valid is None else placeholder(Slot.TEXT_VALID, task.text_valid)
         gates = LocatedGates(
@@ -122,7 +149,7 @@ class PreparedAttention:
                 Located3(q, q),
                 Located3(k, k),
                 text.clean[0],
-                Shared(grids, task.scale, self.bitmap, axes, text.query_rows, text.key_rows),
+                Shared(grids, task.scale, attended, axes, text.query_rows, text.key_rows),
                 gates,
                 out,
                 fine,
@@ -134,7 +161,7 @@ class PreparedAttention:
             """What reads the choice alone, and what comes after it."""
             # Scores of invalid keys are masked, whatever they are.
             text = text_of(valid, batch, head_dim, grids, [(v, task.kv_grid)], work.part)
-            axis = axis_call(self.bitmap, axes, task.grid.tiles, counter)
+            axis = axis_call(attended, axes, task.grid.tiles, counter)
             last = fine_call(gates, fine if self.keeps_fine else None, text)
             if not task.tail:
                 return [axis], [*text.calls, last]
@@ -142,7 +169,7 @@ class PreparedAttention:
             kept_means = tail_tensors(batch, k.shape[2], task.kv_grid, head_dim, q.dtype, work.part)
             return [axis], [
                 *text.calls,
-                round_call(self.means[1], self.means[2], kept_means, task.kv_grid),
+                round_call(self.means[-2], self.means[-1], kept_means, task.kv_grid),
                 fine_call(LocatedGates(), None, text),
                 _C.TailForward(fine=last, tail=kept_means.keys()),
             ]
@@ -151,18 +178,19 @@ class PreparedAttention:
             early, late = native_calls()
         else:
             asked = low_precision.Call(
-                *(q, k, v, self.bitmap, valid, grids, task.scale, gates, out, self.lse),
-                *(axes, counter, task.precision),
+                *(q, k, v, attended, valid, grids, task.scale, gates, out, self.lse),
+                *(axes, task.precision),
             )
-            early, late = [], list(low_precision.forward_calls(asked, work.part))
-        calls = [*of_tiles.calls(tokens, self.bitmap), *early, *late]
+            blocks = machine.at_a_time(self.device)
+            early, late = [], list(low_precision.forward_calls(asked, blocks, work.part))
+        calls = [*of_tiles.calls(tokens, attended), *turned, *early, *late]
         self.work_bytes, self.kept_bytes = work.nbytes, kept.nbytes
         self.mean_numbers = means.nbytes // 4
         steps = [call.step() for call in calls]
         self.program = _C.Program(steps)
         # What reads q and k alone, and the rest, for those whose v comes later.
         self.parts: tuple[_C.Program, _C.Program] | None = None
-        halves = of_tiles.in_two(tokens, self.bitmap)
+        halves = of_tiles.in_two(tokens, attended)
         if halves is not None:
             parts = [*halves[0], *early], [*halves[1], *late]
             one, other = (_C.Program([call.step() for call in part]) for part in parts)
@@ -198,7 +226,9 @@ class PreparedAttention:
             for at, x in enumerate(tensors)
         ]
 
-    def forward(self, *tensors: Tensor | None, ready: Ready | None = None) -> Forward:
+    def forward(
+        self, *tensors: Tensor | None, ready: Ready | None = None, held: Sequence[Tensor] = ()
+    ) -> Forward:
         """See ``Prepared.forward``."""
         parts = self.parts if ready is not None and not self.copied else None
         if ready is not None and parts is None:
@@ -216,7 +246,7 @@ class PreparedAttention:
             coarse = q.new_empty(self.coarse.shape, dtype=torch.float32)
         if self.keeps_means:
             means = q.new_empty(self.mean_numbers, dtype=torch.float32)
-        all_tensors = *given, work, out, fine, kept, lse, bitmap, coarse, means
+        all_tensors = *given, work, out, fine, kept, lse, bitmap, coarse, means, *held
         addresses = [0 if x is None else x.data_ptr() for x in all_tensors]
         if parts is None:
             self.machine.run_program(self.program, addresses, self.device)

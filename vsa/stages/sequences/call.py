@@ -160,7 +160,6 @@ def resolve(
         gates=gates,
         backend=given.backend,
         precision=precision,
-        padded=not in_raster,
     )
     if selection is not None:
         check_fits(selection, call.q, sequence, kv_sequence)
