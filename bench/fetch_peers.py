@@ -141,7 +141,7 @@ PEERS = {
             "flashinfer-python",
             "0.7.2.post1",
             "bfdc18b9e1e4d8d0730fe4343dc0e284cd0c160086de80f99888bc4867922d49",
-            r"flashinfer/(cake_vsa_sm90|compilation_context|cuda_utils|version|_build_meta)\.py"
+            r"flashinfer/(cake_vsa_sm90|compilation_context|version|_build_meta)\.py"
             r"|flashinfer/jit/(cake_vsa_sm90|core|cpp_ext|env|utils|_cuda_architecture)\.py"
             r"|flashinfer/experimental/cake_vsa_sm90_cute/[^/]+"
             r"|flashinfer/data/csrc/(cake_vsa_sm90/.*[^/]|tvm_ffi_utils\.h)"
