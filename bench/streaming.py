@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a denoising step over a cache costs as a video grows: sparse, dense, and cache.advance().
 
-usage: python bench/streaming.py [--past 18] [--out streaming.json] [--commit HASH]
+usage: python bench/streaming.py [--past 18] [--only-full] [--out streaming.json] [--commit HASH]
        python bench/streaming.py --tiny
 
 The layer is that of Wan 1.3B at 480p: chunks of 3 frames of 30 x 52 tokens, tile (3, 5, 4), 12.5 %
@@ -122,17 +122,17 @@ class Video:
         return self.graph
 
 
-def host_microseconds(run: Callable[[], object], device: torch.device) -> float:
-    """Until a call returns, whatever the device still does."""
-    found = []
-    for _ in range(ROUNDS):
-        if device.type == "cuda":
+def host_microseconds(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Until a call returns, whatever the GPU still does. By turns: the host's speed changes."""
+    found: dict[str, list[float]] = {name: [] for name in OF_HOST}
+    for _ in range(3 * ROUNDS):
+        for name, times in found.items():
             torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for _ in range(AT_ONCE):
-            run()
-        found.append((time.perf_counter() - begin) / AT_ONCE)
-    return 1e6 * statistics.median(found)
+            begin = time.perf_counter()
+            for _ in range(AT_ONCE):
+                runs[name]()
+            times.append((time.perf_counter() - begin) / AT_ONCE)
+    return {f"{name} host us": 1e6 * statistics.median(times) for name, times in found.items()}
 
 
 @torch.no_grad()
@@ -147,7 +147,7 @@ def row_of(video: Video) -> dict[str, Any]:
     row: dict[str, Any] = {"chunk": len(video.past), "held": video.cache.chunks}
     row |= {f"{name} ms": statistics.median(found) * 1e3 for name, found in times.items()}
     if device.type == "cuda":  # the emulator's host does the work
-        row |= {f"{name} host us": host_microseconds(runs[name], device) for name in OF_HOST}
+        row |= host_microseconds(runs)
     row["faster than dense"] = row["dense ms"] / row.get("graph ms", row["sparse ms"])
     return row
 
@@ -156,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="streaming.py", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--past", type=int, default=18, help="frames before the current chunk")
+    parser.add_argument("--only-full", action="store_true", help="no rows while the cache fills")
     parser.add_argument("--tiny", action="store_true", help="chunks of 90 tokens, anywhere")
     parser.add_argument("--commit", help="of the sources, where they are no clone")
     parser.add_argument("--out", type=Path, help="write rows to this .json file")
@@ -182,7 +183,7 @@ def main() -> None:
     for chunk in range(last + 1):
         with torch.no_grad():
             video.step()
-        if chunk < capacity or chunk == last:
+        if chunk in (capacity - 1, last) or (chunk < capacity and not given.only_full):
             rows.append(row_of(video))
             said = ", ".join(
                 f"{name} {value:.3f}"
