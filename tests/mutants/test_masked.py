@@ -46,8 +46,6 @@ OF_RULES: MutantTable = {
                         "for (int i = 1; i < 2; ++i)", RUNS),
     "FirstGapForgotten": ("for (int i = 0; i < 2; ++i)", "for (int i = 1; i < 2; ++i)", RUNS),
     "LastGapForgotten": ("Run{other_.after, columns_});", "Run{columns_, columns_});", RUNS),
-    "PastTheLastColumn": ("return column < columns_ && has_in_run(column);",
-                          "return has_in_run(column);", TILES),
     "SinksNotSeen": ("|| own < sinks);", ");", LAYERS),
     "LastQueriesForgotten": ("from <= last &&", "from < last &&", LAYERS),
     "NearLayersForgotten": ("at - reach_t < offset + query_layers", "at < offset", LAYERS),
@@ -95,7 +93,6 @@ OF_SOFTMAX: MutantTable = {
     "RunsFromWordsOn": (
         "inside[i] = run.holds(column);", "inside[i] = column < run.after;", WEIGHTS,
     ),
-    "ForbiddenSummed": ("if (there) own[lane] += max2", "own[lane] += max2", WEIGHTS),
     "PartOfARunLeft": (
         "first += kTogether * kWarpThreads)", "first += 2 * kTogether * kWarpThreads)", WEIGHTS,
     ),
@@ -124,7 +121,8 @@ OF_PRODUCTS: MutantTable = {
     "FirstStepsOnly": ("first = (first / kAtOnce + 1) * kAtOnce", "first = p_.depth", NUMBERS),
     "StepsOfTheFirstOnes": ("has_step(begin + lane * kTileRows)", "has_step(lane * kTileRows)",
                             NUMBERS),
-    "StepsBeforeAgain": ("steps_ & ~0u << (first - begin) / kTileRows", "steps_", NUMBERS),
+    "OneStepTooFar": ("steps_ & ~0u << (first - begin) / kTileRows",
+                      "steps_ & ~1u << (first - begin) / kTileRows", NUMBERS),
     "BlocksOfTheFirstQueries": ("first + query, first + after", "query, after", NUMBERS),
     "NextStepWhateverItIs": ("next = step_from(first + kTileRows);", "next = first + kTileRows;",
                              NUMBERS),
