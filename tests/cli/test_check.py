@@ -46,9 +46,8 @@ def test_check_passes_here_and_prints_a_reason_for_each_absent_backend(
     cases_of = check_low.cases
 
     def fewer(row: check_low.Row) -> list[low_precision.Case]:
-        """test_precision.py holds the simulation to all cases, nothing but this the emulator."""
-        some = row.backend == "torch"
-        return [x for x in cases_of(row) if not some or x.name in check_low.ALSO_AT_128]
+        """tests/kernels and tests/python hold the emulator and the simulation to all kinds."""
+        return [case for case in cases_of(row) if case.name in check_low.ALSO_AT_128]
 
     monkeypatch.setattr(check_low, "cases", fewer)
     result = RUNNER.invoke(app, ["check"])

@@ -276,13 +276,14 @@ std::string products(unsigned seeds) {
     for (float& x : left) x = static_cast<float>(random.below(9) - 4);
     for (float& x : right) x = static_cast<float>(random.below(9) - 4);
     // Whether blocks of 64 queries and keys meet, each from a multiple of 64 on.
+    const int blocks = (keys + 63) / 64;
+    std::vector<char> meets(static_cast<size_t>((queries + 63) / 64 * blocks));
+    for (int i = 0; i < queries; ++i)
+      for (int j = 0; j < keys; ++j)
+        if (rule.layers((first + i) % rule.queries() / rule.plane() + rule.n[4], j / rule.plane()))
+          meets[static_cast<size_t>(i / 64 * blocks + j / 64)] = true;
     const auto meet = [&](int query, int key) {
-      for (int i = query / 64 * 64; i < std::min(query / 64 * 64 + 64, queries); ++i)
-        for (int j = key / 64 * 64; j < std::min(key / 64 * 64 + 64, keys); ++j)
-          if (rule.layers((first + i) % rule.queries() / rule.plane() + rule.n[4],
-                          j / rule.plane()))
-            return true;
-      return false;
+      return meets[static_cast<size_t>(query / 64 * blocks + key / 64)] != 0;
     };
     typename Space::ProductParams params{};
     auto& to = params.products[0];

@@ -106,13 +106,13 @@ def shares(
     out, lse, selection = _called(case, precision, device, **options)
     *_, native = _called(case, "native", device, **options)
     right = torch.equal(selection.bitmap, native.bitmap)
-    exact, exact_lse = _exact(case, selection)
-    nothing = exact_lse == -torch.inf
-    off = (lse - exact_lse)[~nothing].square().mean().sqrt().item()
+    true, true_lse = exact(case, selection)
+    nothing = true_lse == -torch.inf
+    off = (lse - true_lse)[~nothing].square().mean().sqrt().item()
     found = {
         "selection": 0.0 if right else math.inf,
         "nothing": 0.0 if torch.equal(lse == -torch.inf, nothing) else math.inf,
-        "out": error(out, exact) / (OUT_SHARP if case.is_sharp else OUT)[precision],
+        "out": error(out, true) / (OUT_SHARP if case.is_sharp else OUT)[precision],
     }
     if not case.is_sharp:
         found["lse"] = off / LSE[precision]
@@ -154,8 +154,11 @@ def _called(
     return out.cpu(), lse.cpu(), chosen.to("cpu")
 
 
-def _exact(case: Case, selection: Selection) -> tuple[Tensor, Tensor]:
-    """Out and log-sum-exp over given tiles in fp64, by the oracle of ``parity``."""
+def exact(case: Case, selection: Selection) -> tuple[Tensor, Tensor]:
+    """Out and log-sum-exp over given tiles in fp64, (B, S, heads, head_dim) and (B, heads, S).
+
+    By the oracle of ``parity``.
+    """
     problem = case.problem
     with torch.no_grad():
         out, _, lse = dense.attention(
