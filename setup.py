@@ -8,6 +8,8 @@ VSA_CUDA=1      fail unless the CUDA part can be compiled
 VSA_CUDA=0      host part only
 VSA_JOBS=N      compile jobs at a time
 VSA_LAUNCH=FILE libvsa_launch.a of another Python's build of these sources: only link it
+VSA_EMULATED=FOLDER objects of what runs on a CPU, of another build: link them, compile the rest
+VSA_KEEP=FOLDER keep the kernels' machine code there, and as FILE.cu.txt what nvcc says of each file
 """
 
 from __future__ import annotations
@@ -163,6 +165,8 @@ class BuildExtension(build_ext):
             "VSA_VERSION": self.distribution.get_version(),
             "VSA_CUDA": "OFF",
             "VSA_LAUNCH": os.environ.get("VSA_LAUNCH", ""),
+            "VSA_EMULATED": os.environ.get("VSA_EMULATED", ""),
+            "VSA_KEEP": os.environ.get("VSA_KEEP", ""),
         }
         if toolkit := plan().toolkit:
             definitions["VSA_CUDA"] = "ON"

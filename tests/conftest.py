@@ -9,8 +9,9 @@ import importlib.resources
 import importlib.util
 import json
 import re
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,15 @@ ONE_WORKER = (
     "python/test_attention.py",
 )
 """Files whose tests share what takes long to compile or compute: one worker runs all of a file."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--machine-code",
+        type=Path,
+        metavar="FOLDER",
+        help="cubins that the build of the package kept, with what nvcc said: .ci/run makes it",
+    )
 
 
 @functools.cache
@@ -141,6 +151,32 @@ def compiler(toolchain):
             pytest.skip(f"vsa was built without its compiled part: {built['why']}")
         pytest.fail(f"no C++20 compiler was found: {'; '.join(found.rejected)}")
     return found.tool
+
+
+MachineCode = Callable[..., tuple[list[Path], str]]
+
+
+@pytest.fixture(scope="session")
+def machine_code(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> MachineCode:
+    """Cubins of files of csrc/launch, and all that nvcc and ptxas said of them.
+
+    Those that the build of the package has kept, where pytest is told of them; else nvcc compiles
+    each file, once.
+    """
+    kept: Path | None = request.config.getoption("--machine-code")
+    if kept is not None:
+        return lambda *sources: (
+            [kept / f"{Path(source).stem}.cubin" for source in sources],
+            "".join((kept / f"{source}.txt").read_text() for source in sources),
+        )
+    if (nvcc := shutil.which("nvcc")) is None:
+        pytest.skip("there is no nvcc on this machine")
+    import sass
+
+    folder = tmp_path_factory.mktemp("cubins")
+    return lambda *sources: sass.compile_kernels(nvcc, folder, sources)
 
 
 @pytest.fixture(scope="session")

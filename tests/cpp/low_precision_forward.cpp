@@ -226,14 +226,16 @@ void fill_params(Params& p, const launch::LowPrecisionForward& call) {
 }
 
 // Throws what is wrong.
-template <class Kernel, class FewKernel, bool kGated>
-void check(Selection selection, bool longest, unsigned seed) {
-  Problem<typename Kernel::Key> problem(selection, longest, seed);
+template <class Kernel, class FewKernel, bool kGated, bool kLongest>
+void check(Selection selection, unsigned seed) {
+  Problem<typename Kernel::Key> problem(selection, kLongest, seed);
   const launch::LowPrecisionForward call = problem.call(kGated);
   typename Kernel::Params params;
   fill_params(params, call);
-  // The period of sums is what the long problem is about.
-  seed % 2 == 0 || longest ? run<Kernel>(params, seed) : run<FewKernel>(params, seed);
+  if constexpr (kLongest)  // the period of sums is what this problem is about
+    run<Kernel>(params, seed);
+  else
+    seed % 2 == 0 ? run<Kernel>(params, seed) : run<FewKernel>(params, seed);
   const char* wrong = problem.wrong(kGated);
   require(wrong == nullptr, std::string("WRONG NUMBERS in ") + (wrong ? wrong : ""));
 }
@@ -250,8 +252,8 @@ std::string answer(const std::string& space, const std::string& lists, unsigned 
       using Config = name::LowPrecisionForwardConfig<Element, D, Key>;                             \
       using Kernel = name::LowPrecisionForward<Config, Output>;                                    \
       using FewKernel = name::LowPrecisionForward<Few8<Config>, Output>;                           \
-      check<Kernel, FewKernel, std::is_same_v<Output, GatedOutput>>(Selection::selection, longest, \
-                                                                    seed);                         \
+      constexpr bool kGated = std::is_same_v<Output, GatedOutput>;                                 \
+      check<Kernel, FewKernel, kGated, longest>(Selection::selection, seed);                       \
     });
 #define VSA_FORWARD(name) VSA_LISTS(name, "forward", S8, PlainOutput, Random, false)
 #define VSA_FP8(name) VSA_LISTS(name, "fp8", E4m3, PlainOutput, Random, false)

@@ -17,6 +17,7 @@ from vsa.backends.kernels.machine import Emulator
 from vsa.stages import eager
 from vsa.verify.low_precision import OUT as ALLOWED
 from vsa.verify.low_precision import SIMULATION as NEAR
+from vsa.verify.low_precision import Case, exact
 from vsa.verify.parity import PROBLEMS, Problem, by_name
 
 pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
@@ -46,7 +47,7 @@ def attend(
     return tuple(x.cpu() for x in found)
 
 
-def simulated(*tensors: Any, precision: str = "int8", **options: Any) -> tuple[Tensor, Tensor]:
+def simulated(*tensors: Any, precision: str = "int8", **options: Any) -> tuple[Any, ...]:
     return vsa.attention(*tensors, precision=precision, return_lse=True, backend="torch", **options)
 
 
@@ -68,7 +69,7 @@ KINDS = [
 @on_both
 @precisions
 @pytest.mark.parametrize("problem", KINDS, ids=lambda x: f"{x.name}-{x.head_dim}")
-def test_all_kinds_of_calls_are_near_their_simulation(
+def test_all_kinds_of_calls_are_near_fp64_and_their_simulation(
     problem: Problem, machine: str, precision: str
 ) -> None:
     tensors = problem.inputs()
@@ -82,8 +83,11 @@ def test_all_kinds_of_calls_are_near_their_simulation(
         "precision": precision,
     }
     out, lse = attend(machine, q, k, v, problem.topk, **options)
-    expected, expected_lse = simulated(q, k, v, problem.topk, **options)
+    expected, chosen, expected_lse = simulated(
+        q, k, v, problem.topk, return_selection=True, **options
+    )
     assert error(out, expected) < NEAR[precision]
+    assert error(out, exact(Case(problem), chosen)[0]) <= ALLOWED[precision]
     nothing = expected_lse == -torch.inf
     assert torch.equal(lse == -torch.inf, nothing)
     assert (lse - expected_lse)[~nothing].abs().max() < 0.04

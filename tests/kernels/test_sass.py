@@ -3,35 +3,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import shutil
 import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+import sass
+
 TAIL_PRODUCTS = {"TailForward": (12, 20), "BackwardMeans": (20, 32), "BackwardQueries": (16, 28)}
 """HGMMA instructions of the tail's kernels per chunk of means or query tile, at 64 and 128."""
 
 
 @pytest.fixture(scope="module")
-def sass():
-    spec = importlib.util.spec_from_file_location("sass", ROOT / "bench" / "sass.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sass"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def compiled(sass, tmp_path_factory: pytest.TempPathFactory):
-    if (nvcc := shutil.which("nvcc")) is None:
-        pytest.skip("there is no nvcc on this machine")
-    cubins, said = sass.compile_kernels(nvcc, tmp_path_factory.mktemp("cubin"))
+def compiled(machine_code):
+    cubins, said = machine_code(*sass.SOURCES)
     if (nvdisasm := sass.disassembler()) is None:
         pytest.skip("there is no nvdisasm on this machine")
     return list(sass.kernels(cubins, said, nvdisasm)), said
@@ -44,19 +30,15 @@ def test_no_loop_spills_and_no_product_is_serialised(compiled) -> None:
     assert not re.search(r"C75\d\d", said), said
 
 
-def test_kernels_of_means_selection_and_text_stay_in_registers(sass, tmp_path: Path) -> None:
-    if (nvcc := shutil.which("nvcc")) is None:
-        pytest.skip("there is no nvcc on this machine")
-    _, said = sass.compile_kernels(nvcc, tmp_path, ("coarse_select.cu", "clean_text.cu"))
+def test_kernels_of_means_selection_and_text_stay_in_registers(machine_code) -> None:
+    _, said = machine_code("coarse_select.cu", "clean_text.cu")
     memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
     assert len(memory) == 2 * 9 + 6 + 1 + 1 and set(memory) == {("0", "0")}
     assert max(map(int, re.findall(r"Used (\d+) registers", said))) <= 168
 
 
-def test_kernels_under_a_mask_stay_in_registers(sass, tmp_path: Path) -> None:
-    if (nvcc := shutil.which("nvcc")) is None:
-        pytest.skip("there is no nvcc on this machine")
-    _, said = sass.compile_kernels(nvcc, tmp_path, ("masked_coarse.cu",))
+def test_kernels_under_a_mask_stay_in_registers(machine_code) -> None:
+    _, said = machine_code("masked_coarse.cu")
     memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
     # Products, selection by five lengths of runs and two of any mask with and without mass, means
     # of three types, the softmax of both masks.
@@ -80,10 +62,8 @@ LOCAL_IN_EIGHT_BITS = {128: 0, 64: 4}
 
 
 @pytest.fixture(scope="module")
-def low_precision(sass, tmp_path_factory: pytest.TempPathFactory):
-    if (nvcc := shutil.which("nvcc")) is None:
-        pytest.skip("there is no nvcc on this machine")
-    return sass.compile_kernels(nvcc, tmp_path_factory.mktemp("cubin"), ("low_precision.cu",))
+def low_precision(machine_code):
+    return machine_code("low_precision.cu")
 
 
 def test_kernels_that_quantise_stay_in_registers(low_precision) -> None:
@@ -102,7 +82,7 @@ def test_kernels_that_quantise_stay_in_registers(low_precision) -> None:
     assert max(int(registers) for *_, registers in memory) <= 80  # six warps each
 
 
-def test_softmax_in_eight_bits_runs_while_products_are_in_flight(sass, low_precision) -> None:
+def test_softmax_in_eight_bits_runs_while_products_are_in_flight(low_precision) -> None:
     cubins, said = low_precision
     assert not re.search(r"C75\d\d", said), said
     if (nvdisasm := sass.disassembler()) is None:
@@ -135,11 +115,9 @@ def test_softmax_in_eight_bits_runs_while_products_are_in_flight(sass, low_preci
 
 
 def test_fp32_products_stay_in_registers_and_run_while_the_next_numbers_are_split(
-    sass, tmp_path: Path
+    machine_code,
 ) -> None:
-    if (nvcc := shutil.which("nvcc")) is None:
-        pytest.skip("there is no nvcc on this machine")
-    cubins, said = sass.compile_kernels(nvcc, tmp_path, ("float_product.cu",))
+    cubins, said = machine_code("float_product.cu")
     memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
     assert memory == [("0", "0")] * 2 and not re.search(r"C75\d\d", said), said
     assert max(map(int, re.findall(r"Used (\d+) registers", said))) <= 256  # two blocks at a time
@@ -156,11 +134,9 @@ def test_fp32_products_stay_in_registers_and_run_while_the_next_numbers_are_spli
 
 
 def test_kernels_of_the_tail_stay_in_registers_and_overlap_as_those_of_the_fine_stage(
-    sass, tmp_path: Path
+    machine_code,
 ) -> None:
-    if (nvcc := shutil.which("nvcc")) is None:
-        pytest.skip("there is no nvcc on this machine")
-    cubins, said = sass.compile_kernels(nvcc, tmp_path, ("tail.cu",))
+    cubins, said = machine_code("tail.cu")
     memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
     # Per element and head_dim: forward with and without gates, two passes; rounding, and sums.
     assert memory == [("0", "0")] * (2 * 2 * 4 + 2 + 1) and not re.search(r"C75\d\d", said), said
@@ -177,11 +153,9 @@ def test_kernels_of_the_tail_stay_in_registers_and_overlap_as_those_of_the_fine_
 
 
 def test_scores_of_runs_stay_in_registers_and_run_while_products_are_in_flight(
-    sass, tmp_path: Path
+    machine_code,
 ) -> None:
-    if (nvcc := shutil.which("nvcc")) is None:
-        pytest.skip("there is no nvcc on this machine")
-    cubins, said = sass.compile_kernels(nvcc, tmp_path, ("sub_blocks.cu",))
+    cubins, said = machine_code("sub_blocks.cu")
     memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
     assert memory == [("0", "0")] * (8 + 8) and not re.search(r"C75\d\d", said), said
     # Scores are launched with what three warpgroups may have; means have eight blocks at a time.
@@ -199,19 +173,19 @@ def test_scores_of_runs_stay_in_registers_and_run_while_products_are_in_flight(
         assert waits[1] - waits[0] <= (420 if "Lb0E" in part.split(":")[0] else 580)
 
 
-def test_softmax_runs_while_products_are_in_flight(sass, compiled) -> None:
+def test_softmax_runs_while_products_are_in_flight(compiled) -> None:
     for kernel in compiled[0]:
         assert kernel.products in sass.PRODUCTS[kernel.kind]
         least = sass.LEAST_OVERLAPPED.get((kernel.kind, kernel.head_dim), 32)
         assert kernel.overlapped >= least, kernel
 
 
-def test_the_main_loop_stays_within_its_instruction_budget(sass, compiled) -> None:
+def test_the_main_loop_stays_within_its_instruction_budget(compiled) -> None:
     for kernel in compiled[0]:
         assert not sass.overruns(kernel)
 
 
-def test_what_a_budget_does_not_allow_is_named(sass) -> None:
+def test_what_a_budget_does_not_allow_is_named() -> None:
     held = sass.Kernel("FineForward Li128E Bf16", 128, 0, 0, 0, 700, 40, 64, 250, 12, 32)
     assert not sass.overruns(held)
     for field, value in {
@@ -226,12 +200,12 @@ def test_what_a_budget_does_not_allow_is_named(sass) -> None:
         assert fault.startswith(f"forward bf16 d128: {value} ")
 
 
-def test_spills_in_a_loop_would_be_seen(sass) -> None:
+def test_spills_in_a_loop_would_be_seen() -> None:
     code = ["NOP", "UTMALDG.5D", "STL [R1], R2", "UTMALDG.5D", "@P0 BRA `(.L_x_1)", "LDL R2, [R1]"]
     assert code[sass.copy_loop(code, {".L_x_1": 1})] == code[1:5]
 
 
-def test_a_hoisted_wait_would_be_seen(sass) -> None:
+def test_a_hoisted_wait_would_be_seen() -> None:
     wait1, wait0 = "WARPGROUP.DEPBAR.LE gsb0, 0x1", "WARPGROUP.DEPBAR.LE gsb0, 0x0"
     group, exps = ["HGMMA R0", "HGMMA R0, gsb0"], ["MUFU.EX2 R1, R2"] * 32
     assert sass.overlapped([*group, *group, wait1, *exps, wait0]) == 32
@@ -239,7 +213,7 @@ def test_a_hoisted_wait_would_be_seen(sass) -> None:
     assert sass.overlapped([*group, wait0, "HGMMA R0", *exps, "HGMMA R0, gsb0", wait0]) == 32
 
 
-def test_the_shortest_way_around_the_loop_is_counted(sass) -> None:
+def test_the_shortest_way_around_the_loop_is_counted() -> None:
     code = [
         "HGMMA R0",
         "@P0 BRA `(.L_x_1)",

@@ -207,8 +207,9 @@ IN_RINGS: MutantTable = {
     ),
     # one ring
     "BothOfOneArrival": (
-        "SkippableRing<Stages, Consumers, 2> both;",
-        "SkippableRing<Stages, Consumers> both;",
+        'both.init("both_full", "both_empty");',
+        'both.init("both_full", "both_empty"); for (int i = 0; i < Stages * both.kRounds; ++i)'
+        ' both.full[i].init(1, "both_full", i);',
         rf"TOO MANY ARRIVALS on both_full|{TOO_EARLY}|{OVERWRITTEN}",
     ),
     "BothNotSkipped": (
@@ -217,9 +218,8 @@ IN_RINGS: MutantTable = {
         r"DEADLOCK: .*producer\d waits for both_empty",
     ),
     "BothSkippedByEachProducer": (
-        "uint32_t, int bytes) { return both.acquire(n, bytes); }",
-        "uint32_t waiting, int bytes) { Mbarrier& barrier = both.acquire(n, bytes);"
-        " both.skip(n, waiting); return barrier; }",
+        "return both.acquire(n, bytes); }",
+        "Mbarrier& barrier = both.acquire(n, bytes); both.skip(n, waiting); return barrier; }",
         r"TOO MANY ARRIVALS on both_empty|RACE|PHASE ALIAS",
     ),
     "BothNotAwaited": (

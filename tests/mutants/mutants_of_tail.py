@@ -163,8 +163,8 @@ IN_QUERIES: MutantTable = {
 
 IN_CHUNKS: MutantTable = {
     "BytesOfLowForgotten": (
-        "3 * sizeof(Tile<D>)",
-        "2 * sizeof(Tile<D>)",
+        "arrive_expect_tx(kBytes);",
+        "arrive_expect_tx(kBytes - static_cast<int>(sizeof(Tile<D>)));",
         r"WRONG EXPECT_TX: tail_full\[\d\]|RACE: .*mean",
     ),
     "StageNotFree": ("empty[at].wait(Ring<Stages>::use(n) - 1);", "", r"RACE: .*TMA load into|TOO"),

@@ -128,8 +128,8 @@ OF_SCORES: MutantTable = {
                        "RACE|TOO MANY ARRIVALS|PHASE ALIAS|DEADLOCK|" + WRONG),
     "ColumnsOfTheFirstPart": ("store((work_.first_block + n) * kBlockTiles);",
                               "store(n * kBlockTiles);", WRONG),
-    "RowsOfTheFirstConsumer": ("work_.row_group * kConsumers + w) * kRowTiles",
-                               "work_.row_group * kConsumers) * kRowTiles", WRONG),
+    "RowsOfTheFirstConsumer": ("first_row_((work_.row_group * kConsumers + w) * kRowTiles)",
+                               "first_row_(work_.row_group * kConsumers * kRowTiles)", WRONG),
 }  # fmt: skip
 
 

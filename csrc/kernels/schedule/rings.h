@@ -102,7 +102,9 @@ struct OneRing {
     both.skip(n, waiting);
     return barrier;
   }
-  VSA_DEVICE Mbarrier& acquire_second(int n, uint32_t, int bytes) { return both.acquire(n, bytes); }
+  VSA_DEVICE Mbarrier& acquire_second(int n, [[maybe_unused]] uint32_t waiting, int bytes) {
+    return both.acquire(n, bytes);
+  }
   VSA_DEVICE bool has_first(const ConsumerStep& step) { return has_both(step); }
   VSA_DEVICE bool has_second(const ConsumerStep& step) { return has_both(step); }
   VSA_DEVICE bool has_both(const ConsumerStep& step) { return both.is_full(step.first()); }
