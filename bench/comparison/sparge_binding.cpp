@@ -7,8 +7,7 @@
 #include "qattn/attn_cuda.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
-    module.def("attention",
-               &qk_int8_sv_f8_accum_f32_block_sparse_attn_inst_buf_fuse_v_scale_sm90);
-    module.def("transpose_pad_permute", &transpose_pad_permute_cuda);
-    module.def("scale_fuse_quant", &scale_fuse_quant_cuda);
+  module.def("attention", &qk_int8_sv_f8_accum_f32_block_sparse_attn_inst_buf_fuse_v_scale_sm90);
+  module.def("transpose_pad_permute", &transpose_pad_permute_cuda);
+  module.def("scale_fuse_quant", &scale_fuse_quant_cuda);
 }

@@ -46,10 +46,8 @@ def test_kernels_under_a_mask_stay_in_registers(machine_code) -> None:
     assert not re.search(r"C75\d\d", said), said
 
 
-def test_kernels_of_chunks_stay_in_registers(sass, tmp_path: Path) -> None:
-    if (nvcc := shutil.which("nvcc")) is None:
-        pytest.skip("there is no nvcc on this machine")
-    _, said = sass.compile_kernels(nvcc, tmp_path, ("chunks.cu",))
+def test_kernels_of_chunks_stay_in_registers(machine_code) -> None:
+    _, said = machine_code("chunks.cu")
     memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
     # Means and text of two types by two widths, bitmaps.
     assert len(memory) == 2 * 2 * 2 + 1 and set(memory) == {("0", "0")}

@@ -123,7 +123,7 @@ def shares(
 
 
 @lru_cache(maxsize=64)
-def _inputs(case: Case) -> dict[str, Tensor]:
+def _inputs(case: Case) -> dict[str, Any]:
     """Drawn once for all that are compared: it takes a quarter of a comparison."""
     return case.inputs()
 
