@@ -246,14 +246,14 @@ void check(Selection selection, unsigned seed) {
 #endif
 
 std::string answer(const std::string& space, const std::string& lists, unsigned seeds) {
-#define VSA_LISTS(name, called, Key, Output, selection, longest)                                   \
-  if (space == #name && lists == called)                                                           \
-    return first_of(seeds, [](unsigned seed) {                                                     \
-      using Config = name::LowPrecisionForwardConfig<Element, D, Key>;                             \
-      using Kernel = name::LowPrecisionForward<Config, Output>;                                    \
-      using FewKernel = name::LowPrecisionForward<Few8<Config>, Output>;                           \
-      constexpr bool kGated = std::is_same_v<Output, GatedOutput>;                                 \
-      check<Kernel, FewKernel, kGated, longest>(Selection::selection, seed);                       \
+#define VSA_LISTS(name, called, Key, Output, selection, longest)             \
+  if (space == #name && lists == called)                                     \
+    return first_of(seeds, [](unsigned seed) {                               \
+      using Config = name::LowPrecisionForwardConfig<Element, D, Key>;       \
+      using Kernel = name::LowPrecisionForward<Config, Output>;              \
+      using FewKernel = name::LowPrecisionForward<Few8<Config>, Output>;     \
+      constexpr bool kGated = std::is_same_v<Output, GatedOutput>;           \
+      check<Kernel, FewKernel, kGated, longest>(Selection::selection, seed); \
     });
 #define VSA_FORWARD(name) VSA_LISTS(name, "forward", S8, PlainOutput, Random, false)
 #define VSA_FP8(name) VSA_LISTS(name, "fp8", E4m3, PlainOutput, Random, false)
