@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import sdpa_kernel
 
 from vsa.values.grid import Grid
 from vsa.verify import padded_reference, parity
@@ -103,9 +104,10 @@ def errors_of_sdpa(call: Call, kept: Tensor, seed: int = 0) -> dict[str, float]:
     for dtype in (torch.float64, call.dtype):
         q = tensors["q"][:, :, real].to(dtype).requires_grad_()
         k, v = (tensors[x][:, :, key_real].to(dtype).requires_grad_() for x in "kv")
-        out = functional.scaled_dot_product_attention(
-            q, *(x.repeat_interleave(group, 1) for x in (k, v)), attn_mask=allowed | idle
-        ).masked_fill(idle, 0)
+        with sdpa_kernel(parity.KERNELS):  # whatever the process has switched off
+            out = functional.scaled_dot_product_attention(
+                q, *(x.repeat_interleave(group, 1) for x in (k, v)), attn_mask=allowed | idle
+            ).masked_fill(idle, 0)
         grads = torch.autograd.grad(out, (q, k, v), tensors["grad"][:, :, real].to(dtype))
         results.append((out.detach(), *grads))
     names = ("out", "q", "k", "v")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import sdpa_kernel
 
 import vsa
 from vsa import Segment
@@ -176,9 +177,10 @@ def errors_of_sdpa(case: Case, chosen: Tensor) -> dict[str, float]:
     for dtype in (torch.float64, case.dtype):
         q, k, v = (tensors[name].to(dtype).transpose(1, 2).requires_grad_() for name in "qkv")
         scores = (x.repeat_interleave(group, 1) for x in (k, v))
-        out = functional.scaled_dot_product_attention(
-            q, *scores, attn_mask=allowed | idle, scale=case.scale
-        ).masked_fill(idle, 0)
+        with sdpa_kernel(parity.KERNELS):  # whatever the process has switched off
+            out = functional.scaled_dot_product_attention(
+                q, *scores, attn_mask=allowed | idle, scale=case.scale
+            ).masked_fill(idle, 0)
         grads = torch.autograd.grad(out, (q, k, v), grad.transpose(1, 2).to(dtype))
         results.append((out.detach(), *grads))
     names = ("out", "q", "k", "v")

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sequences.cases import CASES, VIDEO, attend, check, gradients, truth
+from sequences.cases import CASES, VIDEO, attend, check, errors_of_sdpa, gradients, truth
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vsa
 from vsa import Segment
@@ -208,3 +209,13 @@ def test_what_nobody_attends_reaches_nothing() -> None:
     poisoned = {name: x.detach() for name, x in poisoned.items()}
     everything = vsa.Selection.from_mask(torch.ones_like(mask), sequence)
     assert vsa.block_sparse_attention(*poisoned.values(), everything).isnan().any()
+
+
+def test_the_yardstick_is_what_pytorch_takes_by_default() -> None:
+    """One that another kernel makes is another yardstick: of q 1.8 times as strict here."""
+    case = replace(CASES["invalid text that competes"], dtype=torch.bfloat16, head_dim=64)
+    _, selection, _ = attend(case, case.tensors(), backend="torch")
+    chosen = selection.mask()
+    expected = errors_of_sdpa(case, chosen)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert errors_of_sdpa(case, chosen) == expected
