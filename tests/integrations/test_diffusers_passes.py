@@ -23,6 +23,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 
 from vsa.integrations.diffusers import apply_vsa, count_steps, denoising_step, processors
+from vsa.integrations.diffusers.passes import OfThread
 
 TIMESTEPS = (900.0, 700.0, 500.0)
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -146,6 +147,19 @@ def test_two_threads_keep_their_grids_apart(family: Any) -> None:
     for each in threads:
         each.join()
     assert not wrong
+
+
+def test_what_a_thread_has_is_no_default_of_its_class() -> None:
+    """torch.compile of PyTorch 2.11 reads such a default whatever the thread has set.
+
+    Compiled blocks then knew no grid, though their transformer had told them. 2.13 reads what was
+    set. findings/default_of_a_thread.sh shows both.
+    """
+    kinds = OfThread.__subclasses__()
+    assert len(kinds) >= 5
+    for kind in kinds:
+        values = {n for n, v in vars(kind).items() if not callable(v) and not n.startswith("__")}
+        assert not {n for n in values if not isinstance(vars(kind)[n], property)}, kind
 
 
 def steps_of(model: Any, inputs: dict[str, Any], times: Any, seen: list[int]) -> list[int]:

@@ -29,7 +29,11 @@ Value = TypeVar("Value", bound=Hashable)
 
 
 class OfThread(threading.local):
-    """Attributes that every thread has for itself; a copy starts empty."""
+    """Attributes that every thread has for itself; a copy starts empty.
+
+    ``__init__`` sets them, in every thread anew: a default of the class is what torch.compile of
+    PyTorch 2.11 reads for good, whatever the thread has set.
+    """
 
     def __deepcopy__(self, memo: object) -> OfThread:
         return type(self)()

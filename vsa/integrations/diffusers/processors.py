@@ -37,7 +37,8 @@ REFRESH = (
 
 
 class _Running(OfThread):
-    work: Work | None = None
+    def __init__(self) -> None:
+        self.work: Work | None = None
 
 
 class SparseProcessor:

@@ -22,7 +22,8 @@ from vsa.integrations.diffusers.passes import OfThread
 
 
 class _Tokens(OfThread):
-    tokens: int = 0
+    def __init__(self) -> None:
+        self.tokens = 0
 
 
 @dataclass(eq=False)

@@ -40,10 +40,11 @@ class _Said(OfThread):
         counted: the step that the last pass was taken for, if any since the last callback.
     """
 
-    step: int | None = None
-    next: int | None = None
-    ended: int = 0
-    counted: int | None = None
+    def __init__(self) -> None:
+        self.step: int | None = None
+        self.next: int | None = None
+        self.ended = 0
+        self.counted: int | None = None
 
 
 _said = _Said()
@@ -155,13 +156,14 @@ class Steps(OfThread):
         told: doubts that a warning has told of.
     """
 
-    step: int = -1
-    call: int = 0
-    timestep: float | None = None
-    generation: int = 0
-    told: frozenset[str] = frozenset()
-    _ended: int = 0
-    _given: _Given | None = None
+    def __init__(self) -> None:
+        self.step = -1
+        self.call = 0
+        self.timestep: float | None = None
+        self.generation = 0
+        self.told: frozenset[str] = frozenset()
+        self._ended = 0
+        self._given: _Given | None = None
 
     def advance(self, call: Mapping[str, Any], rising: bool) -> None:
         """Take note of one forward pass: another step, another call of it, or a new generation.
