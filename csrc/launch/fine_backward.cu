@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The backward kernels on a GPU: the pass over tokens, and after it the one over key tiles and the
-// one over query tiles.
+// one over query tiles, or for some heads one pass, after which dQ is rounded.
 #include "launch/fine_params.h"
 #include "launch/tensor_core_launch.h"
 
@@ -20,6 +20,7 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads)
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
   const int tile = blockIdx.x / params.heads, head = blockIdx.x % params.heads;
   const typename Rows::HeadTile of(params, blockIdx.y, head, tile);
+  Rows::clear_sums(params, of, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
   Channels sums = {};
   VSA_UNROLL
   for (int i = 0; i < kTileRows; i += kWarps * Lanes::kTokens) {
@@ -43,6 +44,32 @@ __global__ void __launch_bounds__(kWarps* kWarpThreads)
         sum += of_warp[token * Lanes::kLanes + of_token].x[channel];
     to[threadIdx.x] = sum;
   }
+}
+
+// One block per tile and head, the heads of a tile side by side, as in the pass over tokens.
+template <class Element>
+__global__ void __launch_bounds__(RoundSums<Element>::kThreads)
+    round_sums_kernel(const __grid_constant__ RoundSumsParams params) {
+  const int tile = blockIdx.x / params.heads, head = blockIdx.x % params.heads;
+  const int batch = static_cast<int>(blockIdx.y);
+  if (!params.concerns(batch, head)) return;
+  RoundSums<Element>::rows(params, batch, head, tile, static_cast<int>(threadIdx.x));
+}
+
+// Heads that are worked on in one pass.
+template <class Element>
+cudaError_t launch_one_pass(const FineBackward& call,
+                            const FineBackwardParams& params,
+                            int device,
+                            cudaStream_t stream) {
+  using Pass = FineBackwardKeys<FineBackwardOnePassConfig<Element, 64>>;
+  const cudaError_t error =
+      launch_persistent<Pass>(params, params.keys, params.kv_heads, device, stream);
+  if (error != cudaSuccess) return error;
+  const dim3 blocks(params.queries.grid.num_tiles() * call.heads, call.batch);
+  round_sums_kernel<Element>
+      <<<blocks, RoundSums<Element>::kThreads, 0, stream>>>(round_sums_params(call, params));
+  return cudaGetLastError();
 }
 
 }  // namespace
@@ -78,6 +105,9 @@ std::string fine_backward(const FineBackward& call, int device, void* stream) {
       error = launch_persistent<Keys>(params, params.keys, params.kv_heads, device, stream);
       if (error != cudaSuccess) return;
       error = launch_persistent<Queries>(params, params.queries, params.heads, device, stream);
+      if constexpr (head_dim() == 64)
+        if (error == cudaSuccess && call.passes != nullptr)
+          error = launch_one_pass<Element>(call, params, device, stream);
     });
     return error;
   };

@@ -37,6 +37,7 @@ void run_backward_rows(const BackwardRowsParams& p, int batch) {
   constexpr int kLanes = TokenLanes<D>::kLanes;
   for_each_tile(p.queries, batch, p.heads, [&](const TilePlace& at, int b, int head, int tile) {
     const typename Rows::HeadTile of(p, b, head, tile);
+    Rows::clear_sums(p, of, 0, 1);
     Channels sums[kLanes] = {};
     for (int row = 0; row < kTileRows; ++row) {
       // The last lane stores the sum of all.
@@ -50,6 +51,20 @@ void run_backward_rows(const BackwardRowsParams& p, int batch) {
     float* to = p.grad_coarse + (of_head * p.queries.grid.num_tiles() + tile) * D;
     for (int i = 0; i < D; ++i) to[i] = sums[i / kChunkElements].x[i % kChunkElements];
   });
+}
+
+template <class Element>
+void run_one_pass(const FineBackward& call,
+                  const FineBackwardParams& params,
+                  int blocks,
+                  unsigned seed) {
+  run_blocks<FineBackwardKeys<FineBackwardOnePassConfig<Element, 64>>>(params, blocks, seed);
+  const RoundSumsParams p = round_sums_params(call, params);
+  for_each_tile(
+      params.queries, call.batch, call.heads, [&](const TilePlace&, int b, int head, int tile) {
+        for (int thread = 0; p.concerns(b, head) && thread < RoundSums<Element>::kThreads; ++thread)
+          RoundSums<Element>::rows(p, b, head, tile, thread);
+      });
 }
 
 }  // namespace
@@ -77,6 +92,8 @@ std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigne
     constexpr int D = head_dim();
     run_blocks<FineBackwardKeys<FineBackwardKeysConfig<Element, D>>>(params, blocks, seed);
     run_blocks<FineBackwardQueries<FineBackwardQueriesConfig<Element, D>>>(params, blocks, seed);
+    if constexpr (D == 64)
+      if (call.passes != nullptr) run_one_pass<Element>(call, params, blocks, seed);
   });
 }
 
@@ -106,6 +123,18 @@ std::string choose_axes_emulated(const AxisChoice& call) {
       all.backwards += answer.backwards;
     }
     call.axes[group] = call.axis(all);
+  }
+  return "";
+}
+
+std::string choose_passes_emulated(const PassChoice& call) {
+  for (int key_head = 0; key_head < call.batch * call.kv_heads; ++key_head) {
+    PassChoice::Sample whole;
+    for (int sample = 0; sample < PassChoice::kSamples; ++sample)
+      for (int of = 0; of < call.heads / call.kv_heads; ++of)
+        for (int word = 0; word < call.words; ++word)
+          whole.add(call.look(key_head, of, sample, word));
+    call.passes[key_head] = call.pass(whole);
   }
   return "";
 }

@@ -32,6 +32,11 @@ struct BackwardRowsParams {
   TokenRows<uint16_t> grad_out;
   GateGradient grad_gate_fine, grad_gate_coarse;
   float* grad_coarse;  // [batch, heads, n, head_dim]
+  // With heads in one pass: where dQ is added up, [batch, heads, n, 16, 128, 4], and which they
+  // are.
+  float* grad_q_sums;
+  const int* passes;  // [batch, kv_heads]
+  int kv_heads;
 };
 
 template <class Element, int D, bool Gated>
@@ -51,6 +56,20 @@ struct BackwardRows {
           rows(p.queries.rows(at, batch)),
           first(p.queries.readable_token(at)) {}
   };
+
+  // Zeros where dQ of the tile will be added up, by any number of threads.
+  VSA_DEVICE static void clear_sums(const BackwardRowsParams& p,
+                                    const HeadTile& of,
+                                    int thread,
+                                    int threads) {
+    if (p.passes == nullptr) return;
+    const int sharing = p.heads / p.kv_heads;
+    if (load_global(p.passes + of.batch * p.kv_heads + of.head / sharing) != kOnePass) return;
+    const int64_t of_head = int64_t{of.batch} * p.heads + of.head;
+    Chunk* to = reinterpret_cast<Chunk*>(
+        p.grad_q_sums + (of_head * p.queries.num_tiles() + of.tile) * kTileRows * D);
+    for (int i = thread; i < kTileRows * D * 4 / kChunkBytes; i += threads) to[i] = Chunk{};
+  }
 
   // One row of a tile, one lane. sum_lanes(x) adds up what the lanes of a token have. A row that is
   // no token reads the first one's numbers and keeps nothing of them, so that all lanes of a warp
