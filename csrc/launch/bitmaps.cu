@@ -125,6 +125,7 @@ std::string choose_axes(const AxisChoice& call, int device, void* stream) {
 }
 
 std::string choose_passes(const PassChoice& call, int device, void* stream) {
+  if (call.passes == nullptr) return "";
   return launch_on(device, stream, "the choice of passes", [&](cudaStream_t stream) {
     pass_kernel<<<call.batch * call.kv_heads, kPassWarps * kWordBits, 0, stream>>>(call);
     return cudaGetLastError();

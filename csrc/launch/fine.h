@@ -186,7 +186,7 @@ struct PassChoice {
 
   const uint32_t* transposed_bitmap;  // [batch, heads, columns, words]
   const int* axes;                    // [batch, kv_heads] along which key tiles are neighbours
-  int* passes;                        // [batch, kv_heads] kOnePass or kTwoPasses
+  int* passes;  // [batch, kv_heads] kOnePass or kTwoPasses; null: nobody asks
   int batch, heads, kv_heads, columns, words;
   int layers;          // tiles along t
   float least_shared;  // from 0 to 1, for one pass; above 1 that is never

@@ -128,6 +128,7 @@ std::string choose_axes_emulated(const AxisChoice& call) {
 }
 
 std::string choose_passes_emulated(const PassChoice& call) {
+  if (call.passes == nullptr) return "";
   for (int key_head = 0; key_head < call.batch * call.kv_heads; ++key_head) {
     PassChoice::Sample whole;
     for (int sample = 0; sample < PassChoice::kSamples; ++sample)
