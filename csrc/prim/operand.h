@@ -43,6 +43,10 @@ struct alignas(8) FloatPair {
   float x, y;
 };
 
+struct alignas(kChunkBytes) FloatFour {
+  float x[4];
+};
+
 // Registers per thread that a block of so many threads is launched with: they come in eights.
 VSA_HD int launch_registers(int threads) { return 65536 / threads / 8 * 8; }
 

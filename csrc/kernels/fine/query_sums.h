@@ -79,7 +79,7 @@ class QueryReducer {
   VSA_DEVICE QueryReducer(const Params& p, SharedMemory& s) : p_(p), s_(s) {}
 
   VSA_DEVICE void run() {
-    s_.schedule.for_each_load_together([&](int n, int i) {
+    s_.schedule.template for_each_load<true>([&](int n, int i) {
       const auto chunk = s_.schedule.chunk(n);
       const TileLoad load = s_.schedule.tile_load(n, i);
       multiply(load.owners());

@@ -183,18 +183,10 @@ struct TileSchedule {
       if (chunk.first()) load(chunk.work);
     });
   }
-  // Calls load(n, i) for each tile load i of each chunk n.
-  template <class Load>
+  // Calls load(n, i) for each tile load i of each chunk n. Together: by a whole warpgroup
+  template <bool Together = false, class Load>
   VSA_DEVICE void for_each_load(Load load) {
-    for_each_chunk([&](int n, const Chunk& chunk) {
-      for (int i = 0; i < chunk.loads; ++i) load(n, i);
-    });
-  }
-
-  // The same by a whole warpgroup.
-  template <class Load>
-  VSA_DEVICE void for_each_load_together(Load load) {
-    for_each_chunk<false, true>([&](int n, const Chunk& chunk) {
+    for_each_chunk<false, Together>([&](int n, const Chunk& chunk) {
       for (int i = 0; i < chunk.loads; ++i) load(n, i);
     });
   }
