@@ -90,7 +90,8 @@ def test_error_is_at_most_twice_that_of_sdpa(
     with eager.paused():
         ratios = parity.relative_to_sdpa(problem, machine[1], gradients=True, backend=machine[0])
     assert all(ratio <= 2 for ratio in ratios.values()), ratios
-    assert noted and all(x is not None and bool(x.all()) for x in noted)
+    assert noted or problem.runs > 1  # a plan chooses for itself
+    assert all(x is not None and bool(x.all()) for x in noted)
 
 
 def test_each_key_head_takes_the_passes_that_suit_its_lists(machine: Machine, ask: Ask) -> None:
