@@ -49,7 +49,7 @@ IN_SCHEDULE: MutantTable = {
     # ... and given back
     "ScheduleEmptyNotArrived": (
         "empty[n % kBuffers].arrive_one();",
-        "",
+        ";",
         r"DEADLOCK: .*scheduler waits for schedule_empty\[0\] use 0 .* 3 of \d+ arrivals missing",
     ),
     "ScheduleEmptyTwice": (

@@ -53,13 +53,14 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Ask:
 
 
 def _lists(shared: list[bool], grid: vsa.Grid, sharing: int = 1) -> vsa.Selection:
-    """For each key head the same tiles of every query, or every key tile of other queries."""
+    """For each key head the same tiles of every query, or neighbours of different queries."""
     n = grid.num_tiles
+    parity_of = [sum(map(int, at)) % 2 for at in torch.ones(grid.tiles).nonzero()]
     mask = torch.zeros(1, len(shared) * sharing, n, n, dtype=torch.bool)
     for head, same in enumerate(shared):
         for row in range(n):
-            kept = range(min(4, n)) if same else range(row % 2, n, 2)
-            mask[0, head * sharing : (head + 1) * sharing, row, list(kept)] = True
+            kept = [j < 4 if same else parity_of[j] == row % 2 for j in range(n)]
+            mask[0, head * sharing : (head + 1) * sharing, row] = torch.tensor(kept)
     return vsa.Selection.from_mask(mask, grid)
 
 
