@@ -68,7 +68,6 @@ void bind_backward(py::module_& m) {
                          VSA_FIELD(Call, lse, NotNull),
                          VSA_FIELD(Call, grad_lse),
                          VSA_FIELD(Call, tile_counters, NotNull),
-                         VSA_FIELD(Call, passes),
                          VSA_FIELD(Call, grad_q_sums),
                          VSA_FIELD(Call, row_stats, NotNull)});
   bind_run<launch::backward_rows, launch::backward_rows_emulated>(bound, "launch_rows",
@@ -97,20 +96,6 @@ void bind_axes(py::module_& m) {
        VSA_FIELD(Call, groups, Positive), VSA_FIELD(Call, words, Positive), VSA_FIELD(Call, tiles),
        VSA_FIELD(Call, counters), VSA_FIELD(Call, count, NotNegative)});
   bind_run<launch::choose_axes, launch::choose_axes_emulated>(bound);
-}
-
-void bind_passes(py::module_& m) {
-  using Call = launch::PassChoice;
-  auto bound = bind_struct<Call>(
-      m, "PassChoice",
-      "Whether the backward of a key head is one pass or two, by what neighbouring key tiles "
-      "share.",
-      {VSA_FIELD(Call, transposed_bitmap, NotNull), VSA_FIELD(Call, axes, NotNull),
-       VSA_FIELD(Call, passes, NotNull), VSA_FIELD(Call, batch, Positive),
-       VSA_FIELD(Call, heads, Positive), VSA_FIELD(Call, kv_heads, Positive),
-       VSA_FIELD(Call, columns, Positive), VSA_FIELD(Call, words, Positive),
-       VSA_FIELD(Call, layers, Positive), VSA_FIELD(Call, least_shared)});
-  bind_run<launch::choose_passes, launch::choose_passes_emulated>(bound);
 }
 
 void bind_order(py::module_& m) {
@@ -151,7 +136,6 @@ void bind_fine(py::module_& m) {
   bind_backward(m);
   bind_transpose(m);
   bind_axes(m);
-  bind_passes(m);
   bind_order(m);
   bind_text(m);
   m.attr("HEAD_DIMS") = FineHeadDim::all();

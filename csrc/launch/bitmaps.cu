@@ -61,30 +61,6 @@ __global__ void __launch_bounds__(AxisChoice::kSamples* kWordBits) axis_kernel(A
   if (lane == 0) p.axes[group] = p.axis(all);
 }
 
-constexpr int kPassWarps = 32;
-
-// A block decides for a key head, a warp sums up every 32nd sample.
-__global__ void __launch_bounds__(kPassWarps* kWordBits) pass_kernel(PassChoice p) {
-  __shared__ PassChoice::Sample of_warps[kPassWarps];
-  const int lane = threadIdx.x % kWordBits, warp = threadIdx.x / kWordBits;
-  const int key_head = static_cast<int>(blockIdx.x);
-  PassChoice::Sample found;
-  for (int sample = warp; sample < PassChoice::kSamples; sample += kPassWarps)
-    for (int of = 0; of < p.heads / p.kv_heads; ++of)
-      for (int word = lane; word < p.words; word += kWordBits)
-        found.add(p.look(key_head, of, sample, word));
-  found.either = __reduce_add_sync(~0u, found.either);
-  found.both = __reduce_add_sync(~0u, found.both);
-  if (lane == 0) of_warps[warp] = found;
-  __syncthreads();
-  if (warp != 0) return;
-  static_assert(kPassWarps == kWordBits, "one warp adds up what the others found");
-  PassChoice::Sample whole = of_warps[lane];
-  whole.either = __reduce_add_sync(~0u, whole.either);
-  whole.both = __reduce_add_sync(~0u, whole.both);
-  if (lane == 0) p.passes[key_head] = p.pass(whole);
-}
-
 constexpr int kSortThreads = 256;
 
 // Each thread finds the place of one group: how many of its head's groups come before it.
@@ -120,14 +96,6 @@ std::string choose_axes(const AxisChoice& call, int device, void* stream) {
   return launch_on(device, stream, "the choice of axes", [&](cudaStream_t stream) {
     const int blocks = call.batch * call.groups;
     axis_kernel<<<blocks, AxisChoice::kSamples * kWordBits, 0, stream>>>(call);
-    return cudaGetLastError();
-  });
-}
-
-std::string choose_passes(const PassChoice& call, int device, void* stream) {
-  if (call.passes == nullptr) return "";
-  return launch_on(device, stream, "the choice of passes", [&](cudaStream_t stream) {
-    pass_kernel<<<call.batch * call.kv_heads, kPassWarps * kWordBits, 0, stream>>>(call);
     return cudaGetLastError();
   });
 }

@@ -86,11 +86,11 @@ struct FineBackward : FineProblem {
   const int* order;                   // [batch, kv_heads, groups of key tiles]
   const float* lse;                   // [batch, heads, S_q]
   const float* grad_lse;              // [batch, heads, S_q], or null
-  int* tile_counters;                 // three ints, which AxisChoice has cleared
-  // Where heads may be worked on in one pass (head_dim 64, no text, no padded tiles):
-  const int* passes;   // [batch, kv_heads] of PassChoice, null for two passes
-  float* grad_q_sums;  // [batch, heads, n_q, 64, 64] written and read
-  void* row_stats;     // [batch, heads, tiles of the queries, 2, 64] floats, written and read
+  int* tile_counters;                 // two ints, which AxisChoice has cleared
+  // For one pass (head_dim 64, no text, no padded tiles) [batch, heads, n_q, 64, 64], written and
+  // read; null for two passes.
+  float* grad_q_sums;
+  void* row_stats;  // [batch, heads, tiles of the queries, 2, 64] floats, written and read
 };
 
 // Neighbouring key tiles that the backward treats as one group.
@@ -177,50 +177,6 @@ struct AxisChoice {
   VSA_HD static int size_of(int x) { return x < 0 ? -x : x; }
 };
 
-// Whether a key head is worked on in one pass or in two: by what neighbouring key tiles share of
-// the queries that selected either, summed up over a sample of groups. Two neighbours that share
-// all are loaded for once, and make dQ together; where they share nothing one pass only adds sums
-// in global memory.
-struct PassChoice {
-  static constexpr int kSamples = 128;
-
-  const uint32_t* transposed_bitmap;  // [batch, heads, columns, words]
-  const int* axes;                    // [batch, kv_heads] along which key tiles are neighbours
-  int* passes;  // [batch, kv_heads] kOnePass or kTwoPasses; null: nobody asks
-  int batch, heads, kv_heads, columns, words;
-  int layers;          // tiles along t
-  float least_shared;  // from 0 to 1, for one pass; above 1 that is never
-
-  // What words of a sample say, to be summed up.
-  struct Sample {
-    int either = 0, both = 0;  // queries
-
-    VSA_HD void add(const Sample& other) {
-      either += other.either;
-      both += other.both;
-    }
-  };
-
-  VSA_HD int groups() const { return columns / kKeyTilesPerGroup; }
-  // key_head: counted over all batch elements; of: which of the query heads that share it
-  VSA_HD Sample look(int key_head, int of, int sample, int word) const {
-    const int place = static_cast<int>(int64_t{sample} * groups() / kSamples) * kKeyTilesPerGroup;
-    const int64_t head = int64_t{key_head} * (heads / kv_heads) + of;
-    const auto queries = [&](int at) {
-      const int column = serpentine_tile(at, axes[key_head], layers, columns / layers);
-      return transposed_bitmap[(head * columns + column) * words + word];
-    };
-    if (groups() == 0) return {};
-    const uint32_t a = queries(place), b = queries(place + 1);
-    return {popcount(a | b), popcount(a & b)};
-  }
-  // whole: of all samples
-  VSA_HD int pass(const Sample& whole) const {
-    const float least = least_shared * static_cast<float>(whole.either);
-    return static_cast<float>(whole.both) >= least ? kOnePass : kTwoPasses;
-  }
-};
-
 // In which order the groups of neighbouring key tiles are worked on within each key head: by their
 // longest column, equal ones as they come. Text is attended by everyone, so its groups stay first.
 struct ColumnOrder {
@@ -262,8 +218,6 @@ std::string transpose_bitmaps(const BitmapTranspose& call, int device, void* str
 std::string transpose_bitmaps_emulated(const BitmapTranspose& call);
 std::string choose_axes(const AxisChoice& call, int device, void* stream);
 std::string choose_axes_emulated(const AxisChoice& call);
-std::string choose_passes(const PassChoice& call, int device, void* stream);
-std::string choose_passes_emulated(const PassChoice& call);
 std::string order_columns(const ColumnOrder& call, int device, void* stream);
 std::string order_columns_emulated(const ColumnOrder& call);
 

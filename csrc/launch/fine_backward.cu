@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The backward kernels on a GPU: the pass over tokens, and after it the one over key tiles and the
-// one over query tiles, or for some heads one pass, after which dQ is rounded.
+// one over query tiles, or one pass that adds up dQ, and one that rounds it.
 #include "launch/fine_params.h"
 #include "launch/tensor_core_launch.h"
 
@@ -51,18 +51,16 @@ template <class Element>
 __global__ void __launch_bounds__(RoundSums<Element>::kThreads)
     round_sums_kernel(const __grid_constant__ RoundSumsParams params) {
   const int tile = blockIdx.x / params.heads, head = blockIdx.x % params.heads;
-  const int batch = static_cast<int>(blockIdx.y);
-  if (!params.concerns(batch, head)) return;
-  RoundSums<Element>::rows(params, batch, head, tile, static_cast<int>(threadIdx.x));
+  RoundSums<Element>::rows(params, blockIdx.y, head, tile, static_cast<int>(threadIdx.x));
 }
 
-// Heads that are worked on in one pass.
 template <class Element>
 cudaError_t launch_one_pass(const FineBackward& call,
                             const FineBackwardParams& params,
                             int device,
                             cudaStream_t stream) {
   using Pass = FineBackwardKeys<FineBackwardOnePassConfig<Element, 64>>;
+  static_assert(Pass::kConsumers == kKeyTilesPerGroup, "the order of items is made for this");
   const cudaError_t error =
       launch_persistent<Pass>(params, params.keys, params.kv_heads, device, stream);
   if (error != cudaSuccess) return error;
@@ -72,9 +70,21 @@ cudaError_t launch_one_pass(const FineBackward& call,
   return cudaGetLastError();
 }
 
+template <class Element, int D>
+cudaError_t launch_two_passes(const FineBackwardParams& params, int device, cudaStream_t stream) {
+  using Keys = FineBackwardKeys<FineBackwardKeysConfig<Element, D>>;
+  using Queries = FineBackwardQueries<FineBackwardQueriesConfig<Element, D>>;
+  static_assert(Keys::kConsumers == kKeyTilesPerGroup, "the order of items is made for this");
+  const cudaError_t error =
+      launch_persistent<Keys>(params, params.keys, params.kv_heads, device, stream);
+  if (error != cudaSuccess) return error;
+  return launch_persistent<Queries>(params, params.queries, params.heads, device, stream);
+}
+
 }  // namespace
 
 std::string backward_rows(const FineBackward& call, int device, void* stream) {
+  if (std::string refused = refused_one_pass(call); !refused.empty()) return refused;
   const BackwardRowsParams params = backward_rows_params(call);
   bool found = true;  // a kernel for this configuration
   const auto launch = [&](cudaStream_t stream) {
@@ -99,15 +109,12 @@ std::string fine_backward(const FineBackward& call, int device, void* stream) {
     cudaError_t error = cudaSuccess;
     found = with_config(call, [&](auto element, auto head_dim) {
       using Element = decltype(element);
-      using Keys = FineBackwardKeys<FineBackwardKeysConfig<Element, head_dim()>>;
-      using Queries = FineBackwardQueries<FineBackwardQueriesConfig<Element, head_dim()>>;
-      static_assert(Keys::kConsumers == kKeyTilesPerGroup, "the order of items is made for this");
-      error = launch_persistent<Keys>(params, params.keys, params.kv_heads, device, stream);
-      if (error != cudaSuccess) return;
-      error = launch_persistent<Queries>(params, params.queries, params.heads, device, stream);
       if constexpr (head_dim() == 64)
-        if (error == cudaSuccess && call.passes != nullptr)
+        if (call.grad_q_sums != nullptr) {
           error = launch_one_pass<Element>(call, params, device, stream);
+          return;
+        }
+      error = launch_two_passes<Element, head_dim()>(params, device, stream);
     });
     return error;
   };

@@ -53,6 +53,12 @@ void run_backward_rows(const BackwardRowsParams& p, int batch) {
   });
 }
 
+template <class Element, int D>
+void run_two_passes(const FineBackwardParams& params, int blocks, unsigned seed) {
+  run_blocks<FineBackwardKeys<FineBackwardKeysConfig<Element, D>>>(params, blocks, seed);
+  run_blocks<FineBackwardQueries<FineBackwardQueriesConfig<Element, D>>>(params, blocks, seed);
+}
+
 template <class Element>
 void run_one_pass(const FineBackward& call,
                   const FineBackwardParams& params,
@@ -60,11 +66,11 @@ void run_one_pass(const FineBackward& call,
                   unsigned seed) {
   run_blocks<FineBackwardKeys<FineBackwardOnePassConfig<Element, 64>>>(params, blocks, seed);
   const RoundSumsParams p = round_sums_params(call, params);
-  for_each_tile(
-      params.queries, call.batch, call.heads, [&](const TilePlace&, int b, int head, int tile) {
-        for (int thread = 0; p.concerns(b, head) && thread < RoundSums<Element>::kThreads; ++thread)
-          RoundSums<Element>::rows(p, b, head, tile, thread);
-      });
+  for_each_tile(params.queries, call.batch, call.heads,
+                [&](const TilePlace&, int b, int head, int tile) {
+                  for (int thread = 0; thread < RoundSums<Element>::kThreads; ++thread)
+                    RoundSums<Element>::rows(p, b, head, tile, thread);
+                });
 }
 
 }  // namespace
@@ -75,6 +81,7 @@ std::string fine_forward_emulated(const FineForward& call, int blocks, unsigned 
 }
 
 std::string backward_rows_emulated(const FineBackward& call) {
+  if (std::string refused = refused_one_pass(call); !refused.empty()) return refused;
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
     const auto run = any(call.gates) ? run_backward_rows<Element, head_dim(), true>
@@ -90,10 +97,9 @@ std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigne
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
     constexpr int D = head_dim();
-    run_blocks<FineBackwardKeys<FineBackwardKeysConfig<Element, D>>>(params, blocks, seed);
-    run_blocks<FineBackwardQueries<FineBackwardQueriesConfig<Element, D>>>(params, blocks, seed);
     if constexpr (D == 64)
-      if (call.passes != nullptr) run_one_pass<Element>(call, params, blocks, seed);
+      if (call.grad_q_sums != nullptr) return run_one_pass<Element>(call, params, blocks, seed);
+    run_two_passes<Element, D>(params, blocks, seed);
   });
 }
 
@@ -123,19 +129,6 @@ std::string choose_axes_emulated(const AxisChoice& call) {
       all.backwards += answer.backwards;
     }
     call.axes[group] = call.axis(all);
-  }
-  return "";
-}
-
-std::string choose_passes_emulated(const PassChoice& call) {
-  if (call.passes == nullptr) return "";
-  for (int key_head = 0; key_head < call.batch * call.kv_heads; ++key_head) {
-    PassChoice::Sample whole;
-    for (int sample = 0; sample < PassChoice::kSamples; ++sample)
-      for (int of = 0; of < call.heads / call.kv_heads; ++of)
-        for (int word = 0; word < call.words; ++word)
-          whole.add(call.look(key_head, of, sample, word));
-    call.passes[key_head] = call.pass(whole);
   }
   return "";
 }

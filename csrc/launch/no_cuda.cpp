@@ -32,7 +32,6 @@ std::string backward_rows(const FineBackward&, int, void*) { return kMissing; }
 std::string fine_backward(const FineBackward&, int, void*) { return kMissing; }
 std::string transpose_bitmaps(const BitmapTranspose&, int, void*) { return kMissing; }
 std::string choose_axes(const AxisChoice&, int, void*) { return kMissing; }
-std::string choose_passes(const PassChoice&, int, void*) { return kMissing; }
 std::string order_columns(const ColumnOrder&, int, void*) { return kMissing; }
 std::string clean_text(const CleanText&, int, void*) { return kMissing; }
 std::string tile_means(const TileMeans&, int, void*) { return kMissing; }

@@ -175,10 +175,6 @@ VSA_HD int serpentine_tile(int place, int axis, int layers, int layer) {
   return t * layer + column;
 }
 
-// Whether the backward of a key head is one pass over key tiles, which adds up dQ, or one over key
-// tiles and one over query tiles.
-constexpr int kTwoPasses = 0, kOnePass = 1;
-
 // A row of `bits` bits is words(bits) words; bit j is bit j % 32 of word j / 32; spare bits are 0.
 namespace bitmap {
 

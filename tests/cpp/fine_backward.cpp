@@ -37,7 +37,7 @@ struct Problem {
   // In one layer both axes give the same order.
   int query_axes[kHeads] = {kAlongT, kAlongW}, key_axes[kKvHeads] = {kAlongT};
   std::vector<int> order;
-  int tile_counter[3] = {}, passes[kKvHeads] = {};
+  int tile_counter[2] = {};
   std::vector<RowStats> stats;
   std::vector<float> grad_q_sums;  // [heads, tiles, 64 * D]
 
@@ -122,7 +122,6 @@ struct Problem {
     call.order = order.data();
     call.tile_counters = tile_counter;
     call.row_stats = stats.data();
-    call.passes = passes;
     call.grad_q_sums = grad_q_sums.data();
     return call;
   }
@@ -140,7 +139,6 @@ void round_sums(const RoundSumsParams& p) {
 template <class Kernel, class TightKernel>
 void check(Selection selection, unsigned seed, const char* (Problem::*wrong)() const) {
   Problem problem(selection, seed);
-  if (has_reducer<Kernel>()) std::fill_n(problem.passes, kKvHeads, kOnePass);
   FineBackwardParams params;
   const launch::FineBackward call = problem.call();
   const std::string error = make_params(params, call, launch::encode_for_emulator);

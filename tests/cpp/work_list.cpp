@@ -26,36 +26,26 @@ namespace {
 
 struct Problem {
   std::mt19937 rng;
-  const int consumers, batch, sharing, heads;
+  const int consumers, batch, heads;
   const TiledSequence sequence;
-  std::vector<int> axes;    // [batch, heads]
-  std::vector<int> passes;  // [batch, heads / sharing], or empty
+  std::vector<int> axes;  // [batch, heads]
   int tile_counter = 0;
 
   explicit Problem(unsigned seed)
       : rng(seed),
         consumers(1 + below(4)),
         batch(1 + below(3)),
-        sharing(1 + below(3)),
-        heads(sharing * (1 + below(seed % 5 == 0 ? 15 : 4))),
+        heads(1 + below(4)),
         sequence{make_grid({1 + below(9), 1 + below(9), 1 + below(20)}, {4, 4, 4}, 0, 0), below(9),
                  nullptr} {
     for (int i = 0; i < batch * heads; ++i) axes.push_back(below(4));
-    for (int i = 0; seed % 3 != 0 && i < batch * heads / sharing; ++i) passes.push_back(below(2));
   }
-
-  template <class Of>
-  Of of_pass() const {
-    return {passes.empty() ? nullptr : passes.data(), 1, sharing};
-  }
-  // head: counted over all batch elements
-  bool wants(int head) const { return passes.empty() || passes[head / sharing] == 1; }
 
   int below(int end) { return static_cast<int>(rng() % static_cast<unsigned>(end)); }
 };
 
 // A block of which only the scheduler warp does anything.
-template <class List, class Tile, class Of>
+template <class List, class Tile>
 struct Taking {
   static constexpr int kConsumers = 1, kThreads = (1 + kConsumers) * kWarpgroupThreads;
   static constexpr int kProducers = 1;
@@ -72,7 +62,7 @@ struct Taking {
   static void schedule(const Params& p, SharedMemory&) {
     Problem& problem = p.problem;
     const List list(problem.sequence, problem.consumers, problem.batch, problem.heads,
-                    problem.axes.data(), problem.of_pass<Of>());
+                    problem.axes.data());
     list.take_each(&problem.tile_counter, problem.consumers,
                    [&](const Tile& work) { p.taken.push_back(work); });
   }
@@ -92,7 +82,6 @@ void check(const Problem& problem, const std::vector<Tile>& taken) {
                 work.first_place < problem.sequence.num_tiles() &&
                 work.first_place % problem.consumers == 0,
             "WRONG WORK TILE: there is none like it");
-    require(problem.wants(work.batch * problem.heads + work.head), "WRONG HEAD");
     require(seen.insert(item).second, "WRONG WORK TILE: it comes twice");
     require(work.axis == problem.axes[work.batch * problem.heads + work.head], "WRONG AXIS");
     const bool text = work.first_place < problem.sequence.text_tiles;
@@ -103,20 +92,19 @@ void check(const Problem& problem, const std::vector<Tile>& taken) {
     before = item;
   }
   const int groups = ceil_div(problem.sequence.num_tiles(), problem.consumers);
-  int heads = 0;
-  for (int head = 0; head < problem.batch * problem.heads; ++head) heads += problem.wants(head);
-  require(static_cast<int>(seen.size()) == heads * groups, "WRONG WORK TILE: one is missing");
+  require(static_cast<int>(seen.size()) == problem.batch * problem.heads * groups,
+          "WRONG WORK TILE: one is missing");
 }
 
 // tile_counter: what it is before there are any blocks
-template <class List, class Tile, class Of>
+template <class List, class Tile>
 std::string first_report(unsigned seeds, int tile_counter = 0) {
   return first_of(seeds, [=](unsigned seed) {
     Problem problem(seed);
     problem.tile_counter = tile_counter;
     std::vector<Tile> of_block[2], taken;
     for (int block = 0; block < 2; ++block)
-      host::run_block<Taking<List, Tile, Of>>({problem, of_block[block]}, block, 2, seed);
+      host::run_block<Taking<List, Tile>>({problem, of_block[block]}, block, 2, seed);
     for (size_t i = 0; i < of_block[0].size() + of_block[1].size(); ++i)
       taken.push_back(of_block[i % 2].at(i / 2));
     check(problem, taken);
@@ -130,9 +118,9 @@ std::string first_report(unsigned seeds, int tile_counter = 0) {
 std::string answer(const std::string& space, const std::string& problem, unsigned seeds) {
 #define VSA_LIST(name)                     \
   if (space == #name && problem == "list") \
-    return first_report<name::WorkList, name::WorkTile, name::PassOfHeads>(seeds);
+    return first_report<name::WorkList, name::WorkTile>(seeds);
   VSA_EACH_MUTANT(VSA_LIST)
-  if (problem == "counter not zero") return first_report<WorkList, WorkTile, PassOfHeads>(seeds, 3);
+  if (problem == "counter not zero") return first_report<WorkList, WorkTile>(seeds, 3);
   return "?";
 }
 

@@ -48,27 +48,6 @@ MUTANTS: MutantTable = {
     ),
     "OneTooMany": ("index < size; index = take()", "index <= size; index = take()", ITEM),
     "AxisOfAnother": ("load_global(axes + head)", "load_global(axes + head / 2)", "WRONG AXIS"),
-    "HeadsOfTheOtherPass": (
-        "load_global(of.passes + head / of.sharing) == of.pass;",
-        "load_global(of.passes + head / of.sharing) != of.pass;",
-        f"WRONG HEAD|{MISSING}",
-    ),
-    "PassesOfHeadsThatShare": (
-        "of.passes + head / of.sharing)",
-        "of.passes + head / 3)",
-        f"WRONG HEAD|{MISSING}",
-    ),
-    "HeadsCountedInAWarp": (
-        "first < heads; first += kWarpThreads) found",
-        "first < kWarpThreads; first += kWarpThreads) found",
-        MISSING,
-    ),
-    "HeadsOfTheFirstWarp": (
-        "return first + bitmap::lowest(heads_here);",
-        "return bitmap::lowest(heads_here);",
-        f"WRONG HEAD|{TWICE}",
-    ),
-    "HeadBefore": ("for (; n > 0; --n)", "for (; n > 1; --n)", TWICE),
     "HeadsOfTheFirst": ("{head / heads, head % heads,", "{0, head % heads,", f"{TWICE}|WRONG AXIS"),
 }
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -20,36 +20,29 @@ from vsa.values.remembered import Remembered
 from vsa.verify import parity
 from vsa.verify.parity import PROBLEMS, Problem, by_name
 
-NEVER, ALWAYS = 2.0, 0.0
 TOGETHER = [x for x in PROBLEMS if not (x.prefix or x.suffix)]
 Machine = tuple[str, str]
-Ask = Callable[[float], list[Tensor | None]]
 
 
-@pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """Sets the share from which on heads take one pass, and returns a list of what is chosen then.
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for sums holds NaN, and plans are made anew: what is not zeroed shows."""
+    empty = torch.empty
 
-    Memory for sums holds NaN: what is not zeroed shows.
-    """
-    noted: list[Tensor | None] = []
-    choose = passes.choose
+    def filled(*arguments, **options) -> Tensor:
+        found = empty(*arguments, **options)
+        return found.fill_(float("nan")) if found.is_floating_point() else found
 
-    def note(*arguments) -> tuple[Tensor | None, Tensor | None]:
-        found = choose(*arguments)
-        if found[1] is not None:
-            found[1].fill_(float("nan"))
-        noted.append(found[0])
-        return found
+    monkeypatch.setattr(torch, "empty", filled)
+    monkeypatch.setattr(eager, "_plans", Remembered(256))
 
-    def asked(least: float) -> list[Tensor | None]:
-        monkeypatch.setattr(passes, "LEAST_SHARED", least)
-        monkeypatch.setattr(backward, "choose", note)
-        monkeypatch.setattr(eager, "_plans", Remembered(256))
-        noted.clear()
-        return noted
 
-    return asked
+@pytest.fixture(params=[False, True], ids=["one-pass", "two-passes"])
+def repeats(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether bits have to repeat."""
+    torch.use_deterministic_algorithms(request.param)
+    yield request.param
+    torch.use_deterministic_algorithms(False)
 
 
 def _lists(shared: list[bool], grid: vsa.Grid, sharing: int = 1) -> vsa.Selection:
@@ -84,32 +77,32 @@ def _true_grads(tensors: list[Tensor], lists: vsa.Selection, upstream: Tensor) -
 @pytest.mark.parametrize("element", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("problem", TOGETHER, ids=lambda problem: problem.name)
 def test_error_is_at_most_twice_that_of_sdpa(
-    problem: Problem, element: torch.dtype, machine: Machine, ask: Ask
+    problem: Problem, element: torch.dtype, machine: Machine
 ) -> None:
-    noted = ask(ALWAYS)
     problem = replace(problem, head_dim=64, dtype=element)
     with eager.paused():
         ratios = parity.relative_to_sdpa(problem, machine[1], gradients=True, backend=machine[0])
     assert all(ratio <= 2 for ratio in ratios.values()), ratios
-    assert noted or problem.runs > 1  # a plan chooses for itself
-    assert all(x is not None and bool(x.all()) for x in noted)
 
 
-def test_each_key_head_takes_the_passes_that_suit_its_lists(machine: Machine, ask: Ask) -> None:
-    noted = ask(0.5)
-    grid, shared = vsa.Grid((8, 8, 9)), [True, False, True]
-    lists = _lists(shared, grid, sharing=2)
+@pytest.mark.parametrize("name", ["gates", "grouped-query", "large-logits"])
+def test_a_plan_takes_as_many_passes(name: str, repeats: bool, machine: Machine) -> None:
+    problem = replace(by_name(name), head_dim=64, dtype=torch.bfloat16)
+    ratios = parity.relative_to_sdpa(problem, machine[1], gradients=True, backend=machine[0])
+    assert all(ratio <= 2 for ratio in ratios.values()), ratios
+
+
+def test_heads_that_share_their_key_tiles(repeats: bool, machine: Machine) -> None:
+    grid = vsa.Grid((8, 8, 9))
+    lists = _lists([True, False, True], grid, sharing=2)
     tensors = [torch.randn(1, grid.length, heads, 64).bfloat16() for heads in (6, 3, 3)]
     upstream = torch.randn(1, grid.length, 6, 64).bfloat16()
     found = _grads(machine, tensors, lists, upstream)
-    assert noted[0] is not None and noted[0].cpu().tolist() == [[1, 0, 1]]
     for x, truth in zip(found, _true_grads(tensors, lists, upstream), strict=True):
         assert parity.error(x.cpu(), truth) < 0.01
 
 
-@pytest.mark.parametrize("least", [ALWAYS, 0.5, NEVER])
-def test_a_batch_of_heads_of_either_kind(least: float, machine: Machine, ask: Ask) -> None:
-    ask(least)
+def test_a_batch_of_heads_of_either_kind(repeats: bool, machine: Machine) -> None:
     grid = vsa.Grid((5, 9, 7))
     one = _lists([True, False], grid).mask()
     lists = vsa.Selection.from_mask(torch.cat([one, one.flip(1)]), grid)
@@ -119,18 +112,45 @@ def test_a_batch_of_heads_of_either_kind(least: float, machine: Machine, ask: As
         assert parity.error(x.cpu(), truth) < 0.002
 
 
-def test_one_pass_and_two_agree_where_scores_are_large(machine: Machine, ask: Ask) -> None:
+@pytest.mark.parametrize("magnitude", [1.0, 100.0])
+def test_one_pass_is_as_exact_as_two(magnitude: float, machine: Machine) -> None:
     grid = vsa.Grid((6, 7, 9))
     *tensors, upstream = torch.randn(4, 1, grid.length, 2, 64).bfloat16().unbind()
-    tensors[0] *= 100
+    tensors[0] *= magnitude
     lists = _lists([True, False], grid)
     truth = _true_grads(list(tensors), lists, upstream)
     errors = []
-    for least in (ALWAYS, NEVER):
-        ask(least)
-        found = _grads(machine, list(tensors), lists, upstream)
+    for repeats in (False, True):
+        torch.use_deterministic_algorithms(repeats)
+        try:
+            found = _grads(machine, list(tensors), lists, upstream)
+        finally:
+            torch.use_deterministic_algorithms(False)
         errors.append([parity.error(x.cpu(), y) for x, y in zip(found, truth, strict=True)])
     assert all(one <= 1.1 * two + 1e-4 for one, two in zip(*errors, strict=True)), errors
+
+
+def test_where_one_pass_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the memory that its sums take."""
+    made: list[tuple[int, ...]] = []
+    shape = passes.sums_shape
+
+    def note(*arguments) -> tuple[int, ...]:
+        made.append(shape(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(backward, "sums_shape", note)
+    grid = vsa.Grid((5, 9, 7))
+    *tensors, upstream = torch.randn(4, 1, grid.length, 2, 64).bfloat16().unbind()
+    lists = _lists([True, False], grid)
+    _grads(("emulated", "cpu"), list(tensors), lists, upstream)
+    assert made == [(1, 2, grid.num_tiles, 64, 64)]
+    torch.use_deterministic_algorithms(True)
+    try:
+        _grads(("emulated", "cpu"), list(tensors), lists, upstream)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(made) == 1
 
 
 def test_what_keeps_to_two_passes() -> None:
@@ -142,26 +162,10 @@ def test_what_keeps_to_two_passes() -> None:
     assert not passes.may_take_one(64, (plain, plain), padded=True)
 
 
-def test_bits_repeat_where_they_have_to(machine: Machine, ask: Ask) -> None:
-    noted = ask(ALWAYS)
-    grid = vsa.Grid((5, 9, 7))
-    *tensors, upstream = torch.randn(4, 1, grid.length, 2, 64).bfloat16().unbind()
-    lists = _lists([True, False], grid)
-    torch.use_deterministic_algorithms(True)
-    try:
-        _grads(machine, list(tensors), lists, upstream)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert noted == [None]
-
-
-@pytest.mark.parametrize("must_repeat", [False, True])
-def test_a_plan_takes_as_many_passes(must_repeat: bool, machine: Machine, ask: Ask) -> None:
-    ask(ALWAYS)
-    problem = replace(by_name("gates"), head_dim=64, dtype=torch.bfloat16)
-    torch.use_deterministic_algorithms(must_repeat)
-    try:
-        ratios = parity.relative_to_sdpa(problem, machine[1], gradients=True, backend=machine[0])
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert all(ratio <= 2 for ratio in ratios.values()), ratios
+def test_kernels_refuse_what_they_have_no_pass_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backward, "may_take_one", lambda *_, **__: True)
+    monkeypatch.setattr(backward, "sums_shape", lambda *_: (1,))
+    grid = vsa.Grid((4, 8, 8))
+    *tensors, upstream = torch.randn(4, 1, grid.length, 1, 128).bfloat16().unbind()
+    with pytest.raises(RuntimeError, match="grad_q_sums must be null but for heads of 64"):
+        _grads(("emulated", "cpu"), list(tensors), _lists([True], grid), upstream)

@@ -23,7 +23,7 @@
 //   resident   K and V, until dK and dV have been stored        kernels/schedule/resident_tiles.h
 //   rings      dO with delta, Q with its log-sum-exp            kernels/schedule/rings.h
 //   schedule   tile loads and the steps of each consumer        kernels/schedule/tile_schedule.h
-//   sums       dQ, where heads are worked on in one pass        kernels/fine/query_sums.h
+//   sums       dQ, in the kernel of one pass                    kernels/fine/query_sums.h
 #pragma once
 #include "kernels/fine/query_sums.h"
 #include "kernels/schedule/resident_tiles.h"
@@ -138,12 +138,10 @@ struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kThere> {
     TileScheduler<kConsumers, Config::kScheduleWords, Config::kChunkLoads, Rings::kFirst,
                   Rings::kSecond, PaddableSequence, Sums::kThere>
         scheduler(s.schedule, p.keys, p.queries, p.grad_out, p.q);
-    const WorkList list(p.keys, kConsumers, p.batch, p.kv_heads, p.key_axes,
-                        {p.passes, Sums::kThere ? kOnePass : kTwoPasses});
+    const WorkList list(p.keys, kConsumers, p.batch, p.kv_heads, p.key_axes);
     const int tiles = p.keys.grid.num_tiles(), words = bitmap::words(p.queries.grid.num_tiles());
     const int sharing = p.heads / p.kv_heads;
-    int* counter = Sums::kThere ? p.one_pass_tile_counter : p.key_tile_counter;
-    list.take_each(counter, kConsumers, [&](WorkTile work) {
+    list.take_each(p.key_tile_counter, kConsumers, [&](WorkTile work) {
       const int* order = p.order + (work.batch * p.kv_heads + work.head) * list.groups;
       work.first_place = load_global(order + work.first_place / kConsumers) * kConsumers;
       const int head = work.head * sharing;

@@ -20,9 +20,7 @@ struct FineBackwardParams {
   const int* order;           // [batch, kv_heads, groups of key tiles] the longest first
   int* key_tile_counter;      // work tiles of the pass over keys that blocks have taken: 0 at first
   int* query_tile_counter;    // the same of the pass over queries
-  int* one_pass_tile_counter;  // the same of the one pass
-  const int* passes;           // [batch, kv_heads] kTwoPasses or kOnePass; null: two for all
-  float* grad_q_sums;          // [batch, heads, n_q, 16, 128, 4] dQ / scale of heads in one pass
+  float* grad_q_sums;         // [batch, heads, n_q, 16, 128, 4] dQ / scale, in one pass
   int batch, heads, kv_heads;
   float scale;       // of the scores
   float scale_log2;  // the same times log2(e)

@@ -97,8 +97,7 @@ struct FineBackwardQueries {
     TileScheduler<kConsumers, Config::kScheduleWords, Config::kChunkLoads, Rings::kFirst,
                   Rings::kSecond, PaddableSequence>
         scheduler(s.schedule, p.queries, p.keys, p.v, p.k);
-    scheduler.add_query_tiles(p, p.query_tile_counter,
-                              {p.passes, kTwoPasses, p.heads / p.kv_heads});
+    scheduler.add_query_tiles(p, p.query_tile_counter);
     scheduler.finish();
   }
 

@@ -32,11 +32,7 @@ struct BackwardRowsParams {
   TokenRows<uint16_t> grad_out;
   GateGradient grad_gate_fine, grad_gate_coarse;
   float* grad_coarse;  // [batch, heads, n, head_dim]
-  // With heads in one pass: where dQ is added up, [batch, heads, n, 16, 128, 4], and which they
-  // are.
-  float* grad_q_sums;
-  const int* passes;  // [batch, kv_heads]
-  int kv_heads;
+  float* grad_q_sums;  // [batch, heads, n, 16, 128, 4] where one pass adds up dQ, null without
 };
 
 template <class Element, int D, bool Gated>
@@ -62,9 +58,7 @@ struct BackwardRows {
                                     const HeadTile& of,
                                     int thread,
                                     int threads) {
-    if (p.passes == nullptr) return;
-    const int sharing = p.heads / p.kv_heads;
-    if (load_global(p.passes + of.batch * p.kv_heads + of.head / sharing) != kOnePass) return;
+    if (p.grad_q_sums == nullptr) return;
     const int64_t of_head = int64_t{of.batch} * p.heads + of.head;
     Chunk* to = reinterpret_cast<Chunk*>(
         p.grad_q_sums + (of_head * p.queries.num_tiles() + of.tile) * kTileRows * D);

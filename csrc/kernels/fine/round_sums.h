@@ -8,16 +8,11 @@ namespace vsa {
 
 struct RoundSumsParams {
   const float* sums;  // [batch, heads, n_q, 16, 128, 4]
-  const int* passes;  // [batch, kv_heads] of which only kOnePass is done here
   TokenRows<uint16_t> grad_q;
   MeanGradient means;
   PaddableSequence queries;  // without text, no padded tiles
-  int heads, kv_heads;
+  int heads;
   float scale;
-
-  VSA_DEVICE bool concerns(int batch, int head) const {
-    return load_global(passes + batch * kv_heads + head / (heads / kv_heads)) == kOnePass;
-  }
 };
 
 // Eight channels of two rows, 8 apart: they lie in 64 contiguous bytes.
@@ -25,7 +20,7 @@ template <class Element>
 struct RoundSums {
   static constexpr int kHeadDim = 64, kThreads = kTileRows / 2 * kHeadDim / kChunkElements;
 
-  // thread: of kThreads, for each tile of a head that the params concern
+  // thread: of kThreads for each tile
   VSA_DEVICE static void rows(const RoundSumsParams& p, int batch, int head, int tile, int thread) {
     const int channels = thread % 8, pair = thread / 8;  // of rows
     const int upper = pair / 8 * 16 + pair % 8;

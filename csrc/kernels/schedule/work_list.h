@@ -28,51 +28,10 @@ VSA_DEVICE int tile_at(const TiledSequence& sequence, int place, int axis) {
   return serpentine_tile(place - sequence.text_tiles, axis, grid.tiles.t, grid.layer.by);
 }
 
-// Where key heads differ in the passes that are best for them: those that are this one's.
-struct PassOfHeads {
-  const int* passes = nullptr;  // [batch, key heads] the pass of each; null: all are this one's
-  int pass = 0;                 // this one
-  int sharing = 1;              // heads of the work list for each key head
-};
-
-// The heads of a work list that has only those of a pass.
-struct HeadChoice {
-  PassOfHeads of;
-  int heads;  // of all batch elements
-
-  VSA_DEVICE int count() const {
-    if (of.passes == nullptr) return heads;
-    int found = 0;
-    for (int first = 0; first < heads; first += kWarpThreads) found += popcount(chosen(first));
-    return found;
-  }
-  // The n-th of them.
-  VSA_DEVICE int head(int n) const {
-    if (of.passes == nullptr) return n;
-    int first = 0;
-    uint32_t heads_here = chosen(0);
-    for (; popcount(heads_here) <= n; heads_here = chosen(first)) {
-      n -= popcount(heads_here);
-      first += kWarpThreads;
-    }
-    for (; n > 0; --n) heads_here &= heads_here - 1;
-    return first + bitmap::lowest(heads_here);
-  }
-
- private:
-  VSA_DEVICE uint32_t chosen(int first) const {
-    return ballot([&](int lane) {
-      const int head = first + lane;
-      return head < heads && load_global(of.passes + head / of.sharing) == of.pass;
-    });
-  }
-};
-
 // All work tiles of a sequence. Text comes first, of all heads: it takes several times as long, and
 // would leave blocks idle at the end. After it heads are outermost, so that all blocks read the
 // tiles of one head at a time.
 struct WorkList {
-  HeadChoice choice;
   int groups, text_groups, heads, size;
   const int* axes;  // [batch, heads]
 
@@ -80,13 +39,11 @@ struct WorkList {
                       int consumers,
                       int batch,
                       int heads,
-                      const int* axes,
-                      const PassOfHeads& of = {})
-      : choice{of, batch * heads},
-        groups(ceil_div(sequence.num_tiles(), consumers)),
+                      const int* axes)
+      : groups(ceil_div(sequence.num_tiles(), consumers)),
         text_groups(ceil_div(sequence.text_tiles, consumers)),
         heads(heads),
-        size(choice.count() * groups),
+        size(batch * heads * groups),
         axes(axes) {}
 
   VSA_DEVICE WorkTile work_tile(int index, int consumers) const {
@@ -94,8 +51,7 @@ struct WorkList {
     const bool text = index < text_size;
     const int of_head = text ? text_groups : groups - text_groups;
     const int place = text ? index : index - text_size;
-    const int head = choice.head(place / of_head);
-    const int group = place % of_head + (text ? 0 : text_groups);
+    const int head = place / of_head, group = place % of_head + (text ? 0 : text_groups);
     return {head / heads, head % heads, group * consumers, load_global(axes + head)};
   }
 

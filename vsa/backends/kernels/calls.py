@@ -164,10 +164,9 @@ class Gradients(NamedTuple):
         order: (B, kv_heads, groups) int32 of ``order_call``.
         lse: (B, heads, S_q) fp32.
         grad_lse: the same, or None.
-        tile_counters: (3,) int32 of scratch.
+        tile_counters: (2,) int32 of scratch.
         row_stats: (B, heads, query tiles, 2, 64) fp32 of scratch.
-        passes: (B, kv_heads) int32 of ``passes_call``, or None for two passes.
-        grad_q_sums: (B, heads, n_q, 64, 64) fp32 of scratch with ``passes``.
+        grad_q_sums: (B, heads, n_q, 64, 64) fp32 of scratch for one pass, or None for two.
     """
 
     fine_out: Located
@@ -187,8 +186,7 @@ class Gradients(NamedTuple):
     grad_lse: Located | None
     tile_counters: Located
     row_stats: Located
-    passes: Located | None = None
-    grad_q_sums: Located | None = None
+    grad_q_sums: Located | None
 
 
 def backward_call(
@@ -228,7 +226,6 @@ def backward_call(
         lse=of.lse.data_ptr(),
         grad_lse=address(of.grad_lse),
         tile_counters=of.tile_counters.data_ptr(),
-        passes=address(of.passes),
         grad_q_sums=address(of.grad_q_sums),
         row_stats=of.row_stats.data_ptr(),
     )
@@ -271,27 +268,6 @@ def transpose_call(
         bitmaps=batch * heads,
         rows=rows,
         columns=columns,
-    )
-
-
-def passes_call(
-    transposed: Located, axes: Located, passes: Located, layers: int, least_shared: float
-) -> _C.PassChoice:
-    """Whether each key head is worked on in one pass; transposed (B, heads, n_k, words)."""
-    from vsa import _C
-
-    batch, heads, columns, words = transposed.shape
-    return _C.PassChoice(
-        transposed_bitmap=transposed.data_ptr(),
-        axes=axes.data_ptr(),
-        passes=passes.data_ptr(),
-        batch=batch,
-        heads=heads,
-        kv_heads=axes.shape[1],
-        columns=columns,
-        words=words,
-        layers=layers,
-        least_shared=least_shared,
     )
 
 

@@ -22,7 +22,7 @@ from vsa.backends.kernels.calls import (
     transpose_call,
 )
 from vsa.backends.kernels.machine import Machine
-from vsa.backends.kernels.passes import choice_of, may_take_one, must_repeat, sums_shape
+from vsa.backends.kernels.passes import may_take_one, must_repeat, sums_shape
 from vsa.backends.kernels.placeholder import Placeholder, Workspace, contiguous_strides
 from vsa.backends.kernels.prepared_coarse import CoarseBackward, mean_shapes
 from vsa.backends.kernels.tail_calls import round_call, sums_call, tail_tensors
@@ -57,7 +57,6 @@ class Slot(IntEnum):
     GRAD_GATE_FINE = auto()
     GRAD_GATE_COARSE = auto()
     MEANS = auto()
-    PASSES = auto()
     SUMS = auto()
     WORK = auto()
 
@@ -90,15 +89,11 @@ class PreparedBackward:
         order = work.part((batch, kv_heads, groups), torch.int32)
         query_tiles = tiles + text_tiles(task.grid)
         row_stats = work.part((batch, heads, query_tiles, 2, SLOTS), torch.float32)
-        counters = work.part((3,), torch.int32)
-        # A run without addresses for these, where bits have to repeat, takes two passes.
-        self.one_pass: tuple[Placeholder, ...] = ()
+        counters = work.part((2,), torch.int32)
+        # A run that has no address for it, where bits have to repeat, takes two passes.
+        self.sums: Placeholder | None = None
         if may_take_one(head_dim, (task.grid, task.kv_grid), padded=False):
-            self.one_pass = (
-                whole(Slot.PASSES, (batch, kv_heads), torch.int32),
-                whole(Slot.SUMS, sums_shape(batch, heads, task.grid), torch.float32),
-            )
-        passes, sums = self.one_pass or (None, None)
+            self.sums = whole(Slot.SUMS, sums_shape(batch, heads, task.grid), torch.float32)
         coarse = (
             None
             if task.gate_coarse is None
@@ -165,8 +160,7 @@ class PreparedBackward:
                 grad_lse=whole(Slot.GRAD_LSE, lse_shape, torch.float32),
                 tile_counters=counters,
                 row_stats=row_stats,
-                passes=passes,
-                grad_q_sums=sums,
+                grad_q_sums=self.sums,
             ),
         )
         steps = [
@@ -175,10 +169,8 @@ class PreparedBackward:
             axis_call(bitmap, query_axes, task.grid.tiles, counters).step(),
             axis_call(transposed, key_axes, task.kv_grid.tiles).step(),
             order_call(counts, key_axes, order, key_text, task.kv_grid.tiles[0]).step(),
+            call.step_rows(),
         ]
-        if passes is not None:
-            steps.append(choice_of(transposed, key_axes, passes, task.kv_grid).step())
-        steps.append(call.step_rows())
         if coarse is not None:
             steps += [each.step() for each in coarse.calls(task.scale)]
         if task.tail:
@@ -207,10 +199,9 @@ class PreparedBackward:
             for x in tensors[:5]
         ]
         work = found.kept.new_empty(self.work_bytes)
-        one_pass = [
-            torch.empty(part.shape, dtype=part.dtype, device=self.device)
-            for part in (() if must_repeat() else self.one_pass)
-        ]
+        sums = None
+        if self.sums is not None and not must_repeat():
+            sums = torch.empty(self.sums.shape, dtype=torch.float32, device=self.device)
         addresses = [
             *(0 if x is None else x.data_ptr() for x in tensors),
             found.fine.data_ptr(),
@@ -222,7 +213,7 @@ class PreparedBackward:
             0 if upstream.grad_lse is None else upstream.grad_lse.data_ptr(),
             *(0 if x is None else x.data_ptr() for x in grads),
             0 if found.means is None else found.means.data_ptr(),
-            *([x.data_ptr() for x in one_pass] or [0, 0]),
+            0 if sums is None else sums.data_ptr(),
             work.data_ptr(),
         ]
         self.machine.run_program(self.program, addresses, self.device)
