@@ -26,6 +26,12 @@ struct TightQueries : Tight<Config, RingsOf, Loads> {
   static constexpr bool kQueriesInRegisters = !Config<Element, D>::kQueriesInRegisters;
 };
 
+// One dS at a time.
+template <template <class, int> class Config, template <int, int> class Sums_, int Loads>
+struct TightOnePass : TightKeys<Config, 64, Loads> {
+  using Sums = Sums_<2, 1>;
+};
+
 struct Problem {
   const Grid grid;
   const int tokens = grid.num_tokens(), tiles = grid.num_tiles();
@@ -179,11 +185,11 @@ std::string answer(const std::string& space, const std::string& pass, unsigned s
 #define VSA_ONE_PASS(name)                                                \
   VSA_PASS(name, "one_pass", FineBackwardKeys, Random, wrong_of_one_pass, \
            name::FineBackwardOnePassConfig<Element, D>,                   \
-           TightKeys<name::FineBackwardOnePassConfig, 64, kFewLoads>)
+           TightOnePass<name::FineBackwardOnePassConfig, name::QuerySums, kFewLoads>)
 #define VSA_UNEVEN_ONE_PASS(name)                                                    \
   VSA_PASS(name, "uneven_one_pass", FineBackwardKeys, UnevenKeys, wrong_of_one_pass, \
            name::FineBackwardOnePassConfig<Element, D>,                              \
-           TightKeys<name::FineBackwardOnePassConfig, 64, kWindows>)
+           TightOnePass<name::FineBackwardOnePassConfig, name::QuerySums, kWindows>)
 #define VSA_UNEVEN_KEYS(name)                                                \
   VSA_PASS(name, "uneven_keys", FineBackwardKeys, UnevenKeys, wrong_of_keys, \
            TightKeys<name::FineBackwardKeysConfig, 64, kWindows>,            \

@@ -105,7 +105,7 @@ struct Problem {
 
 // What producers and consumers get.
 struct SeenLoad {
-  uint32_t flags;
+  uint32_t flags, owners;
   int tile;
   TilePlace place;
 };
@@ -119,15 +119,16 @@ struct SeenChunk {
 using SeenSteps = std::vector<std::vector<ConsumerStep>>;  // [consumers], chunk after chunk
 
 // The sizes of a schedule.
-template <int Rows_, int Words_, int Loads_, int First_, int Second_>
+template <int Rows_, int Words_, int Loads_, int First_, int Second_, bool SharedFirst_ = false>
 struct Sizes {
+  static constexpr bool kSharedFirst = SharedFirst_;
   static constexpr int kRows = Rows_, kWords = Words_, kLoads = Loads_;
   static constexpr int kFirst = First_, kSecond = Second_;
 };
 
 // A producer and consumers that only note what they get.
 template <template <int, int> class TileSchedule,
-          template <int, int, int, int, int> class TileScheduler,
+          template <int, int, int, int, int, class, bool> class TileScheduler,
           class S>
 struct Scheduling {
   static constexpr int kConsumers = S::kRows, kThreads = (1 + kConsumers) * kWarpgroupThreads;
@@ -147,8 +148,9 @@ struct Scheduling {
   static void prologue(const Params&, SharedMemory&, int, int) {}
   static void schedule(const Params& p, SharedMemory& s) {
     const Problem& problem = p.problem;
-    TileScheduler<S::kRows, S::kWords, S::kLoads, S::kFirst, S::kSecond> scheduler(
-        s.schedule, problem.rows, problem.columns, problem.first, problem.second);
+    TileScheduler<S::kRows, S::kWords, S::kLoads, S::kFirst, S::kSecond, TiledSequence,
+                  S::kSharedFirst>
+        scheduler(s.schedule, problem.rows, problem.columns, problem.first, problem.second);
     for (const Item& item : problem.items)
       scheduler.add(item.work, problem.bitmaps(item), item.head, problem.sharing);
     scheduler.finish();
@@ -164,7 +166,8 @@ struct Scheduling {
           {}};
       for (int i = 0; i < chunk.loads; ++i) {
         const auto load = s.schedule.tile_load(n, i);
-        seen.loads.push_back({load.flags(), load.tile(columns), load.place(columns)});
+        seen.loads.push_back(
+            {load.flags(), load.owners(), load.tile(columns), load.place(columns)});
       }
       p.seen.push_back(std::move(seen));
     };
@@ -206,6 +209,7 @@ class Check {
     for (const Item& item : problem_.items) check(item);
     require(next_ + 1 == seen_.size() && seen_.back().finished,
             "WRONG CHUNK: no last one, or too early");
+    require(owners_, "WRONG OWNERS");
   }
 
  private:
@@ -224,6 +228,7 @@ class Check {
           require(chunk.loads.size() == most, "WRONG CHUNK: neither full nor the last");
           for (SeenLoad load : chunk.loads) {
             load.flags = problem_.owners(item, h, load.tile, S::kRows);
+            owners_ = owners_ && load.owners == load.flags;
             loads.push_back(load);
           }
           const bool ends = last && loads.size() == wanted.size();
@@ -328,9 +333,25 @@ class Check {
     check_order(wanted, places);
   }
 
+  // Where tiles that all rows want come first, they do so in their order.
+  void check_order(const std::vector<Wanted>& wanted, const std::vector<int>& places) const {
+    std::vector<Wanted> others;
+    std::vector<int> places_of_others;
+    int shared = 0;
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      if (S::kSharedFirst && wanted[i].owners == (1u << S::kRows) - 1) {
+        require(places[i] == shared++, "SHARED NOT FIRST");
+      } else {
+        others.push_back(wanted[i]);
+        places_of_others.push_back(places[i]);
+      }
+    }
+    for (int& place : places_of_others) place -= shared;
+    check_even(others, places_of_others);
+  }
   // The r-th of the n tiles that are assigned to a row lies (r + 1/2) / n of the way. Tiles of the
   // other rows may each move it by half a load to either side.
-  void check_order(const std::vector<Wanted>& wanted, const std::vector<int>& places) const {
+  void check_even(const std::vector<Wanted>& wanted, const std::vector<int>& places) const {
     const auto row_of = [&](const Wanted& tile) {
       const int computed = tile.tile % kWordBits % S::kRows;
       return tile.owners >> computed & 1 ? computed : std::countr_zero(tile.owners);
@@ -351,11 +372,12 @@ class Check {
   const std::vector<SeenChunk>& seen_;
   const SeenSteps& steps_;
   size_t next_ = 0, taken_[S::kRows] = {};
+  bool owners_ = true;  // all loads say who computes on them
   int numbers_ = 0, held_[S::kRows];
 };
 
 template <template <int, int> class TileSchedule,
-          template <int, int, int, int, int> class TileScheduler,
+          template <int, int, int, int, int, class, bool> class TileScheduler,
           class S>
 void run(unsigned seed) {
   const Problem problem(seed, S::kRows, seed % 15 == 14);
@@ -366,10 +388,11 @@ void run(unsigned seed) {
 }
 
 template <template <int, int> class TileSchedule,
-          template <int, int, int, int, int> class TileScheduler>
+          template <int, int, int, int, int, class, bool> class TileScheduler>
 std::string first_report(unsigned seeds) {
   return first_of(seeds, [](unsigned seed) {
-    seed / 2 % 2 == 0   ? seed / 4 % 2 == 0
+    seed % 5 == 4       ? run<TileSchedule, TileScheduler, Sizes<2, 8, 64, 5, 5, true>>(seed)
+    : seed / 2 % 2 == 0 ? seed / 4 % 2 == 0
                               ? run<TileSchedule, TileScheduler, Sizes<2, 8, 40, 4, 6>>(seed)
                               : run<TileSchedule, TileScheduler, Sizes<2, 2, 20, 4, 5>>(seed)
     : seed / 4 % 2 == 0 ? run<TileSchedule, TileScheduler, Sizes<3, 8, 96, 4, 6>>(seed)

@@ -204,9 +204,4 @@ IN_OWNERS: MutantTable = {
         "",
         "DEADLOCK|WRONG NUMBERS|RACE|NEVER WRITTEN|PHASE ALIAS",
     ),
-    "SharedInOnePlace": (
-        "shared_done += popcount(shared);",
-        "",
-        "DEADLOCK|WRONG NUMBERS|RACE|NEVER WRITTEN|PHASE ALIAS|nothing",
-    ),
 }

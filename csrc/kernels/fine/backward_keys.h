@@ -58,7 +58,7 @@ template <class Element, int D>
 struct FineBackwardOnePassConfig : FineBackwardKeysConfig<Element, D> {
   static_assert(D == 64, "at 128 registers do not suffice for a reducer");
   using Rings = OneRing<5, 2>;
-  using Sums = QuerySums<2>;
+  using Sums = QuerySums<2, 4>;
   // Four warpgroups share 512 registers per thread.
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 208;
   static constexpr int kReducerRegisters = 72;

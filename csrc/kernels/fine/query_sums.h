@@ -11,8 +11,9 @@
 //
 //   barrier   arrive                                       waits
 //   made      all threads of a consumer: its n-th dS^T     reducer
-//   used      all threads of the reducer                   that consumer: before its n+4-th, and
-//                                                          before its gradients replace K
+//   used      all threads of the reducer                   that consumer: before the one that
+//                                                          takes the place of that, and before
+//                                                          its gradients replace K
 #pragma once
 #include "kernels/fine/backward_params.h"
 #include "kernels/schedule/tile_schedule.h"
@@ -29,10 +30,11 @@ struct NoQuerySums {
   VSA_DEVICE void init() {}
 };
 
-template <int Consumers>
+// Depth: dS^T of a consumer that wait for the reducer
+template <int Consumers, int Depth>
 struct QuerySums {
   static constexpr bool kThere = true;
-  static constexpr int kDepth = 4;    // dS^T of a consumer that wait for the reducer
+  static constexpr int kDepth = Depth;
   static constexpr int kBuffers = 2;  // of what is on its way to global memory
   using Places = Ring<kDepth>;
 
