@@ -151,8 +151,8 @@ def measure(name: str, layer: Layer) -> dict[str, Any]:
     print(
         f"{name}, {patterns.layer_name(layer.grid)}, {layer.heads} heads: shared "
         f"{statistics.mean(shares):.3f} ({min(shares):.3f} to {max(shares):.3f}); two passes "
-        f"{row['two passes, ms']:.3f} ms, one {row['one pass, ms']:.3f} ({row['times as fast']:.3f}); "
-        "differences "
+        f"{row['two passes, ms']:.3f} ms, one {row['one pass, ms']:.3f}, "
+        f"{row['times as fast']:.3f} times as fast; differences "
         + ", ".join(f"{x} {row[f'{x} from two passes']:.4f}" for x in ("dq", "dk", "dv")),
         flush=True,
     )
@@ -174,6 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", nargs="+", type=parse_layer, metavar="TxHxW:HEADS")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args(arguments)
+    if not options.smoke and not torch.cuda.is_available():
+        parser.error("this needs a Hopper GPU; --smoke runs a tiny case on the emulator, untimed")
     device = torch.device("cpu" if options.smoke else "cuda")
     tiny = ["8x12x12:2"]
     layers = options.layers or [parse_layer(x) for x in (tiny if options.smoke else LAYERS)]
