@@ -165,11 +165,6 @@ IN_QUERY_SUMS: MutantTable = {
 
 # Of the pass over keys, where it has a reducer.
 IN_KEYS_WITH_A_REDUCER: MutantTable = {
-    "RoomOfARunNotAwaited": (
-        "wait_room(); differentiate(held);",
-        "differentiate(held);",
-        r"RACE: .*store to grad_scores\[\d\]|TOO MANY ARRIVALS on made|PHASE ALIAS",
-    ),
     "RowsThatAreNoneKept": (
         "if (rows_ != ~uint64_t{0}) keep_rows(rounded_, rows_);",
         "",
