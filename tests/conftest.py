@@ -108,6 +108,14 @@ def machine(request: pytest.FixtureRequest) -> tuple[str, str]:
     return "hopper", "cuda"
 
 
+@pytest.fixture
+def same_bits() -> Iterator[None]:
+    """Gradients have the same bits every time, for tests that compare them bit by bit."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(autouse=True)
 def _forget_compiled() -> Iterator[None]:
     """What one test compiles does not count towards the next one's limit of recompilations."""

@@ -211,6 +211,7 @@ class FineBackward:
         lse: Address,
         grad_lse: Address,
         tile_counters: Address,
+        grad_q_sums: Address,
         row_stats: Address,
     ) -> None: ...
     def emulate(self, blocks: int, seed: int) -> None: ...

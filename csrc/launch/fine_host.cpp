@@ -37,6 +37,7 @@ void run_backward_rows(const BackwardRowsParams& p, int batch) {
   constexpr int kLanes = TokenLanes<D>::kLanes;
   for_each_tile(p.queries, batch, p.heads, [&](const TilePlace& at, int b, int head, int tile) {
     const typename Rows::HeadTile of(p, b, head, tile);
+    Rows::clear_sums(p, of, 0, 1);
     Channels sums[kLanes] = {};
     for (int row = 0; row < kTileRows; ++row) {
       // The last lane stores the sum of all.
@@ -52,6 +53,26 @@ void run_backward_rows(const BackwardRowsParams& p, int batch) {
   });
 }
 
+template <class Element, int D>
+void run_two_passes(const FineBackwardParams& params, int blocks, unsigned seed) {
+  run_blocks<FineBackwardKeys<FineBackwardKeysConfig<Element, D>>>(params, blocks, seed);
+  run_blocks<FineBackwardQueries<FineBackwardQueriesConfig<Element, D>>>(params, blocks, seed);
+}
+
+template <class Element>
+void run_one_pass(const FineBackward& call,
+                  const FineBackwardParams& params,
+                  int blocks,
+                  unsigned seed) {
+  run_blocks<FineBackwardKeys<FineBackwardOnePassConfig<Element, 64>>>(params, blocks, seed);
+  const RoundSumsParams p = round_sums_params(call, params);
+  for_each_tile(params.queries, call.batch, call.heads,
+                [&](const TilePlace&, int b, int head, int tile) {
+                  for (int thread = 0; thread < RoundSums<Element>::kThreads; ++thread)
+                    RoundSums<Element>::rows(p, b, head, tile, thread);
+                });
+}
+
 }  // namespace
 
 std::string fine_forward_emulated(const FineForward& call, int blocks, unsigned seed) {
@@ -60,6 +81,7 @@ std::string fine_forward_emulated(const FineForward& call, int blocks, unsigned 
 }
 
 std::string backward_rows_emulated(const FineBackward& call) {
+  if (std::string refused = refused_one_pass(call); !refused.empty()) return refused;
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
     const auto run = any(call.gates) ? run_backward_rows<Element, head_dim(), true>
@@ -75,8 +97,9 @@ std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigne
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
     constexpr int D = head_dim();
-    run_blocks<FineBackwardKeys<FineBackwardKeysConfig<Element, D>>>(params, blocks, seed);
-    run_blocks<FineBackwardQueries<FineBackwardQueriesConfig<Element, D>>>(params, blocks, seed);
+    if constexpr (D == 64)
+      if (call.grad_q_sums != nullptr) return run_one_pass<Element>(call, params, blocks, seed);
+    run_two_passes<Element, D>(params, blocks, seed);
   });
 }
 

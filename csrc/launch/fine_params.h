@@ -9,6 +9,7 @@
 #include "kernels/fine/backward_keys.h"
 #include "kernels/fine/backward_queries.h"
 #include "kernels/fine/forward.h"
+#include "kernels/fine/round_sums.h"
 #include "launch/element.h"
 #include "launch/tensor_map.h"
 
@@ -71,6 +72,18 @@ std::string make_params(FineForwardParams& p, const FineForward& call, Encode en
                       call.batch, call.head_dim, encode);
 }
 
+// Empty where the kernels of one pass take a call, if it is for them. Both who zero sums and who
+// add them up ask.
+inline std::string refused_one_pass(const FineBackward& call) {
+  const auto has_text = [](const Grid& grid) { return grid.prefix + grid.suffix > 0; };
+  if (call.grad_q_sums == nullptr ||
+      (call.head_dim == 64 && !has_text(call.grid) && !has_text(call.kv_grid) &&
+       call.sizes == nullptr && call.kv_sizes == nullptr))
+    return "";
+  return "grad_q_sums must be null but for heads of 64 channels and a video without text or padded "
+         "tiles: only those have a backward in one pass";
+}
+
 template <class Encode>
 std::string make_params(FineBackwardParams& p, const FineBackward& call, Encode encode) {
   p.queries = tiled(call.grid, call.query_text_rows, call.sizes);
@@ -83,6 +96,8 @@ std::string make_params(FineBackwardParams& p, const FineBackward& call, Encode 
   p.order = call.order;
   p.key_tile_counter = call.tile_counters;
   p.query_tile_counter = call.tile_counters + 1;
+  p.grad_q_sums = call.grad_q_sums;
+  if (std::string refused = refused_one_pass(call); !refused.empty()) return refused;
   p.grad_q_means = {call.grad_q_means};
   p.grad_k_means = {call.grad_k_means};
   p.grad_v_means = {call.grad_v_means};
@@ -146,7 +161,15 @@ inline BackwardRowsParams backward_rows_params(const FineBackward& call) {
           token_rows<uint16_t>(call.grad_fine_tokens),
           {call.grad_gate_fine, call.gates.fine.fp32},
           {call.grad_gate_coarse, call.gates.coarse.fp32},
-          call.grad_coarse};
+          call.grad_coarse,
+          call.grad_q_sums};
+}
+
+inline RoundSumsParams round_sums_params(const FineBackward& call,
+                                         const FineBackwardParams& params) {
+  return {call.grad_q_sums,    token_rows<uint16_t>(call.grad_q.video),
+          params.grad_q_means, params.queries,
+          call.heads,          call.scale};
 }
 
 // fn(Element{}, integral_constant head_dim) for the dtype and head_dim of a call; false if there

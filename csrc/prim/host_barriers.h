@@ -60,6 +60,15 @@ void label(const T& object, const char* name, int index) {
                                    std::string(name) + "[" + std::to_string(index) + "]"});
 }
 
+inline void store_panel(uint32_t panel, const Operand<64>& a) {
+  host::whole_warpgroup("store_panel");
+  VSA_EACH_LANE(t) {
+    const auto& pairs = lane(a, t);
+    for (int r = 0; r < 16; ++r)
+      *smem_words(swizzle128(panel + pair_row(t, r) * kRowBytes +
+                             pair_column(t, r) * kElementBytes)) = pairs[r];
+  }
+}
 inline void fence_async_proxy() {
   host::Agent& agent = *host::machine->current;
   agent.set_time(host::kFences, agent.time(host::kTouches));

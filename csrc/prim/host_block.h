@@ -18,11 +18,13 @@ template <class Kernel>
 void run_block(const typename Kernel::Params& params, int block, int blocks, unsigned seed) {
   using SharedMemory = typename Kernel::SharedMemory;
   static_assert(sizeof(SharedMemory) <= kSharedBytes, "a block has 227 KiB of shared memory");
-  static_assert(Kernel::kThreads == (Kernel::kConsumers + 1) * kWarpgroupThreads,
-                "a block is a warpgroup that copies, and its consumers, a warpgroup each");
   static_assert(
-      Kernel::kProducerRegisters + Kernel::kConsumers * Kernel::kConsumerRegisters <=
-          (Kernel::kConsumers + 1) * launch_registers(Kernel::kThreads),
+      Kernel::kThreads == (Kernel::kConsumers + 1 + has_reducer<Kernel>()) * kWarpgroupThreads,
+      "a block is a warpgroup that copies, its consumers and a reducer, if it has one");
+  static_assert(
+      Kernel::kProducerRegisters + Kernel::kConsumers * Kernel::kConsumerRegisters +
+              reducer_registers<Kernel>() <=
+          Kernel::kThreads / kWarpgroupThreads * launch_registers(Kernel::kThreads),
       "the roles share what the block was launched with: more would be waited for forever");
   const auto owned = std::make_unique<Machine>(block, blocks, seed);
   const Running running(owned.get());
@@ -37,6 +39,8 @@ void run_block(const typename Kernel::Params& params, int block, int blocks, uns
   for (int w = 0; w < Kernel::kConsumers; ++w)
     machine->add_agent("consumer" + std::to_string(w),
                        [&, w] { Kernel::consume(params, smem, w); });
+  if constexpr (has_reducer<Kernel>())
+    machine->add_agent("reducer", [&] { Kernel::reduce(params, smem); });
   machine->run();
 }
 

@@ -43,8 +43,23 @@ struct alignas(8) FloatPair {
   float x, y;
 };
 
+struct alignas(kChunkBytes) FloatFour {
+  float x[4];
+};
+
 // Registers per thread that a block of so many threads is launched with: they come in eights.
 VSA_HD int launch_registers(int threads) { return 65536 / threads / 8 * 8; }
+
+// Whether a kernel's blocks have a reducer, and what registers per thread that takes.
+template <class Kernel>
+VSA_HD bool has_reducer() {
+  return requires { Kernel::kReducerRegisters; };
+}
+template <class Kernel>
+VSA_HD int reducer_registers() {
+  if constexpr (has_reducer<Kernel>()) return Kernel::kReducerRegisters;
+  return 0;
+}
 
 // XOR of the chunk (bits 4..6 of an address) with the row (bits 7..9).
 VSA_HD uint32_t swizzle128(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }

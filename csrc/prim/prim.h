@@ -59,6 +59,7 @@
 //   note_write(p, bytes, layout)    what the next stores will touch, and how rows lie there then
 //   note_read(p, bytes, layout)     what the next loads will touch; both are free on the GPU
 //   label(object, name, index)      what reports call an object; operands of wgmma must have one
+//   store_panel(address, a)         all pairs of an Operand<64> into a panel, by a warpgroup
 //   fence_async_proxy()             own stores so far become visible to TMA and wgmma
 //
 // Barriers

@@ -211,6 +211,18 @@ VSA_DEVICE void note_write(const void*, int, Layout = Layout::Linear) {}
 VSA_DEVICE void note_read(const void*, int, Layout = Layout::Linear) {}
 template <class T>
 VSA_DEVICE void label(const T&, const char*, int) {}
+// By four instructions: a lane has the address of a row of one of four 8x8 matrices.
+VSA_DEVICE void store_panel(uint32_t panel, const Operand<64>& a) {
+  const int t = no_hoist(static_cast<int>(threadIdx.x)) % kWarpgroupThreads;
+  const int row = t / kWarpThreads * 16 + t % 16;
+  const uint32_t at = panel + row * kRowBytes + (t / 16 % 2 ^ row % 8) * kChunkBytes;
+  VSA_UNROLL
+  for (int i = 0; i < 4; ++i)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                     at ^ i * 2 * kChunkBytes),
+                 "r"(a.x[4 * i]), "r"(a.x[4 * i + 1]), "r"(a.x[4 * i + 2]), "r"(a.x[4 * i + 3])
+                 : "memory");
+}
 VSA_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // ---- barriers -----------------------------------------------------------------------------------

@@ -137,6 +137,16 @@ VSA_DEVICE void for_each_row(const RowValues& values, Fn fn) {
   }
 }
 
+// pairs = 0 in the rows whose bit is not set
+VSA_DEVICE void keep_rows(Operand<64>& a, uint64_t kept) {
+  VSA_EACH_LANE(t) {
+    auto& pairs = lane(a, t);
+    VSA_UNROLL
+    for (int r = 0; r < 16; ++r)
+      if ((kept >> pair_row(t, r) & 1) == 0) pairs[r] = 0;
+  }
+}
+
 // An accumulator becomes the next product's A operand without leaving its lanes.
 template <class Element, int N>
 VSA_DEVICE void round_to(Operand<N>& a, const Fragment<N>& f) {

@@ -31,6 +31,7 @@ def start(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         "tail.py",
         "masks.py",
         "low_precision.py",
+        "one_pass.py",
     ],
 )
 def test_without_a_gpu_a_sentence_says_so(script: str) -> None:
@@ -51,6 +52,17 @@ def test_a_tiny_case_of_every_precision_runs_on_the_emulator(tmp_path: Path) -> 
     whats = ["native", "int8", "fp8", "quantise int8", "quantise fp8"]
     assert [row["what"] for row in found["rows"]] == 2 * whats
     assert all(row["error"] < 0.065 for row in found["rows"] if row["error"] is not None)
+
+
+def test_a_tiny_case_of_one_pass_and_two_runs_on_the_emulator(tmp_path: Path) -> None:
+    pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
+    file = tmp_path / "one_pass.json"
+    done = start("one_pass.py", "--smoke", "--layers", "4x8x12:2", "--commit", "abc", "--out", file)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert list(found)[: len(HEAD)] == list(HEAD) and found["complete"]
+    assert [row["pattern"] for row in found["rows"]] == ["random", "correlated"]
+    assert all(row["dq from two passes"] < 0.05 for row in found["rows"])
 
 
 def test_a_tiny_case_of_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:

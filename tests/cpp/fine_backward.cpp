@@ -2,7 +2,7 @@
 // Runs a pass of the fine backward on the emulator, on a small problem per schedule seed, and holds
 // its gradients against fp64.
 //
-//   fine_backward NAMESPACE keys|queries|uneven_keys|uneven_queries SEEDS [MUTANT]
+//   fine_backward NAMESPACE [uneven_]keys|queries|one_pass SEEDS [MUTANT]
 //                 "seed N: " and the first report within so many seeds, or "nothing"
 //
 // By turns in one ring and in two. Uneven: some consumers want nearly all of many tiles, others
@@ -26,6 +26,12 @@ struct TightQueries : Tight<Config, RingsOf, Loads> {
   static constexpr bool kQueriesInRegisters = !Config<Element, D>::kQueriesInRegisters;
 };
 
+// One dS at a time.
+template <template <class, int> class Config, template <int, int> class Sums_, int Loads>
+struct TightOnePass : TightKeys<Config, 64, Loads> {
+  using Sums = Sums_<2, 1>;
+};
+
 struct Problem {
   const Grid grid;
   const int tokens = grid.num_tokens(), tiles = grid.num_tiles();
@@ -39,13 +45,15 @@ struct Problem {
   std::vector<int> order;
   int tile_counter[2] = {};
   std::vector<RowStats> stats;
+  std::vector<float> grad_q_sums;  // [heads, tiles, 64 * D]
 
   Problem(Selection selection, unsigned seed)
       : grid(selection == Selection::Random ? kFewTiles : kManyTiles),
         selected(kHeads * tiles),
         transposed(kHeads * tiles),
         order(ceil_div(tiles, launch::kKeyTilesPerGroup)),
-        stats(kHeads * tiles) {
+        stats(kHeads * tiles),
+        grad_q_sums(kHeads * tiles * kTileRows * D) {
     std::mt19937 rng(seed);
     for (RowStats& tile : stats) std::fill_n(tile.lse, kTileRows, INFINITY);  // weighs nothing
     for (Tensor* x : {&q, &k, &v, &grad_out}) x->draw(rng);
@@ -104,6 +112,10 @@ struct Problem {
     return !wanted_k.agrees(grad_k) ? "dk" : !wanted_v.agrees(grad_v) ? "dv" : nullptr;
   }
   const char* wrong_of_queries() const { return wanted_q.agrees(grad_q) ? nullptr : "dq"; }
+  const char* wrong_of_one_pass() const {
+    const char* of_keys = wrong_of_keys();
+    return of_keys != nullptr ? of_keys : wrong_of_queries();
+  }
 
   launch::FineBackward call() {
     auto call = call_for<launch::FineBackward>(*this);
@@ -116,18 +128,29 @@ struct Problem {
     call.order = order.data();
     call.tile_counters = tile_counter;
     call.row_stats = stats.data();
+    call.grad_q_sums = grad_q_sums.data();
     return call;
   }
 };
+
+// The end of one pass: dQ as it is stored.
+void round_sums(const RoundSumsParams& p) {
+  for (int head = 0; head < p.heads; ++head)
+    for (int tile = 0; tile < p.queries.num_tiles(); ++tile)
+      for (int thread = 0; thread < RoundSums<Element>::kThreads; ++thread)
+        RoundSums<Element>::rows(p, 0, head, tile, thread);
+}
 
 // Throws what is wrong.
 template <class Kernel, class TightKernel>
 void check(Selection selection, unsigned seed, const char* (Problem::*wrong)() const) {
   Problem problem(selection, seed);
   FineBackwardParams params;
-  const std::string error = make_params(params, problem.call(), launch::encode_for_emulator);
+  const launch::FineBackward call = problem.call();
+  const std::string error = make_params(params, call, launch::encode_for_emulator);
   require(error.empty(), error);
   seed % 2 == 0 ? run<Kernel>(params, seed) : run<TightKernel>(params, seed);
+  if (has_reducer<Kernel>()) round_sums(launch::round_sums_params(call, params));
   const char* gradient = (problem.*wrong)();
   require(gradient == nullptr, std::string("WRONG NUMBERS in ") + (gradient ? gradient : ""));
 }
@@ -142,8 +165,9 @@ std::string first_report(Selection selection,
 }
 
 #ifndef VSA_EACH_MUTANT
-#define VSA_EACH_MUTANT(KEYS, QUERIES, UNEVEN_KEYS, UNEVEN_QUERIES) \
-  KEYS(vsa) QUERIES(vsa) UNEVEN_KEYS(vsa) UNEVEN_QUERIES(vsa)
+#define VSA_EACH_MUTANT(KEYS, QUERIES, ONE_PASS, UNEVEN_KEYS, UNEVEN_QUERIES, UNEVEN_ONE_PASS) \
+  KEYS(vsa)                                                                                    \
+  QUERIES(vsa) ONE_PASS(vsa) UNEVEN_KEYS(vsa) UNEVEN_QUERIES(vsa) UNEVEN_ONE_PASS(vsa)
 #endif
 
 std::string answer(const std::string& space, const std::string& pass, unsigned seeds) {
@@ -158,6 +182,14 @@ std::string answer(const std::string& space, const std::string& pass, unsigned s
   VSA_PASS(name, "queries", FineBackwardQueries, Random, wrong_of_queries, \
            name::FineBackwardQueriesConfig<Element, D>,                    \
            TightQueries<name::FineBackwardQueriesConfig, 128, kFewLoads>)
+#define VSA_ONE_PASS(name)                                                \
+  VSA_PASS(name, "one_pass", FineBackwardKeys, Random, wrong_of_one_pass, \
+           name::FineBackwardOnePassConfig<Element, D>,                   \
+           TightOnePass<name::FineBackwardOnePassConfig, name::QuerySums, kFewLoads>)
+#define VSA_UNEVEN_ONE_PASS(name)                                                    \
+  VSA_PASS(name, "uneven_one_pass", FineBackwardKeys, UnevenKeys, wrong_of_one_pass, \
+           name::FineBackwardOnePassConfig<Element, D>,                              \
+           TightOnePass<name::FineBackwardOnePassConfig, name::QuerySums, kWindows>)
 #define VSA_UNEVEN_KEYS(name)                                                \
   VSA_PASS(name, "uneven_keys", FineBackwardKeys, UnevenKeys, wrong_of_keys, \
            TightKeys<name::FineBackwardKeysConfig, 64, kWindows>,            \
@@ -166,7 +198,8 @@ std::string answer(const std::string& space, const std::string& pass, unsigned s
   VSA_PASS(name, "uneven_queries", FineBackwardQueries, UnevenQueries, wrong_of_queries, \
            TightQueries<name::FineBackwardQueriesConfig, 64, kWindows>,                  \
            TightQueries<name::FineBackwardQueriesConfig, 128, kWindows>)
-  VSA_EACH_MUTANT(VSA_KEYS, VSA_QUERIES, VSA_UNEVEN_KEYS, VSA_UNEVEN_QUERIES)
+  VSA_EACH_MUTANT(VSA_KEYS, VSA_QUERIES, VSA_ONE_PASS, VSA_UNEVEN_KEYS, VSA_UNEVEN_QUERIES,
+                  VSA_UNEVEN_ONE_PASS)
   return "?";
 }
 

@@ -7,105 +7,22 @@
 //
 // The namespaces are vsa, or those of VSA_EACH_MUTANT, which tests/mutants/test_tile_scheduler.py
 // writes: each with a scheduler that behaves as the mutant of a number.
-#include "kernels/schedule/tile_scheduler.h"
-
 #include <algorithm>
 #include <bit>
 #include <cstdio>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "prim/host_block.h"
 #include "reports.h"
+#include "schedule_problem.h"
 
 namespace vsa::test {
 namespace {
 
-constexpr int kBatch = 2, kKeyHeads = 2;
-constexpr Axes kTile = {3, 5, 4};
-
-struct Item {
-  WorkTile work;
-  int head;  // the first of those that share a key head
-};
-
-struct Problem {
-  std::mt19937 rng;
-  const int sharing;
-  std::vector<uint64_t> text_of_rows, text_of_columns;
-  TiledSequence rows, columns;
-  TokenTensor first{}, second{};
-  std::vector<uint32_t> selected;  // [batch, heads, tiles of the rows' video, words]
-  std::vector<int> axes;           // [batch, key heads]
-  std::vector<Item> items;
-
-  // many: columns that do not fit into one word for each lane
-  Problem(unsigned seed, int consumers, bool many)
-      : rng(seed),
-        sharing(1 + below(3)),
-        rows(sequence(1 + below(5), text_of_rows)),
-        columns(sequence(many ? 1100 : 1 + below(seed % 2 != 0 ? 5 : 90), text_of_columns)) {
-    first.video = {{}, 1 + below(200), 1 + below(9), 1 + below(9)};
-    second.video = {{}, 1 + below(200), 1 + below(9), 1 + below(9)};
-    select();
-    for (int i = 0; i < kBatch * kKeyHeads; ++i) axes.push_back(below(4));
-    const WorkList list(rows, consumers, kBatch, kKeyHeads, axes.data());
-    for (int i = 0; i < (many ? 2 : 6); ++i) {
-      const WorkTile work = list.work_tile(below(list.size), consumers);
-      items.push_back({work, work.head * sharing});
-    }
-  }
-
-  int below(int end) { return static_cast<int>(rng() % static_cast<unsigned>(end)); }
-  int heads() const { return kKeyHeads * sharing; }
-  int words() const { return bitmap::words(columns.grid.num_tiles()); }
-  const uint32_t* bitmaps(const Item& item, int h = 0) const {
-    return bitmap_of(selected.data(), item.work.batch, heads(), item.head + h,
-                     rows.grid.num_tiles(), words());
-  }
-
-  // Up to four lines of tiles, often clipped, with text around them or not.
-  TiledSequence sequence(int tiles, std::vector<uint64_t>& text_rows) {
-    const Axes video = {1 + below(6), 1 + below(10), 4 * tiles - below(4)};
-    const int prefix = below(2) * (1 + below(200)), suffix = below(2) * (1 + below(200));
-    const int text = ceil_div(prefix, kTileRows) + ceil_div(suffix, kTileRows);
-    for (int i = 0; i < kBatch * text; ++i)
-      text_rows.push_back(below(3) == 0 ? 0 : uint64_t{rng()} << 32 | rng() | 1);
-    return {make_grid(video, kTile, prefix, suffix), text, text_rows.data()};
-  }
-
-  // Rows that want nothing, few tiles, every other one, or all; often as many as their neighbours.
-  void select() {
-    const int count = kBatch * heads() * rows.grid.num_tiles();
-    selected.resize(static_cast<size_t>(count) * words());
-    int eighths = 0;
-    for (int row = 0; row < count; ++row) {
-      if (below(2) == 0) eighths = std::vector<int>{0, 1, 4, 8}[below(4)];
-      for (int tile = 0; tile < columns.grid.num_tiles(); ++tile)
-        if (below(8) < eighths) bitmap::set(&selected[static_cast<size_t>(row) * words()], tile);
-    }
-  }
-
-  // Which rows of the work tile selected a tile, for the h-th of its heads.
-  uint32_t owners(const Item& item, int h, int tile, int consumers) const {
-    uint32_t found = 0;
-    for (int r = 0; r < consumers; ++r) {
-      const int row = tile_at(rows, item.work.first_place + r, item.work.axis);
-      if (row < 0) continue;
-      const bool wants =
-          columns.is_text(tile)
-              ? columns.rows(columns.place(tile), item.work.batch) != 0
-              : rows.is_text(row) || bitmap::test(bitmaps(item, h) + row * words(), tile);
-      if (wants) found |= 1u << r;
-    }
-    return found;
-  }
-};
-
 // What producers and consumers get.
 struct SeenLoad {
-  uint32_t flags;
+  uint32_t flags, owners;
   int tile;
   TilePlace place;
 };
@@ -119,15 +36,16 @@ struct SeenChunk {
 using SeenSteps = std::vector<std::vector<ConsumerStep>>;  // [consumers], chunk after chunk
 
 // The sizes of a schedule.
-template <int Rows_, int Words_, int Loads_, int First_, int Second_>
+template <int Rows_, int Words_, int Loads_, int First_, int Second_, bool SharedFirst_ = false>
 struct Sizes {
+  static constexpr bool kSharedFirst = SharedFirst_;
   static constexpr int kRows = Rows_, kWords = Words_, kLoads = Loads_;
   static constexpr int kFirst = First_, kSecond = Second_;
 };
 
 // A producer and consumers that only note what they get.
 template <template <int, int> class TileSchedule,
-          template <int, int, int, int, int> class TileScheduler,
+          template <int, int, int, int, int, class, bool> class TileScheduler,
           class S>
 struct Scheduling {
   static constexpr int kConsumers = S::kRows, kThreads = (1 + kConsumers) * kWarpgroupThreads;
@@ -147,8 +65,9 @@ struct Scheduling {
   static void prologue(const Params&, SharedMemory&, int, int) {}
   static void schedule(const Params& p, SharedMemory& s) {
     const Problem& problem = p.problem;
-    TileScheduler<S::kRows, S::kWords, S::kLoads, S::kFirst, S::kSecond> scheduler(
-        s.schedule, problem.rows, problem.columns, problem.first, problem.second);
+    TileScheduler<S::kRows, S::kWords, S::kLoads, S::kFirst, S::kSecond, TiledSequence,
+                  S::kSharedFirst>
+        scheduler(s.schedule, problem.rows, problem.columns, problem.first, problem.second);
     for (const Item& item : problem.items)
       scheduler.add(item.work, problem.bitmaps(item), item.head, problem.sharing);
     scheduler.finish();
@@ -164,7 +83,8 @@ struct Scheduling {
           {}};
       for (int i = 0; i < chunk.loads; ++i) {
         const auto load = s.schedule.tile_load(n, i);
-        seen.loads.push_back({load.flags(), load.tile(columns), load.place(columns)});
+        seen.loads.push_back(
+            {load.flags(), load.owners(), load.tile(columns), load.place(columns)});
       }
       p.seen.push_back(std::move(seen));
     };
@@ -206,6 +126,7 @@ class Check {
     for (const Item& item : problem_.items) check(item);
     require(next_ + 1 == seen_.size() && seen_.back().finished,
             "WRONG CHUNK: no last one, or too early");
+    require(owners_, "WRONG OWNERS");
   }
 
  private:
@@ -224,6 +145,7 @@ class Check {
           require(chunk.loads.size() == most, "WRONG CHUNK: neither full nor the last");
           for (SeenLoad load : chunk.loads) {
             load.flags = problem_.owners(item, h, load.tile, S::kRows);
+            owners_ = owners_ && load.owners == load.flags;
             loads.push_back(load);
           }
           const bool ends = last && loads.size() == wanted.size();
@@ -328,9 +250,25 @@ class Check {
     check_order(wanted, places);
   }
 
+  // Where tiles that all rows want come first, they do so in their order.
+  void check_order(const std::vector<Wanted>& wanted, const std::vector<int>& places) const {
+    std::vector<Wanted> others;
+    std::vector<int> places_of_others;
+    int shared = 0;
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      if (S::kSharedFirst && wanted[i].owners == (1u << S::kRows) - 1) {
+        require(places[i] == shared++, "SHARED NOT FIRST");
+      } else {
+        others.push_back(wanted[i]);
+        places_of_others.push_back(places[i]);
+      }
+    }
+    for (int& place : places_of_others) place -= shared;
+    check_even(others, places_of_others);
+  }
   // The r-th of the n tiles that are assigned to a row lies (r + 1/2) / n of the way. Tiles of the
   // other rows may each move it by half a load to either side.
-  void check_order(const std::vector<Wanted>& wanted, const std::vector<int>& places) const {
+  void check_even(const std::vector<Wanted>& wanted, const std::vector<int>& places) const {
     const auto row_of = [&](const Wanted& tile) {
       const int computed = tile.tile % kWordBits % S::kRows;
       return tile.owners >> computed & 1 ? computed : std::countr_zero(tile.owners);
@@ -351,11 +289,12 @@ class Check {
   const std::vector<SeenChunk>& seen_;
   const SeenSteps& steps_;
   size_t next_ = 0, taken_[S::kRows] = {};
+  bool owners_ = true;  // all loads say who computes on them
   int numbers_ = 0, held_[S::kRows];
 };
 
 template <template <int, int> class TileSchedule,
-          template <int, int, int, int, int> class TileScheduler,
+          template <int, int, int, int, int, class, bool> class TileScheduler,
           class S>
 void run(unsigned seed) {
   const Problem problem(seed, S::kRows, seed % 15 == 14);
@@ -366,10 +305,11 @@ void run(unsigned seed) {
 }
 
 template <template <int, int> class TileSchedule,
-          template <int, int, int, int, int> class TileScheduler>
+          template <int, int, int, int, int, class, bool> class TileScheduler>
 std::string first_report(unsigned seeds) {
   return first_of(seeds, [](unsigned seed) {
-    seed / 2 % 2 == 0   ? seed / 4 % 2 == 0
+    seed % 5 == 4       ? run<TileSchedule, TileScheduler, Sizes<2, 8, 64, 5, 5, true>>(seed)
+    : seed / 2 % 2 == 0 ? seed / 4 % 2 == 0
                               ? run<TileSchedule, TileScheduler, Sizes<2, 8, 40, 4, 6>>(seed)
                               : run<TileSchedule, TileScheduler, Sizes<2, 2, 20, 4, 5>>(seed)
     : seed / 4 % 2 == 0 ? run<TileSchedule, TileScheduler, Sizes<3, 8, 96, 4, 6>>(seed)

@@ -123,6 +123,7 @@ def test_every_tile_volume(volume: int, machine: Machine) -> None:
     assert all(ratio <= 2 for ratio in ratios.values()), ratios
 
 
+@pytest.mark.usefixtures("same_bits")
 def test_training_and_inference_give_the_same_bits_every_time(machine: Machine) -> None:
     problem = replace(MANY, head_dim=64, dtype=torch.bfloat16)
     tensors = problem.inputs()
@@ -133,6 +134,7 @@ def test_training_and_inference_give_the_same_bits_every_time(machine: Machine) 
     assert all(torch.equal(runs[0].grads[x], runs[1].grads[x]) for x in runs[0].grads)
 
 
+@pytest.mark.usefixtures("same_bits")
 def test_gates_are_applied_to_the_whole_softmax_before_it_is_rounded(machine: Machine) -> None:
     problem = replace(MANY, head_dim=64, dtype=torch.bfloat16, gate_coarse=False)
     tensors = problem.inputs()

@@ -26,8 +26,8 @@ IN_KEYS: MutantTable = {
         r"DEADLOCK: .*consumer\d waits for (both|second)_full",
     ),
     "ScheduleOfTwoProducers": (
-        "s.schedule.init(kProducers);",
-        "s.schedule.init(kProducers - 1);",
+        "s.schedule.init(kProducers, kComputing);",
+        "s.schedule.init(kProducers - 1, kComputing);",
         "TOO MANY ARRIVALS on schedule_empty|RACE: .*scheduler: store to",
     ),
     # loads, and the barrier that they count on
@@ -156,8 +156,10 @@ IN_KEYS: MutantTable = {
         r"TOO MANY ARRIVALS on (both|second)_empty|RACE|PHASE ALIAS",
     ),
     "SecondReleasedWhileItsLseIsRead": (
-        "weigh(next); wait_first(next); wgmma_wait<0>(grad_k_); s_.rings.release_second(held);",
-        "wgmma_wait<0>(grad_k_); s_.rings.release_second(next); weigh(next); wait_first(next);",
+        "weigh(next); wait_first(next); wait_room(); wgmma_wait<0>(grad_k_);"
+        " s_.rings.release_second(held);",
+        "wgmma_wait<0>(grad_k_); s_.rings.release_second(next); weigh(next); wait_first(next);"
+        " wait_room();",
         r"RACE: .*TMA load into (q|grad_out)|RACE: .*lse\[\d+\]|TOO MANY ARRIVALS|DEADLOCK"
         r"|PHASE ALIAS",
     ),

@@ -30,6 +30,27 @@ IN_ORDER: MutantTable = {
         "int other = row; other == row; ++other) place +=",
         ANOTHER_STEP,
     ),
+    # tiles that all rows selected come first
+    "SharedInOnePlace": (
+        "shared_done += popcount(shared);",
+        "",
+        ANOTHER_STEP,
+    ),
+    "SharedLast": (
+        "shared_total_ + place_of(row, rank, total)",
+        "place_of(row, rank, total)",
+        ANOTHER_STEP,
+    ),
+    "SharedTwice": (
+        "open &= ~shared;",
+        "",
+        r"WRONG CHUNK|RACE|" + ANOTHER_STEP,
+    ),
+    "OwnersForgotten": (
+        "waiting[lane], written[lane].flags()));",
+        "waiting[lane]));",
+        "WRONG OWNERS",
+    ),
     "LoadsOfTwoRows": (
         "assigned_[r][lane] |= wanted_[r][lane] & open; open &= ~wanted_[r][lane];",
         "assigned_[r][lane] |= wanted_[r][lane] & open;",
@@ -67,7 +88,7 @@ IN_ORDER: MutantTable = {
         "UNEVEN ORDER",
     ),
     "LoadsOfTheFirstRowThatWants": (
-        "assigned_[r][lane] = wanted_[r][lane] & every(r);",
+        "assigned_[r][lane] = wanted_[r][lane] & open & every(r);",
         "assigned_[r][lane] = 0;",
         "UNEVEN ORDER",
     ),

@@ -49,7 +49,7 @@ IN_SCHEDULE: MutantTable = {
     # ... and given back
     "ScheduleEmptyNotArrived": (
         "empty[n % kBuffers].arrive_one();",
-        "",
+        ";",
         r"DEADLOCK: .*scheduler waits for schedule_empty\[0\] use 0 .* 3 of \d+ arrivals missing",
     ),
     "ScheduleEmptyTwice": (
@@ -64,27 +64,27 @@ IN_SCHEDULE: MutantTable = {
         r"RACE|TOO MANY ARRIVALS on schedule_empty|DEADLOCK: .*scheduler waits for schedule_empty",
     ),
     "ScheduleEmptyOfOneProducer": (
-        "empty[i].init(producers + Consumers",
-        "empty[i].init(1 + Consumers",
+        "empty[i].init(producers + warpgroups",
+        "empty[i].init(1 + warpgroups",
         r"TOO MANY ARRIVALS on schedule_empty|RACE: .*scheduler: store to",
     ),
     "ScheduleEmptyOfOneProducerTooMany": (
-        "empty[i].init(producers + Consumers",
-        "empty[i].init(producers + 1 + Consumers",
+        "empty[i].init(producers + warpgroups",
+        "empty[i].init(producers + 1 + warpgroups",
         r"DEADLOCK: .*scheduler waits for schedule_empty\[0\] use 0 .* 1 of \d+ arrivals missing",
     ),
     "ScheduleEmptyOfProducersAlone": (
-        "empty[i].init(producers + Consumers * kWarpgroupThreads",
+        "empty[i].init(producers + warpgroups * kWarpgroupThreads",
         "empty[i].init(producers",
         r"TOO MANY ARRIVALS on schedule_empty|RACE: .*scheduler: store to",
     ),
     "ScheduleEmptyOfOneConsumer": (
-        "empty[i].init(producers + Consumers * kWarpgroupThreads",
+        "empty[i].init(producers + warpgroups * kWarpgroupThreads",
         "empty[i].init(producers + kWarpgroupThreads",
         r"TOO MANY ARRIVALS on schedule_empty|RACE: .*scheduler: store to",
     ),
     "ScheduleEmptyNotInitialised": (
-        'empty[i].init(producers + Consumers * kWarpgroupThreads, "schedule_empty", i);',
+        'empty[i].init(producers + warpgroups * kWarpgroupThreads, "schedule_empty", i);',
         "",
         r"MBARRIER NOT INITIALISED: used by (scheduler|producer\d|consumer\d)",
     ),

@@ -8,6 +8,7 @@ from mutants.mutant_programs import ROOT, Planted, place
 from mutants.mutants_of_backward_keys import IN_KEYS
 from mutants.mutants_of_backward_queries import IN_QUERIES, IN_RUNS_OF_QUERIES
 from mutants.mutants_of_consumer_steps import IN_CONSUMER_STEPS, IN_RUNS, IN_SKIPS
+from mutants.mutants_of_query_sums import IN_KEYS_WITH_A_REDUCER, IN_OWNERS, IN_QUERY_SUMS
 from mutants.mutants_of_resident_tiles import IN_RESIDENT_TILES
 from mutants.mutants_of_rings import IN_RINGS
 from mutants.mutants_of_tile_schedule import IN_SCHEDULE
@@ -21,22 +22,33 @@ HEADERS = (
     "kernels/schedule/resident_tiles.h",
     "kernels/schedule/tile_scheduler.h",
     "kernels/schedule/rings.h",
+    "kernels/fine/query_sums.h",
     "kernels/fine/backward_keys.h",
     "kernels/fine/backward_queries.h",
 )
 
 # By header: its mutants, and the problems that each is found in.
 UNEVEN = ("uneven_keys", "uneven_queries")
-PROBLEMS = ("keys", "queries", *UNEVEN)
+ONE_PASS = ("one_pass", "uneven_one_pass")
+PROBLEMS = ("keys", "queries", "one_pass", *UNEVEN, "uneven_one_pass")
 MUTANTS = {
-    "kernels/fine/backward_keys.h": {("keys",): IN_KEYS, ("uneven_keys",): IN_RUNS},
+    "kernels/fine/query_sums.h": {ONE_PASS: IN_QUERY_SUMS},
+    "kernels/fine/backward_keys.h": {
+        ("keys",): IN_KEYS,
+        ("uneven_keys",): IN_RUNS,
+        ONE_PASS: IN_KEYS_WITH_A_REDUCER,
+    },
     "kernels/fine/backward_queries.h": {
         ("queries",): IN_QUERIES,
         ("uneven_queries",): {**IN_RUNS, **IN_RUNS_OF_QUERIES},
     },
     "kernels/schedule/resident_tiles.h": {("keys", "queries"): IN_RESIDENT_TILES},
     "kernels/schedule/tile_schedule.h": {UNEVEN: IN_SCHEDULE},
-    "kernels/schedule/tile_scheduler.h": {UNEVEN: IN_SCHEDULER, ("uneven_keys",): IN_HEADS},
+    "kernels/schedule/tile_scheduler.h": {
+        UNEVEN: IN_SCHEDULER,
+        ("uneven_keys",): IN_HEADS,
+        ONE_PASS: IN_OWNERS,
+    },
     "kernels/schedule/rings.h": {
         UNEVEN: {**IN_RINGS, **IN_CONSUMER_STEPS},
         ("uneven_queries",): IN_SKIPS,

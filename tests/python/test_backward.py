@@ -136,6 +136,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.usefixtures("same_bits")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_strided_inputs_and_gradients_give_the_bits_of_copies(
     layout: str, machine: Machine
@@ -173,6 +174,7 @@ def test_an_expanded_upstream_gradient(machine: Machine) -> None:
     assert parity.error(q.grad.cpu(), wide.grad) < 0.01
 
 
+@pytest.mark.usefixtures("same_bits")
 def test_values_that_nobody_selected_never_reach_a_gradient(machine: Machine) -> None:
     grid = vsa.Grid((4, 8, 8))
     *tensors, upstream = torch.randn(4, 1, grid.length, 1, 64).bfloat16()

@@ -52,4 +52,5 @@ def test_training_saves_the_fine_output_and_little_else(gates: int, layer) -> No
     saved = out.nbytes if gates else 0  # before its gate, for the gradients of gate and queries
     assert peak - out.nbytes - saved < MOST * sum(x.nbytes for x in inputs)
     grads, peak = peak_memory(lambda: torch.autograd.grad(out, inputs, upstream), inputs[0].device)
-    assert peak - sum(x.nbytes for x in grads) < MOST * sum(x.nbytes for x in inputs)
+    in_fp32 = 2 * inputs[0].nbytes  # of dq, which one pass adds up
+    assert peak - sum(x.nbytes for x in grads) - in_fp32 < MOST * sum(x.nbytes for x in inputs)

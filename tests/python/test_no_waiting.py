@@ -105,6 +105,7 @@ def test_a_read_would_be_counted() -> None:
     assert {event.key for event in profile.key_averages()} & READS
 
 
+@pytest.mark.usefixtures("same_bits")
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize("topk", BUDGETS)
 def test_a_step_is_captured_in_a_cuda_graph(

@@ -23,8 +23,9 @@
 //   resident   K and V, until dK and dV have been stored        kernels/schedule/resident_tiles.h
 //   rings      dO with delta, Q with its log-sum-exp            kernels/schedule/rings.h
 //   schedule   tile loads and the steps of each consumer        kernels/schedule/tile_schedule.h
+//   sums       dQ, in the kernel of one pass                    kernels/fine/query_sums.h
 #pragma once
-#include "kernels/fine/backward_params.h"
+#include "kernels/fine/query_sums.h"
 #include "kernels/schedule/resident_tiles.h"
 #include "kernels/schedule/rings.h"
 #include "kernels/schedule/tile_scheduler.h"
@@ -48,15 +49,38 @@ struct FineBackwardKeysConfig {
   // keeps what two consumers leave. 240 is the most that a consumer is given, 24 the least.
   static constexpr int kProducerRegisters = D == 128 ? 24 : 40;
   static constexpr int kConsumerRegisters = D == 128 ? 240 : 232;
+  using Sums = NoQuerySums;
+};
+
+// The backward in one pass: dS^T goes to a reducer as well, which makes dQ of it. Two key tiles
+// meet in the queries that both were selected by, so those come first.
+template <class Element, int D>
+struct FineBackwardOnePassConfig : FineBackwardKeysConfig<Element, D> {
+  static_assert(D == 64, "at 128 registers do not suffice for a reducer");
+  using Rings = OneRing<5, 2>;
+  using Sums = QuerySums<2, 4>;
+  // Four warpgroups share 512 registers per thread.
+  static constexpr int kProducerRegisters = 24, kConsumerRegisters = 208;
+  static constexpr int kReducerRegisters = 72;
+};
+
+// What only a kernel with a reducer has.
+template <class Config, bool There>
+struct ReducerOf {};
+template <class Config>
+struct ReducerOf<Config, true> {
+  static constexpr int kReducerRegisters = Config::kReducerRegisters;
 };
 
 template <class Config>
-struct FineBackwardKeys {
+struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kThere> {
   using Element = typename Config::Element;
   using Params = FineBackwardParams;
   static constexpr int D = Config::D;
   static constexpr int kConsumers = Config::kConsumers;
-  static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
+  using Sums = typename Config::Sums;
+  static constexpr int kComputing = kConsumers + Sums::kThere;  // warpgroups
+  static constexpr int kThreads = (kComputing + 1) * kWarpgroupThreads;
   // The first loads keys and values.
   enum Producers { kKeyProducer, kGradOutProducer, kQueryProducer, kProducers };
   static constexpr int kProducerRegisters = Config::kProducerRegisters;
@@ -74,12 +98,14 @@ struct FineBackwardKeys {
     Rings rings;
     QuerySchedule schedule;
     ResidentTiles<kConsumers> resident;
+    [[no_unique_address]] Sums sums;
   };
 
   VSA_DEVICE static void init_barriers(SharedMemory& s) {
     s.rings.init();
-    s.schedule.init(kProducers);
+    s.schedule.init(kProducers, kComputing);
     s.resident.init();
+    s.sums.init();
     for (int w = 0; w < kConsumers; ++w) {
       label(s.k[w], "k", w);
       label(s.v[w], "v", w);
@@ -110,7 +136,7 @@ struct FineBackwardKeys {
   // the other.
   VSA_DEVICE static void schedule(const Params& p, SharedMemory& s) {
     TileScheduler<kConsumers, Config::kScheduleWords, Config::kChunkLoads, Rings::kFirst,
-                  Rings::kSecond, PaddableSequence>
+                  Rings::kSecond, PaddableSequence, Sums::kThere>
         scheduler(s.schedule, p.keys, p.queries, p.grad_out, p.q);
     const WorkList list(p.keys, kConsumers, p.batch, p.kv_heads, p.key_axes);
     const int tiles = p.keys.grid.num_tiles(), words = bitmap::words(p.queries.grid.num_tiles());
@@ -191,6 +217,8 @@ struct FineBackwardKeys {
 
     VSA_DEVICE void run() {
       s_.resident.for_each_work_tile(w_, [&](const Assignment& work) {
+        if constexpr (Sums::kThere)
+          rows_ = work.tile < 0 ? 0 : p_.keys.rows(p_.keys.place(work.tile), work.batch);
         if constexpr (Config::kKeysInRegisters) {
           if (work.tile >= 0) {
             read_tile(k_, s_.k[w_]);
@@ -215,6 +243,7 @@ struct FineBackwardKeys {
         wgmma_wait<0>(scores_);
         weigh(held);
         wait_first(held);
+        wait_room();
         differentiate(held);
         ConsumerStep next = steps_.next_compute(steps_.take(), wait);
         while (next.is(ConsumerStep::kCompute)) {
@@ -224,6 +253,7 @@ struct FineBackwardKeys {
           wgmma_wait<1>(scores_);
           weigh(next);
           wait_first(next);
+          wait_room();
           wgmma_wait<0>(grad_k_);
           s_.rings.release_second(held);
           const bool there = after.is(ConsumerStep::kCompute) && s_.rings.has_second(after);
@@ -251,6 +281,10 @@ struct FineBackwardKeys {
     }
     VSA_DEVICE void release_first(const ConsumerStep& at) {
       if constexpr (!Rings::kTogether) s_.rings.release_first(at);
+    }
+    // Asked for before products are waited for: ptxas keeps exponentials above a loop.
+    VSA_DEVICE void wait_room() {
+      if constexpr (Sums::kThere) s_.sums.wait_room(w_, made_);
     }
     VSA_DEVICE void issue_scores(const ConsumerStep& step) {
       if constexpr (Config::kKeysInRegisters)
@@ -285,6 +319,12 @@ struct FineBackwardKeys {
       wgmma_wait<0>(grad_v_);
       release_first(step);
       round_to<Element>(rounded_, grad_scores_);
+      if constexpr (Sums::kThere) {
+        // Rows that are no tokens have zeros for keys and values, but what they are multiplied by
+        // may be infinite.
+        if (rows_ != ~uint64_t{0}) keep_rows(rounded_, rows_);
+        s_.sums.hand_over(w_, made_++, rounded_);
+      }
     }
 
     VSA_DEVICE void store(const Assignment& work) {
@@ -298,6 +338,7 @@ struct FineBackwardKeys {
         for_each(grad_k_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
         for_each(grad_v_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
       }
+      if constexpr (Sums::kThere) s_.sums.wait_used(w_, made_);
       Operand<D> rounded;
       round_to<Element>(rounded, grad_k_);
       write_tile(s_.k[w_], rounded, at.rows_before());
@@ -319,6 +360,8 @@ struct FineBackwardKeys {
     SharedMemory& s_;
     const int w_;
     ConsumerSteps<QuerySchedule, Rings> steps_;
+    uint64_t rows_ = ~uint64_t{0};       // of the key tile that are tokens
+    int made_ = 0;                       // dS^T for the reducer
     Fragment<64> scores_, grad_scores_;  // [keys, queries]
     Operand<D> k_, v_;
     Operand<64> rounded_;  // P^T, then dS^T
@@ -337,10 +380,15 @@ struct FineBackwardKeys {
   VSA_DEVICE static void consume(const Params& p, SharedMemory& s, int w) {
     Consumer(p, s, w).run();
   }
+  VSA_DEVICE static void reduce(const Params& p, SharedMemory& s) {
+    QueryReducer<FineBackwardKeys>(p, s).run();
+  }
 };
 
 static_assert(kBytesLeft<FineBackwardKeys<FineBackwardKeysConfig<Bf16, 128>>> < sizeof(Tile<128>) &&
                   kBytesLeft<FineBackwardKeys<FineBackwardKeysConfig<Bf16, 64>>> <
+                      2 * sizeof(Tile<64>) &&
+                  kBytesLeft<FineBackwardKeys<FineBackwardOnePassConfig<Bf16, 64>>> <
                       2 * sizeof(Tile<64>),
               "no further stage would fit");
 

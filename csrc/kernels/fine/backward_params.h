@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the two backward passes of the fine stage are told.
+// What the backward passes of the fine stage are told.
 #pragma once
 #include "kernels/fine/backward_rows.h"
 #include "kernels/fine/mean_gradient.h"
@@ -20,10 +20,15 @@ struct FineBackwardParams {
   const int* order;           // [batch, kv_heads, groups of key tiles] the longest first
   int* key_tile_counter;      // work tiles of the pass over keys that blocks have taken: 0 at first
   int* query_tile_counter;    // the same of the pass over queries
+  float* grad_q_sums;         // [batch, heads, n_q, 16, 128, 4] dQ / scale, in one pass
   int batch, heads, kv_heads;
   float scale;       // of the scores
   float scale_log2;  // the same times log2(e)
 
+  VSA_DEVICE float* sums(int batch_index, int head, int tile) const {
+    return grad_q_sums +
+           ((int64_t{batch_index} * heads + head) * queries.num_tiles() + tile) * kTileRows * 64;
+  }
   VSA_DEVICE const RowStats& stats(int batch_index, int head, int tile) const {
     return row_stats[(int64_t{batch_index} * heads + head) * queries.num_tiles() + tile];
   }

@@ -32,6 +32,7 @@ struct BackwardRowsParams {
   TokenRows<uint16_t> grad_out;
   GateGradient grad_gate_fine, grad_gate_coarse;
   float* grad_coarse;  // [batch, heads, n, head_dim]
+  float* grad_q_sums;  // [batch, heads, n, 16, 128, 4] where one pass adds up dQ, null without
 };
 
 template <class Element, int D, bool Gated>
@@ -51,6 +52,18 @@ struct BackwardRows {
           rows(p.queries.rows(at, batch)),
           first(p.queries.readable_token(at)) {}
   };
+
+  // Zeros where dQ of the tile will be added up, by any number of threads.
+  VSA_DEVICE static void clear_sums(const BackwardRowsParams& p,
+                                    const HeadTile& of,
+                                    int thread,
+                                    int threads) {
+    if (p.grad_q_sums == nullptr) return;
+    const int64_t of_head = int64_t{of.batch} * p.heads + of.head;
+    Chunk* to = reinterpret_cast<Chunk*>(
+        p.grad_q_sums + (of_head * p.queries.num_tiles() + of.tile) * kTileRows * D);
+    for (int i = thread; i < kTileRows * D * 4 / kChunkBytes; i += threads) to[i] = Chunk{};
+  }
 
   // One row of a tile, one lane. sum_lanes(x) adds up what the lanes of a token have. A row that is
   // no token reads the first one's numbers and keeps nothing of them, so that all lanes of a warp

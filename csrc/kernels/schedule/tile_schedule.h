@@ -7,6 +7,7 @@
 //   barrier   arrives                                        waits
 //   full      all lanes of the scheduler warp                producers, consumers
 //   empty     each producer, all threads of every consumer   scheduler warp
+//             and of the reducer, where there is one
 #pragma once
 #include "kernels/schedule/work_list.h"
 #include "tile/ring.h"
@@ -17,21 +18,26 @@ namespace vsa {
 // tile lies, since it has 32 lanes: a producer is one thread, and every instruction between two of
 // its copies counts.
 struct TileLoad {
-  static constexpr int kClip = 48, kRegion = 52, kFlags = 56;
+  static constexpr int kClip = 48, kRegion = 52, kFlags = 56, kOwners = 60;
   static constexpr int kMostTiles = 1 << 16;  // along an axis
 
   // From the lowest: w, h, t in tiles, 16 each, text along w; Clip, Region, flags. In padded tiles
-  // w is how many rows come before the first slot.
+  // w is how many rows come before the first slot. Last the owners.
   uint64_t bits;
 
   // flags: bit w: consumer w waits for the tile and releases its stage
+  // owners: bit w: it computes on the tile
   template <class Sequence>
-  VSA_DEVICE static TileLoad of(const Sequence& sequence, int tile, uint32_t flags) {
+  VSA_DEVICE static TileLoad of(const Sequence& sequence,
+                                int tile,
+                                uint32_t flags,
+                                uint32_t owners = 0) {
     const TilePlace at = sequence.place(tile);
     const Axes in_tiles = sequence.steps(at, tile);
     return {static_cast<uint64_t>(in_tiles.w) | static_cast<uint64_t>(in_tiles.h) << 16 |
             static_cast<uint64_t>(in_tiles.t) << 32 | uint64_t{at.clip} << kClip |
-            static_cast<uint64_t>(at.region) << kRegion | uint64_t{flags} << kFlags};
+            static_cast<uint64_t>(at.region) << kRegion | uint64_t{flags} << kFlags |
+            uint64_t{owners} << kOwners};
   }
 
   // Before its place is worked out: a tile's number, and as flags the consumers that selected it.
@@ -40,7 +46,8 @@ struct TileLoad {
   }
   VSA_DEVICE int wanted_tile() const { return static_cast<int>(bits); }
 
-  VSA_DEVICE uint32_t flags() const { return static_cast<uint32_t>(bits >> kFlags); }
+  VSA_DEVICE uint32_t flags() const { return static_cast<uint32_t>(bits >> kFlags & 15); }
+  VSA_DEVICE uint32_t owners() const { return static_cast<uint32_t>(bits >> kOwners); }
   template <class Sequence>
   VSA_DEVICE TilePlace place(const Sequence& sequence) const {
     const int w = bits & 0xffff, h = bits >> 16 & 0xffff, t = bits >> 32 & 0xffff;
@@ -152,10 +159,11 @@ struct TileSchedule {
   Mbarrier full[kBuffers];
   Mbarrier empty[kBuffers];
 
-  VSA_DEVICE void init(int producers) {
+  // warpgroups: that read a chunk, consumers and perhaps a reducer
+  VSA_DEVICE void init(int producers, int warpgroups = Consumers) {
     for (int i = 0; i < kBuffers; ++i) {
       full[i].init(kWarpThreads, "schedule_full", i);
-      empty[i].init(producers + Consumers * kWarpgroupThreads, "schedule_empty", i);
+      empty[i].init(producers + warpgroups * kWarpgroupThreads, "schedule_empty", i);
       label(origins[i], "origins", i);
       label(loads[i], "loads", i);
       label(steps[i], "steps", i);
@@ -175,10 +183,10 @@ struct TileSchedule {
       if (chunk.first()) load(chunk.work);
     });
   }
-  // Calls load(n, i) for each tile load i of each chunk n.
-  template <class Load>
+  // Calls load(n, i) for each tile load i of each chunk n. Together: by a whole warpgroup
+  template <bool Together = false, class Load>
   VSA_DEVICE void for_each_load(Load load) {
-    for_each_chunk([&](int n, const Chunk& chunk) {
+    for_each_chunk<false, Together>([&](int n, const Chunk& chunk) {
       for (int i = 0; i < chunk.loads; ++i) load(n, i);
     });
   }
@@ -202,7 +210,7 @@ struct TileSchedule {
   }
 
  private:
-  template <bool Asleep = false, class Each>
+  template <bool Asleep = false, bool Together = false, class Each>
   VSA_DEVICE void for_each_chunk(Each each) {
     for (int n = 0;; ++n) {
       if constexpr (Asleep) full[n % kBuffers].wait_asleep(n / kBuffers);
@@ -210,7 +218,10 @@ struct TileSchedule {
       const Chunk of = chunk(n);
       if (of.finished()) break;
       each(n, of);
-      empty[n % kBuffers].arrive_one();
+      if constexpr (Together)
+        empty[n % kBuffers].arrive_all();
+      else
+        empty[n % kBuffers].arrive_one();
     }
   }
 };

@@ -8,7 +8,8 @@
 // Order. A ring holds few tiles, so consumers wait for each other unless each finds its next tile
 // among the next few. So each tile is assigned to one row that selected it, and within the tiles
 // that are put in order together the r-th of a row's n tiles sorts at (r + 1/2) / n. That
-// interleaves the rows evenly.
+// interleaves the rows evenly. Where rows are to meet in as many tiles as can be, those that all of
+// them selected come first.
 #pragma once
 #include <climits>
 
@@ -20,7 +21,14 @@ namespace vsa {
 // First, Second: stages of the rings that the tiles are loaded into; consumers hold their tile of
 // the second while they take the next (kernels/schedule/rings.h)
 // Sequence: of both sides; one of padded tiles has to say so
-template <int Rows, int Words, int Loads, int First, int Second, class Sequence = TiledSequence>
+// SharedFirst: whether tiles that all rows selected come first
+template <int Rows,
+          int Words,
+          int Loads,
+          int First,
+          int Second,
+          class Sequence = TiledSequence,
+          bool SharedFirst = false>
 class TileScheduler {
  public:
   using TileSchedule = vsa::TileSchedule<Rows, Loads>;
@@ -124,12 +132,17 @@ class TileScheduler {
   // modulo Rows, else to the first row that selected it. Returns how many tiles there are.
   VSA_DEVICE int arrange() {
     each_lane([&](int lane) {
-      uint32_t open = 0;
-      VSA_UNROLL
-      for (int r = 0; r < Rows; ++r) open |= wanted_[r][lane];
+      uint32_t open = 0, shared = SharedFirst ? ~0u : 0;
       VSA_UNROLL
       for (int r = 0; r < Rows; ++r) {
-        assigned_[r][lane] = wanted_[r][lane] & every(r);
+        open |= wanted_[r][lane];
+        shared &= wanted_[r][lane];
+      }
+      shared_[lane] = shared;
+      open &= ~shared;
+      VSA_UNROLL
+      for (int r = 0; r < Rows; ++r) {
+        assigned_[r][lane] = wanted_[r][lane] & open & every(r);
         open &= ~assigned_[r][lane];
       }
       VSA_UNROLL
@@ -138,7 +151,8 @@ class TileScheduler {
         open &= ~wanted_[r][lane];
       }
     });
-    int all = 0;
+    shared_total_ = SharedFirst ? sum([&](int lane) { return popcount(shared_[lane]); }) : 0;
+    int all = shared_total_;
     VSA_UNROLL
     for (int r = 0; r < Rows; ++r) {
       const int assigned = sum([&](int lane) { return popcount(assigned_[r][lane]); });
@@ -187,8 +201,9 @@ class TileScheduler {
   // selected each.
   VSA_DEVICE void write_loads(int word, int begin) {
     const int buffer = next_ % TileSchedule::kBuffers;
-    int done[Rows] = {};
+    int done[Rows] = {}, shared_done = 0;
     for (int j = 0; j < Words; ++j) {
+      const uint32_t shared = SharedFirst ? broadcast(shared_, j) : 0;
       uint32_t wanted[Rows], assigned[Rows];
       VSA_UNROLL
       for (int r = 0; r < Rows; ++r) {
@@ -207,13 +222,17 @@ class TileScheduler {
           rank = done[r] + popcount(assigned[r] & below(lane));
           total = total_[r];
         }
-        if (row < 0) return;
-        const int place = place_of(row, rank, total) - begin;
+        int place = shared_done + popcount(shared & below(lane)) - begin;
+        if (!SharedFirst || (shared >> lane & 1) == 0) {
+          if (row < 0) return;
+          place = shared_total_ + place_of(row, rank, total) - begin;
+        }
         if (place < 0 || place >= Loads) return;
         schedule_.loads[buffer][place].set(TileLoad::wanted((word + j) * kWordBits + lane, owners));
       });
       VSA_UNROLL
       for (int r = 0; r < Rows; ++r) done[r] += popcount(assigned[r]);
+      shared_done += popcount(shared);
     }
     warp_sync();
   }
@@ -273,8 +292,8 @@ class TileScheduler {
       }
       each_lane([&](int lane) {
         if (there >> lane & 1)
-          schedule_.loads[buffer][from + lane].set(
-              TileLoad::of(columns_, written[lane].wanted_tile(), waiting[lane]));
+          schedule_.loads[buffer][from + lane].set(TileLoad::of(
+              columns_, written[lane].wanted_tile(), waiting[lane], written[lane].flags()));
       });
     }
     first_number_ += loads;
@@ -301,7 +320,9 @@ class TileScheduler {
   const TokenTensor& second_;
   int tiles_[Rows];                                  // of the work tile, -1 where a row has none
   PerLane<uint32_t> wanted_[Rows], assigned_[Rows];  // a word in each lane
+  PerLane<uint32_t> shared_;  // of those that all rows selected, where these come first
   RowLoads total_[Rows];
+  int shared_total_ = 0;
   int held_[Rows];  // each row's last load to compute on, in this work tile
   int next_ = 0, first_number_ = 0;
 };

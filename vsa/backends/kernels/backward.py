@@ -4,8 +4,9 @@
 One pass over the tokens for what belongs to a query alone (and for the gates), one over the key
 tiles for dK and dV, which walks the transposed selection, and one over the query tiles for dQ. In
 between, with a coarse branch, its gradients on tile means, which the last two passes add to what
-they store. What was saved is q, k, v, out, the log-sum-exp, the bitmap, and means if there were
-any; there is no copy of tokens in fp32.
+they store. Instead of the last two, most calls of 64 channels take one pass over the key tiles,
+which adds up dQ as well, in fp32 (passes.py). What was saved is q, k, v, out, the log-sum-exp, the
+bitmap, and means if there were any; there is no other copy of tokens in fp32.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from vsa.backends.kernels.forward import (
 )
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.masked_calls import outside_tail
+from vsa.backends.kernels.passes import may_take_one, must_repeat, sums_shape
 from vsa.backends.kernels.tail_calls import sums_call
 from vsa.backends.kernels.tail_forward import rounded
 from vsa.backends.kernels.tensors import addressable, text_tiles
@@ -59,7 +61,9 @@ def backward(
     gates: Gates,
     tail: TailMeans | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Gradients of the whole operation. The same bits every time: atomics add up nothing.
+    """Gradients of the whole operation.
+
+    The same bits every time in two passes; one pass adds up dq in any order.
 
     Args:
         machine: what runs the kernels.
@@ -90,9 +94,15 @@ def backward(
     query_axes = neighbour_axes(machine, bitmap, grid.tiles, q.shape[2], tile_counters)
     key_axes = neighbour_axes(machine, transposed, kv_grid.tiles, k.shape[2])
     order = longest_first(machine, counts, key_axes, text_tiles(kv_grid), kv_grid.tiles[0])
+    padded = problem.tile_sizes[0] is not None
+    sums = None
+    if may_take_one(q.shape[3], grids, padded) and not must_repeat():
+        shape = sums_shape(q.shape[0], q.shape[2], grid)
+        sums = torch.empty(shape, dtype=torch.float32, device=q.device)
     grads = [contiguous_like(x) for x in (q, k, v)]
     # What a fine gate makes of the gradient lies where dq will: the pass over query tiles, the last
-    # that reads it, loads a tile of it before it stores that tile of dq. That of a tail is later.
+    # that reads it, loads a tile of it before it stores that tile of dq, and after one pass dq is
+    # stored when all is read. That of a tail is later.
     of_fine = gradient
     if gates.gate_fine is not None:
         of_fine = grads[0] if tail is None else torch.empty_like(grads[0])
@@ -146,6 +156,7 @@ def backward(
             grad_lse=grad_lse,
             tile_counters=tile_counters,
             row_stats=row_stats,
+            grad_q_sums=sums,
         )
         return backward_call(clean[0], clean[1], clean[2], shared, LocatedGates(*gates), gradients)
 

@@ -166,6 +166,7 @@ class Gradients(NamedTuple):
         grad_lse: the same, or None.
         tile_counters: (2,) int32 of scratch.
         row_stats: (B, heads, query tiles, 2, 64) fp32 of scratch.
+        grad_q_sums: (B, heads, n_q, 64, 64) fp32 of scratch for one pass, or None for two.
     """
 
     fine_out: Located
@@ -185,6 +186,7 @@ class Gradients(NamedTuple):
     grad_lse: Located | None
     tile_counters: Located
     row_stats: Located
+    grad_q_sums: Located | None
 
 
 def backward_call(
@@ -224,6 +226,7 @@ def backward_call(
         lse=of.lse.data_ptr(),
         grad_lse=address(of.grad_lse),
         tile_counters=of.tile_counters.data_ptr(),
+        grad_q_sums=address(of.grad_q_sums),
         row_stats=of.row_stats.data_ptr(),
     )
 

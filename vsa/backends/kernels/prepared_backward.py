@@ -22,6 +22,7 @@ from vsa.backends.kernels.calls import (
     transpose_call,
 )
 from vsa.backends.kernels.machine import Machine
+from vsa.backends.kernels.passes import may_take_one, must_repeat, sums_shape
 from vsa.backends.kernels.placeholder import Placeholder, Workspace, contiguous_strides
 from vsa.backends.kernels.prepared_coarse import CoarseBackward, mean_shapes
 from vsa.backends.kernels.tail_calls import round_call, sums_call, tail_tensors
@@ -56,6 +57,7 @@ class Slot(IntEnum):
     GRAD_GATE_FINE = auto()
     GRAD_GATE_COARSE = auto()
     MEANS = auto()
+    SUMS = auto()
     WORK = auto()
 
 
@@ -88,6 +90,10 @@ class PreparedBackward:
         query_tiles = tiles + text_tiles(task.grid)
         row_stats = work.part((batch, heads, query_tiles, 2, SLOTS), torch.float32)
         counters = work.part((2,), torch.int32)
+        # A run that has no address for it, where bits have to repeat, takes two passes.
+        self.sums: Placeholder | None = None
+        if may_take_one(head_dim, (task.grid, task.kv_grid), padded=False):
+            self.sums = whole(Slot.SUMS, sums_shape(batch, heads, task.grid), torch.float32)
         coarse = (
             None
             if task.gate_coarse is None
@@ -154,6 +160,7 @@ class PreparedBackward:
                 grad_lse=whole(Slot.GRAD_LSE, lse_shape, torch.float32),
                 tile_counters=counters,
                 row_stats=row_stats,
+                grad_q_sums=self.sums,
             ),
         )
         steps = [
@@ -192,6 +199,9 @@ class PreparedBackward:
             for x in tensors[:5]
         ]
         work = found.kept.new_empty(self.work_bytes)
+        sums = None
+        if self.sums is not None and not must_repeat():
+            sums = torch.empty(self.sums.shape, dtype=torch.float32, device=self.device)
         addresses = [
             *(0 if x is None else x.data_ptr() for x in tensors),
             found.fine.data_ptr(),
@@ -203,6 +213,7 @@ class PreparedBackward:
             0 if upstream.grad_lse is None else upstream.grad_lse.data_ptr(),
             *(0 if x is None else x.data_ptr() for x in grads),
             0 if found.means is None else found.means.data_ptr(),
+            0 if sums is None else sums.data_ptr(),
             work.data_ptr(),
         ]
         self.machine.run_program(self.program, addresses, self.device)
