@@ -26,6 +26,7 @@ MARK = "from vsa.installation import"
 KEPT = "vsa/_kept_init.txt"
 """A copy of our vsa/__init__.py in what was installed, which no other distribution has."""
 MEND = "run: vsa mend (both distributions stay, and import vsa gives this project again)"
+PUT_BACK = "run: vsa mend (it puts the file back, and import vsa gives this project again)"
 REPAIR = (
     f"run: pip uninstall -y {FOREIGN} {DISTRIBUTION}, then install {DISTRIBUTION} again "
     "(pip install . in its folder)"
@@ -66,7 +67,7 @@ def overwritten() -> str | None:
     if spec is None or spec.origin is None:
         return (
             f"vsa/__init__.py of {DISTRIBUTION} is missing, as after pip uninstall {FOREIGN}, "
-            f"which takes what both have written; {repair()}"
+            f"which takes what both have written; {PUT_BACK if repair() == MEND else REPAIR}"
         )
     origin = Path(spec.origin)
     others = [path for path in _shared() if path != origin and origin.parent in path.parents]
@@ -74,6 +75,12 @@ def overwritten() -> str | None:
     changed += others
     if not changed:
         return None
+    if not others and theirs and installed(DISTRIBUTION) and _file("vsa/__init__.py") is None:
+        return (  # an editable installation, whose files lie in a clone
+            f"import vsa gives {origin} of {blame}, which Python finds before the editable "
+            f"installation of {DISTRIBUTION}; run: pip uninstall -y {FOREIGN} (no file of this "
+            "project goes with it, and import vsa gives this project again)"
+        )
     how = REPAIR if others else repair()
     return (
         f"{', '.join(map(str, changed))} was overwritten by {blame}, whose import name is vsa as "

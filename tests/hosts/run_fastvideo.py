@@ -78,10 +78,9 @@ def _call(layer: Any, q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
 
 
 def _h3(module: Any, path: str) -> Iterator[Found]:
-    length = sum(SEGMENTS) + GRID[0] * GRID[1] * GRID[2]
     for volume, tile in ((64, (4, 4, 4)), (256, (4, 8, 8))):
         tiles, before = reference.packed_tiles(SEGMENTS, reference.video_tiles(GRID, tile), volume)
-        for sparsity in (0.5, 0.8):
+        for sparsity, exempt in ((0.5, True), (0.8, True), (0.5, False), (0.8, False)):
             made = module.MiniMaxH3VSABackend.get_impl_cls()(HEADS, HEAD_DIM, False, HEAD_DIM**-0.5)
             meta = module.MiniMaxH3VSAMetadataBuilder().build(
                 current_timestep=0,
@@ -91,11 +90,17 @@ def _h3(module: Any, path: str) -> Iterator[Found]:
                 prefix_segments=SEGMENTS,
                 device=torch.device("cpu"),
                 tile_size=volume,
+                exempt=exempt,
             )
-            q, k, v, gate = tensors(length)
+            q, k, v, gate = tensors(meta.total_seq_length)
             tiled = made.preprocess_qkv(torch.cat([q, k, v, gate]), meta)
             out = made.postprocess_output(made.forward(*tiled.chunk(4), meta), meta)
-            topk = module.compute_topk(sparsity, meta.num_video_tiles)
-            right = reference.attention(q, k, v, tiles, topk, gate, before)
-            name = f"{type(made).__name__}, {path}, tiles of {volume}, {sparsity}"
-            yield Found(name, error(out, right), FP32)
+            rule = before, meta.num_video_tiles, sparsity, exempt
+
+            def theirs(scores: Tensor, rule: Any = rule) -> Tensor:
+                return module._build_block_mask(scores, *rule)
+
+            right = reference.attention(q, k, v, tiles, 0, gate, choose=theirs)
+            kind = "kept" if exempt else "competing"
+            name = f"{type(made).__name__}, {path}, {kind}, tiles of {volume}, {sparsity}"
+            yield Found(name, error(out, right), FP32 if path == PADDED else 1e-12)

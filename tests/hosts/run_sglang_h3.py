@@ -30,9 +30,15 @@ REAL = {
     f"{BASE}.platforms.plugins",
     "sglang.srt.plugins.hook_registry",
 }
-SEGMENTS, GRID = (70, 20, 64), (5, 12, 10)
-FP32 = 1e-5
-"""Means and scores of the host's layer are fp32."""
+GRID = (5, 12, 10)
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "kept": dict(segments=(70, 20, 64, GRID)),
+    "competing": dict(segments=(70, 20, 64, GRID), exempt=False),
+    "a reference": dict(segments=(70, 30, 24, (3, 5, 9), 40, 50, GRID)),
+    "two references": dict(segments=(70, (3, 5, 9), 24, (1, 9, 9), 50, GRID)),
+}
+FP32, FP64 = 1e-5, 1e-12
+"""Means and scores of the host's own layer are fp32; it has no others in the place of theirs."""
 
 
 def run(folder: Path) -> Iterator[Found]:
@@ -51,45 +57,76 @@ def run(folder: Path) -> Iterator[Found]:
         loose.give("sglang.srt.environ", envs=SimpleNamespace(SGLANG_PLUGINS=named))
         module = importlib.import_module(f"{BACKENDS}.video_sparse_attn_h3")
         hooks = importlib.import_module(f"{BASE}.platforms.plugins").HookRegistry
-        for plugin in (sglang.lists_plugin, sglang.h3_plugin):
+        for plugin, limit in ((sglang.lists_plugin, FP32), (sglang.h3_plugin, FP64)):
             plugin()
             hooks.apply_hooks()
-            for volume, tile in ((64, (4, 4, 4)), (128, (4, 4, 8))):
-                yield from _layer(module, volume, tile, plugin.__name__)
+            for name, layout in LAYOUTS.items():
+                for volume in (64, 128):
+                    yield from _layer(module, volume, f"{plugin.__name__}, {name}", limit, **layout)
         if not {sglang.H3_BUILD, sglang.H3_LAYER, sglang.H3_KERNEL} <= hooks._patched:
             raise SystemExit("SGLang did not apply the hooks")
 
 
-def _layer(module: Any, volume: int, tile: tuple[int, int, int], path: str) -> Iterator[Found]:
-    tiles, before = reference.packed_tiles(SEGMENTS, reference.video_tiles(GRID, tile), volume)
-    for sparsity in (0.5, 0.8):
+def _layer(
+    module: Any, volume: int, path: str, limit: float, segments: Any, exempt: bool = True
+) -> Iterator[Found]:
+    """The layer on a layout, beside attention over the tiles that the host's own rule keeps."""
+    tile = module.VSA_H3_TILE_SHAPES[volume]
+    flat = tuple(each for each in segments[:-1] if isinstance(each, int))
+    for sparsity in (0.0, 0.5, 0.8):
         made = module.VideoSparseAttentionH3Backend.get_impl_cls()(
             HEADS, HEAD_DIM, False, HEAD_DIM**-0.5, prefix="blocks.3.attn"
         )
         meta = module.VideoSparseAttentionH3MetadataBuilder().build(
             current_timestep=0,
-            raw_latent_shape=GRID,
+            raw_latent_shape=segments[-1],
             patch_size=(1, 1, 1),
             VSA_sparsity=sparsity,
-            prefix_segments=SEGMENTS,
+            prefix_segments=flat,
+            packed_segments=segments if len(flat) < len(segments) - 1 else None,
+            ref_keep_rate=0.3,
             device=torch.device("cpu"),
             tile_size=volume,
+            exempt=exempt,
         )
         length = meta.total_seq_length
-        inputs = [x[:1].float() for x in tensors(length)]
+        inputs = [x[:1] for x in tensors(length)]
+        if limit == FP32:
+            inputs = [x.float() for x in inputs]
         q, k, v, gate = (functional.pad(x[0], (0, 0, 0, 0, 0, 5)) for x in inputs)
         call = dict(cu_seqlens=torch.tensor([0, length, length + 5]), max_seqlen=length)
         call |= dict(cu_seqlens_host=(0, length, length + 5), attn_metadata=meta)
-        topk = module._compute_topk(sparsity, meta.num_video_tiles)
-        name = f"VideoSparseAttentionH3Impl, {path}, tiles of {volume}, {sparsity}"
+        tiles = meta.unpack_index[:length].long() // volume
+
+        def theirs(scores: Tensor, meta: Any = meta, sparsity: float = sparsity) -> Tensor:
+            return _kept_by_the_host(module, meta, scores, sparsity)
+
+        right = reference.attention(*inputs[:3], tiles, 0, inputs[3], choose=theirs)
+        name = f"VideoSparseAttentionH3Impl, {path}, {tile}, {sparsity}"
         out = made.forward_varlen(q, k, v, gate_compress=gate, **call)
-        right = reference.attention(*inputs[:3], tiles, topk, inputs[3], before)
-        yield Found(name, error(out[None, :length], right) + out[length:].abs().max().item(), FP32)
+        yield Found(name, error(out[None, :length], right) + out[length:].abs().max().item(), limit)
         # As after an all-to-all, where the gate's rows are another rank's.
         out, coarse = made.forward_varlen(q, k, v, return_compress=True, **call)
         blocks = meta.unpack_index[:length].long() // 64
         whole = out[:length] + gate[:length] * coarse[:, blocks].transpose(0, 1)
-        yield Found(f"{name}, coarse apart", error(whole[None], right), FP32)
+        yield Found(f"{name}, coarse apart", error(whole[None], right), limit)
+
+
+def _kept_by_the_host(module: Any, meta: Any, scores: Tensor, sparsity: float) -> Tensor:
+    """By its own functions, from exact scores (1, heads, n, n)."""
+    kept = torch.ones_like(scores[0], dtype=torch.bool)
+    prefix, rows = meta.num_prefix_tiles, slice(meta.num_prefix_tiles, None)
+    if sparsity <= 0.0:
+        return kept[None]
+    if meta.uses_regions:
+        spans, sparsities = meta.video_tile_spans, meta.span_sparsities
+        lists = module._region_tile_lists(scores[0], prefix, spans, sparsities)
+    else:
+        videos = meta.num_video_tiles
+        lists = module._topk_tile_lists(scores[0], prefix, videos, sparsity, meta.exempt)
+    kept[:, rows] = False
+    kept[:, rows].scatter_(-1, lists.long(), True)
+    return kept[None]
 
 
 def _no(*_: Any) -> bool:

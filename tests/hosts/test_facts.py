@@ -130,9 +130,10 @@ def test_the_stand_in_of_minimax_h3_looks_like_the_host() -> None:
     forward = names(fact("parameters", h3, "VideoSparseAttentionH3Impl.forward_varlen"))
     ours = list(inspect.signature(packed.sglang_forward).parameters)
     assert ours == ["theirs", "layer", *[name for name in forward[1:] if name]]
-    for name in ("prefix_segments", "packed_segments", "raw_latent_shape", "patch_size", "exempt"):
-        known = names(fact("parameters", h3, "VideoSparseAttentionH3MetadataBuilder.build"))
-        assert name in known
+    known = names(fact("parameters", h3, "VideoSparseAttentionH3MetadataBuilder.build"))
+    read = "prefix_segments packed_segments raw_latent_shape patch_size exempt tile_size"
+    assert {*read.split(), "ref_keep_rate"} <= set(known)
+    assert fact("parameters", h3, "VideoSparseAttentionH3Metadata.uses_regions") == ["self"]
 
 
 def test_the_omni_stand_in_looks_like_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from hosts.stand_ins import FASTVIDEO, FASTVIDEO_H3
 from hosts.wan_layers import HEAD_DIM, HEADS, error, tensors
 
 from vsa.integrations import fastvideo, sglang
-from vsa.integrations.hosts import packed, raster
+from vsa.integrations.hosts import aside, packed, raster
 
 SEGMENTS, GRID = (70, 20), (5, 9, 10)
 LENGTH = sum(SEGMENTS) + math.prod(GRID)
@@ -109,24 +109,114 @@ def _theirs(*_: Any, **__: Any) -> str:
     return "theirs"
 
 
-def with_reference_video() -> Any:
-    """By SGLang's builder, which takes them."""
+INTERLEAVED = (70, (3, 5, 9), 20, (1, 4, 9), 30, GRID)
+"""Two reference videos among segments, as Ref2VA packs them."""
+
+
+def built_by_sglang(uses_regions: bool = True, **given: Any) -> Any:
+    """By a builder like SGLang's, which takes reference videos, in ``packed_segments``."""
 
     def build(
         raw_latent_shape: Any,
         patch_size: Any,
+        VSA_sparsity: float,
         prefix_segments: Any,
         exempt: bool = True,
         packed_segments: Any = None,
         tile_size: int = 64,
+        ref_keep_rate: float | None = None,
     ) -> SimpleNamespace:
-        return SimpleNamespace()
+        return SimpleNamespace(
+            VSA_sparsity=VSA_sparsity,
+            dense_layers=(3,),
+            uses_regions=uses_regions,
+            total_seq_length=0,
+            blocks_per_tile=tile_size // 64,
+        )
 
     build.__module__ = FASTVIDEO_H3
-    return packed.build(build, GRID, (1, 1, 1), (70,), packed_segments=(70, (1, 4, 5), GRID))
+    return packed.build(build, GRID, (1, 1, 1), **({"prefix_segments": SEGMENTS} | given))
 
 
-def test_what_is_not_one_video_behind_segments_is_refused(host: ModuleType) -> None:
+@pytest.mark.parametrize(("size", "tile"), [(64, (4, 4, 4)), (256, (4, 8, 8))])
+def test_reference_videos_have_budgets_of_their_own(
+    host: ModuleType, size: int, tile: tuple[int, int, int]
+) -> None:
+    tiles, before, spans = reference.mixed_tiles(INTERLEAVED, tile)
+    length = len(tiles)
+    x = [each[:1] for each in tensors(length)]
+    rows = [torch.nn.functional.pad(each[0], (0, 0, 0, 0, 0, 4), value=9.0) for each in x]
+    call: dict[str, Any] = dict(
+        cu_seqlens=None, max_seqlen=length, cu_seqlens_host=(0, length, length + 4)
+    )
+    for sparsity, layer in ((0.8, 0), (0.8, 3), (0.0, 0)):
+        meta = built_by_sglang(
+            VSA_sparsity=sparsity,
+            packed_segments=(70, (3, 5, 9), 0, 20, (1, 4, 9), 30, GRID),
+            ref_keep_rate=0.3,
+            tile_size=size,
+        )
+        meta.total_seq_length = length
+        own = [0.7, 0.7, 0.8] if (sparsity, layer) == (0.8, 0) else [0.0] * 3
+        counts = [
+            raster.tiles_kept(each, last - first)
+            for each, (first, last) in zip(own, spans, strict=True)
+        ]
+        right = reference.attention(
+            *x[:3],
+            tiles,
+            0,
+            x[3],
+            choose=lambda scores, counts=counts: reference.regions(scores, before, spans, counts),
+        )[0]
+        given = dict(attn_metadata=meta, **call)
+        made = SimpleNamespace(layer_idx=layer)
+        out = packed.sglang_forward(_theirs, made, *rows[:3], gate_compress=rows[3], **given)
+        assert error(out[:length], right) < LIMIT and out[length:].abs().sum() == 0
+        out, coarse = packed.sglang_forward(_theirs, made, *rows[:3], return_compress=True, **given)
+        gated = out[:length] + x[3][0] * coarse[:, tiles * (size // 64)].transpose(0, 1)
+        assert error(gated, right) < LIMIT
+
+
+@pytest.mark.parametrize(("size", "tile"), [(64, (4, 4, 4)), (256, (4, 8, 8))])
+def test_segments_compete_with_the_video_for_its_budget(
+    host: ModuleType, size: int, tile: tuple[int, int, int]
+) -> None:
+    fastvideo.install()
+    made = host.MiniMaxH3VSABackend.get_impl_cls()(HEADS, HEAD_DIM, False, 0.25, prefix="3")
+    x = tensors(LENGTH)
+    tiles, before = tiles_of(tile)
+    videos = raster.tiles_of(GRID, tile)
+    for more, sparsity in (({}, 0.8), ({}, 0.0), ({"dense_layers": (3,)}, 0.0)):
+        meta = built(host, size, exempt=False, VSA_sparsity=0.8 if more else sparsity, **more)
+        topk = raster.tiles_kept(sparsity, videos)
+        right, kept = (
+            reference.attention(
+                *x[:3],
+                tiles,
+                0,
+                x[3],
+                choose=lambda scores, rule=rule, topk=topk: rule(scores, topk, before),
+            )
+            for rule in (reference.compete, reference.exempt)
+        )
+        assert error(made.forward(*x, meta), right) < LIMIT
+        assert (error(right, kept) > 1e-3) == (sparsity > 0)  # the rules differ on these numbers
+
+
+def test_segments_are_kept_where_the_host_keeps_them_whatever_is_asked(
+    host: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SGLang's larger tiles know no competing segments, which it does not say."""
+    monkeypatch.setattr(aside, "_said", set())
+    for exempt in (True, False):
+        meta = built_by_sglang(VSA_sparsity=0.8, exempt=exempt, tile_size=256)
+        assert (meta.vsa_packing.sparse, len(caplog.records)) == (None, int(not exempt))
+    assert "vsa_mode='compete' changes nothing with tiles of 256 tokens" in caplog.text
+    assert built_by_sglang(False, VSA_sparsity=0.8, exempt=False).vsa_packing.sparse is not None
+
+
+def test_what_is_not_as_the_builder_was_told_is_refused(host: ModuleType) -> None:
     fastvideo.install()
     made = host.MiniMaxH3VSABackend.get_impl_cls()(HEADS, HEAD_DIM, False, 0.25)
     with pytest.raises(ValueError, match="causal must be False: FastVideo"):
@@ -134,14 +224,12 @@ def test_what_is_not_one_video_behind_segments_is_refused(host: ModuleType) -> N
     with pytest.raises(ValueError, match="softmax_scale must be head_size"):
         type(made)(HEADS, HEAD_DIM, False, 1.0)
     q, k, v = tensors(LENGTH, 3)
-    with pytest.raises(ValueError, match="vsa_mode must be exempt: segments that compete"):
-        made.forward(q, k, v, None, built(host, exempt=False))
-    with pytest.raises(ValueError, match="packed_segments must hold one video, the last"):
-        made.forward(q, k, v, None, with_reference_video())
     with pytest.raises(ValueError, match="attn_metadata was made by another builder"):
         made.forward(q, k, v, None, SimpleNamespace())
     with pytest.raises(ValueError, match=r"and of segments \(70, 20\) before them, but its shape"):
         made.forward(q[:, 1:], k, v, None, built(host))
+    with pytest.raises(ValueError, match=r"the segments of its grid have 540: 70 \+ 20 \+ 5\*9"):
+        made.forward(q[:, 1:], k, v, None, built(host, exempt=False))
 
 
 def test_the_plugin_hooks_builder_and_layer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,18 +286,23 @@ def test_sglangs_class_of_minimax_h3_is_ours_on_hopper_alone(
     )
 
 
+@pytest.mark.parametrize("exempt", [True, False])
 @torch._dynamo.config.patch(recompile_limit=1)
-def test_layers_share_a_compiled_graph(host: ModuleType) -> None:
-    """FastVideo compiles the block that all layers have in common, as one graph or not at all."""
+def test_layers_share_a_compiled_graph(host: ModuleType, exempt: bool) -> None:
+    """FastVideo compiles the block that all layers have in common, as one graph or not at all.
+
+    Each step has metadata of its own.
+    """
     torch._dynamo.reset()
     fastvideo.install()
     made = host.MiniMaxH3VSABackend.get_impl_cls()
-    meta, x = built(host), tensors(LENGTH, 3)
+    x = tensors(LENGTH, 3)
 
     @torch.compile(fullgraph=True, backend="eager")
-    def block(layer: Any, *given: Any) -> Any:
+    def block(layer: Any, meta: Any, *given: Any) -> Any:
         return layer.forward(*given, None, meta)
 
     for index in range(3):
         layer = made(HEADS, HEAD_DIM, False, 0.25, prefix=str(index))
-        assert torch.equal(block(layer, *x), layer.forward(*x, None, meta))
+        meta = built(host, exempt=exempt)
+        assert torch.equal(block(layer, meta, *x), layer.forward(*x, None, meta))

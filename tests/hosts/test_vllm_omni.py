@@ -57,9 +57,10 @@ def test_the_hosts_own_class_stays_on_other_gpus(
     config = SimpleNamespace(model_class_name="MiniMaxH3Pipeline", parallel_config=parallel)
     backend = stand_ins.omni(monkeypatch, config)
     stand_ins.gpu(monkeypatch, "it is another GPU")
-    assert backend.VsaBackend.get_impl_cls() is backend.VsaImpl and not caplog.records
-    with pytest.raises(ValueError, match="ring_degree must be 1"):
-        backend.VsaBackend.validate_available()
+    for asked in (backend.VsaBackend.get_impl_cls, backend.VsaBackend.validate_available):
+        with pytest.raises(ValueError, match="ring_degree must be 1"):
+            asked()
+    assert not caplog.records
     for module, functions in stand_ins.kernels().items():
         stand_ins.put(monkeypatch, module, **functions)
     for _ in range(2):  # MiniMax-H3's own layer, which is not there, is not asked for
@@ -71,6 +72,7 @@ def test_the_hosts_own_class_stays_on_other_gpus(
         "vsa: FASTVIDEO_VSA of vLLM-Omni stays on vLLM-Omni's own kernel, because backend 'hopper' "
     )
     stand_ins.gpu(monkeypatch, None)
+    parallel.ring_degree, config.model_class_name = 1, "WanPipeline"
     assert backend.VsaBackend.get_impl_cls() is backend.VsaImpl
 
 
@@ -167,15 +169,19 @@ def test_settings_that_would_mean_dense_attention_are_refused(
         config = SimpleNamespace(parallel_config=SimpleNamespace(**{name: 2}))
         shared = stand_ins.omni(monkeypatch, config)
         with pytest.raises(ValueError, match=f"{name} must be 1 with FASTVIDEO_VSA"):
-            made(shared)
-        assert made(shared, role="cross").role == "cross"
+            made(shared)  # also of a second model, whose backend is not validated again
 
 
 H3 = "vllm_omni.diffusion.models.minimax_h3.attention.fastvideo_h3"
 
 
-def test_minimax_h3_runs_in_raster_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its layer is a class of the model's own, which the host wants to be one of ours."""
+@pytest.mark.parametrize("asked", ["validate_available", "get_impl_cls"])
+def test_minimax_h3_runs_in_raster_order(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    """Its layer is a class of the model's own, which the host wants to be one of ours.
+
+    As the first model of a process, and after one whose heads have the same size: the host then
+    does not ask again whether the backend is available.
+    """
     config = SimpleNamespace(model_class_name="MiniMaxH3Pipeline", parallel_config=None)
     backend = stand_ins.omni(monkeypatch, config)
     layer = type("MiniMaxH3VSAImpl", (stand_ins.FastVideoVSAImpl,), {"__init__": lambda self: None})
@@ -184,7 +190,7 @@ def test_minimax_h3_runs_in_raster_order(monkeypatch: pytest.MonkeyPatch) -> Non
     segments, grid = (70, 20), (5, 9, 10)
     layout = lambda meta: None if meta is None else (segments, grid, meta.start)  # noqa: E731
     stand_ins.put(monkeypatch, H3, MiniMaxH3VSAImpl=layer, _get_h3_layout=layout)
-    backend.VsaBackend.validate_available()
+    getattr(backend.VsaBackend, asked)()
     made = layer()
     made.topk, made.softmax_scale, made.causal = 3, HEAD_DIM**-0.5, False
     length = 90 + math.prod(grid)

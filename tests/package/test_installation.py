@@ -115,6 +115,7 @@ def test_one_command_makes_it_right(order: str, tmp_path: Path) -> None:
         uninstall(tmp_path, FOREIGN)
     broken = python(tmp_path, "-S", "-c", COMMAND, "info")
     assert broken.returncode == 1 and "run: vsa mend" in broken.stdout
+    assert ("both distributions stay" in broken.stdout) == (order == "overwritten")
     mended = python(tmp_path, "-S", "-c", COMMAND, "mend")
     assert mended.returncode == 0 and mended.stderr == "", mended.stderr
     assert "is that of video-sparse-attention again" in mended.stdout
@@ -142,6 +143,17 @@ def test_without_a_copy_to_put_back_mend_says_what_to_run(tmp_path: Path) -> Non
         install(site, FOREIGN, "0.0.4", THEIRS)
         done = python(site, "-c", COMMAND, "mend")
         assert done.returncode == 1 and f"pip uninstall -y vsa {DISTRIBUTION}" in done.stderr
+
+
+def test_before_an_editable_installation_the_other_one_alone_is_to_go(tmp_path: Path) -> None:
+    """Its package lies in site-packages, which Python looks into before it looks into clones."""
+    install(tmp_path, DISTRIBUTION, "0.2.0", {"video_sparse_attention.py": LAUNCHER.read_bytes()})
+    install(tmp_path, FOREIGN, "0.0.4", THEIRS)
+    for command in ("mend", "info"):
+        done = python(tmp_path, "-c", COMMAND, command)
+        said = done.stdout + done.stderr
+        assert done.returncode == 1 and "before the editable installation" in said
+        assert "run: pip uninstall -y vsa (no file of this project goes with it" in said
 
 
 def test_a_wheel_keeps_a_copy_of_its_face() -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import vsa
-from video_sparse_attention import REPAIR, neighbour
+from video_sparse_attention import FOREIGN, neighbour
 from vsa.backends import BACKENDS, Request, choose
 from vsa.integrations.hosts.found import HOSTS, hosts_found
 from vsa.measure.machine import processor
@@ -21,7 +21,7 @@ from vsa.measure.machine import processor
 BESIDE = (
     "its import name is vsa too; import vsa gives this project, whose video_sparse_attn and "
     "block_sparse_attn take the calls of its functions; if it overwrites vsa/__init__.py later, "
-    f"run: vsa mend; to have only this project, {REPAIR}"
+    f"run: vsa mend; to have only this project, run: pip uninstall -y {FOREIGN}, then vsa mend"
 )
 """What another distribution of the import name means while our own files are whole."""
 

@@ -43,8 +43,8 @@ def h3_plugin() -> None:
 def lists_plugin() -> None:
     """Let MiniMax-H3's kernel over lists of padded tiles be ours, where SGLANG_PLUGINS names it.
 
-    SGLang loads all plugins unless told otherwise. This one is for requests that ``h3_plugin``
-    refuses, and for GPUs whose padded tiles our kernels take.
+    SGLang loads all plugins unless told otherwise. This one is for its own layers, without
+    ``h3_plugin``.
     """
     from sglang.srt.environ import envs
 

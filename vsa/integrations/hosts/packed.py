@@ -1,64 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MiniMax-H3's layers of FastVideo and SGLang, in raster order: segments, then one video.
+"""MiniMax-H3's layers of FastVideo and SGLang, on the packed sequence as it lies.
 
-Both hosts tile the whole packed sequence by indices that their builders of metadata make, and keep
-neither the segments nor the grid. So what the builder was given is noted on what it makes.
+Where segments and then one video are packed, and segments are kept, all runs in raster order. With
+segments that compete for the budget, or reference videos with budgets of their own, the sequence
+is a ``vsa.Sequence``.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
-import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+import vsa
 from vsa.integrations.hosts import large_tiles, raster
-from vsa.values.grid import Extent
+from vsa.integrations.hosts.packing import NOTE, Mixed, Packing, build
+from vsa.stages import sequences
+from vsa.stages.inputs import DEFAULT_TILE
 
-NOTE = "vsa_packing"
-
-
-class Packing(NamedTuple):
-    """What a builder was given.
-
-    Attributes:
-        segments: tokens of each segment before the video.
-        grid: (T, H, W) of the video; None where there are reference videos too.
-        tile: tokens of a tile along (t, h, w).
-        exempt: whether segments are kept beside the budget; else they compete for it.
-    """
-
-    segments: tuple[int, ...]
-    grid: Extent | None
-    tile: Extent
-    exempt: bool
-
-
-def build(theirs: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
-    """The builder's ``build``, with a note of what it was given; ``theirs`` is the host's own."""
-    signature = inspect.signature(theirs)
-    bound = signature.bind(*args, **keywords)
-    bound.apply_defaults()
-    given = bound.arguments
-    metadata = theirs(*args, **keywords)
-    patches = given["patch_size"]
-    shape = [size // patch for size, patch in zip(given["raw_latent_shape"], patches, strict=True)]
-    packed = given.get("packed_segments")
-    segments = given["prefix_segments"] if packed is None else packed[:-1]
-    tiles = vars(sys.modules[theirs.__module__])["VSA_H3_TILE_SHAPES"]
-    note = Packing(
-        tuple(int(each) for each in segments if not isinstance(each, tuple) and each > 0),
-        None if any(isinstance(each, tuple) for each in segments) else (*shape,),
-        tiles[int(given["tile_size"])],
-        bool(given["exempt"]),
-    )
-    setattr(metadata, NOTE, note)
-    return metadata
+__all__ = ["attend", "build", "fastvideo_class", "sglang_class", "sglang_forward"]
 
 
 def attend(
@@ -81,24 +45,32 @@ def attend(
             "attn_metadata was made by another builder than the host's own for MiniMax-H3, so its "
             "segments and its grid are not known"
         )
-    if packing.grid is None:
-        raise ValueError(
-            "packed_segments must hold one video, the last: reference videos with budgets of their "
-            "own are not taken; leave vsa out for such requests"
-        )
-    if not packing.exempt:
-        raise ValueError(
-            "vsa_mode must be exempt: segments that compete with the video for its budget are not "
-            "taken; leave vsa out for such requests"
-        )
     # An index that is read makes every layer's compiled code its own.
     dense = bool(metadata.dense_layers) and layer.layer_idx in metadata.dense_layers
+    mixed = packing.dense if dense else packing.sparse
+    if mixed is not None:
+        if coarse:
+            return _branches(mixed, q, k, v)
+        return vsa.attention(q, k, v, mixed.topk, grid=mixed.sequence, gate_coarse=gate)
     sparsity = 0.0 if dense else metadata.VSA_sparsity
     topk = raster.tiles_kept(sparsity, raster.tiles_of(packing.grid, packing.tile))
     call = dict(grid=packing.grid, tile=packing.tile, segments=packing.segments)
     if coarse:
         return large_tiles.branches(q, k, v, topk, **call)  # type: ignore[arg-type]
     return raster.attend(q, k, v, topk, gate=gate, **call)  # type: ignore[arg-type]
+
+
+def _branches(mixed: Mixed, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Both outputs apart. The host's tiles are those of all flat segments, and then of videos."""
+    given = sequences.Given(
+        q, k, v, mixed.topk, mixed.sequence, None, DEFAULT_TILE, None, None, None, "auto"
+    )
+    out, coarse = sequences.branches(given)
+    segments = mixed.sequence.segments
+    parts = coarse.split([each.num_tiles for each in segments], dim=2)
+    pairs = list(zip(segments, parts, strict=True))
+    videos_last = sorted(pairs, key=lambda pair: pair[0].is_video)  # in the same order else
+    return out, torch.cat([part for _, part in videos_last], dim=2)
 
 
 @functools.cache

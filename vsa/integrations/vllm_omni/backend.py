@@ -47,16 +47,28 @@ class VsaBackend(FastVideoVSABackend):
         if _steps_aside():
             super().validate_available()
             return
-        refuse_shared_keys()
-        config = get_current_diffusion_config_or_none()
-        if str(getattr(config, "model_class_name", None)).startswith("MiniMaxH3"):
-            # Its layer brings a class of its own in the place of a backend's.
-            import_module(H3_LAYER).MiniMaxH3VSAImpl.forward_cuda = forward_h3
+        _prepare_model()
 
     @staticmethod
     def get_impl_cls() -> type:
-        """What makes a layer's attention."""
-        return FastVideoVSAImpl if _steps_aside() else VsaImpl
+        """What makes a layer's attention.
+
+        The host asks for it in every layer. It remembers by the size of heads alone that a backend
+        is available, and does not ask again for a second model in the same process.
+        """
+        if _steps_aside():
+            return FastVideoVSAImpl
+        _prepare_model()
+        return VsaImpl
+
+
+def _prepare_model() -> None:
+    """Refuse what no layer of this model could serve, and take MiniMax-H3's own class."""
+    refuse_shared_keys()
+    config = get_current_diffusion_config_or_none()
+    if str(getattr(config, "model_class_name", None)).startswith("MiniMaxH3"):
+        # Its layer brings a class of its own in the place of a backend's.
+        import_module(H3_LAYER).MiniMaxH3VSAImpl.forward_cuda = forward_h3
 
 
 def _steps_aside() -> bool:
@@ -102,8 +114,6 @@ class VsaImpl(AttentionImpl):
         self.softmax_scale = softmax_scale
         self.causal = causal
         self.role = role
-        if role == "self":
-            refuse_shared_keys()
         self.dense = SDPAImpl(
             num_heads=num_heads,
             head_size=head_size,
@@ -216,7 +226,7 @@ def forward_h3(
     if sum(segments) != start:
         raise ValueError(
             f"vsa_h3_prefix_segments must sum to {start}, where the video begins, but they are "
-            f"{segments}: reference videos before it are not taken"
+            f"{segments}, which is {sum(segments)}"
         )
     gate = attn_metadata.extra.get("gate_compress")
     return _padded(

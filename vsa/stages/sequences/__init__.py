@@ -23,6 +23,7 @@ __all__ = [
     "are_meant",
     "attention",
     "block_sparse_attention",
+    "branches",
     "grids_of",
     "recall",
     "refuse",
@@ -56,6 +57,25 @@ def attention(
         branch = stages.prepare(mixed, pools, selection, gate_coarse is not None)
         out, lse = stages.attend(mixed, branch, gate_coarse, gate_fine)
     return out, branch.selection, lse
+
+
+def branches(given: Given) -> tuple[Tensor, Tensor]:
+    """The fine and the coarse output of ``attention`` apart, for those who gate them later.
+
+    Args:
+        given: q, k, v, topk, the grid and the scale; the rest is None.
+
+    Returns:
+        out: like q.
+        coarse: (B, heads, tiles of all segments in the order of the sequence, head_dim), fp32 or
+            wider; zeros for segments that take no part in the coarse stage.
+    """
+    mixed = resolve(given)
+    pools = pools_of(mixed.kv_sequence, given.topk, mixed.call.q.shape[2])
+    with torch.autocast(mixed.call.q.device.type, enabled=False):
+        branch = stages.prepare(mixed, pools, None, with_coarse=True)
+        out, _ = stages.fine_stage(mixed, branch.selection)
+        return out, stages.coarse_rows(mixed, branch)
 
 
 def block_sparse_attention(

@@ -97,7 +97,7 @@ def attend(
     if gate_fine is not None:
         whole = whole * _masked(gate_fine.to(whole.dtype), real)
     if gate_coarse is not None:
-        rows = _coarse_rows(mixed, branch)
+        rows = coarse_rows(mixed, branch)
         tile = tile_of_token(mixed.sequence, device)
         gate = _masked(gate_coarse.to(whole.dtype), real)
         marked = [bool(each.coarse) for each in mixed.sequence.segments]
@@ -189,7 +189,7 @@ def _into(slots: Slots, x: Tensor) -> Tensor:
     return into.index_copy_(1, slots.of_tokens, x)
 
 
-def _coarse_rows(mixed: Mixed, branch: Branch) -> Tensor:
+def coarse_rows(mixed: Mixed, branch: Branch) -> Tensor:
     """The coarse output of every query tile, (B, heads, all tiles, head_dim); zero without one."""
     call, queries, keys = mixed.call, branch.queries, branch.keys
     assert queries is not None and keys is not None
