@@ -63,13 +63,17 @@ def _both(mean: float, runs: float) -> list[str]:
 def low_precision(rows: Sequence[Row]) -> Iterator[str]:
     """Precisions of the fine stage, and the pass before it."""
     yield markdown(
-        ("layer", "d", "lists", "what", "ms", "of native", "TFLOP/s", "error", "LSE error"),
+        (
+            *("layer", "d", "lists", "what", "calls"),
+            *("ms", "of native", "TFLOP/s", "error", "LSE error"),
+        ),
         (
             [
                 row["shape"],
                 str(row["head_dim"]),
                 row["lists"],
                 row["what"],
+                row.get("calls", "eager"),
                 f"{row['ms']:.3f}",
                 f"{row['of_native']:.2f}",
                 *(

@@ -207,10 +207,12 @@ struct Problem {
   }
 };
 
-// So few stages that every load is waited for, and a total from the second tile on.
+// So few stages that every load is waited for, a total from the second tile on, and queries where
+// the output leaves from.
 template <class Config>
 struct Few8 : Config {
   static constexpr int kStages = 3, kChunkLoads = 4, kPeriod = 2;
+  static constexpr bool kQueriesApart = false;
 };
 
 template <class Params>

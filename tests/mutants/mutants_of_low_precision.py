@@ -98,7 +98,7 @@ IN_FORWARD: MutantTable = {
         WRONG,
     ),
     "TotalNotCleared": (
-        "Total::clear(s_.q[w_], s_.totals[w_]);",
+        "Total::clear(s_.out(w_), s_.totals[w_]);",
         "",
         f"NEVER WRITTEN|WRONG SWIZZLE|RACE|{WRONG}",
     ),
@@ -126,10 +126,32 @@ IN_FORWARD: MutantTable = {
     "OutputWithoutFence": (
         "fence_async_proxy(); named_sync(",
         "named_sync(",
-        r"MISSING PROXY FENCE .*store to q\[\d\].* TMA store from q",
+        r"MISSING PROXY FENCE .*store to out\[\d\].* TMA store from out",
     ),
     "StoredByAll": ("if (elect_one()) {", "{", "NOT ELECTED"),
-    "OutputNotRead": ("bulk_wait_read<0>();", "", r"RACE: .*q\[\d\]"),
+    "OutputNotRead": (
+        "let_output_leave() { if (elect_one()) bulk_wait_read<0>();",
+        "let_output_leave() {",
+        r"RACE: .*out\[\d\]",
+    ),
+    "ClearedWhileItLeaves": (
+        "let_output_leave(); Total::clear(",
+        "Total::clear(",
+        r"RACE: .*out\[\d\]",
+    ),
+    "NextQueriesOverTheOutput": (
+        "work_on(work); if (elect_one()) bulk_wait_read<0>();",
+        "work_on(work);",
+        r"RACE: .*out\[\d\]",
+    ),
+}
+
+IN_RESIDENT_TILES: MutantTable = {
+    "QueriesReleasedUnread": (
+        "read(work); empty[w].arrive_all();",
+        "empty[w].arrive_all(); read(work);",
+        r"(RACE: |MISSING NAMED BARRIER).*TMA load into q\[\d\]",
+    ),
 }
 
 IN_LONG: MutantTable = {

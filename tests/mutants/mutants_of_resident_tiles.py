@@ -21,8 +21,8 @@ IN_RESIDENT_TILES: MutantTable = {
         r"(NEVER WRITTEN|RACE): .*load from assignment\[\d\]",
     ),
     "EmptyBeforeWork": (
-        "work_on(work); empty[w].arrive_all();",
-        "empty[w].arrive_all(); work_on(work);",
+        "read(work); empty[w].arrive_all();",
+        "empty[w].arrive_all(); read(work);",
         r"(RACE: |MISSING NAMED BARRIER).*TMA load into (q|grad_out|k|v)\[\d\]",
     ),
     "EmptyLost": (

@@ -11,6 +11,7 @@ from mutants.mutants_of_low_precision import (
     IN_LONG,
     IN_QUERIES,
     IN_QUERIES_OF_FP8,
+    IN_RESIDENT_TILES,
     IN_SOFTMAX,
     IN_TOTAL,
 )
@@ -24,6 +25,7 @@ PARTS = {
     },
     "kernels/fine/low_precision_softmax.h": {("forward",): IN_SOFTMAX, ("fp8",): IN_HALVES},
     "kernels/fine/low_precision_total.h": {("forward",): IN_TOTAL},
+    "kernels/schedule/resident_tiles.h": {("forward",): IN_RESIDENT_TILES},
 }
 INCLUDES = "launch/low_precision_params.h"
 PROBLEMS = ("forward", "fp8", "uneven", "gated", "long")

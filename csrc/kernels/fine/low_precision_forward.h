@@ -16,11 +16,12 @@
 //
 // The tensor cores cut e4m3 sums off at 13 bits below their largest term, so that long sums come
 // out too small (prim/operand8.h). Every kPeriod tiles `out` is therefore added to a total, as
-// halves, in the place that Q has left, and begins anew. Each thread keeps its own part there. The
-// end of a run of tiles adds what is left.
+// halves, in the place that the output will leave from, and begins anew. Each thread keeps its own
+// part there. The end of a run of tiles adds what is left.
 //
 //   barriers   guard                                            see
-//   resident   Q, until out has been stored from its place      kernels/schedule/resident_tiles.h
+//   resident   Q, until it has been read, or out has left its   kernels/schedule/resident_tiles.h
+//              place
 //   ring       keys and values of the selected tiles            kernels/schedule/image_ring.h
 //   schedule   tile loads and the steps of each consumer        kernels/schedule/tile_schedule.h
 #pragma once
@@ -43,7 +44,10 @@ struct LowPrecisionForwardConfig {
   using Key = Key_;
   static constexpr int D = D_;
   static constexpr int kConsumers = D == 128 ? 3 : 4;
-  static constexpr int kStages = D == 128 ? 9 : 19;
+  // Whether queries have a place of their own, so that the next ones come while the output leaves.
+  // At 128 that would take three stages, which cost more (bench/log/low-precision.md).
+  static constexpr bool kQueriesApart = D == 64;
+  static constexpr int kStages = D == 128 ? 9 : 15;
   static constexpr int kScheduleWords = 8, kChunkLoads = D == 128 ? 96 : 64;
   static constexpr int kPeriod = 8;  // tiles whose sums the tensor cores keep
   // What consumers leave of a launch is little: the scheduler warp, which has time, spills.
@@ -74,9 +78,10 @@ struct LowPrecisionForward {
 
   using Queries = LowPrecisionQueries<Element, D, Key>;
   using Total = LowPrecisionTotal<D>;
+  static constexpr int kPlaces = Config::kQueriesApart ? 2 : 1;
 
   struct SharedMemory {
-    Tile<D> q[kConsumers];  // afterwards the total; also where the output leaves from
+    Tile<D> places[kConsumers][kPlaces];
     QuantisedTile<D> kv[kStages];
     // What is needed too seldom for registers.
     typename Total::Rows totals[kConsumers];
@@ -84,13 +89,20 @@ struct LowPrecisionForward {
     Ring ring;
     KeySchedule schedule;
     ResidentTiles<kConsumers> resident;
+
+    VSA_DEVICE Tile<D>& queries(int w) { return places[w][0]; }
+    // The total; also where the output leaves from.
+    VSA_DEVICE Tile<D>& out(int w) { return places[w][kPlaces - 1]; }
   };
 
   VSA_DEVICE static void init_barriers(SharedMemory& s) {
     s.ring.init();
     s.schedule.init(kProducers);
     s.resident.init();
-    for (int w = 0; w < kConsumers; ++w) label(s.q[w], "q", w);
+    for (int w = 0; w < kConsumers; ++w) {
+      label(s.out(w), "out", w);
+      if (Config::kQueriesApart) label(s.queries(w), "q", w);
+    }
     for (int i = 0; i < kStages; ++i) {
       label(s.kv[i].k, "k", i);
       label(s.kv[i].v, "v", i);
@@ -100,7 +112,7 @@ struct LowPrecisionForward {
 
   VSA_DEVICE static void prologue(const Params& p, SharedMemory& s, int thread, int threads) {
     for (int w = 0; w < kConsumers; ++w)
-      zero_tail(s.q[w], p.queries.grid.tile.volume(), thread, threads);
+      zero_tail(s.queries(w), p.queries.grid.tile.volume(), thread, threads);
     fence_async_proxy();
   }
 
@@ -124,7 +136,7 @@ struct LowPrecisionForward {
           [&](int w, const WorkTile& work, const TilePlace& at, Mbarrier& full) {
             const TileBox q = box_of(p_.q, at, work.head, work.batch);
             full.arrive_expect_tx(p_.queries.box_rows(at) * D * kElementBytes);
-            load_tile(s_.q[w], q.map, q.at, full, CacheHint::EvictFirst);
+            load_tile(s_.queries(w), q.map, q.at, full, CacheHint::EvictFirst);
           });
     }
     VSA_DEVICE void run_tiles() {
@@ -168,15 +180,27 @@ struct LowPrecisionForward {
           steps_(s.schedule, s.ring, w) {}
 
     VSA_DEVICE void run() {
-      s_.resident.for_each_work_tile(w_, [&](const Assignment& work) {
+      const auto read = [&](const Assignment& work) {
+        if (work.tile < 0) return;
+        Queries::read(q_, q_scale_, s_.of_mean[w_], s_.queries(w_), channels(work), p_.scale);
+      };
+      const auto work_on = [&](const Assignment& work) {
         if (work.tile >= 0) {
-          Queries::read(q_, q_scale_, s_.of_mean[w_], s_.q[w_], channels(work), p_.scale);
-          named_sync(consumer_barrier(w_), kWarpgroupThreads);  // its place is free
-          Total::clear(s_.q[w_], s_.totals[w_]);
+          let_output_leave();
+          Total::clear(s_.out(w_), s_.totals[w_]);
         }
         mainloop();
         if (work.tile >= 0) store(work);
-      });
+      };
+      if constexpr (Config::kQueriesApart) {
+        s_.resident.for_each_work_tile(w_, read, work_on);
+      } else {
+        s_.resident.for_each_work_tile(w_, [&](const Assignment& work) {
+          read(work);
+          work_on(work);
+          if (elect_one()) bulk_wait_read<0>();
+        });
+      }
       if (elect_one()) bulk_wait<0>();
     }
 
@@ -282,7 +306,7 @@ struct LowPrecisionForward {
     VSA_DEVICE bool has_sums() const { return tiles_ % Config::kPeriod != 0; }
     // factor: what out_ must be multiplied by to be relative to the maxima
     VSA_DEVICE void add_to_total(const RowValues& factor) {
-      Total::add(s_.q[w_], s_.totals[w_], out_, softmax_.max(), factor);
+      Total::add(s_.out(w_), s_.totals[w_], out_, softmax_.max(), factor);
     }
     VSA_DEVICE static RowValues ones() {
       RowValues values;
@@ -293,7 +317,7 @@ struct LowPrecisionForward {
     // out = total / sum of weights * scales of the values; lse beside it.
     VSA_DEVICE void finish(Fragment<D>& out, RowValues& lse, const float* scales) {
       RowValues sum, products;
-      Total::take(out, sum, s_.q[w_], s_.totals[w_]);
+      Total::take(out, sum, s_.out(w_), s_.totals[w_]);
       // One lane of four has a row's sum, the others zeros.
       quad_reduce(sum, [](float a, float b) { return a + b; });
       note_read(s_.of_mean[w_], sizeof s_.of_mean[w_]);
@@ -329,7 +353,7 @@ struct LowPrecisionForward {
         for_each(out, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
       Epilogue::template finish<Element>(out, p_, work, at, rows, [&](const TokenTensor& to) {
         write(out, to, at, work);
-        named_sync(consumer_barrier(w_), kWarpgroupThreads);  // the tile is free again
+        let_output_leave();
       });
       write(out, p_.out, at, work);
       const int64_t head = int64_t{work.batch} * p_.heads + work.head;
@@ -340,21 +364,25 @@ struct LowPrecisionForward {
       });
     }
 
-    // The tile of the output through the place of q.
+    // The place of the output is free again.
+    VSA_DEVICE void let_output_leave() {
+      if (elect_one()) bulk_wait_read<0>();
+      named_sync(consumer_barrier(w_), kWarpgroupThreads);
+    }
+    // The tile of the output on its way.
     VSA_DEVICE void write(const Fragment<D>& out,
                           const TokenTensor& to,
                           const TilePlace& at,
                           const Assignment& work) {
       Operand<D> rounded;
       round_to<Element>(rounded, out);
-      write_tile(s_.q[w_], rounded);
+      write_tile(s_.out(w_), rounded);
       fence_async_proxy();
       named_sync(consumer_barrier(w_), kWarpgroupThreads);
       if (elect_one()) {
         const TileBox box = box_of(to, at, work.head, work.batch);
-        store_tile(box.map, box.at, s_.q[w_]);
+        store_tile(box.map, box.at, s_.out(w_));
         bulk_commit();
-        bulk_wait_read<0>();
       }
     }
 

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The resident tiles: one for each consumer of a work tile, on chip for as long as it is worked on,
-// with its assignment. They are loaded while the work tile before ends, each as soon as its
-// consumer has released the last one.
+// The resident tiles: one for each consumer of a work tile, on chip for as long as it is worked on
+// or until it has been read, with its assignment. They are loaded while the work tile before ends,
+// each as soon as its consumer has released the last one.
 //
-//   barrier   arrives                                             waits
-//   full      the producer of resident tiles, and its bytes       their consumer
-//   empty     all threads of a consumer, at the end of its work   that producer
+//   barrier   arrives                                               waits
+//   full      the producer of resident tiles, and its bytes         their consumer
+//   empty     all threads of a consumer, once they need the tile    that producer
+//             no longer
 #pragma once
 #include "kernels/schedule/tile_schedule.h"
 
@@ -49,12 +50,19 @@ struct ResidentTiles {
   // there.
   template <class WorkOn>
   VSA_DEVICE void for_each_work_tile(int w, WorkOn work_on) {
+    for_each_work_tile(w, work_on, [](const Assignment&) {});
+  }
+  // The same for tiles that are needed at the beginning alone: read(work) while they are there,
+  // then work_on(work), while the next ones may come.
+  template <class Read, class WorkOn>
+  VSA_DEVICE void for_each_work_tile(int w, Read read, WorkOn work_on) {
     for (int round = 0;; ++round) {
       full[w].wait(round);
       const Assignment work = assignment[w].get();
       if (work.tile == Assignment::kFinished) break;
-      work_on(work);
+      read(work);
       empty[w].arrive_all();
+      work_on(work);
     }
   }
 
