@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from comparison.archives import Unavailable
-from comparison.cake import Cake, CakeInCute
+from comparison.cake import Cake, CakeInFp8
 from comparison.cute import CudnnBsa, CudnnBsaInFp8, CudnnFlex, FlashAttention4
 from comparison.dense import CudnnDense, FlashAttention3
 from comparison.flexible import FlexAttention
@@ -47,7 +47,7 @@ KERNELS: dict[str, type[Kernel]] = {
     "cudnn_flex": CudnnFlex,
     "fa4": FlashAttention4,
     "cake": Cake,
-    "cake_cute": CakeInCute,
+    "cake_fp8": CakeInFp8,
     "sglang_h3": SglangH3,
     "sparge": SpargeAttention,
     "vsa_pairs": OursInPairs,
@@ -57,6 +57,14 @@ KERNELS: dict[str, type[Kernel]] = {
     "flex": FlexAttention,
 }
 """By the names that options take."""
+
+FORMER_TITLES = {"cake_cute": "FlashInfer, cake_cute"}
+"""Of kernels in results that are kept, which cannot be asked for any more."""
+
+
+def title(name: str) -> str:
+    """How tables call a kernel."""
+    return FORMER_TITLES[name] if name in FORMER_TITLES else KERNELS[name].title
 
 
 def cases_of(name: str, cases: Sequence[Case]) -> list[Case]:
