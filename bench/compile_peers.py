@@ -7,8 +7,8 @@ DIR holds archives of bench/fetch_peers.py, and gets two more, so that nothing i
 machine with the GPU. Each is compiled with the flags of the project's own build. What runs this
 must be the Python and the torch of that machine; nvcc is needed, and no GPU.
 
-flashinfer_sm90  FlashInfer's cake of the archive "flashinfer": its planner, its persistent kernels in
-                 bf16 and fp8, and those that quantise
+flashinfer_sm90  FlashInfer's cake of the archive "flashinfer": its planner, its persistent kernels
+                 in bf16 and fp8, and those that quantise
 sparge           SpargeAttention's kernel for Hopper, of a clone of github.com/thu-ml/SpargeAttn at
                  the commit below, for bf16 and head_dim 64 and 128
 """
