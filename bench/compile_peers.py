@@ -19,6 +19,7 @@ import argparse
 import importlib
 import json
 import lzma
+import os
 import re
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ import sysconfig
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -80,11 +82,16 @@ def compiled(
     # Symbols of the driver, and of instances that are not called, stay open until they are.
     link = [nvcc, "-shared", *LIBRARY, "-Xlinker=-z,lazy", *map(str, parts), *libraries]
     link += ["-o", str(to)]
-    for step in (*steps, link):
+
+    def run(step: Sequence[str]) -> None:
         done = subprocess.run(step, capture_output=True, text=True)
         if done.returncode:
             said = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
             raise SystemExit(f"{' '.join(step)}\n{said}")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(run, steps))
+    run(link)
     for part in parts:
         part.unlink()
 
