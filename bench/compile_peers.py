@@ -73,7 +73,7 @@ def compiled(
     Raises:
         SystemExit: with the last lines of what nvcc said.
     """
-    parts = [to.with_name(f"{number}.o") for number in range(len(sources))]
+    parts = [to.with_name(f"{to.stem}-{number}.o") for number in range(len(sources))]
     folders = [f"-I{folder}" for folder in include]
     steps = [
         [nvcc, *flags, *folders, HOPPER, *LIBRARY, "-c", str(source), "-o", str(part)]
@@ -109,13 +109,17 @@ def cake(nvcc: str, source: Path, to: Path) -> None:
     for folder in ("flashinfer/cake_vsa_sm90_backend", "tvm_ffi"):
         shutil.copytree(source / folder, to / folder, ignore=shutil.ignore_patterns("*.cu", "*.h"))
     (made / "aot").mkdir()
-    for stage in STAGES:
+
+    def make(stage: str) -> None:
         entry = builder.libraries_by_name()[loader.library_name(stage, "sm_90a")]
-        flags = [*common["nvcc_flags"], *entry["nvcc_flags"]]
         groups = [*common["nvcc_flags_if"], *entry["nvcc_flags_if"]]
+        flags = [*common["nvcc_flags"], *entry["nvcc_flags"]]
         flags += builder._conditional_flags(groups, release[:2])
         units = [package / unit for unit in entry["sources"]]
         compiled(nvcc, units, flags, include, made / entry["path"])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(make, STAGES))
     info = {
         "schema": "cake-build-info/1",
         "cuda": ".".join(map(str, release)),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import sys
 import time
@@ -38,6 +39,7 @@ class Cake(Kernel):
     archives: ClassVar[tuple[str, ...]] = ("flashinfer_sm90",)
 
     def load(self, folders: Sequence[Path]) -> None:
+        ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)  # kernels were linked without it
         folder = unpacked("flashinfer_sm90", folders)
         sys.path[:0] = [str(folder), str(folder / "flashinfer")]  # its package imports itself alone
         self.module = importlib.import_module("cake_vsa_sm90_backend")

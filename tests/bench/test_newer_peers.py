@@ -279,7 +279,8 @@ def compiled_flashinfer(folder: Path) -> list[Path]:
 
 @pytest.fixture
 def importing(monkeypatch):
-    """Imports that are undone."""
+    """Imports that are undone, and no driver."""
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: None)
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
     yield
