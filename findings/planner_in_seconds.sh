@@ -10,15 +10,20 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
 "$folder/env/bin/pip" install --quiet torch==2.13.0 numpy apache-tvm-ffi==0.1.15.post2
-"$folder/env/bin/pip" install --quiet --no-deps --target "$folder/wheel" flashinfer-python==0.7.4
+"$folder/env/bin/pip" download --quiet --no-deps --dest "$folder" flashinfer-python==0.7.4
 cd "$folder"
 "$folder/env/bin/python" - <<'PYTHON'
+import glob
 import sys
 import time
+import zipfile
 
 import torch
 
-sys.path.insert(0, "wheel/flashinfer")  # the package says that it can be used without the rest
+with zipfile.ZipFile(glob.glob("flashinfer_python-*.whl")[0]) as wheel:
+    package = "flashinfer/cake_vsa_sm90_backend/"  # it says that it can be used without the rest
+    wheel.extractall(members=[name for name in wheel.namelist() if name.startswith(package)])
+sys.path.insert(0, "flashinfer")
 from cake_vsa_sm90_backend.cake_planner import plan_vsa_sm90
 
 torch.set_num_threads(1)
