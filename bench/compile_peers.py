@@ -7,7 +7,8 @@ DIR holds archives of bench/fetch_peers.py, and gets two more, so that nothing i
 machine with the GPU. Each is compiled with the flags of the project's own build. What runs this
 must be the Python and the torch of that machine; nvcc is needed, and no GPU.
 
-flashinfer_sm90  the two persistent kernels of FlashInfer's cake, of the archive "flashinfer"
+flashinfer_sm90  FlashInfer's cake of the archive "flashinfer": its planner, its persistent kernels
+                 in bf16 and fp8, and those that quantise
 sparge           SpargeAttention's kernel for Hopper, of a clone of github.com/thu-ml/SpargeAttn at
                  the commit below, for bf16 and head_dim 64 and 128
 """
@@ -15,8 +16,11 @@ sparge           SpargeAttention's kernel for Hopper, of a clone of github.com/t
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import lzma
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +28,8 @@ import sysconfig
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 from rich.console import Console
@@ -31,19 +37,14 @@ from rich.console import Console
 from comparison.archives import Unavailable, unpacked
 
 SPARGE_COMMIT = "bfd980b781784c04ad6a53e7ee657c0645d99171"
-STAGES = "attention", "attention_queue"
-"""Of cake; the others are for problems that fit one wave."""
+STAGES = [
+    f"attention{precision}{schedule}"
+    for precision, schedule in product(("", "_fp8"), ("", "_queue", "_compact", "_tagged"))
+] + ["quantize_qk_vamax", "quantize_v"]
+"""Of cake; the others are for problems that fit one wave, and for fewer key heads."""
 
 HOPPER = "-gencode=arch=compute_90a,code=sm_90a"
 LIBRARY = "-Xcompiler=-fPIC", "-cudart=shared"
-CAKE_FLAGS = [
-    "-std=c++17", "-O3", "-DNDEBUG", "-use_fast_math", "--expt-relaxed-constexpr",
-    "-static-global-template-stub=false", "-Xfatbin=-compress-all", "--compress-mode=size",
-    "-DPy_LIMITED_API=0x03090000", "-DFLASHINFER_ENABLE_F16", "-DFLASHINFER_ENABLE_BF16",
-    "-DFLASHINFER_ENABLE_FP8_E4M3", "-DFLASHINFER_ENABLE_FP8_E5M2",
-    "-DFLASHINFER_ENABLE_FP8_E8M0", "-DFLASHINFER_ENABLE_FP4_E2M1",
-    "-DCUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED",
-]  # fmt: skip
 SPARGE_FLAGS = [
     "-std=c++17", "-O3", "--use_fast_math", "-U__CUDA_NO_HALF_OPERATORS__",
     "-U__CUDA_NO_HALF_CONVERSIONS__", "-diag-suppress=174", "--expt-relaxed-constexpr",
@@ -72,7 +73,7 @@ def compiled(
     Raises:
         SystemExit: with the last lines of what nvcc said.
     """
-    parts = [to.with_name(f"{number}.o") for number in range(len(sources))]
+    parts = [to.with_name(f"{to.stem}-{number}.o") for number in range(len(sources))]
     folders = [f"-I{folder}" for folder in include]
     steps = [
         [nvcc, *flags, *folders, HOPPER, *LIBRARY, "-c", str(source), "-o", str(part)]
@@ -81,29 +82,61 @@ def compiled(
     # Symbols of the driver, and of instances that are not called, stay open until they are.
     link = [nvcc, "-shared", *LIBRARY, "-Xlinker=-z,lazy", *map(str, parts), *libraries]
     link += ["-o", str(to)]
-    for step in (*steps, link):
+
+    def run(step: Sequence[str]) -> None:
         done = subprocess.run(step, capture_output=True, text=True)
         if done.returncode:
             said = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
             raise SystemExit(f"{' '.join(step)}\n{said}")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(run, steps))
+    run(link)
     for part in parts:
         part.unlink()
 
 
 def cake(nvcc: str, source: Path, to: Path) -> None:
-    """The kernels of some stages, each in the folder where FlashInfer looks for it."""
-    data = source / "flashinfer" / "data"
-    folder = data / "csrc" / "cake_vsa_sm90"
-    include = folder, folder.parent, data / "include", source / "tvm_ffi" / "include"
-    manifest = json.loads((folder / "cake_vsa_sm90_manifest.json").read_text())
-    for module in manifest["modules"]:
-        if module["route"]["stage"] not in STAGES:
-            continue
-        name = f"{module['name']}_sm_90a"
-        units = [data / module["translation_units"][unit] for unit in ("device", "binding")]
-        flags = [*CAKE_FLAGS, *module["compile_flags"]]
-        (to / name).mkdir()
-        compiled(nvcc, units, flags, include, to / name / f"{name}.so")
+    """Some kernels, in the folder where FlashInfer's package looks for them, and the package."""
+    sys.path[:0] = [str(source), str(source / "flashinfer")]
+    loader = importlib.import_module("cake_vsa_sm90_backend.cake_jit")
+    builder = importlib.import_module("cake_vsa_sm90_backend.cake_build")
+    package = source / "flashinfer" / "cake_vsa_sm90_backend"
+    common, release = builder.manifest()["common"], cuda_release(nvcc)
+    include = [package / folder for folder in common["include_dirs"]]
+    include += [source / "tvm_ffi" / "include"]
+    made = to / "flashinfer" / package.name
+    for folder in ("flashinfer/cake_vsa_sm90_backend", "tvm_ffi"):
+        shutil.copytree(source / folder, to / folder, ignore=shutil.ignore_patterns("*.cu", "*.h"))
+    (made / "aot").mkdir()
+
+    def make(stage: str) -> None:
+        entry = builder.libraries_by_name()[loader.library_name(stage, "sm_90a")]
+        groups = [*common["nvcc_flags_if"], *entry["nvcc_flags_if"]]
+        flags = [*common["nvcc_flags"], *entry["nvcc_flags"]]
+        flags += builder._conditional_flags(groups, release[:2])
+        units = [package / unit for unit in entry["sources"]]
+        compiled(nvcc, units, flags, include, made / entry["path"])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(make, STAGES))
+    info = {
+        "schema": "cake-build-info/1",
+        "cuda": ".".join(map(str, release)),
+        "cudart_version": 1000 * release[0] + 10 * release[1],
+        "arches": ["sm_90a"],
+    }
+    (made / "aot" / "build_info.json").write_text(json.dumps(info))
+
+
+def cuda_release(nvcc: str) -> tuple[int, int, int]:
+    """Of a compiler: 13, 0 and 88, for instance."""
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"V(\d+)\.(\d+)\.(\d+)", said)
+    if found is None:
+        raise SystemExit(f"{nvcc} --version names no release: {said.strip()}")
+    major, minor, patch = map(int, found.groups())
+    return major, minor, patch
 
 
 def sparge(nvcc: str, clone: Path, to: Path) -> None:

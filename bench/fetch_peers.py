@@ -11,12 +11,11 @@ for CUDA's runtime and for the CUTLASS DSL): they are for measuring, not for pas
 fa3                FlashAttention-3, forward and backward, as xformers ships it, with CUDA 12's
                    runtime
 tk_vsa             FastVideo's block-sparse kernels of ThunderKittens
-cutlass_dsl        the compiler of the CuTe DSL, which the next three and FlashInfer need; packing
-                   it takes longest
+cutlass_dsl        the compiler of the CuTe DSL, which the next two need; packing it takes longest
 cudnn_bsa          cudnn.BSA and cudnn.flex_attention of nvidia-cudnn-frontend
 flash_attention_4  FlashAttention-4, in the CuTe DSL
 einops             what FlashAttention-4 and SpargeAttention import
-flashinfer         cake and cake_cute of FlashInfer: planner, sources, what they include and import
+flashinfer         cake of FlashInfer: planner, sources, what they include and import
 sglang             SGLang's Triton kernel for VSA-H3
 
 bench/compile_peers.py makes two more, of what comes as CUDA C++.
@@ -139,25 +138,15 @@ PEERS = {
     "flashinfer": [
         Wheel(
             "flashinfer-python",
-            "0.7.2.post1",
-            "bfdc18b9e1e4d8d0730fe4343dc0e284cd0c160086de80f99888bc4867922d49",
-            r"flashinfer/(cake_vsa_sm90|compilation_context|version|_build_meta)\.py"
-            r"|flashinfer/jit/(cake_vsa_sm90|core|cpp_ext|env|utils|_cuda_architecture)\.py"
-            r"|flashinfer/experimental/cake_vsa_sm90_cute/[^/]+"
-            r"|flashinfer/data/csrc/(cake_vsa_sm90/.*[^/]|tvm_ffi_utils\.h)"
-            r"|flashinfer/data/include/flashinfer/layout\.cuh" + METADATA,
+            "0.7.4",
+            "a051a62e09a2738e8b0de47a1944fd2f0f3eff01b728b662141ea660cb09dd32",
+            r"flashinfer/cake_vsa_sm90_backend/.*[^/]" + METADATA,
         ),
         Wheel(
             "apache-tvm-ffi",
             "0.1.15.post2",
             "059eed9bfc94bcd41650fb8eefde74040a1bc7e7b1a6f0a8ff897b02b118875b",
-            r"tvm_ffi/include/.*\.h",
-        ),
-        Wheel(
-            "packaging",
-            "26.4",
-            "81383611a09c1bc0b08b76e0fd5829d7c6824c65b27a6aee339da133f4233ea2",
-            r"packaging/.*\.py",
+            r"tvm_ffi/.*\.(py|so|h)" + METADATA,
         ),
     ],
     "sglang": [

@@ -2,6 +2,7 @@
 """Our kernels beside those of others on one Hopper GPU, on identical inputs in the same run.
 
 usage: python bench/peers.py --peers DIR --captured captured.pt --out peers.json
+       ncu --profile-from-start off python bench/peers.py --peers DIR --patterns random --once vsa
 
 DIR (one or several) holds the archives that bench/fetch_peers.py makes; what is not there, or
 cannot run here, is skipped with a reason. Every kernel runs in a process of its own, so that one
@@ -73,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
         "--tiny", action="store_true", help="small layers on a CPU; times say nothing"
     )
     found.add_argument("--out", type=Path, metavar="FILE", help="write all rows to this .json file")
+    found.add_argument(
+        "--once", choices=worker.KERNELS, help="forward of the first case alone, for a profiler"
+    )
     found.add_argument("--worker", nargs=2, metavar=("KERNEL", "FILE"), help=argparse.SUPPRESS)
     return found
 
@@ -200,6 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.seconds,
             Path(to),
         )
+        return
+    if options.once:
+        worker.once(options.once, cases(options)[0], device, options.peers, options.captured)
         return
     options.head = provenance(device, command=["bench/peers.py", *arguments], commit=options.commit)
     console = wide_console(LOG_WIDTH)

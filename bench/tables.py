@@ -11,7 +11,7 @@ from typing import Any
 from ceilings import RATES
 from ceilings import case as ceiling_case
 from comparison.report import layer
-from comparison.worker import KERNELS
+from comparison.worker import title
 
 Row = dict[str, Any]
 NUMBER = r"([\d.,]+%?( ±[\d.]+%)?)?"
@@ -39,19 +39,17 @@ def peers(rows: Sequence[Row]) -> Iterator[str]:
         yield f"{direction.capitalize()}:"
         state = "MHz", "W", "pJ/FLOP", "power-capped", "rested: TFLOP/s"
         yield markdown((*head, *state), (peer_cells(row) for row in ordered))
-    names = [
-        KERNELS[x].title for x in sorted({row["baseline"] for row in rows if "baseline" in row})
-    ]
+    names = [title(x) for x in sorted({row["baseline"] for row in rows if "baseline" in row})]
     if names:
         yield f"Share and speed-up are over {' and '.join(names)} in the same run."
     for row in rows:
         if "plan_ms" in row and "tflops" in row:
-            what = f"{KERNELS[row['kernel']].title}, {_grid(row)}, d {row['head_dim']}"
+            what = f"{title(row['kernel'])}, {_grid(row)}, d {row['head_dim']}"
             what += f", {row['pattern']}, {row['direction']}"
             yield f"- Planned before the clock started: {what}: {row['plan_ms']:.3g} ms"
     for row in rows:
         if reason := row.get("skipped") or row.get("failed"):
-            about = [KERNELS[row["kernel"]].title]
+            about = [title(row["kernel"])]
             if "grid" in row:
                 about += [_grid(row), f"d {row['head_dim']}", row.get("direction", "all")]
             yield f"- Not measured: {', '.join(about)}: {reason}"
@@ -65,7 +63,7 @@ def peer_cells(row: Row) -> list[str]:
         f"{_grid(row)}, {row['heads']} heads",
         row["pattern"] or "dense",
         f"{row['shared']:.0%}" if row["pattern"] else "",
-        KERNELS[row["kernel"]].title,
+        title(row["kernel"]),
         f"{row['ms']:.3f} ±{row['spread']:.1%}",
         f"{row['tflops']:.3g}",
         f"{row['share']:.0%}" if "share" in row else "",

@@ -8,13 +8,14 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from comparison.archives import Unavailable
-from comparison.cake import Cake, CakeInCute
+from comparison.cake import Cake, CakeInFp8
 from comparison.cute import CudnnBsa, CudnnBsaInFp8, CudnnFlex, FlashAttention4
 from comparison.dense import CudnnDense, FlashAttention3
 from comparison.flexible import FlexAttention
@@ -47,7 +48,7 @@ KERNELS: dict[str, type[Kernel]] = {
     "cudnn_flex": CudnnFlex,
     "fa4": FlashAttention4,
     "cake": Cake,
-    "cake_cute": CakeInCute,
+    "cake_fp8": CakeInFp8,
     "sglang_h3": SglangH3,
     "sparge": SpargeAttention,
     "vsa_pairs": OursInPairs,
@@ -57,6 +58,14 @@ KERNELS: dict[str, type[Kernel]] = {
     "flex": FlexAttention,
 }
 """By the names that options take."""
+
+FORMER_TITLES = {"cake_cute": "FlashInfer, cake_cute"}
+"""Of kernels in results that are kept, which cannot be asked for any more."""
+
+
+def title(name: str) -> str:
+    """How tables call a kernel."""
+    return FORMER_TITLES[name] if name in FORMER_TITLES else KERNELS[name].title
 
 
 def cases_of(name: str, cases: Sequence[Case]) -> list[Case]:
@@ -112,6 +121,22 @@ def run(
         if device.type == "cuda":
             torch.cuda.empty_cache()
     monitor.close()
+
+
+def once(
+    name: str, case: Case, device: torch.device, folders: Sequence[Path], captured: Path | None
+) -> None:
+    """Two forwards, of which a profiler that starts when it is told to sees the second."""
+    kernel = KERNELS[name](device, folders)
+    problem = Problem(case, device, captured)
+    kernel.plan(problem)
+    first, second, *_ = problem.arranged(kernel.order)
+    with torch.no_grad():
+        kernel.forward(first)
+        kernel.synchronize()
+        with torch.cuda.profiler.profile() if device.type == "cuda" else nullcontext():
+            kernel.forward(second)
+            kernel.synchronize()
 
 
 def described(case: Case, kernel: Kernel) -> Row:

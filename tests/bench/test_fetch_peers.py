@@ -85,4 +85,5 @@ def test_what_pip_says_is_passed_on(tmp_path: Path, monkeypatch) -> None:
 
 def test_kernels_load_archives_that_are_made() -> None:
     wanted = {archive for kernel in KERNELS.values() for archive in kernel.archives}
-    assert wanted == {*fetch_peers.PEERS, *compile_peers.MADE}
+    sources = {"flashinfer"}  # of what bench/compile_peers.py makes
+    assert wanted | sources == {*fetch_peers.PEERS, *compile_peers.MADE}

@@ -134,6 +134,21 @@ def test_bad_options_are_refused_at_once(arguments, complaint: str, capsys) -> N
     assert complaint in capsys.readouterr().err
 
 
+def test_a_profiler_sees_the_second_of_two_forwards_on_other_inputs(monkeypatch) -> None:
+    given = []
+
+    class Spy(worker.KERNELS["vsa"]):
+        def forward(self, x):
+            given.append(x)
+            return super().forward(x)
+
+    monkeypatch.setitem(worker.KERNELS, "vsa", Spy)
+    options = "--tiny", "--head-dims", "64", "--patterns", "random", "--layers", "4x4x8:1"
+    peers.main([*options, "--once", "vsa"])
+    first, second = given
+    assert first.q.shape == second.q.shape and not torch.equal(first.q, second.q)
+
+
 def watched(tmp_path: Path, script: str, patience: float) -> tuple[list, str | None]:
     to, rows = tmp_path / "rows", []
     to.touch()
