@@ -127,6 +127,12 @@ def refused() -> None:
         apply_vsa(model, topk=3, group=mesh)
     with pytest.raises(TypeError, match="group must be a process group"):
         apply_vsa(model, topk=3, group=2)
+    sharded, _ = wan()
+    fully_shard(sharded.blocks[1], mesh=init_device_mesh("cpu", (2,)))
+    # A gate that FSDP2 does not know would learn on each rank for itself.
+    with pytest.raises(ValueError, match=r"blocks\.1, .* call apply_vsa before fully_shard"):
+        apply_vsa(sharded, topk=3, gates="coarse")
+    apply_vsa(sharded, topk=3)
     model.register_to_config(image_condition_type="token_replace")
     with pytest.raises(NotImplementedError, match="group must be None where image_condition_type"):
         apply_vsa(model, topk=3, group=dist.group.WORLD)

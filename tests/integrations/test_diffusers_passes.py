@@ -224,16 +224,19 @@ def test_steps_that_look_alike_are_said_to() -> None:
 
 @pytest.mark.filterwarnings("error:timestep")
 @pytest.mark.parametrize("guidance", [1, 2])
-def test_timesteps_that_were_rounded_to_one_are_two_steps(guidance: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int64])  # whole numbers are UniPC's
+def test_timesteps_that_were_rounded_to_one_are_two_steps(
+    guidance: int, dtype: torch.dtype
+) -> None:
     model, inputs = wan()
     seen: list[int] = []
     apply_vsa(model, topk=lambda layer, step: seen.append(step) or 0.5)
     texts = [torch.randn(BATCH, 5, 16) for _ in range(guidance)]
     for _generation in range(2):
         seen.clear()
-        for time in (999.0, 998.0, 997.0, 992.0, 990.0):  # two of them are one in bf16
+        for time in (999.9, 999.1, 997.0, 992.0, 990.0):  # some of them are one
             latents = torch.randn_like(inputs["hidden_states"])
-            timestep = torch.full((BATCH,), time, dtype=torch.bfloat16)
+            timestep = torch.full((BATCH,), time).to(dtype)
             for text in texts:
                 given = {"hidden_states": latents, "encoder_hidden_states": text}
                 with torch.no_grad():

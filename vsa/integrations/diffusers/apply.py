@@ -97,9 +97,9 @@ def apply_vsa(
     Denoising steps are counted by the ``timestep`` argument, in each thread for itself: a smaller
     one is the next step, the same one another call of this step (guidance), a larger one a new
     generation (for Mochi, whose timesteps rise, a larger one is next). Timesteps that were rounded
-    to the same 16 bits are told apart by what else is given. Reading it costs one synchronisation
-    per call, a second one where timesteps are equal, and is done only where steps make a
-    difference. Where timesteps do not tell, a warning says so: say the step with
+    to the same 16 bits or whole number are told apart by what else is given. Reading it costs one
+    synchronisation per call, a second one where timesteps are equal, and is done only where steps
+    make a difference. Where timesteps do not tell, a warning says so: say the step with
     ``denoising_step`` or ``count_steps``.
 
     Args:
@@ -117,7 +117,8 @@ def apply_vsa(
         dense_steps: denoising steps at the beginning that do so.
         gates: "coarse" adds a coarse branch behind gates: those that the transformer has, else
             those in the local folder that it was loaded from, else zero until trained or loaded.
-        refresh_every: tiles are chosen every so many steps and taken again in between.
+        refresh_every: tiles are chosen every so many steps and taken again in between; a layer
+            that a cache of diffusers leaves out then chooses when it runs next.
         tail: as in ``vsa.attention``: tiles that are not chosen enter the softmax by their means.
         precision: as in ``vsa.attention``, for inference; or a list with one for each layer, such
             as ``vsa.diagnostics.PrecisionErrors.choose`` makes; or a function precision(layer,

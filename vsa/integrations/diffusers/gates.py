@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vsa.integrations.diffusers.gate_files import NAME, gates_at, gates_beside, gates_in
 from vsa.integrations.diffusers.plan import PLAN, Plan
@@ -52,14 +53,21 @@ def new_gates(transformer: Any, layers: Mapping[str, nn.Module]) -> dict[str, nn
         By the path of a block, which has not got it yet.
 
     Raises:
-        ValueError: weights that are stored in a type in which nothing can be computed, and that
-            do not say in which they are; or gates beside the weights that are not these layers'.
+        ValueError: weights that are sharded, or stored in a type in which nothing can be computed
+            and that do not say in which they are; or gates beside the weights that are not these
+            layers'.
     """
     made: dict[str, nn.Module] = {}
     for path, attn in layers.items():
         if hasattr(attn, NAME):
             continue
         to_q = query_of(attn)
+        if isinstance(to_q.weight, DTensor):
+            raise ValueError(
+                f"gates cannot be made for {path}, whose weights are sharded already, so that the "
+                "gradients of gates would stay apart on every rank: call apply_vsa before "
+                "fully_shard"
+            )
         device = to_q.weight.device
         gate = Gate(
             to_q.in_features,

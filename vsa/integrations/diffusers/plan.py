@@ -250,6 +250,10 @@ class Plan:
         if settings.refresh_every > 1 and topk is not None:
             store = self.stores.of(layer, self.steps)
             reuse = (step - settings.dense_steps) % settings.refresh_every != 0
+            if store is not None and not reuse:
+                # A cache of diffusers may skip this layer now: no later step is to take what an
+                # earlier one than this chose.
+                store.selection = None
         note = partial(self.record.note, layer, step) if self.record and noted else None
         if note is not None and mask is not None:
             raise NotImplementedError(

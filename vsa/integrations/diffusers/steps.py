@@ -100,7 +100,7 @@ class _Given:
         latents: some of their values.
         timestep: which tensor it was, if it was one.
         others: which tensors the other arguments were.
-        rounded: whether the timestep has 16 bits.
+        rounded: whether the timestep has 16 bits, or is a whole number, as UniPC's are.
     """
 
     latents: Tensor
@@ -117,7 +117,7 @@ class _Given:
             values[:: max(1, len(values) // SAMPLED)].nan_to_num().clone(),
             _identities([timestep]),
             _identities(others),
-            isinstance(timestep, Tensor) and timestep.dtype in (torch.bfloat16, torch.float16),
+            isinstance(timestep, Tensor) and timestep.dtype not in (torch.float32, torch.float64),
         )
 
     def same_latents(self, earlier: _Given) -> bool:
