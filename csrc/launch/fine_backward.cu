@@ -74,7 +74,6 @@ std::string fine_backward(const FineBackward& call, int device, void* stream) {
       using Element = decltype(element);
       using Keys = FineBackwardKeys<FineBackwardKeysConfig<Element, head_dim()>>;
       using Queries = FineBackwardQueries<FineBackwardQueriesConfig<Element, head_dim()>>;
-      static_assert(Keys::kConsumers == kKeyTilesPerGroup, "the order of items is made for this");
       error = launch_persistent<Keys>(params, params.keys, params.kv_heads, device, stream);
       if (error != cudaSuccess) return;
       error = launch_persistent<Queries>(params, params.queries, params.heads, device, stream);
