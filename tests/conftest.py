@@ -19,6 +19,7 @@ import hypothesis
 import pytest
 import torch
 from kernels.facts_library import Facts
+from process_state import changes, process_state
 
 ROOT = Path(__file__).resolve().parents[1]
 # `python -m pytest` puts the clone itself on the path, where the compiled part is missing.
@@ -114,6 +115,24 @@ def same_bits() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+_FOUND = pytest.StashKey[dict[str, object]]()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Before all fixtures of a test."""
+    item.stash[_FOUND] = process_state()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """After all of them: a test that leaves another process to later ones fails itself."""
+    yield
+    if left := changes(item.stash[_FOUND]):
+        pytest.fail(f"the test has changed the process that others run in: {'; '.join(left)}")
 
 
 @pytest.fixture(autouse=True)

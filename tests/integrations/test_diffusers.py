@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import vsa
 
 pytest.importorskip("diffusers")
+from diffusers.models import attention_dispatch
 from integrations.tiny_transformers import (
     BATCH,
     FAMILIES,
@@ -371,7 +372,12 @@ def test_copies_are_independent() -> None:
     assert torch.equal(run(remove_vsa(twin), inputs), dense)
 
 
-def test_attention_backends_of_diffusers_reach_dense_passes() -> None:
+def test_attention_backends_of_diffusers_reach_dense_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A model's choice becomes that of the process too, and stays after the model's reset.
+    registry = attention_dispatch._AttentionBackendRegistry
+    monkeypatch.setattr(registry, "_active_backend", registry._active_backend)
     model, inputs = wan()
     apply_vsa(model, topk=1, dense_steps=1)
     model.set_attention_backend("_native_math")
