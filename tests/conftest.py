@@ -37,11 +37,16 @@ ONE_WORKER = (
     "emulator/test_products8.py",
     "kernels/test_sass.py",
     "mutants/test_backward_kernels.py",
+    "mutants/test_clean_text.py",
+    "mutants/test_float_product.py",
     "mutants/test_forward_kernel.py",
     "mutants/test_low_precision_forward.py",
+    "mutants/test_padded_tiles.py",
+    "mutants/test_quantise_tiles.py",
     "mutants/test_sub_blocks.py",
     "mutants/test_tail_kernels.py",
     "mutants/test_tile_scheduler.py",
+    "mutants/test_work_list.py",
     "python/test_attention.py",
 )
 """Files whose tests share what takes long to compile or compute: one worker runs all of a file."""
