@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What FastVideo's users gain: its operator, its layer and its lists, on its kernels and on ours.
 
-usage: python bench/host_layers.py --folder FOLDER [--shapes LIST] [--out FILE] [--commit HASH]
+usage: python bench/host_layers.py --folder FOLDER [--shapes LIST] [--what LIST] [--kernels]
+                                    [--out FILE] [--commit HASH]
        python bench/host_layers.py --tiny --folder FOLDER
 
 FOLDER has fastvideo-0.2.1 and fastvideo_kernel-0.3.2, unpacked wheels (``unzip -d``): the newest
@@ -17,6 +18,7 @@ FastVideo's kernels are those that it takes on Hopper (ThunderKittens), and its 
 it takes where that extension cannot be loaded. Calls are timed by turns, so that all meet the same
 clock. Before that, outputs are held to each other on real tokens, with all tiles kept where a call
 chooses: FastVideo scores in bf16 and we in fp32, so that near ties are chosen otherwise.
+``--kernels`` adds what each kernel of each call takes, what lies between them, and the host's time.
 ``--tiny`` runs our rows alone, on a CPU.
 """
 
@@ -39,6 +41,8 @@ from hosts.run_fastvideo import BASE, REAL, make_ready
 from torch import Tensor
 
 import vsa
+from comparison.sparse import link_driver
+from host_kernels import kernels_of
 from vsa.integrations.fastvideo import install, uninstall
 from vsa.measure.provenance import provenance, write
 from vsa.measure.shapes import SHAPES
@@ -193,8 +197,10 @@ def distances(calls: Calls, real: Tensor | slice) -> dict[str, float]:
     return found
 
 
-def timed(calls: Calls, leaves: list[Tensor], backward: bool, device: torch.device) -> dict:
-    """Milliseconds of all calls, by turns."""
+def directed(
+    calls: Calls, leaves: list[Tensor], backward: bool
+) -> dict[str, Callable[[], object]]:
+    """The calls in one direction or with their gradients."""
     upstream = torch.randn_like(calls["ours"]().detach())
 
     def whole(call: Callable[[], Tensor]) -> Callable[[], object]:
@@ -205,7 +211,12 @@ def timed(calls: Calls, leaves: list[Tensor], backward: bool, device: torch.devi
 
         return run
 
-    runs = {name: whole(call) for name, call in calls.items()}
+    return {name: whole(call) for name, call in calls.items()}
+
+
+def timed(calls: Calls, leaves: list[Tensor], backward: bool, device: torch.device) -> dict:
+    """Milliseconds of all calls, by turns."""
+    runs = directed(calls, leaves, backward)
     counts = {name: settled(run, device) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS if device.type == "cuda" else 1):
@@ -214,22 +225,31 @@ def timed(calls: Calls, leaves: list[Tensor], backward: bool, device: torch.devi
     return {f"{name} ms": statistics.median(found) * 1e3 for name, found in times.items()}
 
 
-def measured(layer: Layer, folder: Path, tiny: bool) -> Iterator[dict[str, Any]]:
-    """A row for each of operator, layer and lists, in each direction."""
+def loaded(folder: Path) -> Any:
+    """FastVideo's kernels, with this machine's driver where their wheel has one of its own."""
+    root = (folder / "fastvideo_kernel-0.3.2").resolve()
+    (extension,) = (root / "fastvideo_kernel" / "_C").glob("fastvideo_kernel_ops*.so")
+    link_driver(extension, root / "fastvideo_kernel.libs")
+    sys.path.insert(0, str(root))
+    kernel = importlib.import_module("fastvideo_kernel")
+    # Who imports it inside would not notice: FastVideo goes over to Triton without a word.
+    importlib.import_module("fastvideo_kernel._C.fastvideo_kernel_ops")
+    return kernel
+
+
+def measured(
+    layer: Layer, folder: Path, tiny: bool, parts: list[str], by_kernel: bool
+) -> Iterator[dict[str, Any]]:
+    """A row for each of operator, layer and lists, as asked for, in each direction."""
     device = torch.device(layer.device)
-    kernel = None
-    if not tiny:
-        sys.path.insert(0, str(folder / "fastvideo_kernel-0.3.2"))
-        kernel = importlib.import_module("fastvideo_kernel")
-        # Who imports it inside would not notice: FastVideo goes over to Triton without a word.
-        importlib.import_module("fastvideo_kernel._C.fastvideo_kernel_ops")
+    kernel = None if tiny else loaded(folder)
     padded = [x.requires_grad_() for x in layer.padded()]
     raster = [x.requires_grad_() for x in layer.tokens]
     every: slice = slice(None)
     context = SimpleNamespace(attn_metadata=None)
     with loose.Only(folder / "fastvideo-0.2.1", {"fastvideo"}, REAL):
         make_ready(context)
-        for what in ("operator", "lists", "layer")[: 2 if tiny else 3]:
+        for what in parts:
             if what == "operator":
                 used, real = padded, layer.slots
                 made = [operator_calls(layer, kernel, used, kept) for kept in layer.budgets]
@@ -246,6 +266,9 @@ def measured(layer: Layer, folder: Path, tiny: bool) -> Iterator[dict[str, Any]]
                 row |= {f"{name} from ours": each for name, each in off.items()}
                 row |= timed(made[1], used, backward, device)
                 row |= {f"{name} / ours": row[f"{name} ms"] / row["ours ms"] for name in off}
+                if by_kernel:
+                    runs = directed(made[1], used, backward)
+                    row["by kernel"] = {name: kernels_of(run, device) for name, run in runs.items()}
                 yield row
 
 
@@ -253,6 +276,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="host_layers.py", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="with the unpacked wheels")
     parser.add_argument("--shapes", type=lambda text: text.split(","), default=["wan-1.3b-480p"])
+    every = ["operator", "lists", "layer"]
+    parser.add_argument("--what", type=lambda text: text.split(","), default=every)
+    parser.add_argument("--kernels", action="store_true", help="what each kernel takes, too")
     parser.add_argument("--tiny", action="store_true", help="our rows of a small layer, on a CPU")
     parser.add_argument("--commit", help="of the sources, where they are no clone")
     parser.add_argument("--out", type=Path, help="write rows to this .json file")
@@ -263,15 +289,29 @@ def main() -> None:
     about = provenance(
         torch.device(device), command=["bench/host_layers.py", *sys.argv[1:]], commit=given.commit
     )
+    if unknown := {*given.what} - {*every}:
+        parser.error(f"--what takes {', '.join(every)}, but it was {', '.join(unknown)}")
+    parts = [what for what in given.what if not given.tiny or what != "layer"]
     rows = []
     for name in ["tiny"] if given.tiny else given.shapes:
         of = SHAPES.get(name)
         layer = Layer((5, 6, 7), 2, 64, device) if of is None else Layer(*shape_of(of), device)
-        for row in measured(layer, given.folder, given.tiny):
+        for row in measured(layer, given.folder, given.tiny, parts, given.kernels):
             rows.append({"shape": name, **row})
             write(given.out, about, rows, complete=False)
-            print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()})
+            of_kernels = row.pop("by kernel", {})
+            print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+            for who, found in of_kernels.items():
+                print_kernels(who, found)
     write(given.out, about, rows)
+
+
+def print_kernels(who: str, found: dict[str, Any]) -> None:
+    """A call's kernels, the longest first."""
+    sums = ", ".join(f"{name} {found[name]:.1f}" for name in found if name != "kernels")
+    print(f"  {who}: {sums}")
+    for name, (time, launches) in found["kernels"].items():
+        print(f"    {time:9.1f} us {launches:6.1f} x  {name}")
 
 
 def shape_of(layer: Any) -> tuple[tuple[int, int, int], int, int]:
