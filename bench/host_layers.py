@@ -197,9 +197,7 @@ def distances(calls: Calls, real: Tensor | slice) -> dict[str, float]:
     return found
 
 
-def directed(
-    calls: Calls, leaves: list[Tensor], backward: bool
-) -> dict[str, Callable[[], object]]:
+def directed(calls: Calls, leaves: list[Tensor], backward: bool) -> dict[str, Callable[[], object]]:
     """The calls in one direction or with their gradients."""
     upstream = torch.randn_like(calls["ours"]().detach())
 
