@@ -239,5 +239,6 @@ void bind_sub_blocks(py::module_& m);
 void bind_low_precision(py::module_& m);
 void bind_masked_coarse(py::module_& m);
 void bind_chunks(py::module_& m);
+void bind_padded(py::module_& m);
 
 }  // namespace vsa::bind

@@ -36,7 +36,7 @@ void bind_forward(py::module_& m) {
       {inherited<Call, launch::FineProblem>("problem"), VSA_FIELD(Call, q, NotNull),
        VSA_FIELD(Call, k, NotNull), VSA_FIELD(Call, v, NotNull), VSA_FIELD(Call, out, NotNull),
        VSA_FIELD(Call, fine), VSA_FIELD(Call, gates), VSA_FIELD(Call, lse, NotNull),
-       VSA_FIELD(Call, tile_counter, NotNull)});
+       VSA_FIELD(Call, tile_counter, NotNull), VSA_FIELD(Call, order), VSA_FIELD(Call, long_ones)});
   bind_run<launch::fine_forward, launch::fine_forward_emulated>(bound);
 }
 
@@ -64,7 +64,10 @@ void bind_backward(py::module_& m) {
                          VSA_FIELD(Call, grad_v_means),
                          VSA_FIELD(Call, transposed_bitmap, NotNull),
                          VSA_FIELD(Call, key_axes, NotNull),
-                         VSA_FIELD(Call, order, NotNull),
+                         VSA_FIELD(Call, key_order, NotNull),
+                         VSA_FIELD(Call, long_keys, NotNull),
+                         VSA_FIELD(Call, query_order),
+                         VSA_FIELD(Call, long_queries),
                          VSA_FIELD(Call, lse, NotNull),
                          VSA_FIELD(Call, grad_lse),
                          VSA_FIELD(Call, tile_counters, NotNull),
@@ -99,15 +102,16 @@ void bind_axes(py::module_& m) {
 }
 
 void bind_order(py::module_& m) {
-  using Call = launch::ColumnOrder;
+  using Call = launch::GroupSort;
   auto bound = bind_struct<Call>(
-      m, "ColumnOrder", "The order of groups of neighbouring key tiles: longest column first.",
+      m, "GroupSort", "The order of groups of neighbouring tiles, the longest row first.",
       {VSA_FIELD(Call, counts, NotNull), VSA_FIELD(Call, axes, NotNull),
-       VSA_FIELD(Call, order, NotNull), VSA_FIELD(Call, batch, Positive),
-       VSA_FIELD(Call, heads, Positive), VSA_FIELD(Call, kv_heads, Positive),
-       VSA_FIELD(Call, columns, Positive), VSA_FIELD(Call, text_tiles, NotNegative),
-       VSA_FIELD(Call, layers, Positive)});
-  bind_run<launch::order_columns, launch::order_columns_emulated>(bound);
+       VSA_FIELD(Call, order, NotNull), VSA_FIELD(Call, long_ones, NotNull),
+       VSA_FIELD(Call, batch, Positive), VSA_FIELD(Call, heads, Positive),
+       VSA_FIELD(Call, head_groups, Positive), VSA_FIELD(Call, tiles, Positive),
+       VSA_FIELD(Call, text_tiles, NotNegative), VSA_FIELD(Call, layers, Positive),
+       VSA_FIELD(Call, together, Positive)});
+  bind_run<launch::sort_groups, launch::sort_groups_emulated>(bound);
 }
 
 void bind_text(py::module_& m) {
@@ -141,6 +145,10 @@ void bind_fine(py::module_& m) {
   m.attr("HEAD_DIMS") = FineHeadDim::all();
   m.attr("ELEMENTS") = FineDtype::all();
   m.attr("KEY_TILES_PER_GROUP") = launch::kKeyTilesPerGroup;
+  m.def("query_tiles_per_group", launch::query_tiles_per_group, py::arg("head_dim"),
+        "Query tiles that a block of the forward works on together.");
+  m.def("backward_query_tiles_per_group", launch::backward_query_tiles_per_group,
+        py::arg("head_dim"), "The same of the pass over query tiles of the backward.");
   m.attr("ALONG_W") = kAlongW;
   m.attr("ALONG_T") = kAlongT;
   m.attr("BACKWARDS") = kBackwards;

@@ -62,4 +62,5 @@ PYBIND11_MODULE(_C, m) {
   bind_low_precision(m);
   bind_masked_coarse(m);
   bind_chunks(m);
+  bind_padded(m);
 }

@@ -63,8 +63,36 @@ __global__ void __launch_bounds__(AxisChoice::kSamples* kWordBits) axis_kernel(A
 
 constexpr int kSortThreads = 256;
 
+// The sum over all threads of a block.
+template <class T>
+__device__ T sum_of_block(T own, T* total) {
+  if (threadIdx.x == 0) *total = 0;
+  __syncthreads();
+  atomicAdd(total, own);
+  __syncthreads();
+  const T all = *total;
+  __syncthreads();
+  return all;
+}
+
+// How many groups of a head are long ones, by one block of it.
+__device__ void count_long_ones(const GroupSort& p, int head) {
+  __shared__ unsigned long long length;
+  __shared__ int count;
+  GroupSort::Sum all;
+  for (int group = static_cast<int>(threadIdx.x); group < p.groups(); group += kSortThreads)
+    all.add(p.length(head, group));
+  all.length = sum_of_block(static_cast<unsigned long long>(all.length), &length);
+  all.groups = sum_of_block(all.groups, &count);
+  int found = 0;
+  for (int group = static_cast<int>(threadIdx.x); group < p.groups(); group += kSortThreads)
+    found += GroupSort::is_long(p.length(head, group), all) ? 1 : 0;
+  found = sum_of_block(found, &count);
+  if (threadIdx.x == 0) atomicMax(p.long_ones, p.first_groups(found));
+}
+
 // Each thread finds the place of one group: how many of its head's groups come before it.
-__global__ void __launch_bounds__(kSortThreads) order_kernel(ColumnOrder p) {
+__global__ void __launch_bounds__(kSortThreads) sort_kernel(GroupSort p) {
   __shared__ int lengths[kSortThreads];
   const int head = static_cast<int>(blockIdx.y), groups = p.groups();
   const int mine = static_cast<int>(blockIdx.x) * kSortThreads + static_cast<int>(threadIdx.x);
@@ -80,6 +108,7 @@ __global__ void __launch_bounds__(kSortThreads) order_kernel(ColumnOrder p) {
     __syncthreads();
   }
   if (mine < groups) p.order[int64_t{head} * groups + place] = mine;
+  if (blockIdx.x == 0) count_long_ones(p, head);
 }
 
 }  // namespace
@@ -100,10 +129,10 @@ std::string choose_axes(const AxisChoice& call, int device, void* stream) {
   });
 }
 
-std::string order_columns(const ColumnOrder& call, int device, void* stream) {
-  return launch_on(device, stream, "the order of key tiles", [&](cudaStream_t stream) {
-    const dim3 blocks(ceil_div(call.groups(), kSortThreads), call.batch * call.kv_heads);
-    order_kernel<<<blocks, kSortThreads, 0, stream>>>(call);
+std::string sort_groups(const GroupSort& call, int device, void* stream) {
+  return launch_on(device, stream, "the order of tiles", [&](cudaStream_t stream) {
+    const dim3 blocks(ceil_div(call.groups(), kSortThreads), call.batch * call.head_groups);
+    sort_kernel<<<blocks, kSortThreads, 0, stream>>>(call);
     return cudaGetLastError();
   });
 }

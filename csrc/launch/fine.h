@@ -66,6 +66,8 @@ struct FineForward : FineProblem {
   Gates gates;        // with any, out is gate_fine * fine + gate_coarse * coarse[tile of the token]
   float* lse;         // [batch, heads, S_q]
   int* tile_counter;  // one int, which AxisChoice has cleared
+  // Of GroupSort, the query_tiles_per_group of them together; null: as they come, text first.
+  const int *order, *long_ones;
 };
 
 struct FineBackward : FineProblem {
@@ -83,7 +85,9 @@ struct FineBackward : FineProblem {
   const float *grad_q_means, *grad_k_means, *grad_v_means;
   const uint32_t* transposed_bitmap;  // [batch, heads, n_k, words(n_q)]
   const int* key_axes;                // [batch, kv_heads] of AxisChoice
-  const int* order;                   // [batch, kv_heads, groups of key tiles]
+  // Of GroupSort, of kKeyTilesPerGroup key tiles together and of backward_query_tiles_per_group
+  // query tiles; for these null: as they come, text first.
+  const int *key_order, *long_keys, *query_order, *long_queries;
   const float* lse;                   // [batch, heads, S_q]
   const float* grad_lse;              // [batch, heads, S_q], or null
   int* tile_counters;                 // two ints, which AxisChoice has cleared
@@ -93,8 +97,11 @@ struct FineBackward : FineProblem {
   void* row_stats;  // [batch, heads, tiles of the queries, 2, 64] floats, written and read
 };
 
-// Neighbouring key tiles that the backward treats as one group.
+// Neighbouring tiles that a block works on together, one for each consumer: query tiles of the
+// forward, and key and query tiles of the backward.
 constexpr int kKeyTilesPerGroup = 2;
+constexpr int query_tiles_per_group(int head_dim) { return head_dim == 128 ? 3 : 4; }
+constexpr int backward_query_tiles_per_group(int head_dim) { return head_dim == 128 ? 2 : 3; }
 
 // Bitmaps of many heads, transposed, and how many bits each row then has.
 struct BitmapTranspose {
@@ -177,31 +184,61 @@ struct AxisChoice {
   VSA_HD static int size_of(int x) { return x < 0 ? -x : x; }
 };
 
-// In which order the groups of neighbouring key tiles are worked on within each key head: by their
-// longest column, equal ones as they come. Text is attended by everyone, so its groups stay first.
-struct ColumnOrder {
-  const int* counts;  // [batch, heads, columns] queries of each video tile of keys
-  const int* axes;    // [batch, kv_heads] along which key tiles are neighbours
-  int* order;         // [batch, kv_heads, groups]
-  int batch, heads, kv_heads, columns, text_tiles;
-  int layers;  // tiles along t
+// In which order groups of neighbouring tiles are worked on within each head: by the longest row of
+// the bitmap among them, equal ones as they come. Text attends everything and is attended by
+// everyone, so its groups stay first. Work tiles run on one multiprocessor each, so those that take
+// far longer than most have to begin before all others of all heads: how many that are in the head
+// that has most of them is counted, too.
+struct GroupSort {
+  const int* counts;  // [batch, heads, tiles] length of each row
+  const int* axes;    // [batch, groups of heads] along which tiles are neighbours
+  int* order;         // [batch, groups of heads, groups]
+  int* long_ones;     // [1], which AxisChoice has cleared
+  int batch, heads, head_groups, tiles, text_tiles;
+  int layers;    // tiles along t
+  int together;  // tiles of a group
 
-  VSA_HD int groups() const { return ceil_div(text_tiles + columns, kKeyTilesPerGroup); }
-  // The longest column of a group. head: of the keys, counted over all batch elements
+  static constexpr int kLong = 2;    // times the mean
+  static constexpr int kMost = 16;   // of so many groups one, since heads then share no loads
+
+  // What is known of all groups of a head, to be summed over them.
+  struct Sum {
+    int64_t length = 0;
+    int groups = 0;
+
+    VSA_HD void add(int length_of_one) {
+      if (length_of_one == INT_MAX) return;
+      length += length_of_one;
+      ++groups;
+    }
+  };
+
+  VSA_HD int groups() const { return ceil_div(text_tiles + tiles, together); }
+  // The longest row of a group, that is of all heads that share it. head: counted over all batch
+  // elements
   VSA_HD int length(int head, int group) const {
-    const int sharing = heads / kv_heads;  // query heads
+    const int sharing = heads / head_groups;
     int longest = 0;
-    for (int i = 0; i < kKeyTilesPerGroup; ++i) {
-      const int place = group * kKeyTilesPerGroup + i - text_tiles;
+    for (int i = 0; i < together; ++i) {
+      const int place = group * together + i - text_tiles;
       if (place < 0) return INT_MAX;
-      if (place >= columns) break;
-      const int column = serpentine_tile(place, axes[head], layers, columns / layers);
-      int queries = 0;
+      if (place >= tiles) break;
+      const int tile = serpentine_tile(place, axes[head], layers, tiles / layers);
+      int length = 0;
       for (int h = head * sharing; h < (head + 1) * sharing; ++h)
-        queries += counts[int64_t{h} * columns + column];
-      longest = queries > longest ? queries : longest;
+        length += counts[int64_t{h} * tiles + tile];
+      longest = length > longest ? length : longest;
     }
     return longest;
+  }
+  // How many come before all others, where so many are long.
+  VSA_HD int first_groups(int long_ones) const {
+    const int of_text = ceil_div(text_tiles, together), most = ceil_div(groups(), kMost);
+    const int limit = most > of_text ? most : of_text;
+    return long_ones < limit ? long_ones : limit;
+  }
+  VSA_HD static bool is_long(int length, const Sum& all) {
+    return length == INT_MAX || int64_t{length} * all.groups > kLong * all.length;
   }
 };
 
@@ -218,7 +255,7 @@ std::string transpose_bitmaps(const BitmapTranspose& call, int device, void* str
 std::string transpose_bitmaps_emulated(const BitmapTranspose& call);
 std::string choose_axes(const AxisChoice& call, int device, void* stream);
 std::string choose_axes_emulated(const AxisChoice& call);
-std::string order_columns(const ColumnOrder& call, int device, void* stream);
-std::string order_columns_emulated(const ColumnOrder& call);
+std::string sort_groups(const GroupSort& call, int device, void* stream);
+std::string sort_groups_emulated(const GroupSort& call);
 
 }  // namespace vsa::launch

@@ -133,13 +133,20 @@ std::string choose_axes_emulated(const AxisChoice& call) {
   return "";
 }
 
-std::string order_columns_emulated(const ColumnOrder& call) {
+std::string sort_groups_emulated(const GroupSort& call) {
   const int groups = call.groups();
-  for (int head = 0; head < call.batch * call.kv_heads; ++head) {
+  for (int head = 0; head < call.batch * call.head_groups; ++head) {
     int* order = call.order + int64_t{head} * groups;
     std::iota(order, order + groups, 0);
     std::stable_sort(order, order + groups,
                      [&](int a, int b) { return call.length(head, a) > call.length(head, b); });
+    GroupSort::Sum all;
+    for (int group = 0; group < groups; ++group) all.add(call.length(head, group));
+    const auto is_long = [&](int group) {
+      return GroupSort::is_long(call.length(head, group), all);
+    };
+    const auto found = static_cast<int>(std::count_if(order, order + groups, is_long));
+    *call.long_ones = std::max(*call.long_ones, call.first_groups(found));
   }
   return "";
 }

@@ -15,6 +15,14 @@
 
 namespace vsa::launch {
 
+// What GroupSort is told to be the tiles of a group.
+template <int D>
+constexpr bool kGroupsAreConsumers =
+    query_tiles_per_group(D) == FineForwardConfig<Bf16, D>::kConsumers &&
+    kKeyTilesPerGroup == FineBackwardKeysConfig<Bf16, D>::kConsumers &&
+    backward_query_tiles_per_group(D) == FineBackwardQueriesConfig<Bf16, D>::kConsumers;
+static_assert(kGroupsAreConsumers<64> && kGroupsAreConsumers<128>, "a tile for each consumer");
+
 inline PaddableSequence tiled(const Grid& grid,
                               const uint64_t* text_rows,
                               const int* sizes = nullptr) {
@@ -65,6 +73,7 @@ std::string make_params(FineForwardParams& p, const FineForward& call, Encode en
   p.kv_heads = call.kv_heads;
   p.scale = call.scale * static_cast<float>(M_LOG2E);
   p.tile_counter = call.tile_counter;
+  p.order = {call.order, call.long_ones};
   return make_tensors({{"q", p.q, call.q, call.grid, call.heads},
                        {"k", p.k, call.k, call.kv_grid, call.kv_heads},
                        {"v", p.v, call.v, call.kv_grid, call.kv_heads},
@@ -93,7 +102,8 @@ std::string make_params(FineBackwardParams& p, const FineBackward& call, Encode 
   p.row_stats = static_cast<const RowStats*>(call.row_stats);
   p.query_axes = call.query_axes;
   p.key_axes = call.key_axes;
-  p.order = call.order;
+  p.key_order = {call.key_order, call.long_keys};
+  p.query_order = {call.query_order, call.long_queries};
   p.key_tile_counter = call.tile_counters;
   p.query_tile_counter = call.tile_counters + 1;
   p.grad_q_sums = call.grad_q_sums;

@@ -9,6 +9,7 @@
 #include "launch/float_product.h"
 #include "launch/low_precision.h"
 #include "launch/masked_coarse.h"
+#include "launch/padded.h"
 #include "launch/sub_blocks.h"
 #include "launch/tail.h"
 
@@ -32,7 +33,7 @@ std::string backward_rows(const FineBackward&, int, void*) { return kMissing; }
 std::string fine_backward(const FineBackward&, int, void*) { return kMissing; }
 std::string transpose_bitmaps(const BitmapTranspose&, int, void*) { return kMissing; }
 std::string choose_axes(const AxisChoice&, int, void*) { return kMissing; }
-std::string order_columns(const ColumnOrder&, int, void*) { return kMissing; }
+std::string sort_groups(const GroupSort&, int, void*) { return kMissing; }
 std::string clean_text(const CleanText&, int, void*) { return kMissing; }
 std::string tile_means(const TileMeans&, int, void*) { return kMissing; }
 std::string select_tiles(const SelectTiles&, int, void*) { return kMissing; }
@@ -54,6 +55,8 @@ std::string masked_multiply(const MaskedProducts&, int, void*) { return kMissing
 std::string masked_score_gradient(const MaskedScoreGradient&, int, void*) { return kMissing; }
 std::string chunk_means(const ChunkMeans&, int, void*) { return kMissing; }
 std::string reorder_bitmap(const ReorderBitmap&, int, void*) { return kMissing; }
+std::string keep_tiles(const KeptTiles&, int, void*) { return kMissing; }
+std::string hide_empty(const HideEmpty&, int, void*) { return kMissing; }
 std::string sub_block_scores(const SubBlockScores&, int, void*) { return kMissing; }
 
 }  // namespace vsa::launch

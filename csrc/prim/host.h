@@ -24,6 +24,7 @@
 //   NOT ELECTED             what one thread should do, done by all 128
 //   DIVERGED                what the whole warpgroup should do, done by a warp in if_any_row
 //   MISALIGNED LOAD         from global memory, by load_global
+//   WRONG NUMBER            that a caller must not pass, found by stop_unless
 //   TILE COUNTER NOT ZERO   at the start of a launch, found by take_tile
 //   SHARED MEMORY, OUT OF BOUNDS, NOT SHARED MEMORY, BAD TENSOR MAP, BAD COPY
 //   DEADLOCK                and who waits for what

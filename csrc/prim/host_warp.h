@@ -47,6 +47,10 @@ void atomic_add(T* to, T x) {
   *to += x;
 }
 
+inline void stop_unless(bool test) {
+  if (!test) throw host::Hazard("WRONG NUMBER: a size, a count or a tile is out of range");
+}
+
 template <class T>
 T* no_hoist(T* pointer) {
   return pointer;

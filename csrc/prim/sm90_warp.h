@@ -40,6 +40,10 @@ VSA_DEVICE void atomic_add(int64_t* to, int64_t x) {
   atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(x));
 }
 
+VSA_DEVICE void stop_unless(bool test) {
+  if (!test) __trap();
+}
+
 template <class T>
 VSA_DEVICE T* no_hoist(T* pointer) {
   asm("" : "+l"(pointer));

@@ -15,6 +15,8 @@
 //   nearest_integer(x)              as 64 bits; ties to even
 //   atomic_max(p, x)                of ints in global memory
 //   atomic_add(p, x)                of an int or int64_t in global memory
+//   stop_unless(test)               the GPU stops with an error that PyTorch reports where a number
+//                                   is none that a caller may pass; on a CPU a Hazard
 //   no_hoist(pointer)               the pointer, which nvcc then does not compute again at each use
 //
 // Lanes

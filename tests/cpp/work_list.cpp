@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <numeric>
 #include <random>
 #include <set>
 #include <string>
@@ -29,6 +30,9 @@ struct Problem {
   const int consumers, batch, heads;
   const TiledSequence sequence;
   std::vector<int> axes;  // [batch, heads]
+  bool ordered;
+  std::vector<int> order;  // [batch, heads, groups] where that is so
+  int long_ones;           // of each head, first of all heads
   int tile_counter = 0;
 
   explicit Problem(unsigned seed)
@@ -39,6 +43,24 @@ struct Problem {
         sequence{make_grid({1 + below(9), 1 + below(9), 1 + below(20)}, {4, 4, 4}, 0, 0), below(9),
                  nullptr} {
     for (int i = 0; i < batch * heads; ++i) axes.push_back(below(4));
+    ordered = below(2) == 0;
+    long_ones = ceil_div(sequence.text_tiles, consumers);
+    if (!ordered) return;
+    long_ones += below(groups() - long_ones + 1);
+    for (int i = 0; i < batch * heads; ++i) {
+      std::vector<int> of_head(static_cast<size_t>(groups()));
+      std::iota(of_head.begin(), of_head.end(), 0);
+      std::shuffle(of_head.begin(), of_head.end(), rng);
+      order.insert(order.end(), of_head.begin(), of_head.end());
+    }
+  }
+
+  int groups() const { return ceil_div(sequence.num_tiles(), consumers); }
+  // Where a group comes among those of its head.
+  int rank(int batch_index, int head, int group) const {
+    if (!ordered) return group;
+    const auto of_head = order.begin() + (batch_index * heads + head) * groups();
+    return static_cast<int>(std::find(of_head, of_head + groups(), group) - of_head);
   }
 
   int below(int end) { return static_cast<int>(rng() % static_cast<unsigned>(end)); }
@@ -61,8 +83,9 @@ struct Taking {
   static void prologue(const Params&, SharedMemory&, int, int) {}
   static void schedule(const Params& p, SharedMemory&) {
     Problem& problem = p.problem;
+    const int* order = problem.ordered ? problem.order.data() : nullptr;
     const List list(problem.sequence, problem.consumers, problem.batch, problem.heads,
-                    problem.axes.data());
+                    problem.axes.data(), {order, problem.ordered ? &problem.long_ones : nullptr});
     list.take_each(&problem.tile_counter, problem.consumers,
                    [&](const Tile& work) { p.taken.push_back(work); });
   }
@@ -73,10 +96,11 @@ struct Taking {
 template <class Tile>
 void check(const Problem& problem, const std::vector<Tile>& taken) {
   std::set<std::tuple<int, int, int>> seen;
-  bool video = false;
+  bool others = false;  // than the long ones
   std::tuple<int, int, int> before = {};
   for (const Tile& work : taken) {
-    const std::tuple<int, int, int> item = {work.batch, work.head, work.first_place};
+    const int rank = problem.rank(work.batch, work.head, work.first_place / problem.consumers);
+    const std::tuple<int, int, int> item = {work.batch, work.head, rank};
     require(work.batch >= 0 && work.batch < problem.batch && work.head >= 0 &&
                 work.head < problem.heads && work.first_place >= 0 &&
                 work.first_place < problem.sequence.num_tiles() &&
@@ -84,11 +108,11 @@ void check(const Problem& problem, const std::vector<Tile>& taken) {
             "WRONG WORK TILE: there is none like it");
     require(seen.insert(item).second, "WRONG WORK TILE: it comes twice");
     require(work.axis == problem.axes[work.batch * problem.heads + work.head], "WRONG AXIS");
-    const bool text = work.first_place < problem.sequence.text_tiles;
-    require(!(text && video), "WRONG ORDER: text comes late");
-    const bool begins = seen.size() == 1 || video == text;
+    const bool is_long = rank < problem.long_ones;
+    require(!(is_long && others), "WRONG ORDER: a long one comes late");
+    const bool begins = seen.size() == 1 || others == is_long;
     require(begins || item > before, "WRONG ORDER: of heads or within one");
-    video = !text;
+    others = !is_long;
     before = item;
   }
   const int groups = ceil_div(problem.sequence.num_tiles(), problem.consumers);

@@ -15,30 +15,41 @@ ITEM, TWICE, MISSING = (
 )
 
 MUTANTS: MutantTable = {
-    "TextOfEachHeadFirst": (
-        "size / groups * text_groups;",
+    "LongOnesOfEachHeadFirst": (
+        "size / groups * first_groups;",
         "0;",
-        "WRONG ORDER: text|WRONG WORK TILE",
+        "WRONG ORDER: a long one|WRONG WORK TILE",
     ),
-    "VideoCountedFromZero": (
-        "text ? index : index - text_size",
+    "OthersCountedFromZero": (
+        "first ? index : index - first_size",
         "index",
         f"{ITEM}|{TWICE}|WRONG AXIS",
     ),
     "TextRoundedDown": (
-        "text_groups(ceil_div(sequence.text_tiles, consumers))",
-        "text_groups(sequence.text_tiles / consumers)",
+        ": ceil_div(sequence.text_tiles, consumers))",
+        ": sequence.text_tiles / consumers)",
         "WRONG ORDER",
     ),
-    "TextForgotten": (
-        "const bool text = index < text_size;",
-        "const bool text = false;",
+    "LongOnesAreText": (
+        "load_global(order.long_ones)",
+        "ceil_div(sequence.text_tiles, consumers)",
+        "WRONG ORDER",
+    ),
+    "OrderForgotten": ("if (order != nullptr)", "if (false)", "WRONG ORDER"),
+    "OrderOfTheFirst": (
+        "order + head * groups + group",
+        "order + group",
+        f"WRONG ORDER|{TWICE}",
+    ),
+    "LongOnesForgotten": (
+        "const bool first = index < first_size;",
+        "const bool first = false;",
         f"{ITEM}|{TWICE}|{MISSING}",
     ),
-    "VideoFromTheStart": (
-        "(text ? 0 : text_groups)",
+    "OthersFromTheStart": (
+        "(first ? 0 : first_groups)",
         "0",
-        f"WRONG ORDER: text|{TWICE}",
+        f"WRONG ORDER: a long one|{TWICE}",
     ),
     "GroupsAreTiles": ("group * consumers, load", "group, load", f"{ITEM}|{TWICE}"),
     "LastWorkTileLeft": (
@@ -52,7 +63,7 @@ MUTANTS: MutantTable = {
 }
 
 
-def test_every_item_comes_once_and_text_first(compiler, tmp_path):
+def test_every_item_comes_once_and_long_ones_first(compiler, tmp_path):
     flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
     program = build(compiler, PROGRAM, tmp_path / "work_list", *flags)
     assert program("vsa", "list", 10 * SEEDS) == "nothing"

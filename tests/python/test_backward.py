@@ -243,9 +243,16 @@ def test_groups_of_key_tiles_are_ordered_by_their_longest_column(
     batch, kv_heads, sharing = 2, 3, 2
     counts = torch.randint(9, (batch, kv_heads * sharing, columns), dtype=torch.int32)
     axes = torch.tensor([[0, 1, 0], [1, 0, 1]], dtype=torch.int32)
-    order = longest_first(
-        BACKENDS[machine[0]].machine, counts.to(machine[1]), axes.to(machine[1]), text_tiles, layers
+    cleared = torch.zeros(1, dtype=torch.int32, device=machine[1])
+    found = longest_first(
+        BACKENDS[machine[0]].machine,
+        counts.to(machine[1]),
+        axes.to(machine[1]),
+        text_tiles,
+        layers,
+        cleared,
     )
+    order = found.groups
     to_and_fro = torch.arange(columns).view(layers, -1).clone()
     to_and_fro[:, 1::2] = to_and_fro[:, 1::2].flip(0)
     turns = (range(columns), to_and_fro.T.flatten().tolist())
@@ -263,6 +270,28 @@ def test_groups_of_key_tiles_are_ordered_by_their_longest_column(
         for of_batch in lengths
     ]
     assert order.tolist() == expected
+    most = max(-(-len(lengths[0][0]) // 16), -(-text_tiles // 2))
+    assert cleared.item() == max(
+        min(long_ones(row), most) for of_batch in lengths for row in of_batch
+    )
+
+
+def long_ones(row: list[int]) -> int:
+    """Of groups of these lengths those that take more than twice the mean, and text."""
+    others = [length for length in row if length < 10**6]
+    return sum(length * len(others) > 2 * sum(others) for length in others) + row.count(10**6)
+
+
+def test_some_groups_are_long_ones(machine: Machine) -> None:
+    """A few columns that all rows keep come before all others of all heads."""
+    counts = torch.full((1, 2, 200), 3, dtype=torch.int32)
+    counts[:, 1, [50, 51, 90]] = 200
+    axes, cleared = torch.zeros(1, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    given = (x.to(machine[1]) for x in (counts, axes))
+    cleared = cleared.to(machine[1])
+    found = longest_first(BACKENDS[machine[0]].machine, *given, 0, 1, cleared)
+    assert cleared.item() == 2
+    assert found.groups.tolist()[0][1][:3] == [25, 45, 0]
 
 
 @pytest.mark.parametrize("gates", [None, "both"])

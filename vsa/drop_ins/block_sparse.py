@@ -6,14 +6,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vsa.drop_ins import planned
 from vsa.drop_ins.inputs import (
     Inputs,
     check_device,
     check_integers,
-    check_numbers,
+    check_lists,
     resolve,
     volume_by,
 )
+from vsa.stages import eager
 from vsa.stages.fine import fine_of_padded
 from vsa.values import bitmap
 
@@ -55,6 +57,11 @@ def block_sparse_attn(
         ValueError, TypeError: bad input, in one sentence that names the argument.
         RuntimeError: an explicit backend that cannot run here.
     """
+    numbers = planned.Numbers(None, variable_block_sizes, block_map)
+    kind = planned.kind_of("map", q, k, v, None, 1, numbers, (), backend, validate)
+    plan = None if kind is None else eager.plan_of(kind)
+    if plan is not None and plan.prepared is not None:
+        return planned.of_given(plan, (q, k, v), numbers)
     if not isinstance(block_map, Tensor) or block_map.dtype is not torch.bool:
         kind = block_map.dtype if isinstance(block_map, Tensor) else type(block_map).__name__
         raise TypeError(f"block_map must be a bool tensor, but it is {kind}")
@@ -66,7 +73,10 @@ def block_sparse_attn(
             f"{tuple(block_map.shape)}"
         )
     check_device("block_map", block_map, q.device)
-    return _attend(call, block_map)
+    found = _attend(call, block_map)
+    if kind is not None and plan is None:
+        planned.remember(kind, call, (q, k, v), None, None, numbers, lse=True)
+    return found
 
 
 def block_sparse_attn_from_indices(
@@ -101,6 +111,11 @@ def block_sparse_attn_from_indices(
         RuntimeError: an explicit backend that cannot run here.
     """
     lists, counts = q2k_idx, q2k_num
+    numbers = planned.Numbers(None, variable_block_sizes, lists, counts)
+    kind = planned.kind_of("lists", q, k, v, None, 1, numbers, (), backend, validate)
+    plan = None if kind is None else eager.plan_of(kind)
+    if plan is not None and plan.prepared is not None:
+        return planned.of_given(plan, (q, k, v), numbers)
     call = _resolve("q2k_idx", lists, q, k, v, variable_block_sizes, validate, backend)
     check_integers("q2k_idx", lists, q.device)
     check_integers("q2k_num", counts, q.device)
@@ -114,24 +129,15 @@ def block_sparse_attn_from_indices(
         raise ValueError(
             f"q2k_num must be (B, heads, n_q) = {rows}, but its shape is {tuple(counts.shape)}"
         )
-    width, columns = lists.shape[3], len(call.kv_sizes)
-    check_numbers(
-        (counts >= 0) & (counts <= width),
-        counts,
-        validate,
-        f"q2k_num must hold counts from 0 to {width}, the width of q2k_idx",
-    )
-    listed = torch.arange(width, device=q.device) < counts.unsqueeze(-1)
-    check_numbers(
-        ~listed | (lists >= 0) & (lists < columns),
-        lists,
-        validate,
-        f"q2k_idx must hold key tiles from 0 to {columns - 1} in the first q2k_num of a row",
-    )
+    columns = len(call.kv_sizes)
+    listed = check_lists(lists, counts, columns, validate)
     # One more column takes what is not listed.
     column = torch.where(listed, lists.to(torch.int64).clamp(0, columns - 1), columns)
     kept = torch.zeros(*rows, columns + 1, dtype=torch.bool, device=q.device)
-    return _attend(call, kept.scatter_(-1, column, True)[..., :columns])
+    found = _attend(call, kept.scatter_(-1, column, True)[..., :columns])
+    if kind is not None and plan is None:
+        planned.remember(kind, call, (q, k, v), None, None, numbers, lse=True)
+    return found
 
 
 def _resolve(

@@ -183,12 +183,41 @@ def check_numbers(right: Tensor, x: Tensor, validate: bool, sentence: str) -> No
         validate: whether to wait for a GPU.
         sentence: what is allowed; what was found is added where it is known.
     """
-    compiling = torch.compiler.is_compiling()
-    if compiling or (x.device.type != "cpu" and not validate):
+    if torch.compiler.is_compiling() or not (validate or is_readable(x)):
         torch._assert_async(right.all(), sentence)
     elif not bool(right.all()):
         found = x.expand(right.shape)[~right][0].item()
         raise ValueError(f"{sentence}, but it holds {found}")
+
+
+def is_readable(x: Tensor) -> bool:
+    """Whether reading numbers waits for nothing."""
+    return x.device.type == "cpu"
+
+
+def check_sizes(name: str, sizes: Tensor, volume: int, validate: bool) -> None:
+    """Numbers of real tokens, from 0 to the slots of a tile."""
+    allowed = f"{name} must hold numbers of tokens from 0 to {volume}"
+    check_numbers((sizes >= 0) & (sizes <= volume), sizes, validate, allowed)
+
+
+def check_lists(lists: Tensor, counts: Tensor, columns: int, validate: bool) -> Tensor:
+    """Lists of key tiles and how many of each are read; which those are, as bools like lists."""
+    width = lists.shape[3]
+    check_numbers(
+        (counts >= 0) & (counts <= width),
+        counts,
+        validate,
+        f"q2k_num must hold counts from 0 to {width}, the width of q2k_idx",
+    )
+    listed = torch.arange(width, device=lists.device) < counts.unsqueeze(-1)
+    check_numbers(
+        ~listed | (lists >= 0) & (lists < columns),
+        lists,
+        validate,
+        f"q2k_idx must hold key tiles from 0 to {columns - 1} in the first q2k_num of a row",
+    )
+    return listed
 
 
 def _check_layout(name: str, x: Tensor) -> None:
@@ -244,6 +273,5 @@ def _checked_sizes(
             f"{name} must have one number for each of the {tiles} tiles of {owner}, but its shape "
             f"is {tuple(sizes.shape)}"
         )
-    allowed = f"{name} must hold numbers of tokens from 0 to {volume}"
-    check_numbers((sizes >= 0) & (sizes <= volume), sizes, validate, allowed)
+    check_sizes(name, sizes, volume, validate)
     return sizes.to(torch.int32)

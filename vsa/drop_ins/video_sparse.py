@@ -10,12 +10,12 @@ from torch import Tensor
 
 from vsa.backends import named, torch_padded
 from vsa.backends.tiles import accumulation_dtype
+from vsa.drop_ins import planned
 from vsa.drop_ins.inputs import Inputs, resolve, volume_of
 from vsa.operators import coarse_select
 from vsa.operators import padded as operators
-from vsa.stages import inputs
+from vsa.stages import eager, inputs
 from vsa.stages.fine import fine_of_padded
-from vsa.stages.forms import gate_like_q
 from vsa.values import budget as budgets
 from vsa.values import checks, padded
 from vsa.values.budget import Budget, TopK
@@ -73,6 +73,11 @@ def video_sparse_attn(
         raise TypeError("topk must say how many key tiles a query tile keeps, but it is None")
     if sizes is None and _as_long(q, k):
         sizes = variable_block_sizes
+    numbers = planned.Numbers(sizes, variable_block_sizes)
+    kind = planned.kind_of("video", q, k, v, weight, topk, numbers, block_size, backend, validate)
+    plan = None if kind is None else eager.plan_of(kind)
+    if plan is not None and plan.prepared is not None:
+        return planned.of_choice(plan, (q, k, v), weight, numbers)
     call = resolve(
         q,
         k,
@@ -85,10 +90,13 @@ def video_sparse_attn(
         backend=backend,
     )
     checks.gate("compress_attn_weight", weight, q)
-    gate = call.q.new_ones(1) if weight is None else weight.expand(q.shape).transpose(1, 2)
     budget = budgets.resolve(topk, len(call.kv_sizes), call.q.shape[2])
     with torch.autocast(call.q.device.type, enabled=False):
-        return _attend(call, budget, gate).transpose(1, 2)
+        gate = planned.gate_like(call.q.transpose(1, 2), weight)
+        out = _attend(call, budget, gate).transpose(1, 2)
+    if kind is not None and plan is None:
+        planned.remember(kind, call, (q, k, v), gate, budget, numbers, lse=False)
+    return out
 
 
 def _older_order(fifth: int, sixth: Any, seventh: Any, eighth: Tensor | None) -> Any:
@@ -109,7 +117,7 @@ def _as_long(q: object, k: object) -> bool:
 
 
 def _attend(call: Inputs, budget: Budget, gate: Tensor) -> Tensor:
-    """All stages on checked inputs; ``gate`` broadcasts to (B, S_q, heads, head_dim)."""
+    """All stages on checked inputs; ``gate`` is (B, S_q, heads, head_dim)."""
     who = named(call.backend)
     fused = who.fuses_gates and call.parts == 1
     means = _means(call, detached=fused)
@@ -127,7 +135,7 @@ def _attend(call: Inputs, budget: Budget, gate: Tensor) -> Tensor:
     )
     if fused:
         chosen, coarse = coarse_select.select_and_attend(*scores, *CoarseValues(v_means))
-        gates = Gates(None, gate_like_q(gate, call.q.shape, call.q.dtype), coarse)
+        gates = Gates(None, gate, coarse)
         problem = call.problem(chosen)
         if inputs.wants_gradients(call.q, call.k, call.v, gate):
             return operators.padded_gated_attention(*problem, *Means(*means), *gates)[0]

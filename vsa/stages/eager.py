@@ -18,7 +18,7 @@ from torch._C._autograd import _top_saved_tensors_default_hooks
 from vsa.backends import named
 from vsa.stages.forms import Tokens, brought_into, forms_of
 from vsa.stages.inputs import DEFAULT_TILE, Inputs, wants_gradients
-from vsa.stages.planned import Plan, attend, flattened, layout
+from vsa.stages.planned import NO_PADDING, Plan, attend, flattened, layout
 from vsa.stages.watchers import ALIGNMENT, PLAIN, is_watched, paused
 from vsa.values.budget import Budget, LayerBudget, TopP
 from vsa.values.grid import Grid
@@ -30,7 +30,7 @@ from vsa.values.selection import Selection
 from vsa.values.task import Task
 from vsa.values.transforms import must_be_copied
 
-__all__ = ["attend", "is_hooked", "kind_of", "paused", "plan_of", "remember"]
+__all__ = ["attend", "is_hooked", "keep", "kind_of", "paused", "plan_of", "remember"]
 
 NUMBERS = (int, float, TopP, LayerBudget, tuple)
 """Budgets whose equality says that they mean the same, together with their types."""
@@ -63,7 +63,8 @@ def kind_of(
         topk: as the user gave it.
         rest: grid, kv_grid, tile, scale, backend, score, whether log-sum-exp and choice are
             results, whether there is a tail, the mask, and the precision.
-        of_cache: what the call depends on of its cache; None if that says that it has no plan.
+        of_cache: what the call depends on of its cache, or of what else it has; None if that says
+            that it has no plan.
     """
     if torch.compiler.is_compiling() or of_cache is None:
         return None
@@ -178,6 +179,11 @@ def _is_exact(extent: object) -> bool:
     return type(extent) in (Grid, str)
 
 
+def keep(key: Hashable, plan: Plan) -> None:
+    """Remember the plan of a kind."""
+    _plans.put(key, plan)
+
+
 def plan_of(key: Hashable) -> Plan | None:
     """The plan of a kind, None for one that is new."""
     return _plans.get(key)
@@ -249,7 +255,7 @@ def remember(
         prepared = named(call.backend).prepare(task)
     layouts = tuple(
         None if x is None else (layout(x), layout(flattened(x)))
-        for x in (*tokens, call.text_valid, bitmap)
+        for x in (*tokens, call.text_valid, bitmap, *NO_PADDING)
     )
     plan = Plan(
         prepared,
@@ -266,4 +272,4 @@ def remember(
         tail,
         call.mask,
     )
-    _plans.put(key, plan)
+    keep(key, plan)

@@ -12,17 +12,23 @@ from torch import Tensor
 
 from vsa.backends.base import Forward, Prepared, Ready
 from vsa.operators import fine as operators
+from vsa.operators import padded as padded_operators
 from vsa.stages.forms import AS_GIVEN, Forms, Tensors, Tokens, brought_into
 from vsa.stages.select import everything
 from vsa.stages.watchers import ALIGNMENT, address_of, is_watched
-from vsa.values.grid import Grid
-from vsa.values.problem import Gates, Means, Problem, Saved, Upstream
+from vsa.values import padded
+from vsa.values.grid import SLOTS, Grid
+from vsa.values.problem import Gates, Means, PaddedProblem, Problem, Saved, Upstream
 from vsa.values.selection import Selection
 from vsa.values.tile_mask import TileMask
 from vsa.values.transforms import savable
 
-TENSORS, GRADIENTS = 7, 5
+TENSORS, GRADIENTS = 11, 5
 """Tensors that a plan takes, and how many of them, the first ones, have gradients."""
+UNPADDED = 7
+"""Those of a video."""
+NO_PADDING = (None, None, None, None)
+"""In place of what only padded tiles have: sizes, kv_sizes, lists or a map, and counts."""
 Layout = tuple[object, ...]
 """Shape, strides, dtype and device of a tensor."""
 
@@ -45,6 +51,7 @@ class Plan(NamedTuple):
             checkpointing compares it with that of another forward, which may have had no plan.
         tail: whether tiles that are not chosen enter the softmax by their means.
         mask: which tiles a row may choose, a rule; None for all.
+        parts: of padded tiles, tiles of 64 slots in one of the caller's; 0 for a video.
     """
 
     prepared: Prepared | None
@@ -60,6 +67,7 @@ class Plan(NamedTuple):
     hooked: bool
     tail: bool
     mask: TileMask | None
+    parts: int = 0
 
 
 def attend(
@@ -94,16 +102,24 @@ def attend(
     with torch.autocast(device, enabled=False) if casts else nullcontext():
         if plan.forms != AS_GIVEN:
             tokens = brought_into(plan.forms, tokens)
-        tensors = *tokens, text_valid, bitmap
-        if plan.gradients:
-            out, lse, chosen = _Attention.apply(plan, ready, *tensors)
-        else:
-            found = plan.prepared.forward(*tensors, ready=ready, held=held)
-            out, lse, chosen = found.out, found.lse, found.bitmap
+        tensors = *tokens, text_valid, bitmap, *NO_PADDING
+        out, lse, chosen = run(plan, tensors, ready, held)
     if selection is None and chosen is not None:
         grids = plan.grid, plan.kv_grid
         selection = Selection(chosen, plan.kv_grid.num_tiles, *grids, plan.most, plan.mask)
     return out, lse, selection
+
+
+def run(
+    plan: Plan, tensors: Tensors, ready: Ready | None = None, held: Sequence[Tensor] = ()
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Out, and as asked for lse and bitmap, of tensors in their forms, outside of autocast."""
+    if plan.gradients:
+        out, lse, chosen = _Attention.apply(plan, ready, *tensors)
+        return out, lse, chosen
+    assert plan.prepared is not None
+    found = plan.prepared.forward(*tensors, ready=ready, held=held)
+    return found.out, found.lse, found.bitmap
 
 
 class _Attention(torch.autograd.Function):
@@ -146,13 +162,15 @@ class _Attention(torch.autograd.Function):
                 None if grad is None else grad.view(shape)
                 for grad, shape in zip(grads, ctx.shapes, strict=True)
             ]
-        return None, None, *grads, None, None
+        return None, None, *grads, *[None] * (TENSORS - GRADIENTS)
 
 
 def _as_operators_save(plan: Plan, tensors: Tensors, found: Forward) -> Tensors:
     """What ``vsa.operators`` save of the same call, in their order."""
     assert plan.prepared is not None
-    *flat, text_valid, given = (x if x is None or x.ndim != 6 else flattened(x) for x in tensors)
+    *flat, text_valid, given = (
+        x if x is None or x.ndim != 6 else flattened(x) for x in tensors[:UNPADDED]
+    )
     q, k, v, gate_fine, gate_coarse = flat
     lse, chosen, means = plan.prepared.unpacked(found)
     # Detached, since a view of what the node returns would hold the node that holds it.
@@ -165,7 +183,7 @@ def _from_operators(plan: Plan, saved: Tensors) -> tuple[Tensors, Forward]:
     """Flat tensors and what their forward has found, from what ``_as_operators_save`` returned."""
     out, lse, q, k, v, bitmap, text_valid, *means, gate_fine, gate_coarse, coarse = saved
     assert out is not None and bitmap is not None
-    given, chosen = (bitmap, None) if plan.layouts[-1] else (None, bitmap)
+    given, chosen = (bitmap, None) if plan.layouts[UNPADDED - 1] else (None, bitmap)
     numbers = [mean.flatten() for mean in means if mean is not None]
     found = Forward(
         out=out,
@@ -176,7 +194,7 @@ def _from_operators(plan: Plan, saved: Tensors) -> tuple[Tensors, Forward]:
         coarse=coarse,
         means=torch.cat(numbers) if numbers else None,
     )
-    return (q, k, v, gate_fine, gate_coarse, text_valid, given), found
+    return (q, k, v, gate_fine, gate_coarse, text_valid, given, *NO_PADDING), found
 
 
 def _needs_operators() -> bool:
@@ -221,7 +239,7 @@ def _by_operators(
     plan: Plan, upstream: Upstream, found: Forward, tensors: Tensors
 ) -> list[Tensor | None]:
     """The gradients by the operators, which take any strides and can be differentiated no more."""
-    *of_tokens, text_valid, given = tensors
+    of_tokens, (text_valid, given), padding = tensors[:5], tensors[5:7], tensors[7:]
     q, k, v, gate_fine, gate_coarse = (None if x is None else flattened(x) for x in of_tokens)
     assert q is not None and k is not None and v is not None
     ints = plan.grid.as_ints(), plan.kv_grid.as_ints()
@@ -229,10 +247,25 @@ def _by_operators(
     lse, chosen, means = plan.prepared.unpacked(found)
     bitmap = given if chosen is None else chosen
     assert bitmap is not None
-    mask = TileMask() if plan.mask is None else plan.mask
-    problem = Problem(q, k, v, bitmap, text_valid, *ints, plan.scale, plan.backend, *mask)
     flat = Upstream(flattened(upstream.grad_out), upstream.grad_lse)
     saved = Saved(flattened(found.fine), lse)
+    gates = Gates(gate_fine, gate_coarse, found.coarse)
+    if plan.parts:
+        sizes = [
+            x.new_full((grid.num_tiles,), SLOTS, dtype=torch.int32)
+            if of is None
+            else padded.sizes_of_parts(of, plan.parts)
+            for x, of, grid in zip((q, k), padding[:2], (plan.grid, plan.kv_grid), strict=True)
+        ]
+        problem = PaddedProblem(q, k, v, bitmap, *sizes, plan.scale, plan.backend)
+        if gate_coarse is None:
+            of_padded = padded_operators.padded_attention_backward
+            return [*of_padded(*flat, *saved, *problem, plan.kv_grid.num_tiles), None, None]
+        of_padded = padded_operators.padded_gated_attention_backward
+        dq, dk, dv, _, of_gate = of_padded(*flat, *saved, *problem, *means, *gates)
+        return [dq, dk, dv, None, of_gate]
+    mask = TileMask() if plan.mask is None else plan.mask
+    problem = Problem(q, k, v, bitmap, text_valid, *ints, plan.scale, plan.backend, *mask)
     tail: tuple[Tensor | None, ...] = means[1:] if plan.tail else ()
     if plan.tail and gate_coarse is None:
         means = Means(None, None, None)  # which are those of a coarse branch
@@ -243,7 +276,6 @@ def _by_operators(
             of_fine = operators.tail_attention_backward
         grads = of_fine(*flat, *saved, *problem, *tail, most)
     else:
-        gates = Gates(gate_fine, gate_coarse, found.coarse)
         of_gated = operators.gated_attention_backward
         if plan.tail:
             of_gated = operators.gated_tail_attention_backward

@@ -13,6 +13,32 @@ from vsa.values.ring import Ring
 from vsa.values.tile_mask import TileMask, mask_of
 
 
+class PaddedTiles(NamedTuple):
+    """Of a call over padded tiles: real tokens of each, and what rows keep where that is given.
+
+    Attributes:
+        sizes: (n_q,) int32, contiguous, real tokens of the caller's query tiles; None where all
+            slots of the queries are.
+        kv_sizes: (n_k,) int32, the same of the keys.
+        lists: (B, heads, n_q, width) int32, contiguous: key tiles that rows keep; or None.
+        counts: (B, heads, n_q) int32, contiguous, how many of a list are read; None without lists.
+        block_map: (B, heads, n_q, n_k) bool, contiguous: key tiles that rows keep; or None.
+        parts: tiles of 64 slots in one of the caller's.
+    """
+
+    sizes: Tensor | None
+    kv_sizes: Tensor
+    lists: Tensor | None
+    counts: Tensor | None
+    block_map: Tensor | None
+    parts: int
+
+    @property
+    def given(self) -> Tensor | None:
+        """What rows keep, None where that is chosen."""
+        return self.block_map if self.lists is None else self.lists
+
+
 class Task(NamedTuple):
     """A whole call of attention, as far as no number in a tensor matters: what can be prepared.
 
@@ -39,6 +65,7 @@ class Task(NamedTuple):
         precision: "native", "int8" or "fp8".
         rule: which tiles a row may choose, see ``vsa.values.tile_mask.TileMask``; empty without.
         shares: like ``counts``, budgets that are a share of what a row may choose, 0 for others.
+        padded: of a call over padded tiles, else None; there is no text, mask or tail then.
         ring: of the cache that k and v, the current chunk's, are written to and that is attended;
             None without a cache. The choice is in the order of time.
     """
@@ -65,6 +92,12 @@ class Task(NamedTuple):
     rule: Sequence[int] = ()
     shares: Sequence[float] = ()
     ring: Ring | None = None
+    padded: PaddedTiles | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the choice is made, and not given in one way or another."""
+        return self.bitmap is None and (self.padded is None or self.padded.given is None)
 
     @property
     def mask(self) -> TileMask | None:

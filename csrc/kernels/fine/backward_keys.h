@@ -132,18 +132,15 @@ struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kThere> {
     fence_async_proxy();
   }
 
-  // The longest columns first within each key head. The query heads that share it come one after
-  // the other.
+  // The longest columns first. The query heads that share a key head come one after the other.
   VSA_DEVICE static void schedule(const Params& p, SharedMemory& s) {
     TileScheduler<kConsumers, Config::kScheduleWords, Config::kChunkLoads, Rings::kFirst,
                   Rings::kSecond, PaddableSequence, Sums::kThere>
         scheduler(s.schedule, p.keys, p.queries, p.grad_out, p.q);
-    const WorkList list(p.keys, kConsumers, p.batch, p.kv_heads, p.key_axes);
+    const WorkList list(p.keys, kConsumers, p.batch, p.kv_heads, p.key_axes, p.key_order);
     const int tiles = p.keys.grid.num_tiles(), words = bitmap::words(p.queries.grid.num_tiles());
     const int sharing = p.heads / p.kv_heads;
-    list.take_each(p.key_tile_counter, kConsumers, [&](WorkTile work) {
-      const int* order = p.order + (work.batch * p.kv_heads + work.head) * list.groups;
-      work.first_place = load_global(order + work.first_place / kConsumers) * kConsumers;
+    list.take_each(p.key_tile_counter, kConsumers, [&](const WorkTile& work) {
       const int head = work.head * sharing;
       scheduler.add(work, bitmap_of(p.transposed_bitmap, work.batch, p.heads, head, tiles, words),
                     head, sharing);

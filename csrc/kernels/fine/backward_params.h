@@ -17,7 +17,7 @@ struct FineBackwardParams {
   const RowStats* row_stats;  // [batch, heads, tiles of the queries, the text's last]
   const int* query_axes;      // [batch, heads] along which query tiles are neighbours
   const int* key_axes;        // [batch, kv_heads] along which key tiles are neighbours
-  const int* order;           // [batch, kv_heads, groups of key tiles] the longest first
+  GroupOrder key_order, query_order;
   int* key_tile_counter;      // work tiles of the pass over keys that blocks have taken: 0 at first
   int* query_tile_counter;    // the same of the pass over queries
   float* grad_q_sums;         // [batch, heads, n_q, 16, 128, 4] dQ / scale, in one pass

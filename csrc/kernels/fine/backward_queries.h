@@ -97,7 +97,7 @@ struct FineBackwardQueries {
     TileScheduler<kConsumers, Config::kScheduleWords, Config::kChunkLoads, Rings::kFirst,
                   Rings::kSecond, PaddableSequence>
         scheduler(s.schedule, p.queries, p.keys, p.v, p.k);
-    scheduler.add_query_tiles(p, p.query_tile_counter);
+    scheduler.add_query_tiles(p, p.query_tile_counter, p.query_order);
     scheduler.finish();
   }
 

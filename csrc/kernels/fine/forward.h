@@ -90,7 +90,7 @@ struct FineForward {
     TileScheduler<kConsumers, Config::kScheduleWords, Config::kChunkLoads, Rings::kFirst,
                   Rings::kSecond, PaddableSequence>
         scheduler(s.schedule, p.queries, p.keys, p.k, p.v);
-    scheduler.add_query_tiles(p, p.tile_counter);
+    scheduler.add_query_tiles(p, p.tile_counter, p.order);
     scheduler.finish();
   }
 

@@ -14,6 +14,7 @@ struct FineForwardParams {
   int batch, heads, kv_heads;
   float scale;        // of the scores, times log2(e)
   int* tile_counter;  // work tiles that blocks have taken: 0 at the start
+  GroupOrder order;   // of the query tiles
 };
 
 }  // namespace vsa

@@ -45,8 +45,8 @@ class TileScheduler {
 
   // All work tiles that this block takes of a pass over query tiles.
   template <class Params>
-  VSA_DEVICE void add_query_tiles(const Params& p, int* tile_counter) {
-    const WorkList list(p.queries, Rows, p.batch, p.heads, p.query_axes);
+  VSA_DEVICE void add_query_tiles(const Params& p, int* tile_counter, GroupOrder order = {}) {
+    const WorkList list(p.queries, Rows, p.batch, p.heads, p.query_axes, order);
     const int tiles = p.queries.grid.num_tiles(), sharing = p.heads / p.kv_heads;
     list.take_each(tile_counter, Rows, [&](const WorkTile& work) {
       add(work, bitmap_of(p.bitmap, work.batch, p.heads, work.head, tiles, words()),

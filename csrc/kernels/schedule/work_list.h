@@ -28,30 +28,42 @@ VSA_DEVICE int tile_at(const TiledSequence& sequence, int place, int axis) {
   return serpentine_tile(place - sequence.text_tiles, axis, grid.tiles.t, grid.layer.by);
 }
 
-// All work tiles of a sequence. Text comes first, of all heads: it takes several times as long, and
-// would leave blocks idle at the end. After it heads are outermost, so that all blocks read the
-// tiles of one head at a time.
+// Groups of neighbouring tiles by what they take, the longest first.
+struct GroupOrder {
+  const int* groups = nullptr;     // [batch, heads, groups]; null: as they come, text first
+  const int* long_ones = nullptr;  // [1] the first so many of each head take far longer than most
+};
+
+// All work tiles of a sequence. What takes several times as long comes first, of all heads, text
+// with it: it would leave blocks idle at the end. After it heads are outermost, so that all blocks
+// read the tiles of one head at a time.
 struct WorkList {
-  int groups, text_groups, heads, size;
+  int groups, first_groups, heads, size;
   const int* axes;  // [batch, heads]
+  const int* order;
 
   VSA_DEVICE WorkList(const TiledSequence& sequence,
                       int consumers,
                       int batch,
                       int heads,
-                      const int* axes)
+                      const int* axes,
+                      GroupOrder order = {})
       : groups(ceil_div(sequence.num_tiles(), consumers)),
-        text_groups(ceil_div(sequence.text_tiles, consumers)),
+        first_groups(order.long_ones != nullptr ? load_global(order.long_ones)
+                                                : ceil_div(sequence.text_tiles, consumers)),
         heads(heads),
         size(batch * heads * groups),
-        axes(axes) {}
+        axes(axes),
+        order(order.groups) {}
 
   VSA_DEVICE WorkTile work_tile(int index, int consumers) const {
-    const int text_size = size / groups * text_groups;
-    const bool text = index < text_size;
-    const int of_head = text ? text_groups : groups - text_groups;
-    const int place = text ? index : index - text_size;
-    const int head = place / of_head, group = place % of_head + (text ? 0 : text_groups);
+    const int first_size = size / groups * first_groups;
+    const bool first = index < first_size;
+    const int of_head = first ? first_groups : groups - first_groups;
+    const int place = first ? index : index - first_size;
+    const int head = place / of_head;
+    int group = place % of_head + (first ? 0 : first_groups);
+    if (order != nullptr) group = load_global(order + head * groups + group);
     return {head / heads, head % heads, group * consumers, load_global(axes + head)};
   }
 

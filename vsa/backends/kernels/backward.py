@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 
 from vsa.backends.kernels.calls import (
+    AS_THEY_COME,
     Gradients,
     Located3,
     LocatedGates,
+    Order,
     Shared,
     backward_call,
-    order_call,
+    groups_of,
+    sort_call,
     transpose_call,
 )
 from vsa.backends.kernels.coarse_backward import (
@@ -90,10 +93,13 @@ def backward(
     grad_lse = None if upstream.grad_lse is None else upstream.grad_lse.float().contiguous()
     bitmap = problem.bitmap.contiguous()
     transposed, counts = transpose(machine, bitmap, kv_grid.num_tiles)
-    tile_counters = torch.empty(2, dtype=torch.int32, device=q.device)
-    query_axes = neighbour_axes(machine, bitmap, grid.tiles, q.shape[2], tile_counters)
+    counters = torch.empty(3, dtype=torch.int32, device=q.device)
+    tile_counters, long_keys = counters[:2], counters[2:]
+    query_axes = neighbour_axes(machine, bitmap, grid.tiles, q.shape[2], counters)
     key_axes = neighbour_axes(machine, transposed, kv_grid.tiles, k.shape[2])
-    order = longest_first(machine, counts, key_axes, text_tiles(kv_grid), kv_grid.tiles[0])
+    key_order = longest_first(
+        machine, counts, key_axes, text_tiles(kv_grid), kv_grid.tiles[0], long_keys
+    )
     padded = problem.tile_sizes[0] is not None
     sums = None
     if may_take_one(q.shape[3], grids, padded) and not must_repeat():
@@ -151,7 +157,8 @@ def backward(
             grad_means=of_means,
             transposed=transposed,
             key_axes=key_axes,
-            order=order,
+            key_order=key_order,
+            query_order=AS_THEY_COME,
             lse=lse,
             grad_lse=grad_lse,
             tile_counters=tile_counters,
@@ -220,9 +227,14 @@ def transpose(machine: Machine, bitmap: Tensor, columns: int) -> tuple[Tensor, T
 
 
 def longest_first(
-    machine: Machine, counts: Tensor, axes: Tensor, text_tiles: int, layers: int
-) -> Tensor:
-    """In which order the groups of neighbouring key tiles are worked on, within each key head.
+    machine: Machine,
+    counts: Tensor,
+    axes: Tensor,
+    text_tiles: int,
+    layers: int,
+    long_ones: Tensor,
+) -> Order:
+    """In which order the groups of neighbouring key tiles are worked on.
 
     Args:
         machine: what runs the kernel.
@@ -230,6 +242,7 @@ def longest_first(
         axes: (B, kv_heads) int32, along which key tiles are neighbours; contiguous.
         text_tiles: tiles of the keys' text, which come first in the numbering of groups.
         layers: tiles of the keys' video along t.
+        long_ones: (1,) int32, zero, where their number is written.
 
     Returns:
         (B, kv_heads, groups) int32, by their longest column, equal ones as they come; first those
@@ -239,7 +252,8 @@ def longest_first(
 
     batch, _, columns = counts.shape
     kv_heads = axes.shape[1]
-    groups = -(-(text_tiles + columns) // _C.KEY_TILES_PER_GROUP)
-    order = counts.new_empty(batch, kv_heads, groups)
-    machine.run(order_call(counts, axes, order, text_tiles, layers), counts.device)
+    together = _C.KEY_TILES_PER_GROUP
+    groups = groups_of(text_tiles + columns, together)
+    order = Order(counts.new_empty(batch, kv_heads, groups), long_ones)
+    machine.run(sort_call(counts, axes, order, text_tiles, layers, together), counts.device)
     return order

@@ -66,6 +66,21 @@ class Shared(NamedTuple):
     sizes: tuple[Located | None, Located | None] = (None, None)
 
 
+class Order(NamedTuple):
+    """In which order groups of neighbouring tiles are worked on, see ``sort_call``.
+
+    Attributes:
+        groups: (B, heads, groups) int32, or None: as they come, text first.
+        long_ones: (1,) int32, how many of them come before those of all heads.
+    """
+
+    groups: Located | None = None
+    long_ones: Located | None = None
+
+
+AS_THEY_COME = Order()
+
+
 def check_length(name: str, x: Located, grid: Grid) -> None:
     """Kernels go by the grid, so a shorter tensor would be read past its end.
 
@@ -130,6 +145,7 @@ def forward_call(
     fine: Located | None,
     lse: Located,
     tile_counter: Located,
+    order: Order = AS_THEY_COME,
 ) -> _C.FineForward:
     """The forward kernel; with gates ``out`` is combined, and ``fine`` is the part before it."""
     from vsa import _C
@@ -145,6 +161,8 @@ def forward_call(
         gates=_gates(gates),
         lse=lse.data_ptr(),
         tile_counter=tile_counter.data_ptr(),
+        order=address(order.groups),
+        long_ones=address(order.long_ones),
     )
 
 
@@ -161,7 +179,8 @@ class Gradients(NamedTuple):
         grad_means: gradients of the means of q, k and v, or three times None.
         transposed: (B, heads, n_k, words) int32 of ``transpose_call``.
         key_axes: (B, kv_heads) int32 of ``axis_call``.
-        order: (B, kv_heads, groups) int32 of ``order_call``.
+        key_order: of the key tiles.
+        query_order: of the query tiles.
         lse: (B, heads, S_q) fp32.
         grad_lse: the same, or None.
         tile_counters: (2,) int32 of scratch.
@@ -181,7 +200,8 @@ class Gradients(NamedTuple):
     grad_means: Sequence[Located | None]
     transposed: Located
     key_axes: Located
-    order: Located
+    key_order: Order
+    query_order: Order
     lse: Located
     grad_lse: Located | None
     tile_counters: Located
@@ -222,7 +242,10 @@ def backward_call(
         grad_v_means=address(of.grad_means[2]),
         transposed_bitmap=of.transposed.data_ptr(),
         key_axes=of.key_axes.data_ptr(),
-        order=of.order.data_ptr(),
+        key_order=address(of.key_order.groups),
+        long_keys=address(of.key_order.long_ones),
+        query_order=address(of.query_order.groups),
+        long_queries=address(of.query_order.long_ones),
         lse=of.lse.data_ptr(),
         grad_lse=address(of.grad_lse),
         tile_counters=of.tile_counters.data_ptr(),
@@ -271,23 +294,39 @@ def transpose_call(
     )
 
 
-def order_call(
-    counts: Located, axes: Located, order: Located, text_tiles: int, layers: int
-) -> _C.ColumnOrder:
-    """Groups of neighbouring key tiles, longest first."""
+def groups_of(tiles: int, together: int) -> int:
+    """How many groups of neighbouring tiles there are."""
+    return -(-tiles // together)
+
+
+def sort_call(
+    lengths: Located, axes: Located, order: Order, text_tiles: int, layers: int, together: int
+) -> _C.GroupSort:
+    """Groups of neighbouring tiles by the longest row among them.
+
+    Args:
+        lengths: (B, heads, tiles) int32, bits of each row.
+        axes: (B, n) int32 of ``axis_call``, n groups of heads.
+        order: (B, n, groups), written, and a number that has been cleared.
+        text_tiles: tiles of the text, which come first in the numbering of groups.
+        layers: tiles of the video along t.
+        together: tiles of a group.
+    """
     from vsa import _C
 
-    batch, heads, columns = counts.shape
-    return _C.ColumnOrder(
-        counts=counts.data_ptr(),
+    batch, heads, tiles = lengths.shape
+    return _C.GroupSort(
+        counts=lengths.data_ptr(),
         axes=axes.data_ptr(),
-        order=order.data_ptr(),
+        order=address(order.groups),
+        long_ones=address(order.long_ones),
         batch=batch,
         heads=heads,
-        kv_heads=axes.shape[1],
-        columns=columns,
+        head_groups=axes.shape[1],
+        tiles=tiles,
         text_tiles=text_tiles,
         layers=layers,
+        together=together,
     )
 
 

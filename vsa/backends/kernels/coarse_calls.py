@@ -6,6 +6,7 @@ Query heads that share a key head are rows of one matrix, of B * kv_heads matric
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -121,6 +122,7 @@ class Choice(NamedTuple):
         mask: which tiles rows may choose, None for all.
         shares: like ``counts``, budgets that are a share of these, 0 for others.
         order: of the columns, where they are slots of a ring; without a mask.
+        kv_sizes: (n_k,) int32 of padded tiles, whose empty ones nobody chooses; or None.
     """
 
     q: Located
@@ -134,6 +136,21 @@ class Choice(NamedTuple):
     mask: LocatedMask | None = None
     shares: Sequence[float] = ()
     order: TimeOrder | None = None
+    kv_sizes: Located | None = None
+
+
+def hide_empty_calls(scores: Located, kv_sizes: Located | None) -> Iterator[_C.HideEmpty]:
+    """What keeps padded key tiles without a token out of rows of scores (..., n_k); or nothing."""
+    from vsa import _C
+
+    if kv_sizes is not None:
+        *rows, columns = scores.shape
+        yield _C.HideEmpty(
+            scores=scores.data_ptr(),
+            kv_sizes=kv_sizes.data_ptr(),
+            rows=math.prod(rows),
+            columns=columns,
+        )
 
 
 def choice_calls(
@@ -159,6 +176,7 @@ def choice_calls(
         mask, query = of.mask, part.start
         of_scores = products_call(product(of.q[some, part], of.k[some], here, of.scale))
         yield masked_calls.products_call(of_scores, mask, query, _C.ROWS_AND_COLUMNS)
+        yield from hide_empty_calls(here, of.kv_sizes)
         choice = select_call(
             flat,
             of.forced,
@@ -218,6 +236,7 @@ def gradient_calls(
     scratch: Sequence[Located],
     most_bytes: int,
     mask: LocatedMask | None = None,
+    kv_sizes: Located | None = None,
 ) -> Iterator[Any]:
     """Gradients of the coarse attention, see ``coarse_backward``.
 
@@ -230,6 +249,7 @@ def gradient_calls(
         scratch: twice ``score_numbers`` fp32.
         most_bytes: of either scratch.
         mask: which tiles rows may choose, None for all.
+        kv_sizes: (n_k,) int32 of padded tiles, whose empty ones take no part; or None.
     """
     from vsa import _C
 
@@ -244,6 +264,7 @@ def gradient_calls(
         first, query = some.start * rows + part.start, part.start
         again = products_call(product(queries, k[some], weights, scale))
         yield masked_calls.products_call(again, mask, query, _C.ROWS_AND_COLUMNS)
+        yield from hide_empty_calls(weights, kv_sizes)
         yield masked_calls.softmax_call(softmax_call(weights), mask, first)
         gradient = score_gradient_call(upstream, coarse[some, part], v[some], weights, of_scores)
         yield masked_calls.score_gradient_call(gradient, mask, query)

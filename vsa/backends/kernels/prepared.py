@@ -34,6 +34,7 @@ from vsa.backends.kernels.placeholder import (
 from vsa.backends.kernels.prepared_backward import PreparedBackward
 from vsa.backends.kernels.prepared_cached import CachedCoarse, Held
 from vsa.backends.kernels.prepared_coarse import CoarseForward, mean_shapes
+from vsa.backends.kernels.prepared_padded import PaddedCalls, kept_of
 from vsa.backends.kernels.sub_blocks import is_scale
 from vsa.backends.kernels.tail_calls import round_call, tail_tensors
 from vsa.backends.kernels.tensors import contiguous_copy, is_addressable
@@ -54,6 +55,10 @@ class Slot(IntEnum):
     GATE_COARSE = auto()
     TEXT_VALID = auto()
     GIVEN_BITMAP = auto()
+    SIZES = auto()
+    KV_SIZES = auto()
+    LISTED = auto()
+    COUNTS = auto()
     WORK = auto()
     OUT = auto()
     FINE = auto()
@@ -100,7 +105,7 @@ class PreparedAttention:
         self.keeps_fine = task.gradients and (has_coarse or task.gate_fine is not None)
         batch, length, heads, head_dim = task.q.shape
         work, means, kept = Workspace(Slot.WORK), Workspace(Slot.MEANS), Workspace(Slot.KEPT)
-        axes, counter = (kept.part(shape, torch.int32) for shape in ((batch, heads), (1,)))
+        axes, counters = (kept.part(shape, torch.int32) for shape in ((batch, heads), (2,)))
         self.lse = _result(kept, Slot.LSE, task.gives_lse, (batch, heads, length), torch.float32)
         self.gives_lse = task.gives_lse
         self.gives_bitmap = task.bitmap is None and task.gives_bitmap
@@ -113,10 +118,13 @@ class PreparedAttention:
         if has_coarse:
             shape = mean_shapes(task)[0]
             self.coarse = _result(work, Slot.COARSE, self.keeps_coarse, shape, torch.float32)
+        self.padded = kept_of(task, kept)
+        padded = PaddedCalls(task, self.padded, lambda name: Slot[name])
         held: Held | None = None
         of_tiles: CoarseForward | CachedCoarse
         if task.ring is None:
-            of_tiles = CoarseForward(task, self.coarse, means if self.keeps_means else work, work)
+            of_means = means if self.keeps_means else work
+            of_tiles = CoarseForward(task, self.coarse, of_means, work, padded.sizes)
         else:
             held = Held(task, (Slot.HELD_TOKENS, Slot.HELD_MEANS, Slot.HELD_NUMBERS))
             of_tiles = CachedCoarse(task, self.coarse, work, held)
@@ -142,6 +150,7 @@ class PreparedAttention:
             None if task.gate_coarse is None else placeholder(Slot.GATE_COARSE, task.gate_coarse),
             self.coarse,
         )
+        ordered = padded.order(axes, _C.query_tiles_per_group(head_dim), work, counters[1:])
         out, fine = (_contiguous(slot, task.q.shape, q.dtype) for slot in (Slot.OUT, Slot.FINE))
 
         def fine_call(gates: LocatedGates, fine: Placeholder | None, text: Text) -> Any:
@@ -149,25 +158,34 @@ class PreparedAttention:
                 Located3(q, q),
                 Located3(k, k),
                 text.clean[0],
-                Shared(grids, task.scale, attended, axes, text.query_rows, text.key_rows),
+                Shared(
+                    grids,
+                    task.scale,
+                    attended,
+                    axes,
+                    text.query_rows,
+                    text.key_rows,
+                    padded.sizes,
+                ),
                 gates,
                 out,
                 fine,
                 self.lse,
-                counter,
+                counters[:1],
+                ordered.order,
             )
 
         def native_calls() -> tuple[list[Any], list[Any]]:
             """What reads the choice alone, and what comes after it."""
             # Scores of invalid keys are masked, whatever they are.
             text = text_of(valid, batch, head_dim, grids, [(v, task.kv_grid)], work.part)
-            axis = axis_call(attended, axes, task.grid.tiles, counter)
+            early = [axis_call(attended, axes, task.grid.tiles, counters), *ordered.calls]
             last = fine_call(gates, fine if self.keeps_fine else None, text)
             if not task.tail:
-                return [axis], [*text.calls, last]
+                return early, [*text.calls, last]
             # Gates come after the tail.
             kept_means = tail_tensors(batch, k.shape[2], task.kv_grid, head_dim, q.dtype, work.part)
-            return [axis], [
+            return early, [
                 *text.calls,
                 round_call(self.means[-2], self.means[-1], kept_means, task.kv_grid),
                 fine_call(LocatedGates(), None, text),
@@ -183,7 +201,8 @@ class PreparedAttention:
             )
             blocks = machine.at_a_time(self.device)
             early, late = [], list(low_precision.forward_calls(asked, blocks, work.part))
-        calls = [*of_tiles.calls(tokens, attended), *turned, *early, *late]
+        chosen = [*of_tiles.calls(tokens, attended), *padded.choice(self.bitmap)]
+        calls = [*chosen, *turned, *early, *late]
         self.work_bytes, self.kept_bytes = work.nbytes, kept.nbytes
         self.mean_numbers = means.nbytes // 4
         steps = [call.step() for call in calls]
@@ -196,7 +215,9 @@ class PreparedAttention:
             one, other = (_C.Program([call.step() for call in part]) for part in parts)
             self.parts = one, other
         self.gradients = (
-            PreparedBackward(machine, task, self.lse, self.bitmap) if task.gradients else None
+            PreparedBackward(machine, task, self.lse, self.bitmap, self.padded)
+            if task.gradients
+            else None
         )
 
     def _with_copies(self, task: Task) -> Task:

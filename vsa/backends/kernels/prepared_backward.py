@@ -15,16 +15,19 @@ from vsa.backends.kernels.calls import (
     Gradients,
     Located3,
     LocatedGates,
+    Order,
     Shared,
     axis_call,
     backward_call,
-    order_call,
+    groups_of,
+    sort_call,
     transpose_call,
 )
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.passes import may_take_one, must_repeat, sums_shape
 from vsa.backends.kernels.placeholder import Placeholder, Workspace, contiguous_strides
 from vsa.backends.kernels.prepared_coarse import CoarseBackward, mean_shapes
+from vsa.backends.kernels.prepared_padded import Kept, PaddedCalls
 from vsa.backends.kernels.tail_calls import round_call, sums_call, tail_tensors
 from vsa.backends.kernels.tensors import text_tiles
 from vsa.backends.kernels.text import text_of
@@ -44,6 +47,10 @@ class Slot(IntEnum):
     GATE_COARSE = auto()
     TEXT_VALID = auto()
     GIVEN_BITMAP = auto()
+    SIZES = auto()
+    KV_SIZES = auto()
+    LISTED = auto()
+    COUNTS = auto()
     FINE = auto()
     KEPT = auto()
     LSE = auto()
@@ -64,7 +71,9 @@ class Slot(IntEnum):
 class PreparedBackward:
     """See ``vsa.backends.base.Prepared.backward``."""
 
-    def __init__(self, machine: Machine, task: Task, lse: Placeholder, bitmap: Placeholder) -> None:
+    def __init__(
+        self, machine: Machine, task: Task, lse: Placeholder, bitmap: Placeholder, padded: Kept
+    ) -> None:
         """Where the forward leaves ``lse`` and ``bitmap``: in what it keeps, or apart, or given."""
         from vsa import _C
 
@@ -85,20 +94,27 @@ class PreparedBackward:
         query_axes = work.part((batch, heads), torch.int32)
         key_axes = work.part((batch, kv_heads), torch.int32)
         key_text = text_tiles(task.kv_grid)
-        groups = -(-(key_text + key_tiles) // _C.KEY_TILES_PER_GROUP)
-        order = work.part((batch, kv_heads, groups), torch.int32)
+        together = _C.KEY_TILES_PER_GROUP
+        groups = groups_of(key_text + key_tiles, together)
         query_tiles = tiles + text_tiles(task.grid)
         row_stats = work.part((batch, heads, query_tiles, 2, SLOTS), torch.float32)
-        counters = work.part((2,), torch.int32)
+        counters = work.part((4,), torch.int32)
         # A run that has no address for it, where bits have to repeat, takes two passes.
         self.sums: Placeholder | None = None
-        if may_take_one(head_dim, (task.grid, task.kv_grid), padded=False):
+        if may_take_one(head_dim, (task.grid, task.kv_grid), padded=task.padded is not None):
             self.sums = whole(Slot.SUMS, sums_shape(batch, heads, task.grid), torch.float32)
-        coarse = (
-            None
-            if task.gate_coarse is None
-            else CoarseBackward(task, Workspace(Slot.COARSE), Workspace(Slot.MEANS), work)
+        key_order = Order(work.part((batch, kv_heads, groups), torch.int32), counters[2:3])
+        here = Kept(*(None if x is None else replace(x, slot=Slot.KEPT) for x in padded))
+        of_padded = PaddedCalls(task, here, lambda name: Slot[name])
+        queries = of_padded.order(
+            query_axes, _C.backward_query_tiles_per_group(head_dim), work, counters[3:]
         )
+        # The kernels write gradients of gates token by token.
+        self.clears_gates = task.padded is not None
+        coarse = None
+        if task.gate_coarse is not None:
+            left = Workspace(Slot.COARSE), Workspace(Slot.MEANS)
+            coarse = CoarseBackward(task, *left, work, of_padded.sizes)
 
         q, k, v = given(Slot.Q, task.q), given(Slot.K, task.k), given(Slot.V, task.v)
         # The same parts in the slots of a backward.
@@ -132,7 +148,15 @@ class PreparedBackward:
             clean[0],
             clean[1],
             clean[2],
-            Shared(grids, task.scale, bitmap, query_axes, text.query_rows, text.key_rows),
+            Shared(
+                grids,
+                task.scale,
+                bitmap,
+                query_axes,
+                text.query_rows,
+                text.key_rows,
+                of_padded.sizes,
+            ),
             LocatedGates(
                 None if task.gate_fine is None else given(Slot.GATE_FINE, task.gate_fine),
                 None if task.gate_coarse is None else given(Slot.GATE_COARSE, task.gate_coarse),
@@ -155,10 +179,11 @@ class PreparedBackward:
                 grad_means=grad_means,
                 transposed=transposed,
                 key_axes=key_axes,
-                order=order,
+                key_order=key_order,
+                query_order=queries.order,
                 lse=lse,
                 grad_lse=whole(Slot.GRAD_LSE, lse_shape, torch.float32),
-                tile_counters=counters,
+                tile_counters=counters[:2],
                 row_stats=row_stats,
                 grad_q_sums=self.sums,
             ),
@@ -168,7 +193,10 @@ class PreparedBackward:
             transpose_call(bitmap, key_tiles, transposed, counts).step(),
             axis_call(bitmap, query_axes, task.grid.tiles, counters).step(),
             axis_call(transposed, key_axes, task.kv_grid.tiles).step(),
-            order_call(counts, key_axes, order, key_text, task.kv_grid.tiles[0]).step(),
+            sort_call(
+                counts, key_axes, key_order, key_text, task.kv_grid.tiles[0], together
+            ).step(),
+            *(each.step() for each in queries.calls),
             call.step_rows(),
         ]
         if coarse is not None:
@@ -198,6 +226,10 @@ class PreparedBackward:
             None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
             for x in tensors[:5]
         ]
+        if self.clears_gates:
+            for grad in grads[3:]:
+                if grad is not None:
+                    grad.zero_()
         work = found.kept.new_empty(self.work_bytes)
         sums = None
         if self.sums is not None and not must_repeat():

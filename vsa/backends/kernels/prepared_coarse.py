@@ -26,6 +26,9 @@ from vsa.values.bitmap import num_words
 from vsa.values.task import Task
 
 Shape = tuple[int, int, int, int]
+Sizes = tuple[Located | None, Located | None]
+"""Real tokens of padded tiles of the queries and of the keys, (tiles,) int32."""
+NO_SIZES: Sizes = (None, None)
 
 
 def mean_shapes(task: Task) -> tuple[Shape, Shape, Shape]:
@@ -57,14 +60,19 @@ class CoarseForward:
     """
 
     def __init__(
-        self, task: Task, out: Placeholder | None, of_means: Workspace, work: Workspace
+        self,
+        task: Task,
+        out: Placeholder | None,
+        of_means: Workspace,
+        work: Workspace,
+        sizes: Sizes = NO_SIZES,
     ) -> None:
-        self._task, self.out = task, out
-        self._by_runs = task.bitmap is None and task.runs > 1
-        count = 0 if task.bitmap is not None or self._by_runs else 2
+        self._task, self.out, self._sizes = task, out, sizes
+        self._by_runs = task.chooses and task.runs > 1
+        count = 2 if task.chooses and not self._by_runs else 0
         shapes = mean_shapes(task)[: 3 if out is not None or task.tail else count]
         self.means = [of_means.part(shape, torch.float32) for shape in shapes]
-        self._of_tail_alone = task.bitmap is not None and out is None
+        self._of_tail_alone = not task.chooses and out is None
         matrices, rows = _matrices(task)
         if (self.means and not self._of_tail_alone) or self._by_runs:
             columns = task.kv_grid.num_tiles
@@ -88,13 +96,14 @@ class CoarseForward:
         matrices, rows = _matrices(task)
         grids = (task.grid, task.kv_grid, task.kv_grid)[:count]
         first = 1 if self._of_tail_alone else 0
-        of_tiles = means_call(tokens[first:count], grids[first:], self.means[first:])
+        sizes = (*self._sizes, self._sizes[1])[first:count]
+        of_tiles = means_call(tokens[first:count], grids[first:], self.means[first:], sizes)
         yield masked_calls.means_call(of_tiles, task.rule, 1 - first)
         if self._of_tail_alone:
             return
         of_q, of_k, *of_v = (as_matrices(mean, matrices) for mean in self.means)
         out: Located | None = None if self.out is None else as_matrices(self.out, matrices)
-        if task.bitmap is None:
+        if task.chooses:
             words = beginning(bitmap, matrices * rows, num_words(task.kv_grid.num_tiles))
             yield from choice_calls(
                 Choice(
@@ -108,6 +117,7 @@ class CoarseForward:
                     query_tiles=task.grid.num_tiles,
                     mask=_mask(task),
                     shares=task.shares,
+                    kv_sizes=self._sizes[1],
                 ),
                 self._scores,
                 words,
@@ -129,7 +139,7 @@ class CoarseForward:
         and means of runs and of tiles are one pass.
         """
         calls = list(self.calls(tokens, bitmap))
-        if self._task.bitmap is not None or self._task.tail:
+        if not self._task.chooses or self._task.tail or self._task.padded is not None:
             return None
         if self.out is None:
             return calls, []
@@ -178,8 +188,16 @@ class CoarseBackward:
         grad_means: gradients of the means of q, k and v.
     """
 
-    def __init__(self, task: Task, of_out: Workspace, of_means: Workspace, work: Workspace) -> None:
+    def __init__(
+        self,
+        task: Task,
+        of_out: Workspace,
+        of_means: Workspace,
+        work: Workspace,
+        sizes: Sizes = NO_SIZES,
+    ) -> None:
         """Where the forward left its coarse output and its means, and memory to work in."""
+        self._sizes = sizes
         shapes = mean_shapes(task)
         self.out = of_out.part(shapes[0], torch.float32)
         self._means = [of_means.part(shape, torch.float32) for shape in shapes]
@@ -206,4 +224,5 @@ class CoarseBackward:
             self._scratch,
             PROBABILITY_BYTES,
             self._mask,
+            self._sizes[1],
         )
