@@ -42,10 +42,12 @@ ROWS_AND_DEPTH: Final[int]
 RUN_SLOTS: Final[tuple[int, ...]]
 TYPES: Final[dict[str, tuple[str, str]]]
 
+def backward_query_tiles_per_group(head_dim: int) -> int: ...
 def build_info() -> dict[str, Any]: ...
 def device_count() -> tuple[int, str]: ...
 def low_precision_work_tiles(head_dim: int, tiles: int) -> int: ...
 def quantised_tile_bytes(head_dim: int) -> int: ...
+def query_tiles_per_group(head_dim: int) -> int: ...
 
 @final
 class AxisChoice:
@@ -158,28 +160,6 @@ class CleanText:
     def step(self) -> Step: ...
 
 @final
-class ColumnOrder:
-    """The order of groups of neighbouring key tiles: longest column first."""
-
-    FIELDS: ClassVar[dict[str, str]]
-    def __init__(
-        self,
-        *,
-        counts: Address,
-        axes: Address,
-        order: Address,
-        batch: int,
-        heads: int,
-        kv_heads: int,
-        columns: int,
-        text_tiles: int,
-        layers: int,
-    ) -> None: ...
-    def emulate(self, blocks: int, seed: int) -> None: ...
-    def launch(self, device: int, stream: int) -> None: ...
-    def step(self) -> Step: ...
-
-@final
 class FineBackward:
     """One call of the backward kernels; its rows come first."""
 
@@ -207,7 +187,10 @@ class FineBackward:
         grad_v_means: Address,
         transposed_bitmap: Address,
         key_axes: Address,
-        order: Address,
+        key_order: Address,
+        long_keys: Address,
+        query_order: Address,
+        long_queries: Address,
         lse: Address,
         grad_lse: Address,
         tile_counters: Address,
@@ -238,6 +221,8 @@ class FineForward:
         gates: Gates,
         lse: Address,
         tile_counter: Address,
+        order: Address,
+        long_ones: Address,
     ) -> None: ...
     def emulate(self, blocks: int, seed: int) -> None: ...
     def launch(self, device: int, stream: int) -> None: ...
@@ -279,6 +264,74 @@ class Gates:
         coarse: GateView,
         coarse_rows: Address,
     ) -> None: ...
+
+@final
+class GroupSort:
+    """The order of groups of neighbouring tiles, the longest row first."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        counts: Address,
+        axes: Address,
+        order: Address,
+        long_ones: Address,
+        batch: int,
+        heads: int,
+        head_groups: int,
+        tiles: int,
+        text_tiles: int,
+        layers: int,
+        together: int,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class HideEmpty:
+    """Scores of key tiles without a token, which nobody may choose."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        scores: Address,
+        kv_sizes: Address,
+        rows: int,
+        columns: int,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
+
+@final
+class KeptTiles:
+    """What callers keep, as a bitmap of tiles of 64 slots."""
+
+    FIELDS: ClassVar[dict[str, str]]
+    def __init__(
+        self,
+        *,
+        lists: Address,
+        map: Address,
+        words: Address,
+        counts: Address,
+        sizes: Address,
+        kv_sizes: Address,
+        bitmap: Address,
+        lengths: Address,
+        part_sizes: Address,
+        rows: int,
+        query_tiles: int,
+        columns: int,
+        width: int,
+        parts: int,
+    ) -> None: ...
+    def emulate(self, blocks: int, seed: int) -> None: ...
+    def launch(self, device: int, stream: int) -> None: ...
+    def step(self) -> Step: ...
 
 @final
 class LowPrecisionForward:
