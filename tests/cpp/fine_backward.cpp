@@ -125,7 +125,7 @@ struct Problem {
     call.grad_v = grad_v.sequence();
     call.transposed_bitmap = transposed.data();
     call.key_axes = key_axes;
-    call.order = order.data();
+    call.key_order = order.data();
     call.tile_counters = tile_counter;
     call.row_stats = stats.data();
     call.grad_q_sums = grad_q_sums.data();

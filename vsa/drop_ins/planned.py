@@ -155,7 +155,7 @@ def remember(
             gradients=gradients,
             gives_lse=lse,
             gives_bitmap=False,
-            misaligned=tuple(x.data_ptr() % ALIGNMENT != 0 for x in (q, k, v)),
+            misaligned=(_is_misaligned(q), _is_misaligned(k), _is_misaligned(v)),
             padded=PaddedTiles(
                 others.sizes,
                 others.kv_sizes,
@@ -237,6 +237,11 @@ def _run(
     return out.transpose(1, 2), lse
 
 
+def _is_misaligned(x: Tensor) -> bool:
+    """Whether kernels cannot read a tensor where it is."""
+    return x.data_ptr() % ALIGNMENT != 0
+
+
 def _tokens(cast: torch.dtype | None, given: Sequence[Tensor]) -> list[Tensor]:
     """q, k and v, (B, S, heads, head_dim), in one type."""
     return [(x if cast is None else x.to(cast)).transpose(1, 2) for x in given]
@@ -244,10 +249,15 @@ def _tokens(cast: torch.dtype | None, given: Sequence[Tensor]) -> list[Tensor]:
 
 def _readable(numbers: Numbers) -> Numbers:
     """Numbers as kernels read them: int32 but for a map, contiguous, and such as autograd keeps."""
-    found = []
-    for x in numbers:
-        if x is not None:
-            x = x if x.dtype in (torch.bool, torch.int32) else x.to(torch.int32)
-            x = transforms.savable(x.contiguous())
-        found.append(x)
-    return Numbers(*found)
+    sizes, kv_sizes, listed, counts = numbers
+    return Numbers(
+        None if sizes is None else _readable_one(sizes),
+        _readable_one(kv_sizes),
+        None if listed is None else _readable_one(listed),
+        None if counts is None else _readable_one(counts),
+    )
+
+
+def _readable_one(x: Tensor) -> Tensor:
+    x = x if x.dtype in (torch.bool, torch.int32) else x.to(torch.int32)
+    return transforms.savable(x.contiguous())

@@ -251,18 +251,18 @@ def _by_operators(
     saved = Saved(flattened(found.fine), lse)
     gates = Gates(gate_fine, gate_coarse, found.coarse)
     if plan.parts:
-        sizes = [
-            x.new_full((grid.num_tiles,), SLOTS, dtype=torch.int32)
-            if of is None
-            else padded.sizes_of_parts(of, plan.parts)
-            for x, of, grid in zip((q, k), padding[:2], (plan.grid, plan.kv_grid), strict=True)
-        ]
-        problem = PaddedProblem(q, k, v, bitmap, *sizes, plan.scale, plan.backend)
+        sizes, kv_sizes = (
+            q.new_full((grid.num_tiles,), SLOTS, dtype=torch.int32)
+            if given_sizes is None
+            else padded.sizes_of_parts(given_sizes, plan.parts)
+            for given_sizes, grid in zip(padding[:2], (plan.grid, plan.kv_grid), strict=True)
+        )
+        of = PaddedProblem(q, k, v, bitmap, sizes, kv_sizes, plan.scale, plan.backend)
         if gate_coarse is None:
             of_padded = padded_operators.padded_attention_backward
-            return [*of_padded(*flat, *saved, *problem, plan.kv_grid.num_tiles), None, None]
+            return [*of_padded(*flat, *saved, *of, plan.kv_grid.num_tiles), None, None]
         of_padded = padded_operators.padded_gated_attention_backward
-        dq, dk, dv, _, of_gate = of_padded(*flat, *saved, *problem, *means, *gates)
+        dq, dk, dv, _, of_gate = of_padded(*flat, *saved, *of, *means, *gates)
         return [dq, dk, dv, None, of_gate]
     mask = TileMask() if plan.mask is None else plan.mask
     problem = Problem(q, k, v, bitmap, text_valid, *ints, plan.scale, plan.backend, *mask)

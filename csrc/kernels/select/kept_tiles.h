@@ -28,7 +28,7 @@ struct KeptTilesParams {
   int* part_sizes;      // [columns * parts] real tokens of the keys' parts, null for none
   int rows, query_tiles, columns, width, parts;
 
-  VSA_HD int slots() const { return parts * kTileRows; }
+  VSA_DEVICE int slots() const { return parts * kTileRows; }
 };
 
 class KeptTiles {
