@@ -31,8 +31,21 @@ def kernels_of(run: Callable[[], object], device: torch.device) -> dict[str, Any
         rest are gaps; "host us", until the host has launched it all.
     """
     cuda = device.type == "cuda"
-    calls = CALLS if cuda else 1
     settled(run, device)
+    found, span = kernels_of_calls(run, device, CALLS if cuda else 1)
+    return {
+        "busy us": sum(time for time, _ in found.values()),
+        "span us": span,
+        "host us": _host(run, cuda),
+        "kernels": dict(sorted(found.items(), key=lambda item: -item[1][0])),
+    }
+
+
+def kernels_of_calls(
+    run: Callable[[], object], device: torch.device, calls: int
+) -> tuple[dict[str, list[float]], float]:
+    """Microseconds and launches of each kernel in a call, and from first to last, over calls."""
+    cuda = device.type == "cuda"
     activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
     with profile(activities=[activity]) as recorded:
         for _ in range(calls):
@@ -48,12 +61,7 @@ def kernels_of(run: Callable[[], object], device: torch.device) -> dict[str, Any
         each[1] += 1 / calls
     first = min(event.time_range.start for event in events)
     last = max(event.time_range.end for event in events)
-    return {
-        "busy us": sum(time for time, _ in found.values()),
-        "span us": (last - first) / calls,
-        "host us": _host(run, cuda),
-        "kernels": dict(sorted(found.items(), key=lambda item: -item[1][0])),
-    }
+    return found, (last - first) / calls
 
 
 def _host(run: Callable[[], object], cuda: bool) -> float:
