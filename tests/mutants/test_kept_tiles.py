@@ -23,7 +23,7 @@ OF_BITS: MutantTable = {
     "FirstColumnsAgain": ("kept.gather(word * kWordBits);", "kept.gather(0);", BITS),
     "GatheredOnce": ("word % kWarpThreads == 0) kept.gather", "word == 0) kept.gather", BITS),
     "WordsOfOthersKept": ("gathered_[lane] = 0;", ";", BITS),
-    "ListOfTheFirst": ("p_.lists + int64_t{row_} * p_.width", "p_.lists", BITS),
+    "ListOfTheFirst": ("p_.lists + int64_t{row_} * p_.width", "p_.lists", f"{BITS}|{UNREAD}"),
     "CountOfTheFirst": ("p_.counts + row_", "p_.counts", f"{BITS}|{UNREAD}"),
     "PastTheCount": ("lane < here ? lane : 0", "lane", UNREAD),
     "LastEntryLeft": ("for (int i = 0; i < here; ++i)", "for (int i = 1; i < here; ++i)", BITS),
