@@ -43,6 +43,8 @@ def forward(**changed):
         "gates": _C.Gates(fine=NO_GATE, coarse=NO_GATE, coarse_rows=0),
         "lse": 16,
         "tile_counter": 16,
+        "order": 0,
+        "long_ones": 0,
     }
     return _C.FineForward(**fields | changed)
 

@@ -328,7 +328,8 @@ class Forward(NamedTuple):
 class Prepared(Protocol):
     """A task whose tensors come later. It holds no memory of a device.
 
-    Tensors come in the order of the task: q, k, v, gate_fine, gate_coarse, text_valid and bitmap.
+    Tensors come in the order of the task: q, k, v, gate_fine, gate_coarse, text_valid and bitmap;
+    then those of padded tiles, sizes, kv_sizes, lists or a map, and counts, or ``NO_PADDING``.
 
     Attributes:
         copied: which of them are copied before they are read; these may lie anywhere.

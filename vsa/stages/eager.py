@@ -18,7 +18,7 @@ from torch._C._autograd import _top_saved_tensors_default_hooks
 from vsa.backends import named
 from vsa.stages.forms import Tokens, brought_into, forms_of
 from vsa.stages.inputs import DEFAULT_TILE, Inputs, wants_gradients
-from vsa.stages.planned import NO_PADDING, Plan, attend, flattened, layout
+from vsa.stages.planned import Plan, attend, flattened, layout
 from vsa.stages.watchers import ALIGNMENT, PLAIN, is_watched, paused
 from vsa.values.budget import Budget, LayerBudget, TopP
 from vsa.values.grid import Grid
@@ -27,7 +27,7 @@ from vsa.values.remembered import Remembered
 from vsa.values.ring import Ring
 from vsa.values.score import SubBlocks
 from vsa.values.selection import Selection
-from vsa.values.task import Task
+from vsa.values.task import NO_PADDING, Task
 from vsa.values.transforms import must_be_copied
 
 __all__ = ["attend", "is_hooked", "keep", "kind_of", "paused", "plan_of", "remember"]

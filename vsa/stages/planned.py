@@ -20,6 +20,7 @@ from vsa.values import padded
 from vsa.values.grid import SLOTS, Grid
 from vsa.values.problem import Gates, Means, PaddedProblem, Problem, Saved, Upstream
 from vsa.values.selection import Selection
+from vsa.values.task import NO_PADDING
 from vsa.values.tile_mask import TileMask
 from vsa.values.transforms import savable
 
@@ -27,8 +28,6 @@ TENSORS, GRADIENTS = 11, 5
 """Tensors that a plan takes, and how many of them, the first ones, have gradients."""
 UNPADDED = 7
 """Those of a video."""
-NO_PADDING = (None, None, None, None)
-"""In place of what only padded tiles have: sizes, kv_sizes, lists or a map, and counts."""
 Layout = tuple[object, ...]
 """Shape, strides, dtype and device of a tensor."""
 

@@ -13,6 +13,10 @@ from vsa.values.ring import Ring
 from vsa.values.tile_mask import TileMask, mask_of
 
 
+NO_PADDING = (None, None, None, None)
+"""In place of the tensors that only padded tiles have: sizes, kv_sizes, lists or a map, counts."""
+
+
 class PaddedTiles(NamedTuple):
     """Of a call over padded tiles: real tokens of each, and what rows keep where that is given.
 

@@ -24,7 +24,7 @@ from vsa.values.problem import (
     WholeSaved,
 )
 from vsa.values.remembered import Remembered
-from vsa.values.task import Task
+from vsa.values.task import NO_PADDING, Task
 
 TaskTensors = tuple[
     Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None
@@ -38,7 +38,7 @@ def forward(backend: Backend, call: WholeCall) -> tuple[Tensor, ...]:
     prepared = _find(backend, call, gradients=True)
     gated = call.gate_fine is not None or call.gate_coarse is not None
     if prepared is not None:
-        found = prepared.forward(*_tensors(call))
+        found = prepared.forward(*_tensors(call), *NO_PADDING)
         assert found.lse is not None and found.bitmap is not None
         return (
             found.out,
@@ -63,7 +63,7 @@ def inference(backend: Backend, call: WholeCall) -> tuple[Tensor, Tensor, Tensor
     """Results of ``torch.ops.vsa.attention_inference``."""
     prepared = _find(backend, call, gradients=False)
     if prepared is not None:
-        found = prepared.forward(*_tensors(call))
+        found = prepared.forward(*_tensors(call), *NO_PADDING)
         assert found.lse is not None and found.bitmap is not None
         return found.out, found.lse, found.bitmap
     problem, gates, _ = _stages_before_fine(backend, call)
@@ -95,7 +95,7 @@ def backward(
             coarse=saved.coarse if has_coarse else None,
             means=saved.means if has_coarse else None,
         )
-        return prepared.backward(upstream, found, _tensors(call))
+        return prepared.backward(upstream, found, (*_tensors(call), *NO_PADDING))
     problem = _problem(call, saved.bitmap)
     of_forward = Saved(saved.fine, saved.lse)
     if call.gate_fine is None and call.gate_coarse is None:
