@@ -12,7 +12,6 @@ from vsa.values.grid import Grid
 from vsa.values.ring import Ring
 from vsa.values.tile_mask import TileMask, mask_of
 
-
 NO_PADDING = (None, None, None, None)
 """In place of the tensors that only padded tiles have: sizes, kv_sizes, lists or a map, counts."""
 
