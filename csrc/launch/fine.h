@@ -198,8 +198,8 @@ struct GroupSort {
   int layers;    // tiles along t
   int together;  // tiles of a group
 
-  static constexpr int kLong = 2;    // times the mean
-  static constexpr int kMost = 16;   // of so many groups one, since heads then share no loads
+  static constexpr int kLong = 2;   // times the mean
+  static constexpr int kMost = 16;  // of so many groups one, since heads then share no loads
 
   // What is known of all groups of a head, to be summed over them.
   struct Sum {
