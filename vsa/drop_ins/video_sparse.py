@@ -92,10 +92,10 @@ def video_sparse_attn(
     checks.gate("compress_attn_weight", weight, q)
     budget = budgets.resolve(topk, len(call.kv_sizes), call.q.shape[2])
     with torch.autocast(call.q.device.type, enabled=False):
-        gate = planned.gate_like(call.q.transpose(1, 2), weight)
-        out = _attend(call, budget, gate).transpose(1, 2)
-    if kind is not None and plan is None:
-        planned.remember(kind, call, (q, k, v), gate, budget, numbers, lse=False)
+        out = _attend(call, budget, weight).transpose(1, 2)
+        if kind is not None and plan is None:
+            gate = planned.gate_like(call.q.transpose(1, 2), weight)
+            planned.remember(kind, call, (q, k, v), gate, budget, numbers, lse=False)
     return out
 
 
@@ -116,8 +116,8 @@ def _as_long(q: object, k: object) -> bool:
     return q.ndim == k.ndim == 4 and q.shape[2] == k.shape[2]
 
 
-def _attend(call: Inputs, budget: Budget, gate: Tensor) -> Tensor:
-    """All stages on checked inputs; ``gate`` is (B, S_q, heads, head_dim)."""
+def _attend(call: Inputs, budget: Budget, weight: Tensor | None) -> Tensor:
+    """All stages on checked inputs; ``weight`` as the caller gave it."""
     who = named(call.backend)
     fused = who.fuses_gates and call.parts == 1
     means = _means(call, detached=fused)
@@ -135,6 +135,7 @@ def _attend(call: Inputs, budget: Budget, gate: Tensor) -> Tensor:
     )
     if fused:
         chosen, coarse = coarse_select.select_and_attend(*scores, *CoarseValues(v_means))
+        gate = planned.gate_like(call.q.transpose(1, 2), weight)
         gates = Gates(None, gate, coarse)
         problem = call.problem(chosen)
         if inputs.wants_gradients(call.q, call.k, call.v, gate):
@@ -149,6 +150,8 @@ def _attend(call: Inputs, budget: Budget, gate: Tensor) -> Tensor:
     problem = call.problem(chosen)
     out, _ = fine_of_padded(problem)
     real = padded.real_slots(problem.sizes).view(1, -1, 1, 1)
+    as_given = call.q.transpose(1, 2)
+    gate = call.q.new_ones(1) if weight is None else weight.expand(as_given.shape).transpose(1, 2)
     # Zero times a gate is not zero where the gate of what is no token is NaN.
     gate = torch.where(real, gate.to(accumulation_dtype(call.q)), 0)
     return who.combine(out, coarse, None, gate, problem.grids[0]).masked_fill(~real, 0)
