@@ -88,9 +88,9 @@ struct FineBackward : FineProblem {
   // Of GroupSort, of kKeyTilesPerGroup key tiles together and of backward_query_tiles_per_group
   // query tiles; for these null: as they come, text first.
   const int *key_order, *long_keys, *query_order, *long_queries;
-  const float* lse;                   // [batch, heads, S_q]
-  const float* grad_lse;              // [batch, heads, S_q], or null
-  int* tile_counters;                 // two ints, which AxisChoice has cleared
+  const float* lse;       // [batch, heads, S_q]
+  const float* grad_lse;  // [batch, heads, S_q], or null
+  int* tile_counters;     // two ints, which AxisChoice has cleared
   // For one pass (head_dim 64, no text, no padded tiles) [batch, heads, n_q, 64, 64], written and
   // read; null for two passes.
   float* grad_q_sums;

@@ -18,9 +18,9 @@ struct FineBackwardParams {
   const int* query_axes;      // [batch, heads] along which query tiles are neighbours
   const int* key_axes;        // [batch, kv_heads] along which key tiles are neighbours
   GroupOrder key_order, query_order;
-  int* key_tile_counter;      // work tiles of the pass over keys that blocks have taken: 0 at first
-  int* query_tile_counter;    // the same of the pass over queries
-  float* grad_q_sums;         // [batch, heads, n_q, 16, 128, 4] dQ / scale, in one pass
+  int* key_tile_counter;    // work tiles of the pass over keys that blocks have taken: 0 at first
+  int* query_tile_counter;  // the same of the pass over queries
+  float* grad_q_sums;       // [batch, heads, n_q, 16, 128, 4] dQ / scale, in one pass
   int batch, heads, kv_heads;
   float scale;       // of the scores
   float scale_log2;  // the same times log2(e)
