@@ -30,7 +30,7 @@ IN_QUERY_SUMS: MutantTable = {
     "FencedTooEarly": (
         "fence_async_proxy(); made[w][Places::stage(n)].arrive_all();",
         "made[w][Places::stage(n)].arrive_all(); fence_async_proxy();",
-        r"(MISSING PROXY FENCE|RACE): .*grad_scores\[\d\]",
+        r"(MISSING PROXY FENCE|RACE).*grad_scores\[\d\]",
     ),
     "NotHandedOver": (
         "made[w][Places::stage(n)].arrive_all();",
@@ -163,9 +163,9 @@ IN_KEYS_WITH_A_REDUCER: MutantTable = {
         "s_.sums.hand_over(w_, ++made_);",
         r"(RACE|NEVER WRITTEN): .*grad_scores|DEADLOCK|TOO MANY ARRIVALS|PHASE ALIAS",
     ),
-    "LastNotHandedOver": (
-        "hand_over(); wgmma_wait<0>(grad_k_);",
-        "wgmma_wait<0>(grad_k_);",
+    "NotHandedOverBeforeAWait": (
+        "if (!there) hand_over();",
+        "",
         "DEADLOCK|WRONG NUMBERS",
     ),
     "HandedOverAfterTheTileThatFollows": (

@@ -254,7 +254,6 @@ struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kThere> {
           next = there ? after : steps_.next_compute(after, wait);
         }
         issue_grad_k(held);
-        hand_over();
         wgmma_wait<0>(grad_k_);
         s_.rings.release_second(held);
         held = steps_.resume(next);
