@@ -19,6 +19,7 @@ import hypothesis
 import pytest
 import torch
 from kernels.facts_library import Facts
+from process_state import changes, process_state
 
 ROOT = Path(__file__).resolve().parents[1]
 # `python -m pytest` puts the clone itself on the path, where the compiled part is missing.
@@ -36,11 +37,16 @@ ONE_WORKER = (
     "emulator/test_products8.py",
     "kernels/test_sass.py",
     "mutants/test_backward_kernels.py",
+    "mutants/test_clean_text.py",
+    "mutants/test_float_product.py",
     "mutants/test_forward_kernel.py",
     "mutants/test_low_precision_forward.py",
+    "mutants/test_padded_tiles.py",
+    "mutants/test_quantise_tiles.py",
     "mutants/test_sub_blocks.py",
     "mutants/test_tail_kernels.py",
     "mutants/test_tile_scheduler.py",
+    "mutants/test_work_list.py",
     "python/test_attention.py",
 )
 """Files whose tests share what takes long to compile or compute: one worker runs all of a file."""
@@ -114,6 +120,24 @@ def same_bits() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+_FOUND = pytest.StashKey[dict[str, object]]()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Before all fixtures of a test."""
+    item.stash[_FOUND] = process_state()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """After all of them: a test that leaves another process to later ones fails itself."""
+    yield
+    if left := changes(item.stash[_FOUND]):
+        pytest.fail(f"the test has changed the process that others run in: {'; '.join(left)}")
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,7 @@ def warm_up() -> None:
     layer = vsa.nn.VideoSparseAttention(16, 2, topk=1)
     torch.compile(layer, backend="aot_eager")(torch.randn(1, 4, 4, 4, 16)).sum().backward()
     torch.compiler.reset()
+    torch._dynamo.guards.profile_guard_manager = lambda *_: 0.0  # as in conftest.py
     gc.collect()
     gc.freeze()  # what is imported is not walked, and so not copied, in each process
 

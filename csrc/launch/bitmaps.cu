@@ -65,7 +65,7 @@ constexpr int kSortThreads = 256;
 
 // The sum over all threads of a block.
 template <class T>
-__device__ T sum_of_block(T own, T* total) {
+VSA_DEVICE T sum_of_block(T own, T* total) {
   if (threadIdx.x == 0) *total = 0;
   __syncthreads();
   atomicAdd(total, own);
@@ -76,7 +76,7 @@ __device__ T sum_of_block(T own, T* total) {
 }
 
 // How many groups of a head are long ones, by one block of it.
-__device__ void count_long_ones(const GroupSort& p, int head) {
+VSA_DEVICE void count_long_ones(const GroupSort& p, int head) {
   __shared__ unsigned long long length;
   __shared__ int count;
   GroupSort::Sum all;

@@ -10,7 +10,7 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpThreads;
 
 // Through a shuffle, so that the compiler knows it to be the same for the whole warp.
-__device__ int own_row() {
+VSA_DEVICE int own_row() {
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarpThreads, 0);
   return static_cast<int>(blockIdx.x) * kWarps + warp;
 }

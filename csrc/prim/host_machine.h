@@ -164,6 +164,7 @@ class Machine {
   std::string deadlock() const;
   void live(Agent& agent);  // an agent's whole life
   static void enter(unsigned high, unsigned low);
+  void prepare(Agent& agent);  // a stack for its life, which has not begun
 
   std::vector<std::unique_ptr<Agent>> agents_;
   std::vector<Agent*> able_;
@@ -253,19 +254,21 @@ inline void Machine::enter(unsigned high, unsigned low) {
   machine->live(*reinterpret_cast<Agent*>(static_cast<uintptr_t>(bits)));
 }
 
-inline void Machine::run() {
+inline void Machine::prepare(Agent& agent) {
   constexpr size_t kStackBytes = 2 << 20;
-  for (const auto& agent : agents_) {
-    if (agent->done) continue;
-    agent->stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
-    getcontext(&agent->context);
-    agent->context.uc_stack.ss_sp = agent->stack.get();
-    agent->context.uc_stack.ss_size = kStackBytes;
-    agent->context.uc_link = &main_;
-    const uint64_t bits = reinterpret_cast<uintptr_t>(agent.get());
-    makecontext(&agent->context, reinterpret_cast<void (*)()>(enter), 2,
-                static_cast<unsigned>(bits >> 32), static_cast<unsigned>(bits));
-  }
+  agent.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
+  getcontext(&agent.context);
+  agent.context.uc_stack.ss_sp = agent.stack.get();
+  agent.context.uc_stack.ss_size = kStackBytes;
+  agent.context.uc_link = &main_;
+  const uint64_t bits = reinterpret_cast<uintptr_t>(&agent);
+  makecontext(&agent.context, reinterpret_cast<void (*)()>(enter), 2,
+              static_cast<unsigned>(bits >> 32), static_cast<unsigned>(bits));
+}
+
+inline void Machine::run() {
+  for (const auto& agent : agents_)
+    if (!agent->done) prepare(*agent);
   current = pick();
   swapcontext(&main_, &current->context);
   cancelling_ = true;

@@ -2,7 +2,7 @@
 // Padded tiles by themselves: where their boxes lie, which rows are tokens, what a TileLoad holds
 // of them, and their means, against loops over slots.
 //
-//   padded_tiles NAMESPACE SEEDS [MUTANT]
+//   padded_tiles NAMESPACE tiles SEEDS [MUTANT]
 //                "seed N: " and the first report within so many seeds, or "nothing"
 //
 // The namespaces are vsa, or those of VSA_EACH_MUTANT, which tests/mutants/test_padded_tiles.py
@@ -117,9 +117,9 @@ void check_means(Problem& problem) {
 #define VSA_EACH_MUTANT(TILES) TILES(vsa)
 #endif
 
-std::string answer(const std::string& space, unsigned seeds) {
+std::string answer(const std::string& space, const std::string& problem, unsigned seeds) {
 #define VSA_TILES(name)                                                                         \
-  if (space == #name)                                                                           \
+  if (space == #name && problem == "tiles")                                                     \
     return first_of(seeds, [](unsigned seed) {                                                  \
       Problem problem(seed);                                                                    \
       const auto padded = name::paddable({problem.grid(), 0, nullptr}, {problem.sizes.data()}); \
@@ -150,6 +150,6 @@ std::string answer(const std::string& space, unsigned seeds) {
 }  // namespace vsa::test
 
 int main(int argc, char** argv) {
-  if (argc == 4) vsa::test::mutant = std::stoi(argv[3]);
-  std::puts(argc >= 3 ? vsa::test::answer(argv[1], std::stoul(argv[2])).c_str() : "?");
+  if (argc == 5) vsa::test::mutant = std::stoi(argv[4]);
+  std::puts(argc >= 4 ? vsa::test::answer(argv[1], argv[2], std::stoul(argv[3])).c_str() : "?");
 }

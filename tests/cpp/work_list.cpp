@@ -4,7 +4,7 @@
 //
 //   work_list NAMESPACE list SEEDS [MUTANT]     "seed N: " and the first report within so many, or
 //                                               "nothing"
-//   work_list vsa "counter not zero" SEEDS      the same with a counter that a launch before left
+//   work_list NAMESPACE "counter not zero" ...  the same with a counter that a launch before left
 //
 // The namespaces are vsa, or those of VSA_EACH_MUTANT, which tests/mutants/test_work_list.py
 // writes: one with a list that behaves as the mutant of a number, others with one mutant each.
@@ -140,11 +140,11 @@ std::string first_report(unsigned seeds, int tile_counter = 0) {
 #endif
 
 std::string answer(const std::string& space, const std::string& problem, unsigned seeds) {
-#define VSA_LIST(name)                     \
-  if (space == #name && problem == "list") \
-    return first_report<name::WorkList, name::WorkTile>(seeds);
+  if (problem != "list" && problem != "counter not zero") return "?";
+  const int tile_counter = problem == "list" ? 0 : 3;
+#define VSA_LIST(name) \
+  if (space == #name) return first_report<name::WorkList, name::WorkTile>(seeds, tile_counter);
   VSA_EACH_MUTANT(VSA_LIST)
-  if (problem == "counter not zero") return first_report<WorkList, WorkTile>(seeds, 3);
   return "?";
 }
 

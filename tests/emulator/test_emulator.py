@@ -76,7 +76,7 @@ def toolkit(toolchain, compiler):
 def emulator(compiler, tmp_path_factory):
     """Runs one command of tests/cpp/emulator.cpp; returns its answer."""
     program = tmp_path_factory.mktemp("emulator") / "emulator"
-    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    flags = ["-std=c++20", "-Og", "-Wall", "-Wextra", "-Werror", "-pthread"]
     output(compiler, *flags, *INCLUDES, CPP / "emulator.cpp", "-o", program)
     return lambda *words: output(program, *words)
 

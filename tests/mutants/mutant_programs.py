@@ -26,9 +26,10 @@ CSRC = ROOT / "csrc"
 MutantTable = Mapping[str, tuple[str, str, str]]
 
 
-def build(compiler: object, source: Path, program: Path, *flags: object) -> Callable[..., str]:
-    """Compiles a program of tests/cpp; returns a function that runs it with words."""
-    output(compiler, "-std=c++20", f"-I{CSRC}", f"-I{CPP}", *flags, source, "-o", program)
+def build(compiler: object, source: Path, copies: Path, program: Path) -> Callable[..., str]:
+    """Compiles a program of tests/cpp with what is included before it; returns what runs it."""
+    flags = ["-std=c++20", "-Og", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}", f"-I{CPP}"]
+    output(compiler, *flags, "-include", copies, source, "-o", program)
     return lambda *words: output(program, *words)
 
 
@@ -116,7 +117,8 @@ def write(
     """
     each = " ".join(f"{problem.upper()}({space})" for space, problem in dict.fromkeys(places))
     path.write_text(
-        f'#include "reports.h"\n{code}\n'
+        # A mutant may well have a variable that nothing uses: warnings are for the program alone.
+        f'#pragma GCC system_header\n#include "reports.h"\n{code}\n'
         f"#define VSA_EACH_MUTANT({', '.join(problems).upper()}) {each}\n"
     )
     return path
@@ -166,7 +168,7 @@ class Planted:
         ]
         code = "".join(f'#include "{name}"\n' for name in includes) + self._found.code
         copies = write(folder / "mutants.h", code, problems, places)
-        self._program = build(compiler, source, folder / "mutants", "-Og", "-w", "-include", copies)
+        self._program = build(compiler, source, copies, folder / "mutants")
 
     def _asked(self, header: str) -> list[tuple[str, str]]:
         of_header = self._tables[header].items()

@@ -28,16 +28,9 @@ IN_QUERY_SUMS: MutantTable = {
         r"MISSING PROXY FENCE .*grad_scores\[\d\]",
     ),
     "FencedTooEarly": (
-        "write_panel(grad_scores[w][Places::stage(n)], rounded); fence_async_proxy();",
-        "fence_async_proxy(); write_panel(grad_scores[w][Places::stage(n)], rounded);",
-        r"MISSING PROXY FENCE .*grad_scores\[\d\]",
-    ),
-    "HandedOverBeforeItIsThere": (
-        "write_panel(grad_scores[w][Places::stage(n)], rounded); fence_async_proxy();"
-        " made[w][Places::stage(n)].arrive_all();",
-        "made[w][Places::stage(n)].arrive_all();"
-        " write_panel(grad_scores[w][Places::stage(n)], rounded); fence_async_proxy();",
-        r"(RACE|NEVER WRITTEN): .*grad_scores\[\d\]",
+        "fence_async_proxy(); made[w][Places::stage(n)].arrive_all();",
+        "made[w][Places::stage(n)].arrive_all(); fence_async_proxy();",
+        r"(MISSING PROXY FENCE|RACE).*grad_scores\[\d\]",
     ),
     "NotHandedOver": (
         "made[w][Places::stage(n)].arrive_all();",
@@ -165,6 +158,21 @@ IN_QUERY_SUMS: MutantTable = {
 
 # Of the pass over keys, where it has a reducer.
 IN_KEYS_WITH_A_REDUCER: MutantTable = {
+    "HandedOverBeforeItIsMade": (
+        "s_.sums.hand_over(w_, made_++);",
+        "s_.sums.hand_over(w_, ++made_);",
+        r"(RACE|NEVER WRITTEN): .*grad_scores|DEADLOCK|TOO MANY ARRIVALS|PHASE ALIAS",
+    ),
+    "NotHandedOverBeforeAWait": (
+        "if (!there) hand_over();",
+        "",
+        "DEADLOCK|WRONG NUMBERS",
+    ),
+    "HandedOverAfterTheTileThatFollows": (
+        "hand_over(); const ConsumerStep after = steps_.take();",
+        "const ConsumerStep after = steps_.take();",
+        "DEADLOCK|WRONG NUMBERS|RACE",
+    ),
     "RowsThatAreNoneKept": (
         "if (rows_ != ~uint64_t{0}) keep_rows(rounded_, rows_);",
         "",

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from mutants.mutant_programs import ROOT, MutantTable, Planted, build
+import pytest
+from mutants.mutant_programs import ROOT, MutantTable, Planted
 
 PROGRAM = ROOT / "tests" / "cpp" / "clean_text.cpp"
 HEADER = "kernels/fine/clean_text.h"
@@ -40,14 +41,16 @@ MUTANTS: MutantTable = {
 }
 
 
-def test_every_bit_is_right(compiler, tmp_path):
-    flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
-    program = build(compiler, PROGRAM, tmp_path / "clean_text", *flags)
-    assert program("vsa", "text", 10 * SEEDS) == "nothing"
-
-
-def test_mutants_are_reported_by_name(compiler, tmp_path):
-    tables = {HEADER: {("text",): MUTANTS}}
+@pytest.fixture(scope="module")
+def planted(compiler, tmp_path_factory):
+    folder, tables = tmp_path_factory.mktemp("clean_text"), {HEADER: {("text",): MUTANTS}}
     includes = "kernels/fine/gates.h"
-    planted = Planted(compiler, PROGRAM, tmp_path, (HEADER,), tables, ("text",), SEEDS, includes)
+    return Planted(compiler, PROGRAM, folder, (HEADER,), tables, ("text",), SEEDS, includes)
+
+
+def test_every_bit_is_right(planted):
+    assert planted.unchanged("text", 10 * SEEDS) == "nothing"
+
+
+def test_mutants_are_reported_by_name(planted):
     assert not planted.unnoticed(HEADER)

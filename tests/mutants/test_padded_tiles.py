@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from mutants.mutant_programs import ROOT, MutantTable, build, in_copies, is_named, write
+import pytest
+from mutants.mutant_programs import ROOT, MutantTable, Planted
 
 PROGRAM = ROOT / "tests" / "cpp" / "padded_tiles.cpp"
 SEQUENCE, SCHEDULE, MEANS = HEADERS = (
@@ -75,26 +76,22 @@ MUTANTS: dict[str, MutantTable] = {
 }
 
 
-def test_places_rows_loads_and_means(compiler, tmp_path):
-    flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
-    program = build(compiler, PROGRAM, tmp_path / "padded_tiles", *flags)
-    assert program("vsa", 10 * SEEDS) == "nothing"
-
-
-def test_mutants_are_reported_by_name(compiler, tmp_path):
-    found = in_copies(HEADERS, MUTANTS)
+@pytest.fixture(scope="module")
+def planted(compiler, tmp_path_factory):
+    tables = {header: {("tiles",): table} for header, table in MUTANTS.items()}
     includes = (
-        '#include "kernels/schedule/work_list.h"\n#include "kernels/select/tile_rule.h"\n'
-        '#include "prim/warp.h"\n#include "tile/ring.h"\n'
+        "kernels/schedule/work_list.h",
+        "kernels/select/tile_rule.h",
+        "prim/warp.h",
+        "tile/ring.h",
     )
-    named = [(header, name) for header in MUTANTS for name in MUTANTS[header]]
-    places = [(found.namespace(*each), "tiles") for each in named]
-    copies = write(tmp_path / "mutants.h", includes + found.code, ["tiles"], places)
-    program = build(compiler, PROGRAM, tmp_path / "mutants", "-Og", "-w", "-include", copies)
-    assert program(found.common, SEEDS, 0) == "nothing"  # none of its mutants is chosen
-    missed = {}
-    for header, name in named:
-        said = program(*found.words(header, name, SEEDS))
-        if not is_named(said, MUTANTS[header][name]):
-            missed[name] = said
-    assert not missed
+    folder = tmp_path_factory.mktemp("padded_tiles")
+    return Planted(compiler, PROGRAM, folder, HEADERS, tables, ("tiles",), SEEDS, *includes)
+
+
+def test_places_rows_loads_and_means(planted):
+    assert planted.unchanged("tiles", 10 * SEEDS) == "nothing"
+
+
+def test_mutants_are_reported_by_name(planted):
+    assert not {header: found for header in MUTANTS if (found := planted.unnoticed(header))}

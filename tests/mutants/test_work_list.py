@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from mutants.mutant_programs import ROOT, MutantTable, Planted, build
+import pytest
+from mutants.mutant_programs import ROOT, MutantTable, Planted
 
 PROGRAM = ROOT / "tests" / "cpp" / "work_list.cpp"
 HEADER = "kernels/schedule/work_list.h"
@@ -63,16 +64,18 @@ MUTANTS: MutantTable = {
 }
 
 
-def test_every_item_comes_once_and_long_ones_first(compiler, tmp_path):
-    flags = ["-O1", "-Wall", "-Wextra", "-Werror"]
-    program = build(compiler, PROGRAM, tmp_path / "work_list", *flags)
-    assert program("vsa", "list", 10 * SEEDS) == "nothing"
-    said = program("vsa", "counter not zero", 1)
+@pytest.fixture(scope="module")
+def planted(compiler, tmp_path_factory):
+    folder, tables = tmp_path_factory.mktemp("work_list"), {HEADER: {("list",): MUTANTS}}
+    includes = ("kernels/schedule/sequence.h", "prim/warp.h")
+    return Planted(compiler, PROGRAM, folder, (HEADER,), tables, ("list",), SEEDS, *includes)
+
+
+def test_every_item_comes_once_and_long_ones_first(planted):
+    assert planted.unchanged("list", 10 * SEEDS) == "nothing"
+    said = planted.unchanged("counter not zero", 1)
     assert said == "seed 0: TILE COUNTER NOT ZERO: the counter is 3, not 0"
 
 
-def test_mutants_are_reported_by_name(compiler, tmp_path):
-    tables = {HEADER: {("list",): MUTANTS}}
-    includes = ("kernels/schedule/sequence.h", "prim/warp.h")
-    planted = Planted(compiler, PROGRAM, tmp_path, (HEADER,), tables, ("list",), SEEDS, *includes)
+def test_mutants_are_reported_by_name(planted):
     assert not planted.unnoticed(HEADER)

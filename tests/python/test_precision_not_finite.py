@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import vsa
+from vsa.backends import torch_low_precision as simulated
 
 GRID = vsa.Grid((4, 5, 12), prefix=5, suffix=70)
 precisions = pytest.mark.parametrize("precision", ["int8", "fp8"])
@@ -94,3 +95,28 @@ def test_gates_of_what_is_no_token_do_not_matter(precision, backend) -> None:
         gate[unreal] = torch.nan
     found, _ = attend(tensors, selection, precision, backend, **options)
     assert torch.equal(found, expected) and (found[unreal] == 0).all()
+
+
+@precisions
+def test_versions_of_pytorch_that_convert_to_e4m3_in_other_ways_agree(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not fit becomes NaN in PyTorch 2.11, and 448 in 2.13: it never gets there."""
+    convert, seen = Tensor.to, []
+
+    def strictly(x: Tensor, *args: Any, **options: Any) -> Tensor:
+        if torch.float8_e4m3fn in args:
+            seen.append(x)
+            assert (x.isnan() | (x.abs() <= 448)).all(), x
+        return convert(x, *args, **options)
+
+    monkeypatch.setattr(Tensor, "to", strictly)
+    inputs = torch.tensor([torch.inf, -torch.inf, torch.nan, 449, 1e9, -465, 17])
+    expected = torch.tensor([448, -448, torch.nan, 448, 448, -448, 16])  # 17: half way, to even
+    torch.testing.assert_close(simulated._e4m3(inputs), expected, equal_nan=True, rtol=0, atol=0)
+    tensors = draw()
+    selection = vsa.select(tensors[0], tensors[1], 1, grid=GRID)
+    for x, value in zip(tensors, VALUES, strict=True):
+        x[0, 9, 0, 3] = value
+    attend(tensors, selection, precision, "torch")
+    assert len(seen) > 3

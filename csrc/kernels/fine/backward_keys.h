@@ -64,14 +64,6 @@ struct FineBackwardOnePassConfig : FineBackwardKeysConfig<Element, D> {
   static constexpr int kReducerRegisters = 72;
 };
 
-// What only a kernel with a reducer has.
-template <class Config, bool There>
-struct ReducerOf {};
-template <class Config>
-struct ReducerOf<Config, true> {
-  static constexpr int kReducerRegisters = Config::kReducerRegisters;
-};
-
 template <class Config>
 struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kThere> {
   using Element = typename Config::Element;
@@ -242,10 +234,12 @@ struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kThere> {
         wait_first(held);
         wait_room();
         differentiate(held);
+        hand_over();
         ConsumerStep next = steps_.next_compute(steps_.take(), wait);
         while (next.is(ConsumerStep::kCompute)) {
           issue_scores(next);
           issue_grad_k(held);
+          hand_over();
           const ConsumerStep after = steps_.take();
           wgmma_wait<1>(scores_);
           weigh(next);
@@ -256,6 +250,7 @@ struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kThere> {
           const bool there = after.is(ConsumerStep::kCompute) && s_.rings.has_second(after);
           differentiate(next);
           held = next;
+          if (!there) hand_over();
           next = there ? after : steps_.next_compute(after, wait);
         }
         issue_grad_k(held);
@@ -281,7 +276,15 @@ struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kThere> {
     }
     // Asked for before products are waited for: ptxas keeps exponentials above a loop.
     VSA_DEVICE void wait_room() {
-      if constexpr (Sums::kThere) s_.sums.wait_room(w_, made_);
+      if constexpr (Sums::kThere) s_.sums.wait_room(w_, put_);
+    }
+    // While products run, for the fence waits for the stores before it; but before waiting for
+    // anything, or the reducer and what waits for it might be waited for.
+    VSA_DEVICE void hand_over() {
+      if constexpr (Sums::kThere) {
+        if (put_ == made_) return;
+        s_.sums.hand_over(w_, made_++);
+      }
     }
     VSA_DEVICE void issue_scores(const ConsumerStep& step) {
       if constexpr (Config::kKeysInRegisters)
@@ -320,7 +323,7 @@ struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kThere> {
         // Rows that are no tokens have zeros for keys and values, but what they are multiplied by
         // may be infinite.
         if (rows_ != ~uint64_t{0}) keep_rows(rounded_, rows_);
-        s_.sums.hand_over(w_, made_++, rounded_);
+        s_.sums.put(w_, put_++, rounded_);
       }
     }
 
@@ -358,7 +361,7 @@ struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kThere> {
     const int w_;
     ConsumerSteps<QuerySchedule, Rings> steps_;
     uint64_t rows_ = ~uint64_t{0};       // of the key tile that are tokens
-    int made_ = 0;                       // dS^T for the reducer
+    int put_ = 0, made_ = 0;             // dS^T for the reducer: stored, handed over
     Fragment<64> scores_, grad_scores_;  // [keys, queries]
     Operand<D> k_, v_;
     Operand<64> rounded_;  // P^T, then dS^T

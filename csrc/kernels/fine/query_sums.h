@@ -56,8 +56,10 @@ struct QuerySums {
 
   // Until there is room for its n-th.
   VSA_DEVICE void wait_room(int w, int n) { used[w][Places::stage(n)].wait(Places::use(n) - 1); }
-  VSA_DEVICE void hand_over(int w, int n, const Operand<64>& rounded) {
+  VSA_DEVICE void put(int w, int n, const Operand<64>& rounded) {
     write_panel(grad_scores[w][Places::stage(n)], rounded);
+  }
+  VSA_DEVICE void hand_over(int w, int n) {
     fence_async_proxy();
     made[w][Places::stage(n)].arrive_all();
   }
@@ -65,6 +67,14 @@ struct QuerySums {
   VSA_DEVICE void wait_used(int w, int n) {
     if (n > 0) used[w][Places::stage(n - 1)].wait(Places::use(n - 1));
   }
+};
+
+// What only a kernel with a reducer has.
+template <class Config, bool There>
+struct ReducerOf {};
+template <class Config>
+struct ReducerOf<Config, true> {
+  static constexpr int kReducerRegisters = Config::kReducerRegisters;
 };
 
 // The reducer, a whole warpgroup.
