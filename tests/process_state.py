@@ -21,7 +21,6 @@ def process_state() -> dict[str, object]:
         "memory efficient attention": cuda.mem_efficient_sdp_enabled(),
         "attention by plain products": cuda.math_sdp_enabled(),
         "cuDNN's attention": cuda.cudnn_sdp_enabled(),
-        "order of attention's kernels": torch._C._get_sdp_priority_order(),
         "default dtype": torch.get_default_dtype(),
         "default device": torch.get_default_device(),
         "precision of float32 products": torch.get_float32_matmul_precision(),
@@ -33,6 +32,9 @@ def process_state() -> dict[str, object]:
         "anomaly detection": torch.is_anomaly_enabled(),
         "working directory": os.getcwd(),
     }
+    # On a Hopper GPU PyTorch itself puts cuDNN first when attention is computed for the first time.
+    if not torch.cuda.is_available():
+        state["order of attention's kernels"] = torch._C._get_sdp_priority_order()
     dispatch = sys.modules.get("diffusers.models.attention_dispatch")
     if dispatch is not None:
         state["diffusers' attention"] = str(dispatch._AttentionBackendRegistry._active_backend)
