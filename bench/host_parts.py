@@ -44,6 +44,7 @@ from vsa.measure.provenance import provenance, write
 from vsa.stages import eager
 from vsa.stages.inputs import DEFAULT_TILE
 from vsa.values.problem import Upstream
+from vsa.values.task import NO_PADDING
 
 PROFILED = 10
 """Calls that a kernel's time is the mean of."""
@@ -108,7 +109,8 @@ def parts(
     assert plan is not None and plan.prepared is not None
     prepared: Any = plan.prepared
     launches = Launches(prepared.machine)
-    upstreams, tensors = Upstream(upstream, None), (q, k, v, *given, valid, None)
+    upstreams = Upstream(upstream, None)
+    tensors = q, k, v, *given, valid, None, *NO_PADDING
 
     def prepared_both() -> None:
         with torch.no_grad():

@@ -58,3 +58,14 @@ def test_what_comes_late_is_not_read_before(
     out, _, _ = eager.attend(plan, tokens, None, selection, ready)
     assert torch.equal(out, expected) and came == [1]
     assert programs == ([0, 1] if FIRST[kind] else [1])
+
+
+def test_a_prepared_call_takes_all_tensors_that_it_numbers() -> None:
+    q, k, v = torch.randn(3, 1, GRID.length, 2, 64).bfloat16().unbind()
+    rest = GRID, None, (4, 4, 4), None, "emulated", "mean", False, False, False, None, "native"
+    key = eager.kind_of(q, k, v, None, None, None, None, 2, rest)
+    vsa.attention(q, k, v, 2, grid=GRID, backend="emulated")
+    plan = eager.plan_of(key)
+    assert plan is not None and plan.prepared is not None
+    with pytest.raises(ValueError, match="a prepared call takes 11 tensors, but got 7"):
+        plan.prepared.forward(q, k, v, None, None, None, None)

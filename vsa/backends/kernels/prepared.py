@@ -72,6 +72,10 @@ class Slot(IntEnum):
     HELD_NUMBERS = auto()
 
 
+NUM_GIVEN = int(Slot.WORK)
+"""Tensors that a call gives: without all of them, others would be read by wrong addresses."""
+
+
 def can_prepare(task: Task) -> bool:
     """Whether the kernels compute it without more ado."""
     from vsa import _C
@@ -251,6 +255,8 @@ class PreparedAttention:
         self, *tensors: Tensor | None, ready: Ready | None = None, held: Sequence[Tensor] = ()
     ) -> Forward:
         """See ``Prepared.forward``."""
+        if len(tensors) != NUM_GIVEN:
+            raise ValueError(f"a prepared call takes {NUM_GIVEN} tensors, but got {len(tensors)}")
         parts = self.parts if ready is not None and not self.copied else None
         if ready is not None and parts is None:
             ready()
