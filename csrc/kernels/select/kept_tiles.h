@@ -9,8 +9,8 @@
 // Lists become words in registers: lane l gathers the columns from 32 l on, and each entry is shown
 // to all lanes. So neither the order of a list matters, nor an entry that comes twice.
 #pragma once
-#include "kernels/schedule/sequence.h"
 #include "prim/warp.h"
+#include "tile/tile.h"
 
 namespace vsa {
 
