@@ -24,7 +24,8 @@ from torch import Tensor
 import vsa
 from vsa.backends import BACKENDS, torch_sub_blocks
 from vsa.backends.kernels import coarse_calls, sub_blocks
-from vsa.backends.kernels.calls import means_call, select_call
+from vsa.backends.kernels.calls import means_call
+from vsa.backends.kernels.coarse_calls import select_call
 from vsa.backends.kernels.tensors import as_matrices
 from vsa.measure import shapes
 from vsa.measure.provenance import provenance, write

@@ -6,8 +6,10 @@
 // transpose bit. So K keeps its tokens as rows, and V is stored transposed, a row for each channel.
 // Rows of 128 bytes are swizzled as 16-bit ones are; of rows of 64 bytes two share a line:
 //
-//     rows 0, 1   0 1 2 3   4 5 6 7       chunk c of line l, of 128 bytes, lies at place c ^ (l %
-//     4) rows 2, 3   1 0 3 2   5 4 7 6 rows 4, 5   2 3 0 1   6 7 4 5 rows 6, 7   3 2 1 0   7 6 5 4
+//     rows 0, 1   0 1 2 3   4 5 6 7       chunk c of line l, of 128 bytes, lies at place
+//     rows 2, 3   1 0 3 2   5 4 7 6       c ^ (l % 4)
+//     rows 4, 5   2 3 0 1   6 7 4 5
+//     rows 6, 7   3 2 1 0   7 6 5 4
 //
 // Weights go from accumulators into the A operand of the next product without leaving their thread.
 // An accumulator gives a thread two neighbouring columns of every eight; the operand wants four in

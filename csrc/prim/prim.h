@@ -18,10 +18,12 @@
 //                                   0xff for NaN: e4m3 codes of powers of two whose mantissa is
 //                                   taken to be linear
 //   low_bytes(ab, cd)               the even bytes of both: four codes
-//   line_codes(x, slope, offset)    the same of x slope + offset, pairs of halves, as multiples of
-//   1 max_halves(a, b)                the larger ones of two pairs of halves fma_halves(a, b, c) a
-//   b + c of pairs of halves exp2_approx, log2_approx, max2, fma max3(a, b, c)                   of
-//   ints load_global(pointer)            a value that no one writes while the kernel runs
+//   line_codes(x, slope, offset)    the same of x slope + offset, pairs of halves, in units of 1
+//   max_halves(a, b)                the larger ones of two pairs of halves
+//   fma_halves(a, b, c)             a b + c of pairs of halves
+//   exp2_approx, log2_approx, max2, fma
+//   max3(a, b, c)                   of ints
+//   load_global(pointer)            a value that no one writes while the kernel runs
 //   load_global(pointer, wanted)    the same, or zeros, of a float or a pair of them
 //   take_tile(counter)              0, 1, 2, ... to all blocks of a launch, in any order
 //

@@ -17,7 +17,8 @@ from torch import Tensor
 import vsa
 from vsa.backends import torch_coarse, torch_kept_tiles
 from vsa.backends.kernels import coarse_backward, coarse_calls, coarse_select, masked_calls
-from vsa.backends.kernels.calls import means_call, select_call
+from vsa.backends.kernels.calls import means_call
+from vsa.backends.kernels.coarse_calls import select_call
 from vsa.masks import ChunkCausal, TeacherForcing, Window
 from vsa.values import bitmap, masks
 from vsa.values.grid import Grid

@@ -112,14 +112,9 @@ IN_FORWARD: MutantTable = {
         "(step.first().stage + 1) % kStages * sizeof(QuantisedTile<D>)",
         rf"(NEVER WRITTEN|RACE): .*[kv]\[\d+\]|{WRONG}",
     ),
-    "MeanForgotten": (
-        "return fma(mean, p_.scale, x) * kLn2;",
-        "return x * kLn2 + 0 * mean;",
-        "WRONG NUMBERS in lse",
-    ),
     "ScalesOfTheMeans": (
-        "finish(out, lse, channels(work) + D);",
-        "finish(out, lse, channels(work));",
+        "p_.scale, channels(work) + D);",
+        "p_.scale, channels(work));",
         "WRONG NUMBERS in (fine|out)",
     ),
     # output
@@ -252,6 +247,11 @@ IN_TOTAL: MutantTable = {
         "to[2 * pair + 1] = widen_high<Fp16>(halves.pairs[j]) / kUnit;",
         "to[2 * pair + 1] = widen_low<Fp16>(halves.pairs[j]) / kUnit;",
         WRONG,
+    ),
+    "MeanForgotten": (
+        "return fma(mean, scale_of_scores, x) * kLn2;",
+        "return x * kLn2 + 0 * mean;",
+        "WRONG NUMBERS in lse",
     ),
 }
 

@@ -314,39 +314,12 @@ struct LowPrecisionForward {
       return values;
     }
 
-    // out = total / sum of weights * scales of the values; lse beside it.
-    VSA_DEVICE void finish(Fragment<D>& out, RowValues& lse, const float* scales) {
-      RowValues sum, products;
-      Total::take(out, sum, s_.out(w_), s_.totals[w_]);
-      // One lane of four has a row's sum, the others zeros.
-      quad_reduce(sum, [](float a, float b) { return a + b; });
-      note_read(s_.of_mean[w_], sizeof s_.of_mean[w_]);
-      set_rows(products, [&](int row) { return s_.of_mean[w_][row]; });
-      lse = softmax_.max();
-      zip(lse, sum, [](float max, float all) { return max + log2_approx(all / kTopWeight); });
-      zip(lse, products, [&](float x, float mean) { return fma(mean, p_.scale, x) * kLn2; });
-      zip(lse, sum, [](float x, float all) { return all == 0 ? -INFINITY : x; });
-      zip(sum, sum, [](float all, float) { return all == 0 ? 0 : 1 / all; });
-      scale_rows(out, sum);
-      VSA_EACH_LANE(t) {
-        auto& x = lane(out, t);
-        VSA_UNROLL
-        for (int i = 0; i < D / 2; i += 4) {  // two rows, two neighbouring channels
-          const auto* at = reinterpret_cast<const FloatPair*>(scales + accumulator_column(t, i));
-          const FloatPair scale = load_global(at, true);
-          x[i] *= scale.x;
-          x[i + 1] *= scale.y;
-          x[i + 2] *= scale.x;
-          x[i + 3] *= scale.y;
-        }
-      }
-      named_sync(consumer_barrier(w_), kWarpgroupThreads);  // the total's place is free
-    }
-
     VSA_DEVICE void store(const Assignment& work) {
-      RowValues lse;
+      RowValues lse = softmax_.max();
       Fragment<D> out;
-      finish(out, lse, channels(work) + D);
+      Total::finish(out, lse, s_.out(w_), s_.totals[w_], s_.of_mean[w_], p_.scale,
+                    channels(work) + D);
+      named_sync(consumer_barrier(w_), kWarpgroupThreads);  // the total's place is free
       const TilePlace at = p_.queries.place(work.tile);
       const uint64_t rows = p_.queries.rows(at, work.batch);
       if (at.region != Region::Video)
@@ -385,8 +358,6 @@ struct LowPrecisionForward {
         bulk_commit();
       }
     }
-
-    static constexpr float kLn2 = 0.69314718f;
 
     const Params& p_;
     SharedMemory& s_;

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The total of outputs to which a consumer adds what the tensor cores have summed: halves in shared
-// memory. Each thread keeps its own part, 16 bytes at a time, which no other reads or writes.
+// memory, and in the end the output. Each thread keeps its own part, 16 bytes at a time, which no
+// other reads or writes.
 //
 // What was summed is relative to the rows' maxima now, the total to those at the last addition:
 //
 //   total = total 2^(then - now) + out
 #pragma once
+#include "kernels/fine/low_precision_softmax.h"
 #include "prim/warp.h"
 #include "tile/quantised_tile.h"
 
@@ -74,6 +76,48 @@ class LowPrecisionTotal {
     }
   }
 
+  // out = total / sum of weights * scales, and lse beside it, which holds the rows' maxima before.
+  // of_mean: [64] in shared memory, products of the rows with the mean of K, by which all their
+  // scores are too small; scales: [D], of the values
+  VSA_DEVICE static void finish(Fragment<D>& out,
+                                RowValues& lse,
+                                const Tile<D>& place,
+                                const Rows& rows,
+                                const float (&of_mean)[kTileRows],
+                                float scale_of_scores,
+                                const float* scales) {
+    RowValues sum, products;
+    take(out, sum, place, rows);
+    // One lane of four has a row's sum, the others zeros.
+    quad_reduce(sum, [](float a, float b) { return a + b; });
+    note_read(of_mean, sizeof of_mean);
+    set_rows(products, [&](int row) { return of_mean[row]; });
+    zip(lse, sum, [](float max, float all) { return max + log2_approx(all / kTopWeight); });
+    zip(lse, products, [=](float x, float mean) { return fma(mean, scale_of_scores, x) * kLn2; });
+    zip(lse, sum, [](float x, float all) { return all == 0 ? -INFINITY : x; });
+    zip(sum, sum, [](float all, float) { return all == 0 ? 0 : 1 / all; });
+    scale_rows(out, sum);
+    VSA_EACH_LANE(t) {
+      auto& x = lane(out, t);
+      VSA_UNROLL
+      for (int i = 0; i < D / 2; i += 4) {  // two rows, two neighbouring channels
+        const auto* at = reinterpret_cast<const FloatPair*>(scales + accumulator_column(t, i));
+        const FloatPair scale = load_global(at, true);
+        x[i] *= scale.x;
+        x[i + 1] *= scale.y;
+        x[i + 2] *= scale.x;
+        x[i + 3] *= scale.y;
+      }
+    }
+  }
+
+ private:
+  static constexpr float kLn2 = 0.69314718f;
+  static constexpr int kPieces = D / 16;  // of a thread, eight halves each
+  // Of the halves: 684,000 keys with the largest weights and values fit.
+  static constexpr float kUnit = 0x1p-20f;
+  static_assert(kPieces * kWarpgroupThreads * kChunkBytes == sizeof(Tile<D>));
+
   // result = the total, relative to the maxima at the last addition; sums: of weights, in the first
   // of the four lanes of a row, zeros in the others
   VSA_DEVICE static void take(Fragment<D>& result,
@@ -99,12 +143,6 @@ class LowPrecisionTotal {
       }
     }
   }
-
- private:
-  static constexpr int kPieces = D / 16;  // of a thread, eight halves each
-  // Of the halves: 684,000 keys with the largest weights and values fit.
-  static constexpr float kUnit = 0x1p-20f;
-  static_assert(kPieces * kWarpgroupThreads * kChunkBytes == sizeof(Tile<D>));
 
   VSA_DEVICE static float number(const Chunk& row, int i) {
     return float_of(static_cast<int>(row.pairs[i]));

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calls of ``vsa._C`` on small fp32 matrices: scores, the coarse attention, its gradients.
+"""The calls of ``vsa._C`` on small fp32 matrices: scores, the choice by them, the coarse attention.
 
 Query heads that share a key head are rows of one matrix, of B * kv_heads matrices.
 """
@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vsa.backends.kernels import masked_calls
-from vsa.backends.kernels.calls import TimeOrder, select_call
 from vsa.backends.kernels.masked_calls import LocatedMask
-from vsa.backends.kernels.tensors import Located, beginning
+from vsa.backends.kernels.tensors import Located, address, beginning
 from vsa.backends.torch_coarse import row_slices
 
 if TYPE_CHECKING:
@@ -104,6 +103,49 @@ def score_numbers(matrices: int, rows: int, columns: int, most_bytes: int) -> in
     return max(
         (some.stop - some.start) * (part.stop - part.start) * columns
         for some, part in row_slices(matrices, rows, columns * FLOAT_BYTES, most_bytes)
+    )
+
+
+class TimeOrder(NamedTuple):
+    """Columns of scores that are slots of a ring: equal scores go in the order of time.
+
+    Attributes:
+        oldest: address of the slot, int64, that holds the ring's oldest chunk.
+        ring: column that the ring begins at.
+        per_slot: columns of a slot.
+    """
+
+    oldest: int
+    ring: int
+    per_slot: int
+
+
+def select_call(
+    scores: Located,
+    must: Located | None,
+    counts: Sequence[int],
+    mass: float,
+    query_tiles: int,
+    first_row: int,
+    bitmap: Located,
+    weights: Located | None,
+    order: TimeOrder | None = None,
+) -> _C.SelectTiles:
+    """The tiles that rows of scores (rows, n_k) keep, and with ``weights`` their softmax."""
+    from vsa import _C
+
+    return _C.SelectTiles(
+        scores=scores.data_ptr(),
+        must=address(must),
+        bitmap=bitmap.data_ptr(),
+        weights=address(weights),
+        first_row=first_row,
+        rows=scores.shape[0],
+        columns=scores.shape[1],
+        query_tiles=query_tiles,
+        counts=list(counts),
+        mass=mass,
+        **(order or TimeOrder(0, 0, 0))._asdict(),
     )
 
 

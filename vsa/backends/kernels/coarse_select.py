@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vsa.backends.kernels.calls import means_call, select_call
+from vsa.backends.kernels.calls import means_call
 from vsa.backends.kernels.coarse_calls import (
     Choice,
     attention_calls,
@@ -19,6 +19,7 @@ from vsa.backends.kernels.coarse_calls import (
     product,
     products_call,
     score_numbers,
+    select_call,
 )
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.masked_calls import clean, located

@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vsa.backends.kernels.calls import TimeOrder
-from vsa.backends.kernels.coarse_calls import Choice, attention_calls, choice_calls, score_numbers
+from vsa.backends.kernels.coarse_calls import (
+    Choice,
+    TimeOrder,
+    attention_calls,
+    choice_calls,
+    score_numbers,
+)
 from vsa.backends.kernels.placeholder import Placeholder, Workspace, contiguous_strides
 from vsa.backends.kernels.tensors import as_matrices, beginning, dtype_name, view
 from vsa.backends.torch_coarse import SCORE_BYTES

@@ -13,8 +13,13 @@ import torch
 from torch import Tensor
 
 from vsa.backends.kernels import masked_calls
-from vsa.backends.kernels.calls import check_length, select_call
-from vsa.backends.kernels.coarse_calls import FLOAT_BYTES, attention_calls, score_numbers
+from vsa.backends.kernels.calls import check_length
+from vsa.backends.kernels.coarse_calls import (
+    FLOAT_BYTES,
+    attention_calls,
+    score_numbers,
+    select_call,
+)
 from vsa.backends.kernels.machine import Machine
 from vsa.backends.kernels.masked_calls import LocatedMask, clean, located
 from vsa.backends.kernels.tensors import Located, address, as_matrices, beginning, dtype_name, view
