@@ -37,6 +37,7 @@ struct MappedTensor {
   const SequenceView& from;
   const Grid& grid;
   int heads;
+  const int* sizes = nullptr;  // of padded tiles
 };
 
 // A TileLoad holds 16 bits for each axis.
@@ -55,7 +56,8 @@ std::string make_tensors(std::initializer_list<MappedTensor> tensors,
     if (!fits_a_tile_load(x.grid))
       return std::string(x.name) + " has more than " + std::to_string(TileLoad::kMostTiles) +
              " tiles along an axis of its grid or in its text, which is what the kernels take";
-    const std::string error = make_tensor(x.to, x.from, x.grid, batch, x.heads, head_dim, encode);
+    const std::string error =
+        make_tensor(x.to, x.from, x.grid, x.sizes != nullptr, batch, x.heads, head_dim, encode);
     if (!error.empty()) return std::string(x.name) + " cannot be addressed by TMA: " + error;
   }
   return "";
@@ -74,10 +76,10 @@ std::string make_params(FineForwardParams& p, const FineForward& call, Encode en
   p.scale = call.scale * static_cast<float>(M_LOG2E);
   p.tile_counter = call.tile_counter;
   p.order = {call.order, call.long_ones};
-  return make_tensors({{"q", p.q, call.q, call.grid, call.heads},
-                       {"k", p.k, call.k, call.kv_grid, call.kv_heads},
-                       {"v", p.v, call.v, call.kv_grid, call.kv_heads},
-                       {"out", p.out, call.out, call.grid, call.heads}},
+  return make_tensors({{"q", p.q, call.q, call.grid, call.heads, call.sizes},
+                       {"k", p.k, call.k, call.kv_grid, call.kv_heads, call.kv_sizes},
+                       {"v", p.v, call.v, call.kv_grid, call.kv_heads, call.kv_sizes},
+                       {"out", p.out, call.out, call.grid, call.heads, call.sizes}},
                       call.batch, call.head_dim, encode);
 }
 
@@ -116,13 +118,13 @@ std::string make_params(FineBackwardParams& p, const FineBackward& call, Encode 
   p.kv_heads = call.kv_heads;
   p.scale = call.scale;
   p.scale_log2 = call.scale * static_cast<float>(M_LOG2E);
-  return make_tensors({{"q", p.q, call.q, call.grid, call.heads},
-                       {"k", p.k, call.k, call.kv_grid, call.kv_heads},
-                       {"v", p.v, call.v, call.kv_grid, call.kv_heads},
-                       {"grad_fine", p.grad_out, call.grad_fine, call.grid, call.heads},
-                       {"dq", p.grad_q, call.grad_q, call.grid, call.heads},
-                       {"dk", p.grad_k, call.grad_k, call.kv_grid, call.kv_heads},
-                       {"dv", p.grad_v, call.grad_v, call.kv_grid, call.kv_heads}},
+  return make_tensors({{"q", p.q, call.q, call.grid, call.heads, call.sizes},
+                       {"k", p.k, call.k, call.kv_grid, call.kv_heads, call.kv_sizes},
+                       {"v", p.v, call.v, call.kv_grid, call.kv_heads, call.kv_sizes},
+                       {"grad_fine", p.grad_out, call.grad_fine, call.grid, call.heads, call.sizes},
+                       {"dq", p.grad_q, call.grad_q, call.grid, call.heads, call.sizes},
+                       {"dk", p.grad_k, call.grad_k, call.kv_grid, call.kv_heads, call.kv_sizes},
+                       {"dv", p.grad_v, call.grad_v, call.kv_grid, call.kv_heads, call.kv_sizes}},
                       call.batch, call.head_dim, encode);
 }
 
@@ -149,7 +151,7 @@ std::string make_params(GatedForwardParams& p, const FineForward& call, Encode e
   p.keeps_fine = call.fine.video.data != nullptr;
   const std::string error = make_params(static_cast<FineForwardParams&>(p), call, encode);
   if (!error.empty() || !p.keeps_fine) return error;
-  return make_tensors({{"fine", p.fine, call.fine, call.grid, call.heads}}, call.batch,
+  return make_tensors({{"fine", p.fine, call.fine, call.grid, call.heads, call.sizes}}, call.batch,
                       call.head_dim, encode);
 }
 

@@ -38,7 +38,8 @@ inline MapArguments map_arguments(const TokenView& x,
                                   int heads,
                                   int head_dim,
                                   Axes extent,
-                                  Axes box) {
+                                  Axes box,
+                                  bool padded = false) {
   const bool inside = folding.outer_per_head == 0;
   const auto size = [](int64_t n) { return static_cast<uint64_t>(n); };
   const uint64_t token = size(x.token_stride) * kElementBytes;
@@ -58,6 +59,11 @@ inline MapArguments map_arguments(const TokenView& x,
   // An axis of one element has no stride of its own, but the driver wants a multiple of 16.
   map.strides[3] =
       map.dims[4] == 1 ? map.strides[2] * size(extent.t) : size(outer_stride) * kElementBytes;
+  if (padded) {  // TileSizes
+    map.base = static_cast<char*>(map.base) - (kTileRows - 1) * token;
+    map.dims[2] = kTileRows;
+    map.strides[1] = token;
+  }
   map.box[0] = kPanelChannels;
   map.box[1] = static_cast<uint32_t>(box.w);
   map.box[2] = static_cast<uint32_t>(box.h);
@@ -67,10 +73,12 @@ inline MapArguments map_arguments(const TokenView& x,
 }
 
 // All maps of a tensor through `encode(map, arguments) -> error`; the empty string if all is well.
+// padded: its grid is of padded tiles
 template <class Encode>
 std::string make_tensor(TokenTensor& tensor,
                         const SequenceView& x,
                         const Grid& grid,
+                        bool padded,
                         int batch,
                         int heads,
                         int head_dim,
@@ -91,8 +99,9 @@ std::string make_tensor(TokenTensor& tensor,
     part.to.channels_per_head = folded->channels_per_head;
     part.to.outer_per_head = folded->outer_per_head;
     part.to.outer_per_batch = folded->outer_per_batch;
-    const std::string error = encode(part.to.map, map_arguments(part.view, *folded, batch, heads,
-                                                                head_dim, part.extent, part.box));
+    const MapArguments map = map_arguments(part.view, *folded, batch, heads, head_dim, part.extent,
+                                           part.box, padded && &part == parts);
+    const std::string error = encode(part.to.map, map);
     if (!error.empty()) return error;
   }
   return "";

@@ -161,6 +161,11 @@ inline void tma_load_panel(void* panel,
                            CacheHint = CacheHint::Normal) {
   const uint32_t to = smem_address(panel);
   host::check_copy(map, to);
+  const int begins[] = {at.channel, at.w, at.h, at.t, at.outer};
+  for (int axis = 0; axis < 5; ++axis)
+    if (begins[axis] < 0 || static_cast<uint64_t>(begins[axis]) >= map.dims[axis])
+      throw host::Hazard("BAD COPY: " + host::machine->current->name +
+                         ": a TMA load's box begins out of bounds");
   host::start_load(
       barrier, to, host::box_bytes(map), host::layout_of(map), "TMA load into", [to, &map, at] {
         host::for_each_box_row(map, at, [&](int row, const unsigned char* from, int channels) {

@@ -80,7 +80,8 @@
 //   TensorMap                       five axes of 16-bit elements, and a box; prefetch_map(map)
 //   tma_load_panel(panel, map, at, barrier, hint)
 //                                   box -> panel; counts the whole box, zeros out of bounds too
-//                                   (a box may begin at negative coordinates)
+//                                   (a box that begins out of bounds is slow: rows before the
+//                                   tensor are read from its first address, by all)
 //   tma_store_panel(map, at, panel) panel -> box, clipped; a box that begins at a negative
 //                                   coordinate is an illegal instruction
 //   bulk_load(to, from, bytes, barrier, layout)

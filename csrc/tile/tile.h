@@ -69,32 +69,21 @@ VSA_DEVICE uint32_t pair_address(const Tile<D>& tile, int row, int channel) {
                     channel % kPanelChannels * kElementBytes);
 }
 
-// row_of(row of a): its row in the tile
-template <int D, class RowOf>
-VSA_DEVICE void write_rows(Tile<D>& tile, const Operand<D>& a, RowOf row_of) {
+template <int D>
+VSA_DEVICE void write_tile(Tile<D>& tile, const Operand<D>& a) {
   note_write(&tile, sizeof tile, Layout::Swizzled);
   VSA_EACH_LANE(t) {
     const auto& pairs = lane(a, t);
     VSA_UNROLL
     for (int r = 0; r < D / 4; ++r)
-      *smem_words(pair_address(tile, row_of(pair_row(t, r)), pair_column(t, r))) = pairs[r];
+      *smem_words(pair_address(tile, pair_row(t, r), pair_column(t, r))) = pairs[r];
   }
-}
-template <int D>
-VSA_DEVICE void write_tile(Tile<D>& tile, const Operand<D>& a) {
-  write_rows(tile, a, [](int row) { return row; });
 }
 // The same by a quarter of the instructions.
 VSA_DEVICE void write_panel(Tile<64>& tile, const Operand<64>& a) {
   note_write(&tile, sizeof tile, Layout::Swizzled);
   store_panel(tile.address(), a);
 }
-// Row `first` of a becomes the tile's row 0; the rows before it go to the end.
-template <int D>
-VSA_DEVICE void write_tile(Tile<D>& tile, const Operand<D>& a, int first) {
-  write_rows(tile, a, [=](int row) { return (row - first) & (kTileRows - 1); });
-}
-
 template <int D>
 VSA_DEVICE void read_tile(Operand<D>& a, const Tile<D>& tile) {
   note_read(&tile, sizeof tile, Layout::Swizzled);

@@ -46,6 +46,7 @@ enum class Mutant {
   BarrierNotInitialised,
   LonelyMeeting,
   CrookedMap,
+  LoadBeforeTheTensor,
   StoreBeforeTheTensor,
   TileNotLabelled,
   Count,
@@ -90,6 +91,7 @@ constexpr const char* kMutants[] = {
     "BarrierNotInitialised",
     "LonelyMeeting",
     "CrookedMap",
+    "LoadBeforeTheTensor",
     "StoreBeforeTheTensor",
     "TileNotLabelled",
 };

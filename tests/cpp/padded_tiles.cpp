@@ -52,28 +52,29 @@ void check_load(const Sequence& sequence, int tile) {
           "WRONG PLACE of a load");
 }
 
-// The box of a tile holds its tokens, and nothing of what comes after them.
-template <class TokenTensor, class Sequence>
+// The box of a tile holds its tokens, and nothing of what comes after them. The map counts slots
+// along both w and h, from 63 before the tensor (launch/tensor_map.h).
+template <class Sequence>
 void check_tile(const Problem& problem, const Sequence& sequence, int tile) {
   const auto at = sequence.place(tile);
-  require(at.first.t == tile && at.first.h == 0 && at.text < 0, "WRONG BOX");
+  const int real = problem.real(tile), loaded = std::max(real, 1);
+  require(at.first.t == tile && at.first.w >= 0 && at.first.h >= 0 && at.text < 0, "WRONG BOX");
+  require(at.first.w < kTileRows, "WRONG BOX: nothing of it is in bounds");
   const uint64_t rows = sequence.rows(at, 0);
-  require(popcount(rows) == problem.real(tile), "WRONG ROWS: not as many as tokens");
+  require(popcount(rows) == real, "WRONG ROWS: not as many as tokens");
   for (int row = 0; row < kTileRows; ++row) {
-    const int slot = at.first.w + row;
-    const bool loaded = slot >= 0 && slot < kTileRows;  // else it is out of bounds: zeros
-    require(!loaded || slot < problem.real(tile), "WRONG BOX: padding is loaded");
-    require((rows >> row & 1) == loaded, "WRONG ROWS: not those of the box");
-    const int token = sequence.token(at, row);
-    require(token == (loaded ? tile * kTileRows + slot : -1), "WRONG TOKEN");
-    const int stored = (row - at.rows_before()) & (kTileRows - 1);  // as write_tile does
-    require(!loaded || stored == slot, "WRONG STORE: a row is not in its slot");
+    const int slot = at.first.w + row + at.first.h - (kTileRows - 1);
+    require(slot == row, "WRONG BOX: it begins at another slot");
+    const bool inside = at.first.w + row < kTileRows;  // else it is out of bounds: zeros
+    require(inside == (row < loaded), "WRONG BOX: padding is loaded");
+    require((rows >> row & 1) == (row < real), "WRONG ROWS: not the first ones");
+    require(sequence.token(at, row) == (row < real ? tile * kTileRows + row : -1), "WRONG TOKEN");
   }
-  require(at.stores_padding() || popcount(rows) == kTileRows, "WRONG STORE: padding stays");
-  const auto box = store_box_of(TokenTensor{}, at, 0, 0).at;
-  require(box.w == 0 && box.h == 0 && box.t == tile, "WRONG STORE: its box holds other slots");
-  const int readable = sequence.readable_token(at);
-  require(readable >= 0 && readable / kTileRows == tile, "WRONG READABLE TOKEN");
+  require(sequence.stores_padding(at), "WRONG STORE: padding stays");
+  const Axes to = sequence.stored(at).first;
+  require(to.t == tile && to.w == 0 && to.h == kTileRows - 1,
+          "WRONG STORE: its box holds other slots");
+  require(sequence.readable_token(at) == tile * kTileRows, "WRONG READABLE TOKEN");
 }
 
 template <class Means, class Params, class Sizes>
@@ -124,7 +125,7 @@ std::string answer(const std::string& space, const std::string& problem, unsigne
       Problem problem(seed);                                                                    \
       const auto padded = name::paddable({problem.grid(), 0, nullptr}, {problem.sizes.data()}); \
       for (int tile = 0; tile < problem.tiles(); ++tile) {                                      \
-        check_tile<name::TokenTensor>(problem, padded, tile);                                   \
+        check_tile(problem, padded, tile);                                                      \
         check_load<name::TileLoad>(padded, tile);                                               \
       }                                                                                         \
       /* A video with text around it is what it was. */                                         \

@@ -44,7 +44,9 @@ struct Products {
   static VSA_DEVICE void produce(const Params& p, SharedMemory& s, int) {
     if (!elect_lane()) return;
     s.full.arrive_expect_tx(2 * kTileRows * D * 2 + 64 * 4);
-    load_tile(s.a, p.a, {}, s.full);
+    BoxCoordinates at = {};
+    if (Mutants::mutant == Mutant::LoadBeforeTheTensor) at.w = -1;
+    load_tile(s.a, p.a, at, s.full);
     load_tile(s.b, p.b, {}, s.full);
     bulk_load(s.columns, p.columns, 64 * 4, s.full);
   }

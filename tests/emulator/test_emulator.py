@@ -53,6 +53,7 @@ MUTANTS = {
     "BarrierNotInitialised": "MBARRIER NOT INITIALISED",
     "LonelyMeeting": r"DEADLOCK: .*named barrier 1 \(128 of 256 threads are there\)",
     "CrookedMap": "BAD TENSOR MAP",
+    "LoadBeforeTheTensor": "BAD COPY: .* TMA load's box begins out of bounds",
     "StoreBeforeTheTensor": "BAD COPY: .* TMA store's box begins at a negative coordinate",
     "TileNotLabelled": "WRONG DESCRIPTOR: .* no labelled tile",
     "LoneRelease": r"MISSING NAMED BARRIER .*wgmma read of q\[\d\].* TMA load into q",

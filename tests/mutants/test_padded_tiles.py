@@ -16,45 +16,68 @@ SEEDS = 40
 MUTANTS: dict[str, MutantTable] = {
     SEQUENCE: {
         "SizeOfTheFirstTile": ("load_global(of_tiles + tile)", "load_global(of_tiles)", "WRONG"),
-        "NegativeSizes": ("size < 0 ? 0 : size >", "size >", "WRONG (BOX|ROWS|PLACE|FLAGS|TILE)"),
         "SizesAboveATile": (
             "size > kTileRows ? kTileRows : size;",
             "size;",
             "WRONG (BOX|ROWS|STORE)",
         ),
-        "BoxFromTheFirstSlot": ("sizes.size(tile) - kTileRows}", "0}", "WRONG (BOX|ROWS|STORE)"),
-        "BoxOneRowOff": (
-            "sizes.size(tile) - kTileRows}",
-            "sizes.size(tile) - kTileRows + 1}",
-            "WRONG (BOX|ROWS|STORE)",
+        "BoxOfAllSlots": ("loaded = real > 0 ? real : 1;", "loaded = kTileRows;", "WRONG BOX"),
+        "NothingInBounds": ("real > 0 ? real : 1;", "real;", "WRONG BOX"),
+        "BoxOneSlotOff": ("{tile, loaded - 1,", "{tile, loaded,", "WRONG BOX"),
+        "BoxOneRowLonger": (
+            "kTileRows - loaded}, real",
+            "kTileRows - loaded - 1}, real",
+            "WRONG BOX",
         ),
-        "RowsOneOff": ("rows_from(-at.first.w)", "rows_from(-at.first.w - 1)", "WRONG ROWS"),
-        "RowsOfATileWithoutTokens": (
-            "row < kTileRows ? ~uint64_t{0} << row : 0;",
-            "~uint64_t{0} << row % kTileRows;",
+        "RowsOneOff": (
+            "? ~uint64_t{0} >> at.first.w",
+            "? ~uint64_t{0} >> at.first.w / 2",
             "WRONG ROWS",
         ),
-        "TokensBeforeTheFirst": ("row + at.first.w < 0 ? -1 :", "", "WRONG TOKEN"),
-        "FirstTokenLost": ("row + at.first.w < 0 ?", "row + at.first.w <= 0 ?", "WRONG TOKEN"),
-        "ReadsBeforeTheTile": ("if (at.first.w < 0) at.first.w = 0;", "", "WRONG READABLE"),
-        "RowsNotMoved": ("first.w < 0 ? -first.w : 0;", "0;", "WRONG STORE"),
+        "RowOfATileWithoutTokens": (
+            "at.clip == kWhole ? ~uint64_t{0} >> at.first.w : 0;",
+            "~uint64_t{0} >> at.first.w;",
+            "WRONG ROWS",
+        ),
+        "TokensBehindTheLast": (" && row + at.first.w < kTileRows ?", " ?", "WRONG TOKEN"),
+        "LastTokenLost": (
+            "row + at.first.w < kTileRows ?",
+            "row + at.first.w < kTileRows - 1 ?",
+            "WRONG TOKEN",
+        ),
+        "TokenOfATileWithoutTokens": ("at.clip == kWhole && row", "row", "WRONG TOKEN"),
+        "ReadsElsewhere": (
+            "is_padded(at) ? at.first.t * kTileRows :",
+            "is_padded(at) ? at.first.t :",
+            "WRONG READABLE",
+        ),
         "PaddingNotStored": (
-            "region != Region::Video || first.w < 0;",
-            "region != Region::Video;",
+            "sizes.known() || TiledSequence::stores_padding(at);",
+            "TiledSequence::stores_padding(at);",
             "WRONG STORE: padding stays",
         ),
         "StoredWhereItWasLoaded": (
-            "place.first.w += place.rows_before();",
+            "if (is_padded(at)) at.first = {at.first.t, kTileRows - 1, 0};",
             "",
             "WRONG STORE: its box",
         ),
-        "StepsOfAVideo": ("padded ? -1 : sequence", "padded ? 1 : sequence", "WRONG PLACE"),
-        "StepsOfPaddedTiles": ("padded ? -1 : sequence.grid.tile.w", "-1", "WRONG PLACE"),
-        "PaddingCountsAsTiles": ("padded ? 0 : 1}", "1}", "WRONG TILE"),
+        "StepsOfAVideo": (
+            "padded ? 1 : sequence.grid.tile.w",
+            "sequence.grid.tile.w",
+            "WRONG PLACE",
+        ),
+        "StepsOfPaddedTiles": ("padded ? 1 : sequence.grid.tile.w", "1", "WRONG PLACE"),
+        "SlotsCountAsTiles": ("padded ? 0 : 1}", "1}", "WRONG TILE"),
+        "LinesCountAsTiles": (
+            "padded ? 0 : sequence.grid.tiles.w",
+            "sequence.grid.tiles.w",
+            "WRONG TILE",
+        ),
         "TilesOfAVideoDoNotCount": ("padded ? 0 : 1}", "0}", "WRONG TILE"),
-        "PaddingNotHeld": (
-            "sizes.known() ? Axes{tile, 0, -at.first.w}",
-            "sizes.known() ? Axes{tile, 0, 0}",
+        "LinesOfAVideoDoNotCount": ("padded ? 0 : sequence.grid.tiles.w", "0", "WRONG TILE"),
+        "SlotsNotHeld": (
+            "sizes.known() ? at.first :",
+            "sizes.known() ? Axes{tile, 0, 0} :",
             "WRONG PLACE",
         ),
         "MeanOfPadding": ("~uint64_t{0} >> (kTileRows - real)", "~uint64_t{0}", "WRONG MEANS"),
@@ -62,7 +85,7 @@ MUTANTS: dict[str, MutantTable] = {
     },
     SCHEDULE: {
         "HeldAsTiles": ("w * sequence.step_tokens()}", "w * tile.w}", "WRONG PLACE"),
-        "CountedAsTiles": ("w * sequence.step_tiles();", "w;", "WRONG TILE"),
+        "CountedAsText": ("sequence.number({t, h, w});", "w;", "WRONG TILE"),
     },
     MEANS: {
         "DividedByNothing": ("tokens > 0 ? tokens : 1", "tokens", "WRONG MEANS"),

@@ -333,7 +333,7 @@ struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kThere> {
       for_each(grad_k_, [=](float& x, int, int) { x *= scale; });
       p_.grad_k_means.add_to(grad_k_, p_.keys, p_.kv_heads, work, at);
       p_.grad_v_means.add_to(grad_v_, p_.keys, p_.kv_heads, work, at);
-      if (at.stores_padding()) {
+      if (p_.keys.stores_padding(at)) {
         const uint64_t rows = p_.keys.rows(at, work.batch);
         for_each(grad_k_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
         for_each(grad_v_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
@@ -341,14 +341,15 @@ struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kThere> {
       if constexpr (Sums::kThere) s_.sums.wait_used(w_, made_);
       Operand<D> rounded;
       round_to<Element>(rounded, grad_k_);
-      write_tile(s_.k[w_], rounded, at.rows_before());
+      write_tile(s_.k[w_], rounded);
       round_to<Element>(rounded, grad_v_);
-      write_tile(s_.v[w_], rounded, at.rows_before());
+      write_tile(s_.v[w_], rounded);
       fence_async_proxy();
       named_sync(consumer_barrier(w_), kWarpgroupThreads);
       if (elect_one()) {
-        const TileBox grad_k = store_box_of(p_.grad_k, at, work.head, work.batch);
-        const TileBox grad_v = store_box_of(p_.grad_v, at, work.head, work.batch);
+        const TilePlace to = p_.keys.stored(at);
+        const TileBox grad_k = box_of(p_.grad_k, to, work.head, work.batch);
+        const TileBox grad_v = box_of(p_.grad_v, to, work.head, work.batch);
         store_tile(grad_k.map, grad_k.at, s_.k[w_]);
         store_tile(grad_v.map, grad_v.at, s_.v[w_]);
         bulk_commit();

@@ -258,17 +258,17 @@ struct FineBackwardQueries {
       const float scale = p_.scale;
       for_each(grad_q_, [=](float& x, int, int) { x *= scale; });
       p_.grad_q_means.add_to(grad_q_, p_.queries, p_.heads, work, at);
-      if (at.stores_padding()) {
+      if (p_.queries.stores_padding(at)) {
         const uint64_t rows = p_.queries.rows(at, work.batch);
         for_each(grad_q_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
       }
       Operand<D> rounded;
       round_to<Element>(rounded, grad_q_);
-      write_tile(s_.q[w_], rounded, at.rows_before());
+      write_tile(s_.q[w_], rounded);
       fence_async_proxy();
       named_sync(consumer_barrier(w_), kWarpgroupThreads);
       if (elect_one()) {
-        const TileBox box = store_box_of(p_.grad_q, at, work.head, work.batch);
+        const TileBox box = box_of(p_.grad_q, p_.queries.stored(at), work.head, work.batch);
         store_tile(box.map, box.at, s_.q[w_]);
         bulk_commit();
         bulk_wait_read<0>();

@@ -230,7 +230,7 @@ struct FineForward {
       softmax_.finish(out_, lse, p_.scale);
       const TilePlace at = p_.queries.place(work.tile);
       const uint64_t rows = p_.queries.rows(at, work.batch);
-      if (at.stores_padding())
+      if (p_.queries.stores_padding(at))
         for_each(out_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
       Epilogue::template finish<Element>(out_, p_, work, at, rows, [&](const TokenTensor& to) {
         write(to, at, work);
@@ -249,11 +249,11 @@ struct FineForward {
     VSA_DEVICE void write(const TokenTensor& to, const TilePlace& at, const Assignment& work) {
       Operand<D> rounded;
       round_to<Element>(rounded, out_);
-      write_tile(s_.q[w_], rounded, at.rows_before());
+      write_tile(s_.q[w_], rounded);
       fence_async_proxy();
       named_sync(consumer_barrier(w_), kWarpgroupThreads);
       if (elect_one()) {
-        const TileBox box = store_box_of(to, at, work.head, work.batch);
+        const TileBox box = box_of(to, p_.queries.stored(at), work.head, work.batch);
         store_tile(box.map, box.at, s_.q[w_]);
         bulk_commit();
         bulk_wait_read<0>();

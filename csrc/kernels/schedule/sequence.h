@@ -27,13 +27,8 @@ enum class Region { Video, Prefix, Suffix };
 struct TilePlace {
   Region region;
   int text;       // index among the text's tiles, negative for the video's
-  Axes first;     // tokens: coordinates of row 0 in its region, text along w; w < 0: see TileSizes
+  Axes first;     // tokens: coordinates of row 0 in its region, text along w; else see TileSizes
   unsigned clip;  // Clip bits
-
-  // Rows before a padded tile's first slot.
-  VSA_DEVICE int rows_before() const { return first.w < 0 ? -first.w : 0; }
-  // Whether rows that are no tokens are stored too, as zeros: a video's lie out of bounds.
-  VSA_DEVICE bool stores_padding() const { return region != Region::Video || first.w < 0; }
 };
 
 // A grid with its text cut into tiles too, runs of 64 tokens: first the video's tiles, then the
@@ -74,27 +69,38 @@ struct TiledSequence {
     return prefix ? token : grid.suffix_begin() + token;
   }
 
-  // A tile's place as a TileLoad holds it: counted in tiles, and what its steps along w are, in
-  // tokens and in tiles.
+  // Whether rows that are no tokens are stored too, as zeros: a video's lie out of bounds.
+  VSA_DEVICE bool stores_padding(const TilePlace& at) const { return at.region != Region::Video; }
+
+  // A tile's place as a TileLoad holds it, what a step along w is in tokens, and the tile's number.
   VSA_DEVICE Axes steps(const TilePlace& at, int tile) const {
     return at.region == Region::Video ? grid.in_tiles(tile) : Axes{0, 0, at.first.w / kTileRows};
   }
   VSA_DEVICE int step_tokens() const { return grid.tile.w; }
-  VSA_DEVICE int step_tiles() const { return 1; }
+  VSA_DEVICE int number(const Axes& steps) const {
+    return (steps.t * grid.tiles.h + steps.h) * grid.tiles.w + steps.w;
+  }
 };
 
 // Padded tiles, each with a number of real tokens of its own: the grid is {tiles, 1, 64} slots in
-// tiles of {1, 1, 64}, and the first slots of a tile are its tokens. The box of a load ends with
-// the last of them: what comes before the tile's first slot, at w < 0, is out of bounds and zeros.
-// So no padding is ever read. A box that is stored must not begin at w < 0 (prim.h), so it holds
-// all slots: rows move to their slots on the way (write_tile), and padding is written as zeros.
+// tiles of {1, 1, 64}, and the first slots of a tile are its tokens. No padding is ever read, but
+// for a query tile without a token, whose first row nobody looks at: the box of a load begins with
+// the first slot, and what comes after the last token is out of bounds and zeros.
+//
+// So the axis of slots has to end where the tokens of a tile end, for every tile at another place.
+// A step along h, where these grids have nothing, is a slot too, and the map begins 63 slots before
+// the tensor (launch/tensor_map.h): a tile of n tokens begins at h = n - 1 and w = 64 - n, which is
+// its first slot, and w ends n slots later. That a box ends out of bounds, and does not begin
+// there, is what makes it fast, and here what makes it right: for rows out of bounds TMA reads the
+// last row before them again, or if there is none where the map begins
+// (bench/log/out-of-bounds.md). So no tile without a token may be loaded as such.
 struct TileSizes {
-  const int* of_tiles;  // [tiles] 0 to 64, others are taken for the nearest; null for a video
+  const int* of_tiles;  // [tiles]; more than 64 are 64, less than none are none; null for a video
 
   VSA_DEVICE bool known() const { return of_tiles != nullptr; }
   VSA_DEVICE int size(int tile) const {
     const int size = load_global(of_tiles + tile);
-    return size < 0 ? 0 : size > kTileRows ? kTileRows : size;
+    return size > kTileRows ? kTileRows : size;
   }
   // The slots of a tile that are tokens, as a mask.
   VSA_DEVICE uint64_t first_rows(int tile) const {
@@ -107,43 +113,52 @@ struct TileSizes {
 // that it is made from.
 struct PaddableSequence : TiledSequence {
   TileSizes sizes;
-  // Along w a TileLoad of a padded tile counts the rows before its first slot, backwards.
-  int w_tokens, w_tiles;
+  // Of a step of a TileLoad: how many tokens further one along w is, and how many tiles.
+  int w_tokens, h_tiles, w_tiles;
 
+  VSA_DEVICE bool is_padded(const TilePlace& at) const {
+    return sizes.known() && at.region == Region::Video;
+  }
   VSA_DEVICE TilePlace place(int tile) const {
-    if (sizes.known() && !is_text(tile))
-      return {Region::Video, -1, {tile, 0, sizes.size(tile) - kTileRows}, kWhole};
-    return TiledSequence::place(tile);
+    if (!sizes.known() || is_text(tile)) return TiledSequence::place(tile);
+    const int real = sizes.size(tile), loaded = real > 0 ? real : 1;
+    return {Region::Video, -1, {tile, loaded - 1, kTileRows - loaded}, real > 0 ? kWhole : kClipW};
   }
   VSA_DEVICE uint64_t rows(const TilePlace& at, int batch) const {
-    return at.first.w < 0 ? rows_from(-at.first.w) : TiledSequence::rows(at, batch);
+    if (!is_padded(at)) return TiledSequence::rows(at, batch);
+    return at.clip == kWhole ? ~uint64_t{0} >> at.first.w : 0;
   }
   VSA_DEVICE int token(const TilePlace& at, int row) const {
-    return row + at.first.w < 0 ? -1 : TiledSequence::token(at, row);
+    if (!is_padded(at)) return TiledSequence::token(at, row);
+    return at.clip == kWhole && row + at.first.w < kTileRows ? at.first.t * kTileRows + row : -1;
   }
   // A token of a tile whose numbers may be read where a row is none: the first, or of a padded tile
   // its first slot.
-  VSA_DEVICE int readable_token(TilePlace at) const {
-    if (at.first.w < 0) at.first.w = 0;
-    return TiledSequence::token(at, 0);
+  VSA_DEVICE int readable_token(const TilePlace& at) const {
+    return is_padded(at) ? at.first.t * kTileRows : TiledSequence::token(at, 0);
+  }
+  VSA_DEVICE bool stores_padding(const TilePlace& at) const {
+    return sizes.known() || TiledSequence::stores_padding(at);
+  }
+  // Where a tile is stored: with all slots of a padded one.
+  VSA_DEVICE TilePlace stored(TilePlace at) const {
+    if (is_padded(at)) at.first = {at.first.t, kTileRows - 1, 0};
+    return at;
   }
 
   VSA_DEVICE Axes steps(const TilePlace& at, int tile) const {
-    return sizes.known() ? Axes{tile, 0, -at.first.w} : TiledSequence::steps(at, tile);
+    return sizes.known() ? at.first : TiledSequence::steps(at, tile);
   }
   VSA_DEVICE int step_tokens() const { return w_tokens; }
-  VSA_DEVICE int step_tiles() const { return w_tiles; }
-
- private:
-  // All rows but the first so many, of which there may be 64.
-  VSA_DEVICE static uint64_t rows_from(int row) {
-    return row < kTileRows ? ~uint64_t{0} << row : 0;
+  VSA_DEVICE int number(const Axes& steps) const {
+    return steps.t * grid.tiles.h * grid.tiles.w + steps.h * h_tiles + steps.w * w_tiles;
   }
 };
 // On the host.
 inline PaddableSequence paddable(const TiledSequence& sequence, TileSizes sizes) {
   const bool padded = sizes.of_tiles != nullptr;
-  return {sequence, sizes, padded ? -1 : sequence.grid.tile.w, padded ? 0 : 1};
+  return {sequence, sizes, padded ? 1 : sequence.grid.tile.w, padded ? 0 : sequence.grid.tiles.w,
+          padded ? 0 : 1};
 }
 
 // Which map holds a tile of one head, and where in it.
@@ -158,12 +173,6 @@ VSA_DEVICE TileBox box_of(const TokenTensor& x, const TilePlace& place, int head
   return {part.map,
           {head * part.channels_per_head, place.first.w, place.first.h, place.first.t,
            head * part.outer_per_head + batch * part.outer_per_batch}};
-}
-
-// The same for a store.
-VSA_DEVICE TileBox store_box_of(const TokenTensor& x, TilePlace place, int head, int batch) {
-  place.first.w += place.rows_before();
-  return box_of(x, place, head, batch);
 }
 
 // Where one head of a tensor begins in the map of its video, and a tile of it.

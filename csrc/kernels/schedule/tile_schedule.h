@@ -21,8 +21,8 @@ struct TileLoad {
   static constexpr int kClip = 48, kRegion = 52, kFlags = 56, kOwners = 60;
   static constexpr int kMostTiles = 1 << 16;  // along an axis
 
-  // From the lowest: w, h, t in tiles, 16 each, text along w; Clip, Region, flags. In padded tiles
-  // w is how many rows come before the first slot. Last the owners.
+  // From the lowest: w, h, t in tiles, 16 each, text along w; Clip, Region, flags; last the owners.
+  // Of padded tiles w and h are slots (TileSizes).
   uint64_t bits;
 
   // flags: bit w: consumer w waits for the tile and releases its stage
@@ -67,11 +67,9 @@ struct TileLoad {
   template <class Sequence>
   VSA_DEVICE int tile(const Sequence& sequence) const {
     const int w = bits & 0xffff, h = bits >> 16 & 0xffff, t = bits >> 32 & 0xffff;
-    const Grid& grid = sequence.grid;
     const auto region = static_cast<Region>(bits >> kRegion & 3);
-    if (region == Region::Video)
-      return (t * grid.tiles.h + h) * grid.tiles.w + w * sequence.step_tiles();
-    return grid.num_tiles() + (region == Region::Prefix ? w : sequence.prefix_tiles() + w);
+    if (region == Region::Video) return sequence.number({t, h, w});
+    return sequence.grid.num_tiles() + (region == Region::Prefix ? w : sequence.prefix_tiles() + w);
   }
 };
 
