@@ -59,6 +59,12 @@ WRONG: dict[str, tuple[Callable, dict, dict, type[Exception], str]] = {
     "a length that is no multiple": (
         whole, WHOLE, {"q": short}, ValueError,
         "q must have a multiple of 64 slots, those of a tile, in its sequence, but it has 100"),
+    "heads and slots the other way round": (
+        whole, WHOLE, {"q": torch.randn(2, 128, 4, 16).double()}, ValueError,
+        r".* but it has 4, as it is \(B, heads, S, head_dim\) = \(2, 128, 4, 16\)$"),
+    "sizes for each video of a batch": (
+        whole, WHOLE, {"variable_block_sizes": numbers((64, 3, 9)).expand(2, 3)}, ValueError,
+        r".* but its shape is \(2, 3\): all videos of a batch share them$"),
     "no topk": (whole, WHOLE, {"topk": None}, TypeError, "topk must say how many key tiles"),
     "topk of 0": (whole, WHOLE, {"topk": 0}, ValueError, "topk must be at least 1"),
     "a block of 32": (

@@ -116,6 +116,18 @@ def test_the_operator_of_lightx2v_takes_blocks_of_64(monkeypatch: pytest.MonkeyP
         operator(q, k, v, mask, **(settings | {"cu_seqlens_q": two}))
     with pytest.raises(ValueError, match="max_seqlen_kv must be 150, the tokens that are given"):
         operator(q, k, v, mask, **(settings | {"max_seqlen_kv": 140}))
+    only_ends = {"cu_seqlens_q": one, "cu_seqlens_kv": torch.tensor([0, 140])}
+    with pytest.raises(ValueError, match="cu_seqlens_kv must be 150, the tokens that are given"):
+        operator(q, k, v, mask, **only_ends)
+    only_ends["cu_seqlens_kv"] = one
+    assert torch.equal(out, operator(q, k, v, mask, **only_ends))
+    for wrong, said in ((mask[0, 0], r"\(3, 3\)"), ([1], "list")):
+        with pytest.raises(ValueError, match=rf"^mask must be a tensor .* but it is {said}"):
+            operator(q, k, v, wrong, **settings)
+    with pytest.raises(
+        ValueError, match=r"^selection must be for .* \(1, 2, 3, 3\), but it is for"
+    ):
+        operator(q, k, v, mask[..., :2, :2], **settings)
     with pytest.raises(ValueError, match="causal must be False"):
         operator(q, k, v, mask, **settings, causal=True)
     scaled = operator(q, k, v, mask, **settings, softmax_scale=0.1)
@@ -152,6 +164,10 @@ def test_the_override_of_comfyui_is_sparse_on_video(monkeypatch: pytest.MonkeyPa
         ours(dense, *flat, 2, mask=torch.ones(1), **more)
     with pytest.raises(ValueError, match="the sequence must hold the 315 tokens of grid_sizes"):
         ours(dense, *(x[:, 1:] for x in flat), 2, **more)
+    with pytest.raises(ValueError, match=r"^q must be \(B, S, heads \* head_dim\) with 3 heads"):
+        ours(dense, *flat, 3, **more)
+    with pytest.raises(TypeError, match="k must share the dtype of q"):
+        ours(dense, flat[0], flat[1].float(), flat[2], 2, **more)
     text = tensors(512, 3)  # as many as ComfyUI gives Wan, so that its cross-attention looks alike
     small = {"grid_sizes": (2, 16, 16), "block_index": 0}
     with pytest.raises(ValueError, match="a video of 512 tokens cannot be told from Wan's text"):
@@ -170,6 +186,11 @@ def test_lists_and_maps_in_the_forms_of_the_hosts() -> None:
     given = lists.from_lists(q, k, v, index, counts, sizes, out=out, use_sm100_kernel=False)
     assert given is out and torch.equal(out, right) and out[:, :, 128:].abs().sum() == 0
     assert torch.equal(lists.from_lists(q, k, v, index, counts, sizes), right)
+    for wrong in (out.new_empty(3, *out.shape), out.float()):
+        with pytest.raises(
+            ValueError, match=r"^out must be like q, \(2, 2, 192, 16\) torch.float64"
+        ):
+            lists.from_lists(q, k, v, index, counts, sizes, out=wrong)
     flat = [x.transpose(1, 2) for x in (q, k, v)]
     assert torch.equal(lists.from_map_256_bshd(*flat, kept[0], sizes)[0].transpose(1, 2), right)
     whole = lists.whole_bshd(*flat, sizes, sizes, 2, (4, 4, 4), flat[0]).transpose(1, 2)

@@ -243,7 +243,7 @@ def test_the_plugin_hooks_builder_and_layer(monkeypatch: pytest.MonkeyPatch) -> 
     sglang.h3_plugin()
     kinds = {target: (hook, kind.name) for target, hook, kind in stand_ins.HookRegistry.hooks}
     assert kinds == {
-        sglang.H3_BUILD: (packed.build, "AROUND"),
+        sglang.H3_BUILD: (sglang._h3_build, "AROUND"),
         sglang.H3_LAYER: (sglang._h3_class, "AROUND"),
     }
 
@@ -284,6 +284,19 @@ def test_sglangs_class_of_minimax_h3_is_ours_on_hopper_alone(
         "vsa: VIDEO_SPARSE_ATTN_H3 of SGLang stays on SGLang's own kernel, because backend "
         "'hopper' cannot run on this device (it is another GPU); vsa info says more"
     )
+
+
+def test_metadata_stays_sglangs_own_where_its_layers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a layout that we know nothing of, which its own layers may take one day."""
+
+    def build(raw_latent_shape: Any, patch_size: Any, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(VSA_sparsity=0.5)
+
+    unknown = dict(raw_latent_shape=(0, 4, 4), patch_size=(1, 1, 1), prefix_segments=())
+    with pytest.raises(ValueError, match="raw_latent_shape over patch_size must be three token"):
+        sglang._h3_build(build, **unknown, tile_size=64, exempt=True)
+    stand_ins.gpu(monkeypatch, "it is another GPU")
+    assert vars(sglang._h3_build(build, **unknown)) == {"VSA_sparsity": 0.5}
 
 
 @pytest.mark.parametrize("exempt", [True, False])

@@ -97,6 +97,11 @@ def test_budgets_are_rounded_as_the_hosts_round_them() -> None:
     for wrong in (None, "0.5", math.nan):
         with pytest.raises(ValueError, match="VSA_sparsity must be a number, but it is"):
             raster.tiles_kept(wrong, 9)
+    for wrong in (80, 1.01, torch.tensor(2.0)):
+        with pytest.raises(
+            ValueError, match=r"VSA_sparsity must be at most 1, the share .* 80 % is"
+        ):
+            raster.tiles_kept(wrong, 9)
     assert raster.tiles_kept(-0.01, 9) == 9 and raster.tiles_of((5, 7, 9), (4, 4, 4)) == 12
 
 

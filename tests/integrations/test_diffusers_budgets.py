@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from integrations.tiny_transformers import BATCH, FAMILIES, GRID, HEADS, run, wan
+from integrations.tiny_transformers import FAMILIES, GRID, HEADS, run, wan
 
 import vsa
 from vsa.integrations.diffusers import apply_vsa, collect, remove_vsa
@@ -18,7 +18,7 @@ STEPS = (900.0, 800.0, 700.0, 600.0)
 
 
 def at(inputs: dict[str, Any], timestep: float) -> dict[str, Any]:
-    return {**inputs, "timestep": torch.full((BATCH,), timestep)}
+    return {**inputs, "timestep": torch.full_like(inputs["timestep"], timestep)}
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)

@@ -20,10 +20,20 @@ from integrations.tiny_transformers import (
     HEADS,
     HISTORY,
     TEXT,
+    anyflow,
+    chronoedit,
+    cogvideox,
+    consisid,
+    cosmos,
+    easyanimate,
     framepack,
+    hunyuan,
+    hunyuan15,
     kandinsky5,
+    kandinsky6,
     ltx2,
     ltx23,
+    mochi,
     run,
     skyreels,
     wan,
@@ -31,7 +41,7 @@ from integrations.tiny_transformers import (
     wan_vace,
 )
 
-from vsa.integrations.diffusers import apply_vsa, collect, load_gates, processors
+from vsa.integrations.diffusers import apply_vsa, collect, load_gates, processors, remove_vsa
 
 T, H, W = GRID
 VIDEO = T * H * W
@@ -237,11 +247,77 @@ def test_a_mask_makes_wan_causal_in_all_layers_and_steps(dense: dict[str, Any]) 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("family", "prefix", "suffix"),
+    # HunyuanVideo 1.5 adds text of a second encoder and an image's tokens.
+    [
+        *((hunyuan, 0, TEXT), (hunyuan15, 0, TEXT + 3 + 2), (mochi, 0, TEXT)),
+        *((cogvideox, TEXT, 0), (consisid, TEXT, 0), (easyanimate, TEXT, 0)),
+    ],
+)
+def test_text_of_joint_attention_is_outside_of_the_grid_and_so_dense(
+    family: Any, prefix: int, suffix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = family()
+    seen: list[Any] = []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        seen.append((kwargs["grid"], kwargs["text_valid"]))
+        return vsa.attention(*args, **kwargs)
+
+    monkeypatch.setattr(processors, "attention", spy)
+    apply_vsa(model, topk=1)
+    run(model, inputs)
+    assert len(seen) == 2
+    for grid, valid in seen:
+        assert (grid.shape, grid.prefix, grid.suffix) == (GRID, prefix, suffix)
+        assert (valid is None) == bool(prefix), "text before the video is never masked"
+        if valid is not None:
+            assert valid.shape == (BATCH, suffix) and valid.sum(1).tolist() != [suffix] * 2
+
+
+@torch.no_grad()
 def test_sparsity_of_kandinskys_own_is_refused() -> None:
     model, inputs = kandinsky5()
     apply_vsa(model, topk=2)
     with pytest.raises(NotImplementedError, match=r"^sparse_params must be None"):
         run(model, inputs | {"sparse_params": {"to_fractal": True}})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("gates", [None, "coarse"])
+def test_a_reference_frame_of_kandinsky6_is_attended_and_attends_everything(
+    gates: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pipeline appends such a frame, at the place of the first."""
+    model, inputs = kandinsky6()
+    del inputs["audio_hidden_states"]
+    equal_to_dense(model, inputs)
+    remove_vsa(model)
+    times = torch.cat([torch.arange(T - 1), torch.zeros(1, dtype=torch.long)])
+    inputs["visual_rope_pos"] = (times, torch.arange(H), torch.arange(W))
+    equal_to_dense(model, inputs)
+    seen = spied(monkeypatch)
+    apply_vsa(model, topk=1, tile=(2, 3, 4), gates=gates)
+    run(model, inputs)
+    for q, k, v, given, out in seen:
+        assert (given["grid"].shape, given["grid"].suffix) == ((T - 1, H, W), H * W)
+        dense = nn.functional.scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (q, k, v))
+        ).transpose(1, 2)
+        torch.testing.assert_close(out[:, -H * W :], dense[:, -H * W :], rtol=1e-4, atol=1e-5)
+    inputs["visual_rope_pos"] = tuple(map(torch.arange, GRID))
+    run(model, inputs)
+    assert seen[-1][3]["grid"].shape == GRID
+
+
+@torch.no_grad()
+def test_chronoedit_of_two_frames_and_anyflow_of_images_run() -> None:
+    model, inputs = chronoedit()
+    equal_to_dense(model, inputs | {"hidden_states": inputs["hidden_states"][:, :, :2]})
+    model, inputs = anyflow()
+    names = ("hidden_states", "timestep", "r_timestep")
+    equal_to_dense(model, inputs | {name: inputs[name][:, :1] for name in names})
 
 
 @torch.no_grad()
@@ -280,7 +356,9 @@ def test_the_control_branch_of_vace_is_sparse_too_and_comes_first() -> None:
     assert list(model._vsa_plan.layers) == ["vace_blocks.0", "blocks.0"]
 
 
-@pytest.mark.parametrize("family", [wan_vace, wan_animate, ltx2, skyreels, kandinsky5, framepack])
+@pytest.mark.parametrize(
+    "family", [wan_vace, wan_animate, ltx2, skyreels, kandinsky5, framepack, cosmos, kandinsky6]
+)
 def test_a_group_is_refused_where_nobody_shares_the_video_out(family: Any) -> None:
     model, _ = family()
     with pytest.raises(

@@ -124,8 +124,9 @@ def test_two_threads_keep_their_grids_apart(family: Any) -> None:
     apply_vsa(model, topk=0.3, tile=(2, 2, 2), dense_steps=1)
 
     def denoise(given: dict[str, Any]) -> list[Tensor]:
-        times = TIMESTEPS[::-1] if family is mochi else TIMESTEPS
-        return [run(model, {**given, "timestep": torch.full((BATCH,), t)}) for t in times]
+        times = TIMESTEPS[::-1] if model._vsa_plan.family.rising else TIMESTEPS
+        whole = given["timestep"]
+        return [run(model, {**given, "timestep": torch.full_like(whole, t)}) for t in times]
 
     alone = {name: denoise(given) for name, given in others.items()}
     wrong: list[str] = []

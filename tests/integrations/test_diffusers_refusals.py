@@ -7,9 +7,12 @@ import pytest
 from torch import nn
 
 pytest.importorskip("diffusers")
+import diffusers
 from integrations.tiny_transformers import run, wan
 
 from vsa.integrations.diffusers import apply_vsa
+from vsa.integrations.diffusers.families import FAMILIES
+from vsa.integrations.diffusers.not_taken import NOT_TAKEN
 
 
 def test_what_is_not_supported_is_refused_in_one_sentence() -> None:
@@ -44,6 +47,17 @@ def test_what_is_not_supported_is_refused_in_one_sentence() -> None:
     apply_vsa(model, topk=2, refresh_every=2).enable_gradient_checkpointing()
     with pytest.raises(ValueError, match="refresh_every must be 1 where gradient checkpointing"):
         run(model, inputs)
+
+
+def test_every_video_transformer_of_diffusers_is_taken_or_refused_with_a_reason() -> None:
+    there = {name for name in dir(diffusers) if name.endswith("Transformer3DModel")}
+    taken = {family.transformer for family in FAMILIES}
+    # TransformerTemporalModel and the like are parts of others; all 3D ones are named.
+    assert taken | set(NOT_TAKEN) == there and not taken & set(NOT_TAKEN)
+    for name in NOT_TAKEN:
+        other = type(name, (nn.Module,), {})()
+        with pytest.raises(TypeError, match=rf"but it is a {name}, (which|whose) .*[a-z]$"):
+            apply_vsa(other)
 
 
 def test_integrations_import_without_diffusers_and_say_what_is_missing(

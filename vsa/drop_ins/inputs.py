@@ -106,7 +106,8 @@ def resolve(
         if of.shape[1] % volume:
             raise ValueError(
                 f"{owner} must have a multiple of {volume} slots, those of a tile, in its "
-                f"sequence, but it has {of.shape[1]}"
+                f"sequence, but it has {of.shape[1]}, as it is (B, heads, S, head_dim) = "
+                f"{tuple(of.transpose(1, 2).shape)}"
             )
         tiles = of.shape[1] // volume
         if given is None:
@@ -269,9 +270,10 @@ def _checked_sizes(
     """(tiles,) int32, numbers from 0 to ``volume``."""
     sizes = check_integers(name, x, device)
     if tuple(sizes.shape) != (tiles,):
+        batches = ": all videos of a batch share them" if sizes.ndim == 2 else ""
         raise ValueError(
             f"{name} must have one number for each of the {tiles} tiles of {owner}, but its shape "
-            f"is {tuple(sizes.shape)}"
+            f"is {tuple(sizes.shape)}{batches}"
         )
     check_sizes(name, sizes, volume, validate)
     return sizes.to(torch.int32)

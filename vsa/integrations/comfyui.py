@@ -87,6 +87,12 @@ def override(
         if skip_reshape:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         else:
+            for name, x in (("q", q), ("k", k), ("v", v)):
+                if x.ndim != 3 or x.shape[-1] % heads:
+                    raise ValueError(
+                        f"{name} must be (B, S, heads * head_dim) with {heads} heads where "
+                        f"skip_reshape is False, but its shape is {tuple(x.shape)}"
+                    )
             q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
         out = vsa.attention(
             q, k, v, topk, grid=vsa.Grid(grid, tile=tile), scale=others.get("scale")

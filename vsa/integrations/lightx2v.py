@@ -48,7 +48,8 @@ class VsaOperator:
             k: see q.
             v: see q.
             mask: (1, heads, n, n) or (heads, n, n), blocks that are kept where it is not 0.
-            cu_seqlens_q: where sequences begin: one alone is taken.
+            cu_seqlens_q: where sequences begin: one alone is taken, of all tokens. Its end is read
+                where max_seqlen_q does not say it, which waits for the device.
             cu_seqlens_kv: see cu_seqlens_q.
             max_seqlen_q: tokens of q, all of which are real.
             max_seqlen_kv: tokens of k.
@@ -60,10 +61,17 @@ class VsaOperator:
         for name, ends in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_kv", cu_seqlens_kv)):
             if ends is not None and ends.numel() > 2:
                 raise ValueError(f"{name} must name one sequence, but names {ends.numel() - 1}")
-        for name, length, x in (
-            ("max_seqlen_q", max_seqlen_q, q),
-            ("max_seqlen_kv", max_seqlen_kv, k),
+        if not isinstance(mask, Tensor) or mask.ndim not in (3, 4):
+            raise ValueError(
+                "mask must be a tensor (heads, n, n) or (1, heads, n, n), but it is "
+                f"{tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__}"
+            )
+        for name, length, ends, x in (
+            ("max_seqlen_q", max_seqlen_q, cu_seqlens_q, q),
+            ("max_seqlen_kv", max_seqlen_kv, cu_seqlens_kv, k),
         ):
+            if length is None and ends is not None:
+                name, length = name.replace("max_seqlen", "cu_seqlens"), int(ends[-1])
             if length is not None and int(length) != len(x):
                 raise ValueError(
                     f"{name} must be {len(x)}, the tokens that are given, but it is {length}: "

@@ -36,7 +36,7 @@ def plugin() -> None:
 
 def h3_plugin() -> None:
     """Let ``transformer=video_sparse_attn_h3`` (MiniMax-H3) run in raster order as well."""
-    _register(H3_BUILD, packed.build, "AROUND")
+    _register(H3_BUILD, _h3_build, "AROUND")
     _register(H3_LAYER, _h3_class, "AROUND")
 
 
@@ -68,6 +68,13 @@ def _raster_class(theirs: Callable[[], type]) -> type:
             base.__module__,
         )
     return in_raster_order(base, HOST)
+
+
+def _h3_build(theirs: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    """The host's own metadata, with a note for our layers where these are ours."""
+    if aside.unsupported() is not None:
+        return theirs(*args, **keywords)
+    return packed.build(theirs, *args, **keywords)
 
 
 def _h3_class(theirs: Callable[[], type]) -> type:

@@ -96,16 +96,17 @@ def apply_vsa(
 
     Denoising steps are counted by the ``timestep`` argument, in each thread for itself: a smaller
     one is the next step, the same one another call of this step (guidance), a larger one a new
-    generation (for Mochi, whose timesteps rise, a larger one is next). Timesteps that were rounded
-    to the same 16 bits or whole number are told apart by what else is given. Reading it costs one
-    synchronisation per call, a second one where timesteps are equal, and is done only where steps
-    make a difference. Where timesteps do not tell, a warning says so: say the step with
-    ``denoising_step`` or ``count_steps``.
+    generation (for Mochi and MiniMax-H3, whose timesteps rise, a larger one is next). Timesteps
+    that were rounded to the same 16 bits or whole number are told apart by what else is given.
+    Reading it costs one synchronisation per call, a second one where timesteps are equal, and is
+    done only where steps make a difference. Where timesteps do not tell, a warning says so: say the
+    step with ``denoising_step`` or ``count_steps``.
 
     Args:
-        transformer: ``pipe.transformer`` of Wan 2.1 and 2.2, Wan VACE and Animate, SkyReels-V2,
-            LTX, LTX-2, HunyuanVideo, HunyuanVideo 1.5, Framepack, CogVideoX, Mochi or Kandinsky
-            5; or several that share the steps of one generation, as
+        transformer: ``pipe.transformer`` of Wan 2.1 and 2.2, Wan VACE and Animate, ChronoEdit,
+            SkyReels-V2, LTX, LTX-2, MiniMax-H3, HunyuanVideo, HunyuanVideo 1.5, Framepack,
+            CogVideoX, ConsisID, EasyAnimate, Mochi, Cosmos, Kandinsky 5 or 6, or AnyFlow; or
+            several that share the steps of one generation, as
             ``[pipe.transformer, pipe.transformer_2]`` of Wan 2.2 A14B.
         topk: as in ``vsa.attention``: a number or share of tiles, one for each head, or a
             ``vsa.TopP``; or ``vsa.Budgets`` of all layers; or a function topk(layer, step) that
@@ -227,7 +228,7 @@ def _prepare(
     }
     wanted: dict[str, nn.Module] = {}
     if gates:
-        wanted = gates_of(layers) | new_gates(module, layers)
+        wanted = gates_of(layers) | new_gates(module, layers, family.gate_bias)
     else:
         check_untrained(gates_of(layers))
         if not gates_of(layers):

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,17 +14,24 @@ from torch import Tensor
 from vsa.values.grid import Extent
 from vsa.values.masks import ChunkCausal
 
+Call = Mapping[str, Any]
+"""The arguments of the transformer's forward, by name."""
+
 
 class Layout(NamedTuple):
-    """The tokens of a video's own sequence: a grid, and keyframes before and after it.
+    """The tokens of a video's own sequence: a grid, and other tokens before and after it.
 
-    ``mask`` is the one that the model itself puts on them, if it does.
+    ``mask`` is the one that the model itself puts on them, if it does. ``segments`` are the tokens
+    of each part before the video, where the coarse branch of the model's gates has tiles of them
+    too; ``ungated`` says why gates cannot be honoured, if they cannot.
     """
 
     shape: Extent
     before: int = 0
     after: int = 0
     mask: ChunkCausal | None = None
+    segments: tuple[int, ...] | None = None
+    ungated: str | None = None
 
 
 def layout_of(coordinates: Tensor, tokens: int) -> Layout:
@@ -44,7 +52,7 @@ def layout_of(coordinates: Tensor, tokens: int) -> Layout:
             f"video_coords must be (B, 3, {tokens}), as hidden_states has {tokens} tokens, but "
             f"its shape is {tuple(coordinates.shape)}"
         )
-    layouts = {_layout(each) for each in coordinates.detach().cpu().double()}
+    layouts = {raster_of(each) for each in coordinates.detach().cpu().double()}
     layout = layouts.pop()
     if layouts or layout is None:
         raise ValueError(
@@ -74,7 +82,7 @@ def layout_with_appended(coordinates: Tensor, shape: Extent, tokens: int) -> Lay
             f"its shape is {tuple(coordinates.shape)}"
         )
     begins = coordinates[:, :, :count, 0].detach().cpu().double()
-    if count > tokens or {_layout(each) for each in begins} != {Layout(shape)}:
+    if count > tokens or {raster_of(each) for each in begins} != {Layout(shape)}:
         raise ValueError(
             f"video_coords must begin with the {count} tokens of a video of {shape} in raster "
             f"order, which others may follow, but the first of its {tokens} tokens are not"
@@ -82,8 +90,8 @@ def layout_with_appended(coordinates: Tensor, shape: Extent, tokens: int) -> Lay
     return Layout(shape, 0, tokens - count)
 
 
-def _layout(coordinates: Tensor) -> Layout | None:
-    """Of one video, (3, tokens); None where there is no raster."""
+def raster_of(coordinates: Tensor) -> Layout | None:
+    """Of one video, (3, tokens) on the CPU; None where there is no raster."""
     _, y, x = coordinates
     width = _rising(x)
     height = _rising(y[::width])

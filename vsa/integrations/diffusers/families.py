@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal
 
 import diffusers
@@ -14,11 +15,15 @@ from torch import nn
 from vsa.integrations.diffusers import joint_processors as joint
 from vsa.integrations.diffusers import processors as own
 from vsa.integrations.diffusers import video_processors as video
-from vsa.integrations.diffusers.coordinates import Layout, layout_of, layout_with_appended
+from vsa.integrations.diffusers.coordinates import (
+    Call,
+    Layout,
+    layout_of,
+    layout_with_appended,
+)
+from vsa.integrations.diffusers.minimax_h3 import MiniMaxH3SparseProcessor, layout_of_packed
+from vsa.integrations.diffusers.not_taken import why_not
 from vsa.values.masks import ChunkCausal
-
-Call = Mapping[str, Any]
-"""The arguments of the transformer's forward, by name."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,13 @@ class Family:
     Attributes:
         transformer: its name in diffusers.
         blocks: attributes that hold the blocks, in the order in which they run.
-        attention: the attribute of a block that is self-attention.
+        attention: the attribute of a block that is self-attention, or of one inside of it.
         processor: our processor.
         replaces: the names of diffusers' processors that ours can stand in for.
         layout: of the video tokens, from the configuration and the arguments of forward.
         rising: whether timesteps rise while a video is denoised.
         sharded_by: who can share its video out over ranks: diffusers, hooks of ours or nobody.
+        gate_bias: whether gates of the coarse branch have one.
     """
 
     transformer: str
@@ -44,11 +50,12 @@ class Family:
     layout: Callable[[Any, Call], Layout]
     rising: bool = False
     sharded_by: Literal["diffusers", "hooks"] | None = None
+    gate_bias: bool = True
 
     def layers(self, transformer: nn.Module) -> dict[str, nn.Module]:
         """The self-attention modules by the path of their block, in the order they run."""
         return {
-            f"{name}.{index}": getattr(block, self.attention)
+            f"{name}.{index}": attrgetter(self.attention)(block)
             for name in self.blocks
             for index, block in enumerate(getattr(transformer, name))
         }
@@ -127,6 +134,30 @@ def _kandinsky5(config: Any, call: Call) -> Layout:
             'transformer.register_to_config(attention_type="regular") first'
         )
     _, T, H, W, _ = call["hidden_states"].shape
+    t, h, w = config.patch_size
+    return Layout((T // t, H // h, W // w))
+
+
+def _consisid(config: Any, call: Call) -> Layout:
+    _, T, _, H, W = call["hidden_states"].shape
+    return Layout((T, H // config.patch_size, W // config.patch_size))
+
+
+def _kandinsky6(config: Any, call: Call) -> Layout:
+    """A frame that takes an earlier place in time, as a reference does, stands after the video."""
+    layout = _kandinsky5(config, call)
+    places = call.get("visual_rope_pos")
+    if places is None:
+        return layout
+    t, h, w = layout.shape
+    times = places[0].detach().cpu()
+    falls = (times.diff() <= 0).nonzero().flatten()
+    frames = int(falls[0]) + 1 if len(falls) else t
+    return Layout((frames, h, w), 0, (t - frames) * h * w)
+
+
+def _anyflow(config: Any, call: Call) -> Layout:
+    _, T, _, H, W = call["hidden_states"].shape
     t, h, w = config.patch_size
     return Layout((T // t, H // h, W // w))
 
@@ -256,6 +287,64 @@ FAMILIES = (
         ("HunyuanVideoAttnProcessor2_0",),
         _framepack,
     ),
+    Family(
+        "MiniMaxH3Transformer3DModel",
+        _STREAMS,
+        "attn",
+        MiniMaxH3SparseProcessor,
+        ("MiniMaxH3AttnProcessor",),
+        layout_of_packed,
+        rising=True,
+        gate_bias=False,
+    ),
+    Family(
+        "ChronoEditTransformer3DModel",
+        ("blocks",),
+        "attn1",
+        own.WanSparseProcessor,
+        ("WanAttnProcessor",),
+        _wan,
+    ),
+    Family(
+        "CosmosTransformer3DModel",
+        _STREAMS,
+        "attn1",
+        video.CosmosSparseProcessor,
+        ("CosmosAttnProcessor2_0",),
+        _wan,
+    ),
+    Family(
+        "Kandinsky6Transformer3DModel",
+        ("visual_transformer_blocks",),
+        "video_dec_block.self_attention",
+        video.Kandinsky6SparseProcessor,
+        ("Kandinsky6AttnProcessor",),
+        _kandinsky6,
+    ),
+    Family(
+        "ConsisIDTransformer3DModel",
+        _STREAMS,
+        "attn1",
+        joint.CogVideoXSparseProcessor,
+        ("CogVideoXAttnProcessor2_0",),
+        _consisid,
+    ),
+    Family(
+        "EasyAnimateTransformer3DModel",
+        _STREAMS,
+        "attn1",
+        joint.EasyAnimateSparseProcessor,
+        ("EasyAnimateAttnProcessor2_0",),
+        _mochi,
+    ),
+    Family(
+        "AnyFlowTransformer3DModel",
+        ("blocks",),
+        "attn1",
+        video.AnyFlowSparseProcessor,
+        ("AnyFlowAttnProcessor",),
+        _anyflow,
+    ),
 )
 
 
@@ -271,7 +360,8 @@ def family_of(transformer: object) -> Family:
             return family
     # Pipelines are what people pass by mistake.
     hint = ": pass its .transformer" if hasattr(transformer, "transformer") else ""
+    name = type(transformer).__name__
     raise TypeError(
         f"transformer must be one of {', '.join(family.transformer for family in FAMILIES)}, "
-        f"but it is a {type(transformer).__name__}{hint}"
+        f"but it is a {name}{hint or why_not(name)}"
     )

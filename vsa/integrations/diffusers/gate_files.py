@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 NAME = "to_gate_compress"
-_ATTENTION = r"(?:(?:attn1?|self_attention)\.)?"
+_ATTENTION = r"(?:(?:attn1?|(?:video_dec_block\.)?self_attention)\.)?"
 _KEY = re.compile(rf"(?:.*?\.)??((?:\w+_)?blocks\.\d+)\.{_ATTENTION}{NAME}\.(.+)")
 
 

@@ -26,7 +26,8 @@ class Gate(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), on the device of x and, outside of autocast, in its type."""
-        weight, bias = self.weight.to(x.device), self.bias.to(x.device)
+        weight = self.weight.to(x.device)
+        bias = None if self.bias is None else self.bias.to(x.device)
         if weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
             return nn.functional.linear(x, weight, bias)
         return nn.functional.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
@@ -46,8 +47,15 @@ def put_gates(layers: Mapping[str, nn.Module], gates: Mapping[str, nn.Module]) -
             attn.add_module(NAME, gates[path])
 
 
-def new_gates(transformer: Any, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+def new_gates(
+    transformer: Any, layers: Mapping[str, nn.Module], bias: bool
+) -> dict[str, nn.Module]:
     """A gate for every layer without one: as it lies beside the model's weights, or zero.
+
+    Args:
+        transformer: whose weights may lie in a local folder.
+        layers: its attention modules by the path of their block.
+        bias: whether gates of its family have one.
 
     Returns:
         By the path of a block, which has not got it yet.
@@ -72,12 +80,13 @@ def new_gates(transformer: Any, layers: Mapping[str, nn.Module]) -> dict[str, nn
         gate = Gate(
             to_q.in_features,
             to_q.out_features,
+            bias,
             # Weights that are offloaded to "meta" have no memory that ours could be beside.
             device="cpu" if device.type == "meta" else device,
             dtype=_compute_dtype(path, attn),
         )
-        nn.init.zeros_(gate.weight)
-        nn.init.zeros_(gate.bias)
+        for parameter in gate.parameters():
+            nn.init.zeros_(parameter)
         made[path] = gate
     if len(made) == len(layers) and (found := gates_beside(transformer)):
         _load(made, found)

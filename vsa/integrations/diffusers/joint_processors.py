@@ -108,7 +108,7 @@ class HunyuanVideo15SparseProcessor(JointSparseProcessor):
 
 
 class CogVideoXSparseProcessor(JointSparseProcessor):
-    """CogVideoX: text first, never masked, both streams through one output projection."""
+    """CogVideoX, ConsisID: text first, never masked, both through one output projection."""
 
     text_first = True
 
@@ -119,11 +119,24 @@ class CogVideoXSparseProcessor(JointSparseProcessor):
     def text_valid(self, mask: Tensor | None, length: int) -> None:
         """All text is real; a mask of another kind has no meaning here."""
         if mask is not None:
-            raise ValueError("attention_mask must be None for CogVideoX, but it is a tensor")
+            raise ValueError(
+                "attention_mask must be None where text is never masked, but it is a tensor"
+            )
 
     def _split(self, attn: Any, out: Tensor, length: int) -> tuple[Tensor, Tensor]:
         out = project_out(attn, out)
         return out[:, length:], out[:, :length]
+
+
+class EasyAnimateSparseProcessor(CogVideoXSparseProcessor):
+    """EasyAnimate: text first, with projections of its own in blocks that have two streams."""
+
+    def _split(self, attn: Any, out: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        video, text = project_out(attn, out[:, length:]), out[:, :length]
+        # Blocks of one stream leave the text as attention gave it.
+        if getattr(attn, "to_add_out", None) is not None:
+            text = attn.to_add_out(text)
+        return video, text
 
 
 class MochiSparseProcessor(JointSparseProcessor):

@@ -27,10 +27,11 @@ from vsa.schedule import StepSchedule
 from vsa.stages.inputs import Tile
 from vsa.values.budget import LayerBudget, TopK, check, resolve
 from vsa.values.budgets import Budgets
-from vsa.values.grid import Grid, best_tile
+from vsa.values.grid import Extent, Grid, best_tile
 from vsa.values.masks import ChunkCausal, Rule, tile_under
 from vsa.values.precision import LayerPrecision, in_layer
 from vsa.values.score import Score
+from vsa.values.sequence import Segment, Sequence
 
 Schedule = Callable[[int, int], TopK | Budgets | None]
 """topk(layer, step) -> as in ``vsa.attention``, budgets of all layers, or None for dense."""
@@ -234,10 +235,12 @@ class Plan:
 
     def _work(self, layer: int, layout: Layout, group: Any = None, noted: bool = False) -> Work:
         settings, step = self.settings, max(self.steps.step, 0)
-        shape, before, after, own = layout
+        shape, before, after, own, segments, ungated = layout
+        if settings.gates is not None and ungated is not None:
+            raise NotImplementedError(ungated)
         if group is not None and before + after:
             raise NotImplementedError(
-                f"{before + after} tokens of keyframes stand beside the video, which cannot be "
+                f"{before + after} other tokens stand beside the video, which cannot be "
                 "told from it where the sequence is sharded: run it on one device"
             )
         mask = _common_mask(settings.mask, own)
@@ -276,6 +279,7 @@ class Plan:
             "native" if topk is None else in_layer(settings.precision, layer, step),
             mask,
             self.sharding is not None or settings.mask is not None,
+            None if settings.gates is None or segments is None else _packed(segments, shape, tile),
         )
 
     def _topk(self, layer: int, step: int, grid: Grid) -> TopK | None:
@@ -319,6 +323,13 @@ class Plan:
                 "whole queries and keys: record it on one device"
             )
         return group
+
+
+@lru_cache(maxsize=64)  # compiled code knows a sequence by its identity
+def _packed(segments: tuple[int, ...], shape: Extent, tile: Extent) -> Sequence:
+    """Segments that are kept and have coarse tiles, and then the video."""
+    before = [Segment(tokens, coarse=True) for tokens in segments]
+    return Sequence([*before, Segment(shape, tile)])
 
 
 def _common_mask(mask: Rule | None, own: ChunkCausal | None) -> Rule | None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from vsa.integrations.diffusers.passes import OfThread, Remembered, recomputing
 from vsa.integrations.diffusers.rotary import Rotary, of_pairs, turn_pairs
 from vsa.integrations.diffusers.work import Work
 from vsa.values.grid import Grid
+from vsa.values.sequence import Sequence
 
 
 class Given(NamedTuple):
@@ -161,6 +163,7 @@ def sparse(
         work: what this pass asks for.
         qkv: (B, S, heads, head_dim) each, S = prefix + T * H * W + suffix, or a shard of it.
         gate: (B, T * H * W, heads, head_dim) for the coarse branch, or None; a shard likewise.
+            Of the whole sequence where ``work.packed`` says what else has coarse tiles.
         prefix: text tokens before the video.
         suffix: text tokens after it.
         text_valid: (B, prefix + suffix) bool.
@@ -172,23 +175,28 @@ def sparse(
     # A norm kept in fp32 would leave q and k in another type than v.
     q, k = q.to(v.dtype), k.to(v.dtype)
     grid = Grid(work.shape, work.tile, prefix, suffix)
-    if gate is not None and grid.text:
+    layout: Grid | Sequence = grid
+    if work.topk is None:  # a dense pass that diffusers' attention cannot do
+        gate = None
+    if gate is not None and work.packed is not None:
+        layout = work.packed
+    elif gate is not None and grid.text:
         gate = nn.functional.pad(gate, (0, 0, 0, 0, prefix, suffix))
-    known = work.store.fitting(grid, q.shape[0]) if work.store and work.reuse else None
+    known = work.store.fitting(layout, q.shape[0]) if work.store and work.reuse else None
     topk = None if known is not None else work.topk
     attend: Callable[..., Any] = attention
     if work.group is not None:
         attend = partial(ulysses_attention, group=work.group)
     if work.sharding is not None:
         attend = partial(attend, text="replicated")
-    if work.topk is None:  # a dense pass that diffusers' attention cannot do
-        topk, gate = 1.0, None
+    if work.topk is None:
+        topk = 1.0
     out = attend(
         q,
         k,
         v,
         topk,
-        grid=grid,
+        grid=layout,
         gate_coarse=gate,
         selection=known,
         score=work.score,
@@ -203,7 +211,9 @@ def sparse(
         if work.store is not None:
             work.store.selection = chosen
         if work.note is not None:
-            work.note(q, k, chosen, v, text_valid)
+            # Its tiles are those of the video either way.
+            of_video = replace(chosen, grid=grid, kv_grid=grid, sequences=None)
+            work.note(q, k, of_video, v, text_valid)
     return out.flatten(2)
 
 
@@ -234,7 +244,7 @@ def project_out(attn: Any, x: Tensor) -> Tensor:
 
 
 class WanSparseProcessor(SparseProcessor):
-    """Wan, SkyReels-V2: video tokens only, norms over all heads, rotation per head."""
+    """Wan, ChronoEdit, SkyReels-V2: video tokens only, norms over all heads, rotation per head."""
 
     def attend(self, work: Work, attn: Any, given: Given) -> Tensor:
         """Attend; -> (B, S, channels)."""

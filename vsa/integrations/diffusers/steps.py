@@ -24,6 +24,8 @@ MOST_CALLS = 4
 """Calls of one step that guidance may need; more are steps that look alike."""
 MIDDLE = 900.0
 """Of timesteps that fall from 1000: what begins below may be the second half of a generation."""
+LARGEST_OTHER = 2.0
+"""Of timesteps that fall from elsewhere: flows from 1, Cosmos from log(80) / 4."""
 SAMPLED = 64
 """Values by which latents are told apart."""
 
@@ -181,7 +183,7 @@ class Steps(OfThread):
 
     def _count(self, call: Mapping[str, Any], rising: bool) -> None:
         timestep = timestep_of(call)
-        now = float(timestep.max() if isinstance(timestep, Tensor) else timestep)  # type: ignore[arg-type]
+        now = _noisiest(timestep, rising)
         before, self.timestep = self.timestep, now
         earlier, self._given = self._given, _Given.of(call)
         over, self._ended = self._ended != _said.ended, _said.ended
@@ -204,7 +206,7 @@ class Steps(OfThread):
                     f"timestep values were equal in {self.call + 1} calls that do not look like "
                     f"guidance, and are all taken for step {self.step}",
                 )
-        if before is None and not rising and 1 < now < MIDDLE:
+        if before is None and not rising and LARGEST_OTHER < now < MIDDLE:
             self._doubt(
                 "first",
                 f"timestep {now:.6g} is the first, and is taken for step 0 (where another "
@@ -231,6 +233,13 @@ class Steps(OfThread):
             self.generation += 1
         self.call = self.call + 1 if step == self.step else 0
         self.step = step
+
+
+def _noisiest(timestep: object, rising: bool) -> float:
+    """Of several timesteps, as tokens or frames may have, the one furthest from the clean video."""
+    if isinstance(timestep, Tensor):
+        return float(timestep.min() if rising else timestep.max())
+    return float(timestep)  # type: ignore[arg-type]
 
 
 def timestep_of(call: Mapping[str, Any]) -> object:

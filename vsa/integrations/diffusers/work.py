@@ -16,6 +16,7 @@ from vsa.values.masks import Rule
 from vsa.values.precision import Precision
 from vsa.values.score import Score
 from vsa.values.selection import Selection
+from vsa.values.sequence import Sequence
 
 if TYPE_CHECKING:
     from vsa.integrations.diffusers.sharding import Sharding
@@ -39,7 +40,7 @@ class Work:
         sharding: of video tokens by hooks of ours, which the group is then that of.
         note: is told the queries, keys, selection, values and valid text of this pass, if somebody
             looks.
-        before: tokens of keyframes that stand before the video, and attend everything.
+        before: tokens of keyframes or text that stand before the video, and attend everything.
         after: likewise after it.
         score: what tiles are chosen by, as in ``vsa.attention``.
         tail: as in ``vsa.attention``.
@@ -47,6 +48,8 @@ class Work:
         mask: as in ``vsa.attention``.
         keeps: whether a dense pass is one of ours that keeps everything: where the video is sharded
             by hooks of ours, or under a mask that diffusers' attention knows nothing of.
+        packed: the whole sequence, where segments beside the video have tiles of their own in the
+            coarse branch; None where a grid with text says it all.
     """
 
     shape: Extent
@@ -64,6 +67,7 @@ class Work:
     precision: Precision = "native"
     mask: Rule | None = None
     keeps: bool = False
+    packed: Sequence | None = None
 
     @property
     def tokens(self) -> int:
@@ -77,9 +81,10 @@ class Store:
 
     selection: Selection | None = field(default=None)
 
-    def fitting(self, grid: Grid, batch: int) -> Selection | None:
+    def fitting(self, grid: Grid | Sequence, batch: int) -> Selection | None:
         """The stored selection, None if it is of another grid or batch size."""
         found = self.selection
-        if found is None or found.grid != grid or found.bitmap.shape[0] != batch:
+        if found is None or found.bitmap.shape[0] != batch:
             return None
-        return found
+        of = found.grid if found.sequences is None else found.sequences[0]
+        return found if of == grid else None

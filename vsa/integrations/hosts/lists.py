@@ -34,7 +34,15 @@ def from_lists(
 
     Returns:
         ``out``, or a new tensor like q.
+
+    Raises:
+        ValueError: an ``out`` of another shape or type, which would be filled all the same.
     """
+    if out is not None and (out.shape != q.shape or out.dtype != q.dtype):
+        raise ValueError(
+            f"out must be like q, {tuple(q.shape)} {q.dtype}, but it is {tuple(out.shape)} "
+            f"{out.dtype}"
+        )
     result, _ = vsa.block_sparse_attn_from_indices(
         q, k, v, q2k_index, q2k_num, variable_block_sizes
     )

@@ -17,10 +17,18 @@ def tiles_kept(sparsity: float, num_tiles: int) -> int:
     """Key tiles per query tile by ``VSA_sparsity``, as FastVideo and SGLang round it.
 
     In floating point 1 - 0.7 is a little more than 0.3, so that 0.7 keeps 4 of 10 tiles: a share
-    of 0.3 given to ``vsa.attention`` would keep 3.
+    of 0.3 given to ``vsa.attention`` would keep 3. What is below 0 keeps all, as with them.
+
+    Raises:
+        ValueError: no number, or one above 1, of which they would keep one tile.
     """
     if not isinstance(sparsity, int | float | Tensor) or sparsity != sparsity:
         raise ValueError(f"VSA_sparsity must be a number, but it is {sparsity!r}")
+    if sparsity > 1:
+        raise ValueError(
+            f"VSA_sparsity must be at most 1, the share of tiles that are left out, but it is "
+            f"{sparsity}: 80 % is 0.8"
+        )
     return max(1, min(math.ceil((1 - sparsity) * num_tiles), num_tiles))
 
 
