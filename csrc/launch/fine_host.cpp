@@ -59,17 +59,17 @@ void run_two_passes(const FineBackwardParams& params, int blocks, unsigned seed)
   run_blocks<FineBackwardQueries<FineBackwardQueriesConfig<Element, D>>>(params, blocks, seed);
 }
 
-template <class Element>
+template <class Element, int D>
 void run_one_pass(const FineBackward& call,
                   const FineBackwardParams& params,
                   int blocks,
                   unsigned seed) {
-  run_blocks<FineBackwardKeys<FineBackwardOnePassConfig<Element, 64>>>(params, blocks, seed);
+  run_blocks<FineBackwardKeys<FineBackwardOnePassConfig<Element, D>>>(params, blocks, seed);
   const RoundSumsParams p = round_sums_params(call, params);
   for_each_tile(params.queries, call.batch, call.heads,
                 [&](const TilePlace&, int b, int head, int tile) {
-                  for (int thread = 0; thread < RoundSums<Element>::kThreads; ++thread)
-                    RoundSums<Element>::rows(p, b, head, tile, thread);
+                  for (int thread = 0; thread < RoundSums<Element, D>::kThreads; ++thread)
+                    RoundSums<Element, D>::rows(p, b, head, tile, thread);
                 });
 }
 
@@ -96,10 +96,10 @@ std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigne
     return error;
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
-    constexpr int D = head_dim();
-    if constexpr (D == 64)
-      if (call.grad_q_sums != nullptr) return run_one_pass<Element>(call, params, blocks, seed);
-    run_two_passes<Element, D>(params, blocks, seed);
+    if (call.grad_q_sums != nullptr)
+      run_one_pass<Element, head_dim()>(call, params, blocks, seed);
+    else
+      run_two_passes<Element, head_dim()>(params, blocks, seed);
   });
 }
 

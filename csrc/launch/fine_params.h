@@ -88,11 +88,11 @@ std::string make_params(FineForwardParams& p, const FineForward& call, Encode en
 inline std::string refused_one_pass(const FineBackward& call) {
   const auto has_text = [](const Grid& grid) { return grid.prefix + grid.suffix > 0; };
   if (call.grad_q_sums == nullptr ||
-      (call.head_dim == 64 && !has_text(call.grid) && !has_text(call.kv_grid) &&
-       call.sizes == nullptr && call.kv_sizes == nullptr))
+      (!has_text(call.grid) && !has_text(call.kv_grid) && call.sizes == nullptr &&
+       call.kv_sizes == nullptr))
     return "";
-  return "grad_q_sums must be null but for heads of 64 channels and a video without text or padded "
-         "tiles: only those have a backward in one pass";
+  return "grad_q_sums must be null but for a video without text or padded tiles: only that has a "
+         "backward in one pass";
 }
 
 template <class Encode>

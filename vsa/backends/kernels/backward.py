@@ -103,7 +103,7 @@ def backward(
     padded = problem.tile_sizes[0] is not None
     sums = None
     if may_take_one(q.shape[3], grids, padded) and not must_repeat():
-        shape = sums_shape(q.shape[0], q.shape[2], grid)
+        shape = sums_shape(q.shape[0], q.shape[2], grid, q.shape[3])
         sums = torch.empty(shape, dtype=torch.float32, device=q.device)
     grads = [contiguous_like(x) for x in (q, k, v)]
     # What a fine gate makes of the gradient lies where dq will: the pass over query tiles, the last

@@ -185,7 +185,7 @@ class Gradients(NamedTuple):
         grad_lse: the same, or None.
         tile_counters: (2,) int32 of scratch.
         row_stats: (B, heads, query tiles, 2, 64) fp32 of scratch.
-        grad_q_sums: (B, heads, n_q, 64, 64) fp32 of scratch for one pass, or None for two.
+        grad_q_sums: (B, heads, n_q, 64, head_dim) fp32 of scratch for one pass, or None for two.
     """
 
     fine_out: Located

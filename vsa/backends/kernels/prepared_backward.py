@@ -101,7 +101,7 @@ class PreparedBackward:
         # A run that has no address for it, where bits have to repeat, takes two passes.
         self.sums: Placeholder | None = None
         if may_take_one(head_dim, (task.grid, task.kv_grid), padded=task.padded is not None):
-            self.sums = whole(Slot.SUMS, sums_shape(batch, heads, task.grid), torch.float32)
+            self.sums = whole(Slot.SUMS, sums_shape(batch, heads, task.grid, head_dim), torch.float32)
         counters = work.part((4,), torch.int32)
         key_order = Order(work.part((batch, kv_heads, groups), torch.int32), counters[2:3])
         here = Kept(*(None if x is None else replace(x, slot=Slot.KEPT) for x in padded))
