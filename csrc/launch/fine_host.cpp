@@ -59,17 +59,30 @@ void run_two_passes(const FineBackwardParams& params, int blocks, unsigned seed)
   run_blocks<FineBackwardQueries<FineBackwardQueriesConfig<Element, D>>>(params, blocks, seed);
 }
 
-template <class Element, int D>
+template <class Element>
+void run_shared_pass(const FineBackward& call,
+                     const FineBackwardParams& params,
+                     int blocks,
+                     unsigned seed) {
+  const LoneTilesParams lone = lone_tiles_params(call);
+  for (int64_t i = 0; i < lone.count; ++i) find_lone_tiles(lone, i);
+  run_blocks<FineBackwardKeys<FineBackwardOnePassConfig<Element, 128>>>(params, blocks, seed);
+  FineBackwardParams rest = params;
+  rest.bitmap = call.lone_bitmap;
+  run_blocks<FineBackwardQueries<FineBackwardLoneConfig<Element>>>(rest, blocks, seed);
+}
+
+template <class Element>
 void run_one_pass(const FineBackward& call,
                   const FineBackwardParams& params,
                   int blocks,
                   unsigned seed) {
-  run_blocks<FineBackwardKeys<FineBackwardOnePassConfig<Element, D>>>(params, blocks, seed);
+  run_blocks<FineBackwardKeys<FineBackwardOnePassConfig<Element, 64>>>(params, blocks, seed);
   const RoundSumsParams p = round_sums_params(call, params);
   for_each_tile(params.queries, call.batch, call.heads,
                 [&](const TilePlace&, int b, int head, int tile) {
-                  for (int thread = 0; thread < RoundSums<Element, D>::kThreads; ++thread)
-                    RoundSums<Element, D>::rows(p, b, head, tile, thread);
+                  for (int thread = 0; thread < RoundSums<Element>::kThreads; ++thread)
+                    RoundSums<Element>::rows(p, b, head, tile, thread);
                 });
 }
 
@@ -96,10 +109,12 @@ std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigne
     return error;
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
-    if (call.grad_q_sums != nullptr)
-      run_one_pass<Element, head_dim()>(call, params, blocks, seed);
-    else
+    if (call.grad_q_sums == nullptr)
       run_two_passes<Element, head_dim()>(params, blocks, seed);
+    else if constexpr (head_dim() == 64)
+      run_one_pass<Element>(call, params, blocks, seed);
+    else
+      run_shared_pass<Element>(call, params, blocks, seed);
   });
 }
 

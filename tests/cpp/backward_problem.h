@@ -13,7 +13,7 @@ struct Problem {
   Tensor q{tokens, kHeads}, k{tokens, kKvHeads}, v{tokens, kKvHeads}, grad_out{tokens, kHeads};
   Tensor grad_q{tokens, kHeads}, grad_k{tokens, kKvHeads}, grad_v{tokens, kKvHeads};
   Sums wanted_q{tokens, kHeads}, wanted_k{tokens, kKvHeads}, wanted_v{tokens, kKvHeads};
-  std::vector<uint32_t> selected, transposed;  // [heads, tiles]
+  std::vector<uint32_t> selected, transposed, lone;  // [heads, tiles]
   // In one layer both axes give the same order.
   int query_axes[kHeads] = {kAlongT, kAlongW}, key_axes[kKvHeads] = {kAlongT};
   std::vector<int> order;
@@ -25,6 +25,7 @@ struct Problem {
       : grid(selection == Selection::Random ? kFewTiles : kManyTiles),
         selected(kHeads * tiles),
         transposed(kHeads * tiles),
+        lone(kHeads * tiles, ~0u),
         order(ceil_div(tiles, launch::kKeyTilesPerGroup)),
         stats(kHeads * tiles),
         grad_q_sums(kHeads * tiles * kTileRows * D) {
@@ -103,16 +104,33 @@ struct Problem {
     call.tile_counters = tile_counter;
     call.row_stats = stats.data();
     call.grad_q_sums = grad_q_sums.data();
+    call.lone_bitmap = lone.data();
     return call;
   }
 };
 
-// The end of one pass: dQ as it is stored.
-void round_sums(const RoundSumsParams& p) {
-  for (int head = 0; head < p.heads; ++head)
-    for (int tile = 0; tile < p.queries.num_tiles(); ++tile)
-      for (int thread = 0; thread < RoundSums<Element, D>::kThreads; ++thread)
-        RoundSums<Element, D>::rows(p, 0, head, tile, thread);
+// What comes after a pass over key tiles that adds up dQ, by head_dim: it is rounded, or what the
+// key tiles do not share is added.
+void complete(const launch::FineBackward& call, const FineBackwardParams& params, unsigned seed) {
+  if constexpr (D == 64) {
+    const RoundSumsParams p = launch::round_sums_params(call, params);
+    for (int head = 0; head < p.heads; ++head)
+      for (int tile = 0; tile < p.queries.num_tiles(); ++tile)
+        for (int thread = 0; thread < RoundSums<Element>::kThreads; ++thread)
+          RoundSums<Element>::rows(p, 0, head, tile, thread);
+  } else {
+    const LoneTilesParams lone = launch::lone_tiles_params(call);
+    for (int64_t i = 0; i < lone.count; ++i) find_lone_tiles(lone, i);
+    FineBackwardParams rest = params;
+    rest.bitmap = call.lone_bitmap;
+    run<FineBackwardQueries<FineBackwardLoneConfig<Element>>>(rest, seed);
+  }
+}
+
+template <class Kernel>
+constexpr bool adds_up() {
+  if constexpr (requires { Kernel::Sums::kThere; }) return Kernel::Sums::kThere;
+  return false;
 }
 
 // Throws what is wrong.
@@ -124,7 +142,7 @@ void check(Selection selection, unsigned seed, const char* (Problem::*wrong)() c
   const std::string error = make_params(params, call, launch::encode_for_emulator);
   require(error.empty(), error);
   seed % 2 == 0 ? run<Kernel>(params, seed) : run<TightKernel>(params, seed);
-  if (Kernel::Sums::kThere) round_sums(launch::round_sums_params(call, params));
+  if (adds_up<Kernel>()) complete(call, params, seed);
   const char* gradient = (problem.*wrong)();
   require(gradient == nullptr, std::string("WRONG NUMBERS in ") + (gradient ? gradient : ""));
 }

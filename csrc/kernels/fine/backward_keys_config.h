@@ -26,9 +26,9 @@ struct FineBackwardKeysConfig {
   using Sums = NoQuerySums;
 };
 
-// The backward in one pass, which makes dQ as well. Two key tiles meet in the queries that both were
-// selected by, so those come first. At 64, dS^T goes to a reducer; at 128 registers do not suffice
-// for one, and the consumers make dQ themselves.
+// The backward in one pass, which makes dQ as well. Two key tiles meet in the queries that both
+// were selected by, so those come first. At 64, dS^T goes to a reducer; at 128 registers do not
+// suffice for one, and the consumers make dQ themselves.
 template <class Element, int D>
 struct FineBackwardOnePassConfig;
 

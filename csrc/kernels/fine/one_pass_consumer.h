@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// A consumer of the backward in one pass at head_dim 128. It computes one key tile, as those of the
-// pass over keys do, and dQ of the query tile that it holds as well (kernels/fine/query_halves.h):
+// A consumer of the backward at head_dim 128 that makes dQ of the tiles where consumers meet. It
+// computes one key tile, as those of the pass over keys do. Of a tile held where they meet:
 //
-//     scores(next)    dK += dS^T Q    dQ = dS K, of the tile held     in flight together
+//     scores(next)    dK += dS^T Q    dQ = sum of dS K                in flight together
 //     wait for scores -> weights
 //     wait for dK and dQ -> release Q(held); dQ leaves
 //     dP(next)        dV += P^T dO                                    in flight together
 //     wait for dP -> dS, from weights as they are rounded for dV
-//     wait for dV -> release dO(next); dS -> shared memory
+//     wait for dV -> release dO(next); dS -> shared memory, if they meet in next
 //
 // With weights in fp32 ptxas finds no registers, and serialises products (bench/log/one-pass.md).
 #pragma once
@@ -43,6 +43,7 @@ class OnePassConsumer {
   VSA_DEVICE void mainloop() {
     fill(grad_k_, 0.f);
     fill(grad_v_, 0.f);
+    const auto wait = [&](const ConsumerStep& step) { s_.rings.wait_second(step); };
     ConsumerStep held = steps_.first();
     while (held.is(ConsumerStep::kCompute)) {
       s_.rings.wait_second(held);
@@ -51,35 +52,24 @@ class OnePassConsumer {
       weigh(held);
       s_.rings.wait_first(held);
       differentiate(held);
-      ConsumerStep next = following(held, steps_.take());
-      while (goes_on(held, next)) {
+      hand_over();
+      ConsumerStep next = steps_.next_compute(steps_.take(), wait);
+      while (next.is(ConsumerStep::kCompute)) {
         const ConsumerStep after = steps_.take();
         if (held.meets())
           advance_together(held, next);
         else
           advance_alone(held, next);
-        const bool there = goes_on(next, after) && s_.rings.has_second(after);
+        const bool there = after.is(ConsumerStep::kCompute) && s_.rings.has_second(after);
         differentiate(next);
         held = next;
-        next = there ? after : following(held, after);
+        if (!there) hand_over();
+        next = there ? after : steps_.next_compute(after, wait);
       }
       finish(held);
-      held = steps_.resume(steps_.next_compute(next));
+      held = steps_.resume(next);
     }
     steps_.end_work_tile();
-  }
-
-  // Whether a tile is held until `next` is there. Where consumers have met, the other one waits for
-  // dQ of the tile held: nothing but a tile where they meet again is waited for before.
-  VSA_DEVICE static bool goes_on(const ConsumerStep& held, const ConsumerStep& next) {
-    return next.is(ConsumerStep::kCompute) && (next.meets() || !held.meets());
-  }
-  // The step after `held`, waited for if that may be.
-  VSA_DEVICE ConsumerStep following(const ConsumerStep& held, ConsumerStep next) {
-    hand_over();
-    if (!held.meets()) next = steps_.next_compute(next);
-    if (goes_on(held, next)) s_.rings.wait_second(next);
-    return next;
   }
 
   // The products of the tile held, beside scores and weights of the next one.
@@ -88,56 +78,38 @@ class OnePassConsumer {
     issue_grad_k(held);
     hand_over();
     s_.sums.wait_others(met_ - 1);
-    issue_half_of_both();
+    issue_half();
     wgmma_wait<2>(scores_);
     weigh(next);
     s_.rings.wait_first(next);
     wgmma_wait<0>(grad_k_, grad_scores_);
     s_.rings.release_second(held);
-    s_.sums.release();
-    add(w_, held);
+    add(held);
   }
-  // The first half is made before dK, so that it has left when the second one is.
   VSA_DEVICE void advance_alone(const ConsumerStep& held, const ConsumerStep& next) {
     issue_scores(next);
-    s_.sums.hand_to_own(w_);
-    issue_half(0);
     issue_grad_k(held);
-    wgmma_wait<1>(scores_, grad_scores_);
-    add(0, held);
-    issue_half(1);
+    wgmma_wait<1>(scores_);
     weigh(next);
     s_.rings.wait_first(next);
-    wgmma_wait<0>(grad_k_, grad_scores_);
+    wgmma_wait<0>(grad_k_);
     s_.rings.release_second(held);
-    s_.sums.wait_staging(w_);
-    add(1, held);
   }
   // The products of the last tile of a run.
   VSA_DEVICE void finish(const ConsumerStep& held) {
     issue_grad_k(held);
     if (held.meets()) {
       s_.sums.wait_others(met_ - 1);
-      issue_half_of_both();
-      wgmma_wait<0>(grad_k_, grad_scores_);
-      s_.rings.release_second(held);
-      s_.sums.release();
-      add(w_, held);
-    } else {
-      s_.sums.hand_to_own(w_);
-      issue_half(0);
-      wgmma_wait<0>(grad_k_, grad_scores_);
-      s_.rings.release_second(held);
-      add(0, held);
-      issue_half(1);
+      issue_half();
       wgmma_wait<0>(grad_scores_);
-      s_.sums.wait_staging(w_);
-      add(1, held);
+      add(held);
     }
+    wgmma_wait<0>(grad_k_);
+    s_.rings.release_second(held);
   }
 
-  // Where consumers meet, while products run, for the fence waits for the stores before it; but
-  // before waiting for anything, or the other consumer and what waits for it might be waited for.
+  // While products run, for the fence waits for the stores before it; but before waiting for
+  // anything, or the other consumer and what waits for it might be waited for.
   VSA_DEVICE void hand_over() {
     if (!owes_) return;
     owes_ = false;
@@ -151,18 +123,15 @@ class OnePassConsumer {
     mma_AB<Element>(grad_k_, rounded_, s_.q[step.second().stage]);
     wgmma_commit();
   }
-  VSA_DEVICE void issue_half_of_both() {
+  // Of the tile where they have met, its own 64 channels.
+  VSA_DEVICE void issue_half() {
     mma_AtB<Element>(grad_scores_, s_.sums.grad_scores[0], s_.k[0], w_, false);
     mma_AtB<Element>(grad_scores_, s_.sums.grad_scores[1], s_.k[1], w_, true);
     wgmma_commit();
   }
-  VSA_DEVICE void issue_half(int half) {
-    const int w = no_hoist(w_);
-    mma_AtB<Element>(grad_scores_, s_.sums.grad_scores[w], s_.k[w], half, false);
-    wgmma_commit();
-  }
-  VSA_DEVICE void add(int half, const ConsumerStep& step) {
-    s_.sums.add_to(p_.template sums<D>(batch_, step.sum()) + half * kSumsOfPanel, w_, grad_scores_);
+  VSA_DEVICE void add(const ConsumerStep& step) {
+    s_.sums.release();
+    s_.sums.add_to(p_.template sums<D>(batch_, step.sum()) + w_ * kSumsOfPanel, w_, grad_scores_);
   }
   VSA_DEVICE void weigh(const ConsumerStep& step) {
     const float scale = p_.scale_log2;
@@ -185,13 +154,16 @@ class OnePassConsumer {
     wgmma_wait<0>(grad_v_);
     s_.rings.release_first(step);
     round_to<Element>(rounded_, grad_scores_);
-    // Rows that are no tokens have zeros for keys and values, but what they are multiplied by may
-    // be infinite.
+    // Rows that are no tokens have zeros for keys, but what they are multiplied by may be infinite.
+    // Nor may their dK be: it stays where no load of K brings a row.
     if (rows_ != ~uint64_t{0}) keep_rows(rounded_, rows_);
-    s_.sums.wait_room(met_);
+    if (step.meets()) put();
+  }
+
+  VSA_DEVICE void put() {
+    s_.sums.wait_room(met_++);
     s_.sums.put(w_, rounded_);
-    owes_ = step.meets();
-    met_ += owes_;
+    owes_ = true;
   }
 
   VSA_DEVICE void store(const Assignment& work) {
@@ -225,7 +197,7 @@ class OnePassConsumer {
   uint64_t rows_ = ~uint64_t{0};  // of the key tile that are tokens
   int batch_ = 0;                 // of the work tile
   int met_ = 0;                   // how often the consumers have met
-  bool owes_ = false;             // dS^T is stored where they meet, and not handed over
+  bool owes_ = false;             // dS^T has been stored, and not handed over
   Fragment<64> scores_;           // [keys, queries]
   Fragment<64> grad_scores_;      // likewise; and dQ, [queries, 64 channels]
   Operand<64> rounded_;           // P^T, then dS^T

@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// dQ of a backward in one pass over key tiles at head_dim 128, where no registers are left for a
-// reducer: the consumers make it themselves, 64 channels at a time, in the registers of dP. A query
-// tile that both key tiles selected is one where they meet: each makes a half of the channels from
-// both dS. Of any other tile one consumer makes both halves, one after the other.
+// dQ of the backward at head_dim 128, of those pairs whose key tiles share a query tile. Registers
+// have no room for a reducer, so the consumers make it themselves, in the registers of dP. Where a
+// query tile was selected by both key tiles of a block, consumers meet: each makes 64 channels of
+// dQ from the dS of both, and adds them to dQ in global memory, in fp32. What one key tile has
+// alone is left to the pass over query tiles, which begins with these sums: for one pair alone they
+// would take as many bytes as for two (bench/log/one-pass.md).
 //
-//     where they meet                             alone
-//     wait for used                               wait for used
-//     dS^T -> shared memory, arrive at made       dS^T -> shared memory, its warps meet
-//     wait for made: dQ = sum of dS K             dQ = dS K, both halves
+//     wait for used
+//     dS^T -> shared memory, arrive at made
+//     wait for made: dQ = sum of dS K
 //     arrive at used
-//     dQ -> staging -> bulk reduction             dQ -> staging -> bulk reduction, twice
+//     dQ -> staging -> bulk reduction
 //
-//   barrier   arrive                                            waits
-//   made      all threads of all consumers, where they meet:    all consumers
-//             dS^T is stored, and staging has been read
-//   used      the same, when their product is finished          all consumers, before dS^T goes to
-//                                                               the same place again, and before
-//                                                               gradients replace K
+//   barrier   arrive                                         waits
+//   made      all threads of all consumers: dS^T is stored   all consumers
+//             and their staging has been read
+//   used      the same: their product is finished            all consumers, before dS^T goes to
+//                                                            the same place again, and before
+//                                                            gradients replace K
 #pragma once
 #include "kernels/fine/query_sums.h"
 
@@ -45,39 +46,24 @@ struct QueryHalves {
   VSA_DEVICE void wait_room(int met) { used.wait(met - 1); }
   VSA_DEVICE void put(int w, const Operand<64>& rounded) { write_panel(grad_scores[w], rounded); }
 
+  // The warps of a consumer learn from it, too, that their staging has been read.
   VSA_DEVICE void hand_over() {
-    publish();
+    fence_async_proxy();
+    if (elect_one()) bulk_wait_read<0>();
     made.arrive_all();
   }
   VSA_DEVICE void wait_others(int met) { made.wait(met); }
   VSA_DEVICE void release() { used.arrive_all(); }
-  // To its own warps, where it computes alone.
-  VSA_DEVICE void hand_to_own(int w) {
-    publish();
-    meet(w);
-  }
-  VSA_DEVICE void wait_staging(int w) {
-    if (elect_one()) bulk_wait_read<0>();
-    meet(w);
-  }
-  // Adds what it has made of 64 channels. Staging must have been read.
-  VSA_DEVICE void add_to(float* sums, int w, const Fragment<64>& made_here) {
-    write_raw(staging[w], made_here);
+  // Adds its 64 channels to sums.
+  VSA_DEVICE void add_to(float* sums, int w, const Fragment<64>& half) {
+    write_raw(staging[w], half);
     fence_async_proxy();
-    meet(w);
+    named_sync(consumer_barrier(w), kWarpgroupThreads);
     if (elect_one()) {
       bulk_reduce_add(sums, staging[w], sizeof staging[w]);
       bulk_commit();
     }
   }
-
- private:
-  // The warps of a consumer learn that staging has been read by the barrier that follows.
-  VSA_DEVICE static void publish() {
-    fence_async_proxy();
-    if (elect_one()) bulk_wait_read<0>();
-  }
-  VSA_DEVICE static void meet(int w) { named_sync(consumer_barrier(w), kWarpgroupThreads); }
 };
 
 }  // namespace vsa

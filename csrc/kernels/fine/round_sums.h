@@ -7,7 +7,7 @@
 namespace vsa {
 
 struct RoundSumsParams {
-  const float* sums;  // [batch, heads, n_q, D / 8, 128, 4]
+  const float* sums;  // [batch, heads, n_q, 8, 128, 4]
   TokenRows<uint16_t> grad_q;
   MeanGradient means;
   PaddableSequence queries;  // without text, no padded tiles
@@ -16,22 +16,22 @@ struct RoundSumsParams {
 };
 
 // Eight channels of two rows, 8 apart: they lie in 64 contiguous bytes.
-template <class Element, int D>
+template <class Element>
 struct RoundSums {
-  static constexpr int kChunks = D / kChunkElements, kThreads = kTileRows / 2 * kChunks;
+  static constexpr int kHeadDim = 64, kThreads = kTileRows / 2 * kHeadDim / kChunkElements;
 
   // thread: of kThreads for each tile
   VSA_DEVICE static void rows(const RoundSumsParams& p, int batch, int head, int tile, int thread) {
-    const int channels = thread % kChunks, pair = thread / kChunks;  // of rows
+    const int channels = thread % 8, pair = thread / 8;  // of rows
     const int upper = pair / 8 * 16 + pair % 8;
     const int64_t of_head = int64_t{batch} * p.heads + head;
-    const float* from = p.sums + (of_head * p.queries.num_tiles() + tile) * kTileRows * D +
+    const float* from = p.sums + (of_head * p.queries.num_tiles() + tile) * kTileRows * kHeadDim +
                         (channels * kWarpgroupThreads + pair / 8 * kWarpThreads + pair % 8 * 4) * 4;
     const TilePlace at = p.queries.place(tile);
     const float* mean = p.means.rows == nullptr
                             ? nullptr
                             : p.means.rows +
-                                  (of_head * p.queries.grid.num_tiles() + tile) * D +
+                                  (of_head * p.queries.grid.num_tiles() + tile) * kHeadDim +
                                   channels * kChunkElements;
     const float share = 1.f / static_cast<float>(popcount(p.queries.rows(at, batch)));
     VSA_UNROLL

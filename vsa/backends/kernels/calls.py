@@ -186,6 +186,7 @@ class Gradients(NamedTuple):
         tile_counters: (2,) int32 of scratch.
         row_stats: (B, heads, query tiles, 2, 64) fp32 of scratch.
         grad_q_sums: (B, heads, n_q, 64, head_dim) fp32 of scratch for one pass, or None for two.
+        lone_bitmap: like the bitmap, of scratch, where one pass of head_dim 128 may be taken.
     """
 
     fine_out: Located
@@ -207,6 +208,7 @@ class Gradients(NamedTuple):
     tile_counters: Located
     row_stats: Located
     grad_q_sums: Located | None
+    lone_bitmap: Located | None
 
 
 def backward_call(
@@ -250,6 +252,7 @@ def backward_call(
         grad_lse=address(of.grad_lse),
         tile_counters=of.tile_counters.data_ptr(),
         grad_q_sums=address(of.grad_q_sums),
+        lone_bitmap=address(of.lone_bitmap),
         row_stats=of.row_stats.data_ptr(),
     )
 
