@@ -145,13 +145,13 @@ IN_QUERY_SUMS: MutantTable = {
         "STORES",
     ),
     "SumsOfTheFirstTile": (
-        "load.tile(p_.queries)));",
-        "0 * load.tile(p_.queries)));",
+        "p_.queries.num_tiles() + load.tile(p_.queries);",
+        "p_.queries.num_tiles() + 0 * load.tile(p_.queries);",
         "WRONG NUMBERS in dq",
     ),
     "SumsOfTheFirstHead": (
-        "p_.sums(chunk.work.batch, chunk.head,",
-        "p_.sums(chunk.work.batch, chunk.work.head,",
+        "const int sum = chunk.head *",
+        "const int sum = chunk.work.head *",
         "WRONG NUMBERS in dq",
     ),
 }
