@@ -69,7 +69,7 @@ cudaError_t launch_shared_pass(const FineBackward& call,
                                int device,
                                cudaStream_t stream) {
   using Pass = FineBackwardKeys<FineBackwardOnePassConfig<Element, 128>>;
-  using Rest = FineBackwardQueries<FineBackwardLoneConfig<Element>>;
+  using Rest = FineBackwardQueries<FineBackwardLoneConfig<Element, 128>>;
   static_assert(Pass::kConsumers == kKeyTilesPerGroup, "the order of items is made for this");
   const LoneTilesParams lone = lone_tiles_params(call);
   const auto blocks = static_cast<unsigned>((lone.count + kLoneThreads - 1) / kLoneThreads);

@@ -69,7 +69,7 @@ void run_shared_pass(const FineBackward& call,
   run_blocks<FineBackwardKeys<FineBackwardOnePassConfig<Element, 128>>>(params, blocks, seed);
   FineBackwardParams rest = params;
   rest.bitmap = call.lone_bitmap;
-  run_blocks<FineBackwardQueries<FineBackwardLoneConfig<Element>>>(rest, blocks, seed);
+  run_blocks<FineBackwardQueries<FineBackwardLoneConfig<Element, 128>>>(rest, blocks, seed);
 }
 
 template <class Element>

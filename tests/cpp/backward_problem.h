@@ -123,7 +123,7 @@ void complete(const launch::FineBackward& call, const FineBackwardParams& params
     for (int64_t i = 0; i < lone.count; ++i) find_lone_tiles(lone, i);
     FineBackwardParams rest = params;
     rest.bitmap = call.lone_bitmap;
-    run<FineBackwardQueries<FineBackwardLoneConfig<Element>>>(rest, seed);
+    run<FineBackwardQueries<FineBackwardLoneConfig<Element, D>>>(rest, seed);
   }
 }
 

@@ -48,8 +48,8 @@ struct FineBackwardQueriesConfig {
 
 // After a pass over key tiles that has made dQ of some pairs (kernels/fine/query_halves.h). Few of
 // many tiles may be left, so more of them are put in order together.
-template <class Element>
-struct FineBackwardLoneConfig : FineBackwardQueriesConfig<Element, 128> {
+template <class Element, int D>
+struct FineBackwardLoneConfig : FineBackwardQueriesConfig<Element, D> {
   static constexpr int kScheduleWords = 4;
   static constexpr bool kAddsToSums = true;
 };
