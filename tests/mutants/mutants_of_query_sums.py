@@ -189,7 +189,7 @@ IN_KEYS_WITH_A_REDUCER: MutantTable = {
         "TOO MANY ARRIVALS on schedule_empty|RACE: .*scheduler: store to",
     ),
     "GradientsReplaceKTooEarly": (
-        "if constexpr (Sums::kThere) s_.sums.wait_used(w_, made_);",
+        "if constexpr (Sums::kReducer) s_.sums.wait_used(w_, made_);",
         "",
         r"RACE: .* k\[\d\]",
     ),
