@@ -2,12 +2,14 @@
 """The backward of the fine stage in one pass beside that in two, on the same lists, in turns.
 
 usage: python bench/one_pass.py [--captured captured.pt] [--out results.json] [--commit HASH]
-                                [--layers 32x32x32:12 20x48x80:8] [--topk 0.125]
-                                [--head-dim 64] [--smoke]
+                                [--layers 32x32x32:12 20x48x80:8] [--topk 0.125] [--balanced]
+                                [--smoke]
 
-bf16. For each pattern and layer: what neighbouring key tiles share, the differences of
+head_dim 64, bf16. For each pattern and layer: what neighbouring key tiles share, the differences of
 dq, dk and dv from those of two passes, the milliseconds of either way, and those of each kernel.
-``--smoke`` runs a tiny case on the emulator; its times mean nothing.
+``--balanced`` takes lists of equal length instead, which neighbouring key tiles share wholly or not
+at all: what a pair of either kind costs. ``--smoke`` runs a tiny case on the emulator; its times
+mean nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from torch.profiler import ProfilerActivity, profile
 
 import vsa
 from vsa.backends import BACKENDS
-from vsa.backends.kernels import passes
 from vsa.backends.kernels.backward import transpose
 from vsa.backends.kernels.forward import neighbour_axes
 from vsa.measure import patterns
@@ -37,31 +38,43 @@ from vsa.values import checks
 from vsa.values.bitmap import count
 from vsa.values.problem import Problem, Saved, Upstream
 
+HEAD_DIM = 64
 WAYS = {"two passes": True, "one pass": False}
 """Whether gradients have to be the same bits every time."""
 TURNS = 9
-KERNEL = re.compile(r"(FineBackwardKeys|FineBackwardQueries|backward_rows|round_sums|lone_tiles)")
+KERNEL = re.compile(r"(FineBackwardKeys|FineBackwardQueries|backward_rows|round_sums)")
+
+
+def balanced(shared: bool, grid: vsa.Grid, heads: int, topk: int) -> vsa.Selection:
+    """Lists drawn from pairs of key tiles that are neighbours along w: both of a pair, or one."""
+    n, generator = grid.num_tiles, torch.Generator().manual_seed(0)
+    pairs = torch.rand(1, heads, n, n // 2, generator=generator)
+    drawn = pairs.topk(max(1, topk // 2) if shared else topk).indices * 2
+    if shared:
+        drawn = torch.cat([drawn, drawn + 1], -1)
+    else:
+        drawn += torch.randint(2, drawn.shape, generator=generator)
+    mask = torch.zeros(1, heads, n, n, dtype=torch.bool).scatter_(-1, drawn, True)
+    return vsa.Selection.from_mask(mask, grid)
 
 
 class Layer:
     """One layer's inputs, lists and forward."""
 
-    def __init__(
-        self, grid: vsa.Grid, selection: vsa.Selection, head_dim: int, device: torch.device
-    ) -> None:
+    def __init__(self, grid: vsa.Grid, selection: vsa.Selection, device: torch.device) -> None:
         heads = selection.bitmap.shape[1]
         torch.manual_seed(0)
         q, k, v, self.grad_out = torch.randn(
-            4, 1, grid.length, heads, head_dim, device=device, dtype=torch.bfloat16
+            4, 1, grid.length, heads, HEAD_DIM, device=device, dtype=torch.bfloat16
         ).unbind()
         self.device = device
         self.backend = BACKENDS["hopper" if device.type == "cuda" else "emulated"]
         ints = grid.as_ints()
         self.problem = Problem(
-            q, k, v, selection.bitmap, None, ints, ints, head_dim**-0.5, self.backend.name
+            q, k, v, selection.bitmap, None, ints, ints, HEAD_DIM**-0.5, self.backend.name
         )
         self.saved = Saved(*self.backend.forward(self.problem, grid.num_tiles))
-        self.grid, self.heads, self.head_dim = grid, heads, head_dim
+        self.grid, self.heads = grid, heads
 
     def backward(self) -> tuple[Tensor, Tensor, Tensor]:
         """dq, dk and dv."""
@@ -124,7 +137,7 @@ def kernel_times(layer: Layer, way: str) -> dict[str, float]:
     times: dict[str, float] = {}
     for event in found.key_averages():
         if name := KERNEL.search(event.key):
-            label = name[1] + (" one pass" if re.search("OnePass|Lone", event.key) else "")
+            label = name[1] + (" one pass" if "OnePass" in event.key else "")
             times[label] = times.get(label, 0) + event.device_time_total / 5e3
     return {name: round(ms, 5) for name, ms in times.items()}
 
@@ -133,7 +146,7 @@ def measure(name: str, layer: Layer) -> dict[str, Any]:
     """A row."""
     shares = layer.shared()
     row: dict[str, Any] = {"pattern": name, "layer": patterns.layer_name(layer.grid)}
-    row |= {"grid": list(layer.grid.shape), "heads": layer.heads, "head_dim": layer.head_dim}
+    row |= {"grid": list(layer.grid.shape), "heads": layer.heads, "head_dim": HEAD_DIM}
     row |= {"shared": statistics.mean(shares), "shared of heads": [round(x, 3) for x in shares]}
     row |= {f"{grad} from two passes": error for grad, error in errors(layer).items()}
     calls = 10 if layer.device.type == "cuda" else 1
@@ -152,9 +165,9 @@ def measure(name: str, layer: Layer) -> dict[str, Any]:
             print(f"times of kernels: {reason}", flush=True)
     row["times as fast"] = row["two passes, ms"] / row["one pass, ms"]
     print(
-        f"{name}, {patterns.layer_name(layer.grid)}, {layer.heads} heads of {layer.head_dim}: "
-        f"shared {statistics.mean(shares):.3f} ({min(shares):.3f} to {max(shares):.3f}); "
-        f"two passes {row['two passes, ms']:.3f} ms, one {row['one pass, ms']:.3f}, "
+        f"{name}, {patterns.layer_name(layer.grid)}, {layer.heads} heads: shared "
+        f"{statistics.mean(shares):.3f} ({min(shares):.3f} to {max(shares):.3f}); two passes "
+        f"{row['two passes, ms']:.3f} ms, one {row['one pass, ms']:.3f}, "
         f"{row['times as fast']:.3f} times as fast; differences "
         + ", ".join(f"{x} {row[f'{x} from two passes']:.4f}" for x in ("dq", "dk", "dv")),
         flush=True,
@@ -175,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--commit")
     parser.add_argument("--topk", type=float, default=0.125, help="share of the key tiles kept")
     parser.add_argument("--layers", nargs="+", type=parse_layer, metavar="TxHxW:HEADS")
-    parser.add_argument("--head-dim", type=int, choices=(64, 128), default=64)
+    parser.add_argument("--balanced", action="store_true", help="lists that share all, and nothing")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args(arguments)
     if not options.smoke and not torch.cuda.is_available():
@@ -183,18 +196,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device("cpu" if options.smoke else "cuda")
     tiny = ["8x12x12:2"]
     layers = options.layers or [parse_layer(x) for x in (tiny if options.smoke else LAYERS)]
-    passes.HEAD_DIMS = (options.head_dim,)  # whatever is the default
     torch.utils.deterministic.fill_uninitialized_memory = False  # no part of what is measured
     head = provenance(device, command=["bench/one_pass.py", *arguments], commit=options.commit)
     rows = []
-    for kind in patterns.KINDS:
+    for kind in ("all shared", "none shared") if options.balanced else patterns.KINDS:
         if kind == "captured" and options.captured is None:
             continue
         for extent, heads in layers:
             grid = vsa.Grid(extent)
             topk = checks.top_k(options.topk, grid.num_tiles)
-            lists = patterns.selection(kind, grid, heads, topk, device, options.captured)
-            rows.append(measure(kind, Layer(grid, lists, options.head_dim, device)))
+            if options.balanced:
+                lists = balanced(kind == "all shared", grid, heads, topk).to(device)
+            else:
+                lists = patterns.selection(kind, grid, heads, topk, device, options.captured)
+            rows.append(measure(kind, Layer(grid, lists, device)))
             if options.out:
                 write(options.out, head, rows, False)
     if options.out:

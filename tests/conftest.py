@@ -41,7 +41,6 @@ ONE_WORKER = (
     "mutants/test_float_product.py",
     "mutants/test_forward_kernel.py",
     "mutants/test_low_precision_forward.py",
-    "mutants/test_one_pass.py",
     "mutants/test_padded_tiles.py",
     "mutants/test_quantise_tiles.py",
     "mutants/test_sub_blocks.py",

@@ -195,7 +195,6 @@ class FineBackward:
         grad_lse: Address,
         tile_counters: Address,
         grad_q_sums: Address,
-        lone_bitmap: Address,
         row_stats: Address,
     ) -> None: ...
     def emulate(self, blocks: int, seed: int) -> None: ...

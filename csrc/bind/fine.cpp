@@ -72,7 +72,6 @@ void bind_backward(py::module_& m) {
                          VSA_FIELD(Call, grad_lse),
                          VSA_FIELD(Call, tile_counters, NotNull),
                          VSA_FIELD(Call, grad_q_sums),
-                         VSA_FIELD(Call, lone_bitmap),
                          VSA_FIELD(Call, row_stats, NotNull)});
   bind_run<launch::backward_rows, launch::backward_rows_emulated>(bound, "launch_rows",
                                                                   "emulate_rows", "step_rows");

@@ -91,12 +91,9 @@ struct FineBackward : FineProblem {
   const float* lse;       // [batch, heads, S_q]
   const float* grad_lse;  // [batch, heads, S_q], or null
   int* tile_counters;     // two ints, which AxisChoice has cleared
-  // For a pass that adds up dQ (no text, no padded tiles) [batch, heads, n_q, 64, head_dim],
-  // written and read; null for two passes.
+  // For one pass (head_dim 64, no text, no padded tiles) [batch, heads, n_q, 64, 64], written and
+  // read; null for two passes.
   float* grad_q_sums;
-  // With it at head_dim 128: what is left to the pass over query tiles, of the bitmap's shape,
-  // written and read.
-  uint32_t* lone_bitmap;
   void* row_stats;  // [batch, heads, tiles of the queries, 2, 64] floats, written and read
 };
 

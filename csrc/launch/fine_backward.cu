@@ -54,35 +54,6 @@ __global__ void __launch_bounds__(RoundSums<Element>::kThreads)
   RoundSums<Element>::rows(params, blockIdx.y, head, tile, static_cast<int>(threadIdx.x));
 }
 
-constexpr int kLoneThreads = 256;
-
-__global__ void __launch_bounds__(kLoneThreads)
-    lone_tiles_kernel(const __grid_constant__ LoneTilesParams params) {
-  const int64_t index = int64_t{blockIdx.x} * kLoneThreads + threadIdx.x;
-  if (index < params.count) find_lone_tiles(params, index);
-}
-
-// The pass over query tiles is left what key tiles do not share.
-template <class Element>
-cudaError_t launch_shared_pass(const FineBackward& call,
-                               const FineBackwardParams& params,
-                               int device,
-                               cudaStream_t stream) {
-  using Pass = FineBackwardKeys<FineBackwardOnePassConfig<Element, 128>>;
-  using Rest = FineBackwardQueries<FineBackwardLoneConfig<Element, 128>>;
-  static_assert(Pass::kConsumers == kKeyTilesPerGroup, "the order of items is made for this");
-  const LoneTilesParams lone = lone_tiles_params(call);
-  const auto blocks = static_cast<unsigned>((lone.count + kLoneThreads - 1) / kLoneThreads);
-  lone_tiles_kernel<<<blocks, kLoneThreads, 0, stream>>>(lone);
-  cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) return error;
-  error = launch_persistent<Pass>(params, params.keys, params.kv_heads, device, stream);
-  if (error != cudaSuccess) return error;
-  FineBackwardParams rest = params;
-  rest.bitmap = call.lone_bitmap;
-  return launch_persistent<Rest>(rest, params.queries, params.heads, device, stream);
-}
-
 template <class Element>
 cudaError_t launch_one_pass(const FineBackward& call,
                             const FineBackwardParams& params,
@@ -138,12 +109,12 @@ std::string fine_backward(const FineBackward& call, int device, void* stream) {
     cudaError_t error = cudaSuccess;
     found = with_config(call, [&](auto element, auto head_dim) {
       using Element = decltype(element);
-      if (call.grad_q_sums == nullptr)
-        error = launch_two_passes<Element, head_dim()>(params, device, stream);
-      else if constexpr (head_dim() == 64)
-        error = launch_one_pass<Element>(call, params, device, stream);
-      else
-        error = launch_shared_pass<Element>(call, params, device, stream);
+      if constexpr (head_dim() == 64)
+        if (call.grad_q_sums != nullptr) {
+          error = launch_one_pass<Element>(call, params, device, stream);
+          return;
+        }
+      error = launch_two_passes<Element, head_dim()>(params, device, stream);
     });
     return error;
   };

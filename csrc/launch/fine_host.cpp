@@ -60,19 +60,6 @@ void run_two_passes(const FineBackwardParams& params, int blocks, unsigned seed)
 }
 
 template <class Element>
-void run_shared_pass(const FineBackward& call,
-                     const FineBackwardParams& params,
-                     int blocks,
-                     unsigned seed) {
-  const LoneTilesParams lone = lone_tiles_params(call);
-  for (int64_t i = 0; i < lone.count; ++i) find_lone_tiles(lone, i);
-  run_blocks<FineBackwardKeys<FineBackwardOnePassConfig<Element, 128>>>(params, blocks, seed);
-  FineBackwardParams rest = params;
-  rest.bitmap = call.lone_bitmap;
-  run_blocks<FineBackwardQueries<FineBackwardLoneConfig<Element, 128>>>(rest, blocks, seed);
-}
-
-template <class Element>
 void run_one_pass(const FineBackward& call,
                   const FineBackwardParams& params,
                   int blocks,
@@ -109,12 +96,10 @@ std::string fine_backward_emulated(const FineBackward& call, int blocks, unsigne
     return error;
   return with_hazards(call, [&](auto element, auto head_dim) {
     using Element = decltype(element);
-    if (call.grad_q_sums == nullptr)
-      run_two_passes<Element, head_dim()>(params, blocks, seed);
-    else if constexpr (head_dim() == 64)
-      run_one_pass<Element>(call, params, blocks, seed);
-    else
-      run_shared_pass<Element>(call, params, blocks, seed);
+    constexpr int D = head_dim();
+    if constexpr (D == 64)
+      if (call.grad_q_sums != nullptr) return run_one_pass<Element>(call, params, blocks, seed);
+    run_two_passes<Element, D>(params, blocks, seed);
   });
 }
 

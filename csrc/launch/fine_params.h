@@ -9,7 +9,6 @@
 #include "kernels/fine/backward_keys.h"
 #include "kernels/fine/backward_queries.h"
 #include "kernels/fine/forward.h"
-#include "kernels/fine/lone_tiles.h"
 #include "kernels/fine/round_sums.h"
 #include "launch/element.h"
 #include "launch/tensor_map.h"
@@ -89,12 +88,11 @@ std::string make_params(FineForwardParams& p, const FineForward& call, Encode en
 inline std::string refused_one_pass(const FineBackward& call) {
   const auto has_text = [](const Grid& grid) { return grid.prefix + grid.suffix > 0; };
   if (call.grad_q_sums == nullptr ||
-      ((call.head_dim == 64 || call.lone_bitmap != nullptr) && !has_text(call.grid) &&
-       !has_text(call.kv_grid) && call.sizes == nullptr && call.kv_sizes == nullptr))
+      (call.head_dim == 64 && !has_text(call.grid) && !has_text(call.kv_grid) &&
+       call.sizes == nullptr && call.kv_sizes == nullptr))
     return "";
-  return "grad_q_sums must be null but for a video without text or padded tiles, with lone_bitmap "
-         "at "
-         "a head_dim of 128: only that has a backward in one pass";
+  return "grad_q_sums must be null but for heads of 64 channels and a video without text or padded "
+         "tiles: only those have a backward in one pass";
 }
 
 template <class Encode>
@@ -184,19 +182,6 @@ inline RoundSumsParams round_sums_params(const FineBackward& call,
   return {call.grad_q_sums,    token_rows<uint16_t>(call.grad_q.video),
           params.grad_q_means, params.queries,
           call.heads,          call.scale};
-}
-
-inline LoneTilesParams lone_tiles_params(const FineBackward& call) {
-  const int words = bitmap::words(call.kv_grid.num_tiles());
-  const int words_of_head = call.grid.num_tiles() * words;
-  return {call.bitmap,
-          call.lone_bitmap,
-          call.key_axes,
-          call.kv_grid.tiles,
-          int64_t{call.batch} * call.heads * words_of_head,
-          words_of_head,
-          words,
-          call.heads / call.kv_heads};
 }
 
 // fn(Element{}, integral_constant head_dim) for the dtype and head_dim of a call; false if there

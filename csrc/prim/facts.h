@@ -175,16 +175,6 @@ VSA_HD int serpentine_tile(int place, int axis, int layers, int layer) {
   return t * layer + column;
 }
 
-// The place of a tile in that order.
-VSA_HD int serpentine_place(int tile, int axis, int layers, int layer) {
-  int place = tile;
-  if ((axis & kAlongT) != 0) {
-    const int t = tile / layer, column = tile - t * layer;
-    place = column * layers + (column % 2 == 0 ? t : layers - 1 - t);
-  }
-  return (axis & kBackwards) != 0 ? layers * layer - 1 - place : place;
-}
-
 // A row of `bits` bits is words(bits) words; bit j is bit j % 32 of word j / 32; spare bits are 0.
 namespace bitmap {
 
@@ -284,16 +274,6 @@ constexpr bool backwards_is_the_same_from_the_end(int axis) {
       return false;
   return true;
 }
-constexpr bool places_are_found_again(int axis) {
-  const int layers = kGrid.tiles.t, layer = kGrid.layer.by;
-  for (int place = 0; place < layers * layer; ++place)
-    if (serpentine_place(serpentine_tile(place, axis, layers, layer), axis, layers, layer) != place)
-      return false;
-  return true;
-}
-static_assert(places_are_found_again(kAlongW) && places_are_found_again(kAlongT) &&
-                  places_are_found_again(kAlongT | kBackwards),
-              "the place of a tile is where it was put");
 static_assert(backwards_is_the_same_from_the_end(kAlongW) &&
                   backwards_is_the_same_from_the_end(kAlongT),
               "the last tile of an order is the first one backwards");

@@ -147,7 +147,6 @@ struct Mbarrier {
     host::Agent& agent = host::whole_warpgroup(primitive);
     host::Knowledge told = agent.known;
     told.upto[agent.clock(host::kTouchesMet)] = agent.time(host::kTouches);
-    told.upto[agent.clock(host::kFencesMet)] = agent.time(host::kFences);
     told.upto[agent.clock(host::kProductsMet)] = agent.time(host::kProducts);
     arrive(threads, 0, told);
   }

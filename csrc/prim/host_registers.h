@@ -222,11 +222,6 @@ void if_any_row(const RowValues& values, Test test, Then then) {
   if_warp(any_row(values, values, values, [&](float x, float, float) { return test(x); }), then);
 }
 
-template <int K>
-void copy_registers(Operand<K>& to, const Operand<K>& from) {
-  VSA_EACH_LANE(t) std::memcpy(lane(to, t), lane(from, t), sizeof to.x[t]);
-}
-
 inline int no_hoist(int x) { return x; }
 
 }  // namespace vsa

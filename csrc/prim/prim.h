@@ -46,7 +46,6 @@
 //   quad_reduce(values, op)         folds the four copies of each row into one value
 //   neighbour_reduce<Rows>(f, op)   folds each register of lanes whose rows follow each other, Rows
 //                                   of them: 1, 2 or 4
-//   copy_registers(to, from)        of operands: those of a product in flight must not be read
 //   no_hoist(x)                     x; what is made of it is made anew in each round of a loop,
 //                                   where keeping it would take registers that there are not
 //   if_any_row(values, test, then)  then() is run by each WARP that has a row with test(value).

@@ -71,11 +71,6 @@ VSA_DEVICE Chunk load_global(const Chunk* pointer) {
   return {{pairs.x, pairs.y, pairs.z, pairs.w}};
 }
 
-VSA_DEVICE FloatFour load_global(const FloatFour* pointer) {
-  const float4 x = __ldg(reinterpret_cast<const float4*>(pointer));
-  return {{x.x, x.y, x.z, x.w}};
-}
-
 // By a predicate on the instruction: no branch, and no need to wait for what has come.
 VSA_DEVICE float load_global(const float* pointer, bool wanted) {
   float x;

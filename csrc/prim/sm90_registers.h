@@ -79,12 +79,6 @@ VSA_DEVICE void if_warp(const WarpFlag& flag, Then then) {
   if (flag.set) then();
 }
 
-template <int K>
-VSA_DEVICE void copy_registers(Operand<K>& to, const Operand<K>& from) {
-  VSA_UNROLL
-  for (int i = 0; i < K / 4; ++i) asm volatile("mov.b32 %0, %1;" : "=r"(to.x[i]) : "r"(from.x[i]));
-}
-
 VSA_DEVICE int no_hoist(int x) {
   asm volatile("" : "+r"(x));
   return x;

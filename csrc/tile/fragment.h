@@ -147,20 +147,6 @@ VSA_DEVICE void keep_rows(Operand<64>& a, uint64_t kept) {
   }
 }
 
-// x = x times the number at its place in a
-template <class Element>
-VSA_DEVICE void multiply(Fragment<64>& f, const Operand<64>& a) {
-  VSA_EACH_LANE(t) {
-    auto& x = lane(f, t);
-    const auto& pairs = lane(a, t);
-    VSA_UNROLL
-    for (int r = 0; r < 16; ++r) {
-      x[2 * r] *= widen_low<Element>(pairs[r]);
-      x[2 * r + 1] *= widen_high<Element>(pairs[r]);
-    }
-  }
-}
-
 // An accumulator becomes the next product's A operand without leaving its lanes.
 template <class Element, int N>
 VSA_DEVICE void round_to(Operand<N>& a, const Fragment<N>& f) {

@@ -109,21 +109,6 @@ VSA_DEVICE void write_raw(float* to, const Fragment<N>& f) {
   }
 }
 
-// The same back from global memory.
-template <int N>
-VSA_DEVICE void read_raw(Fragment<N>& f, const float* from) {
-  VSA_EACH_LANE(t) {
-    auto& x = lane(f, t);
-    VSA_UNROLL
-    for (int i = 0; i < N / 2; i += 4) {
-      const FloatFour four =
-          load_global(reinterpret_cast<const FloatFour*>(from) + i / 4 * kWarpgroupThreads + t);
-      VSA_UNROLL
-      for (int j = 0; j < 4; ++j) x[i + j] = four.x[j];
-    }
-  }
-}
-
 // Boxes of fewer than 64 tokens never bring the last rows of a tile: they are zeroed once, by any
 // number of threads, before the first load. A proxy fence must follow.
 template <int D>

@@ -67,6 +67,19 @@ def test_a_tiny_case_of_one_pass_and_two_runs_on_the_emulator(tmp_path: Path) ->
     assert all(row["dq from two passes"] < 0.05 for row in found["rows"])
 
 
+def test_balanced_lists_share_all_of_their_key_tiles_or_none(tmp_path: Path) -> None:
+    pytest.importorskip("vsa._C", reason="vsa was built without its compiled part")
+    file = tmp_path / "one_pass.json"
+    options = ("--smoke", "--balanced", "--layers", "4x8x16:2")
+    done = start("one_pass.py", *options, "--commit", "abc", "--out", file)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["pattern"], row["shared"]) for row in rows] == [
+        ("all shared", 1.0),
+        ("none shared", 0.0),
+    ]
+
+
 def test_a_tiny_case_of_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "stages.json"
     done = start("coarse_select.py", "--smoke", "--commit", "abc", "--out", file)

@@ -145,13 +145,13 @@ IN_QUERY_SUMS: MutantTable = {
         "STORES",
     ),
     "SumsOfTheFirstTile": (
-        "p_.queries.num_tiles() + load.tile(p_.queries);",
-        "p_.queries.num_tiles() + 0 * load.tile(p_.queries);",
+        "load.tile(p_.queries)));",
+        "0 * load.tile(p_.queries)));",
         "WRONG NUMBERS in dq",
     ),
     "SumsOfTheFirstHead": (
-        "const int sum = chunk.head *",
-        "const int sum = chunk.work.head *",
+        "p_.sums(chunk.work.batch, chunk.head,",
+        "p_.sums(chunk.work.batch, chunk.work.head,",
         "WRONG NUMBERS in dq",
     ),
 }
@@ -189,7 +189,7 @@ IN_KEYS_WITH_A_REDUCER: MutantTable = {
         "TOO MANY ARRIVALS on schedule_empty|RACE: .*scheduler: store to",
     ),
     "GradientsReplaceKTooEarly": (
-        "if constexpr (Sums::kReducer) s_.sums.wait_used(w_, made_);",
+        "if constexpr (Sums::kThere) s_.sums.wait_used(w_, made_);",
         "",
         r"RACE: .* k\[\d\]",
     ),

@@ -37,17 +37,18 @@ IN_SCHEDULER: MutantTable = {
         r"(PHASE ALIAS|DEADLOCK): .*(producer|consumer)\d waits for schedule_full\[\d\]",
     ),
     "LoadsToldBeforeWritten": (
-        "write_loads(word, done); write_steps(work.batch, head + h, here,"
-        " ends ? ConsumerStep::kDone : ConsumerStep::kNextChunk); close();",
-        "close(); write_loads(word, done); write_steps(work.batch, head + h, here,"
-        " ends ? ConsumerStep::kDone : ConsumerStep::kNextChunk);",
+        "write_loads(word, done); write_steps(work.batch, here, ends ? ConsumerStep::kDone :"
+        " ConsumerStep::kNextChunk);"
+        " close();",
+        "close(); write_loads(word, done);"
+        " write_steps(work.batch, here, ends ? ConsumerStep::kDone : ConsumerStep::kNextChunk);",
         r"(NEVER WRITTEN|RACE): .*(loads|steps)\[\d\]",
     ),
     "StepsToldBeforeWritten": (
-        "write_steps(work.batch, head + h, here,"
-        " ends ? ConsumerStep::kDone : ConsumerStep::kNextChunk); close();",
-        "close(); write_steps(work.batch, head + h, here,"
-        " ends ? ConsumerStep::kDone : ConsumerStep::kNextChunk);",
+        "write_steps(work.batch, here, ends ? ConsumerStep::kDone : ConsumerStep::kNextChunk);"
+        " close();",
+        "close(); write_steps(work.batch, here, ends ? ConsumerStep::kDone :"
+        " ConsumerStep::kNextChunk);",
         r"(NEVER WRITTEN|RACE): .*(loads|steps)\[\d\]",
     ),
     # ... and given back

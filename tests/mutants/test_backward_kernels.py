@@ -23,7 +23,6 @@ HEADERS = (
     "kernels/schedule/tile_scheduler.h",
     "kernels/schedule/rings.h",
     "kernels/fine/query_sums.h",
-    "kernels/fine/backward_keys_config.h",
     "kernels/fine/backward_keys.h",
     "kernels/fine/backward_queries.h",
 )

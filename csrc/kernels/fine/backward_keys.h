@@ -23,23 +23,55 @@
 //   resident   K and V, until dK and dV have been stored        kernels/schedule/resident_tiles.h
 //   rings      dO with delta, Q with its log-sum-exp            kernels/schedule/rings.h
 //   schedule   tile loads and the steps of each consumer        kernels/schedule/tile_schedule.h
-//   sums       dQ, in the kernels of one pass                   kernels/fine/query_sums.h,
-//                                                               kernels/fine/query_halves.h
+//   sums       dQ, in the kernel of one pass                    kernels/fine/query_sums.h
 #pragma once
-#include "kernels/fine/backward_keys_config.h"
-#include "kernels/fine/one_pass_consumer.h"
+#include "kernels/fine/query_sums.h"
+#include "kernels/schedule/resident_tiles.h"
+#include "kernels/schedule/rings.h"
 #include "kernels/schedule/tile_scheduler.h"
 
 namespace vsa {
 
+template <class Element_, int D_>
+struct FineBackwardKeysConfig {
+  using Element = Element_;
+  static constexpr int D = D_;
+  static constexpr int kConsumers = 2;
+  using Rings =  // of dO, of Q
+      std::conditional_t<D == 128, TwoRings<4, 5, kConsumers>, OneRing<11, kConsumers>>;
+  static constexpr int kScheduleWords = 8, kChunkLoads = D == 128 ? 96 : 64;
+  // Of a consumer's registers, 64 x 64 numbers in fp32 take 32. At 128, dK and dV take 64 each, S^T
+  // and dP^T 32 each, and P^T, later dS^T, 16: 208 of 240. At 64 it is 144 of 232, and K and V find
+  // room, 16 each: products with both operands in shared memory are limited by reading them
+  // (bench/log/backward-passes.md).
+  static constexpr bool kKeysInRegisters = D == 64;
+  // Three warpgroups have 3 x 168 registers per thread, so that the one of producers and scheduler
+  // keeps what two consumers leave. 240 is the most that a consumer is given, 24 the least.
+  static constexpr int kProducerRegisters = D == 128 ? 24 : 40;
+  static constexpr int kConsumerRegisters = D == 128 ? 240 : 232;
+  using Sums = NoQuerySums;
+};
+
+// The backward in one pass: dS^T goes to a reducer as well, which makes dQ of it. Two key tiles
+// meet in the queries that both were selected by, so those come first.
+template <class Element, int D>
+struct FineBackwardOnePassConfig : FineBackwardKeysConfig<Element, D> {
+  static_assert(D == 64, "at 128 registers do not suffice for a reducer");
+  using Rings = OneRing<5, 2>;
+  using Sums = QuerySums<2, 4>;
+  // Four warpgroups share 512 registers per thread.
+  static constexpr int kProducerRegisters = 24, kConsumerRegisters = 208;
+  static constexpr int kReducerRegisters = 72;
+};
+
 template <class Config>
-struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kReducer> {
+struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kThere> {
   using Element = typename Config::Element;
   using Params = FineBackwardParams;
   static constexpr int D = Config::D;
   static constexpr int kConsumers = Config::kConsumers;
   using Sums = typename Config::Sums;
-  static constexpr int kComputing = kConsumers + Sums::kReducer;  // warpgroups
+  static constexpr int kComputing = kConsumers + Sums::kThere;  // warpgroups
   static constexpr int kThreads = (kComputing + 1) * kWarpgroupThreads;
   // The first loads keys and values.
   enum Producers { kKeyProducer, kGradOutProducer, kQueryProducer, kProducers };
@@ -174,7 +206,7 @@ struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kReducer> {
 
     VSA_DEVICE void run() {
       s_.resident.for_each_work_tile(w_, [&](const Assignment& work) {
-        if constexpr (Sums::kReducer)
+        if constexpr (Sums::kThere)
           rows_ = work.tile < 0 ? 0 : p_.keys.rows(p_.keys.place(work.tile), work.batch);
         if constexpr (Config::kKeysInRegisters) {
           if (work.tile >= 0) {
@@ -244,12 +276,12 @@ struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kReducer> {
     }
     // Asked for before products are waited for: ptxas keeps exponentials above a loop.
     VSA_DEVICE void wait_room() {
-      if constexpr (Sums::kReducer) s_.sums.wait_room(w_, put_);
+      if constexpr (Sums::kThere) s_.sums.wait_room(w_, put_);
     }
     // While products run, for the fence waits for the stores before it; but before waiting for
     // anything, or the reducer and what waits for it might be waited for.
     VSA_DEVICE void hand_over() {
-      if constexpr (Sums::kReducer) {
+      if constexpr (Sums::kThere) {
         if (put_ == made_) return;
         s_.sums.hand_over(w_, made_++);
       }
@@ -287,7 +319,7 @@ struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kReducer> {
       wgmma_wait<0>(grad_v_);
       release_first(step);
       round_to<Element>(rounded_, grad_scores_);
-      if constexpr (Sums::kReducer) {
+      if constexpr (Sums::kThere) {
         // Rows that are no tokens have zeros for keys and values, but what they are multiplied by
         // may be infinite.
         if (rows_ != ~uint64_t{0}) keep_rows(rounded_, rows_);
@@ -306,7 +338,7 @@ struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kReducer> {
         for_each(grad_k_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
         for_each(grad_v_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
       }
-      if constexpr (Sums::kReducer) s_.sums.wait_used(w_, made_);
+      if constexpr (Sums::kThere) s_.sums.wait_used(w_, made_);
       Operand<D> rounded;
       round_to<Element>(rounded, grad_k_);
       write_tile(s_.k[w_], rounded);
@@ -347,10 +379,7 @@ struct FineBackwardKeys : ReducerOf<Config, Config::Sums::kReducer> {
       Producer(p, s).run_queries();
   }
   VSA_DEVICE static void consume(const Params& p, SharedMemory& s, int w) {
-    if constexpr (Sums::kThere && !Sums::kReducer)
-      OnePassConsumer<FineBackwardKeys>(p, s, w).run();
-    else
-      Consumer(p, s, w).run();
+    Consumer(p, s, w).run();
   }
   VSA_DEVICE static void reduce(const Params& p, SharedMemory& s) {
     QueryReducer<FineBackwardKeys>(p, s).run();
@@ -361,9 +390,7 @@ static_assert(kBytesLeft<FineBackwardKeys<FineBackwardKeysConfig<Bf16, 128>>> < 
                   kBytesLeft<FineBackwardKeys<FineBackwardKeysConfig<Bf16, 64>>> <
                       2 * sizeof(Tile<64>) &&
                   kBytesLeft<FineBackwardKeys<FineBackwardOnePassConfig<Bf16, 64>>> <
-                      2 * sizeof(Tile<64>) &&
-                  kBytesLeft<FineBackwardKeys<FineBackwardOnePassConfig<Bf16, 128>>> <
-                      sizeof(Tile<128>),
+                      2 * sizeof(Tile<64>),
               "no further stage would fit");
 
 }  // namespace vsa

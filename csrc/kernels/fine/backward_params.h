@@ -20,16 +20,14 @@ struct FineBackwardParams {
   GroupOrder key_order, query_order;
   int* key_tile_counter;    // work tiles of the pass over keys that blocks have taken: 0 at first
   int* query_tile_counter;  // the same of the pass over queries
-  float* grad_q_sums;       // [batch, heads, n_q, D / 8, 128, 4] dQ / scale, in one pass
+  float* grad_q_sums;       // [batch, heads, n_q, 8, 128, 4] dQ / scale, in one pass
   int batch, heads, kv_heads;
   float scale;       // of the scores
   float scale_log2;  // the same times log2(e)
 
-  // index: of the tile, among those of all heads of the batch element
-  template <int D>
-  VSA_DEVICE float* sums(int batch_index, int index) const {
+  VSA_DEVICE float* sums(int batch_index, int head, int tile) const {
     return grad_q_sums +
-           (int64_t{batch_index} * heads * queries.num_tiles() + index) * kTileRows * D;
+           ((int64_t{batch_index} * heads + head) * queries.num_tiles() + tile) * kTileRows * 64;
   }
   VSA_DEVICE const RowStats& stats(int batch_index, int head, int tile) const {
     return row_stats[(int64_t{batch_index} * heads + head) * queries.num_tiles() + tile];

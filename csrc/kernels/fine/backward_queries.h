@@ -43,15 +43,6 @@ struct FineBackwardQueriesConfig {
   // registers per thread with two consumers, 4 x 128 with three.
   static constexpr int kProducerRegisters = kConsumers == 2 ? 24 : 56;
   static constexpr int kConsumerRegisters = kConsumers == 2 ? 240 : 152;
-  static constexpr bool kAddsToSums = false;
-};
-
-// After a pass over key tiles that has made dQ of some pairs (kernels/fine/query_halves.h). Few of
-// many tiles may be left, so more of them are put in order together.
-template <class Element, int D>
-struct FineBackwardLoneConfig : FineBackwardQueriesConfig<Element, D> {
-  static constexpr int kScheduleWords = 4;
-  static constexpr bool kAddsToSums = true;
 };
 
 template <class Config>
@@ -167,7 +158,6 @@ struct FineBackwardQueries {
     VSA_DEVICE void run() {
       s_.resident.for_each_work_tile(w_, [&](const Assignment& work) {
         if (work.tile >= 0) read_stats(p_.stats(work.batch, work.head, work.tile));
-        if constexpr (Config::kAddsToSums) begin_with_sums(work);
         if constexpr (Config::kQueriesInRegisters) {
           if (work.tile >= 0) {
             read_tile(q_, s_.q[w_]);
@@ -186,14 +176,8 @@ struct FineBackwardQueries {
       set_rows(delta_, [&](int row) { return load_global(stats.delta + row); });
     }
 
-    VSA_DEVICE void begin_with_sums(const Assignment& work) {
-      const int tile = work.tile < 0 ? 0 : work.tile;
-      const int index = work.head * p_.queries.num_tiles() + tile;
-      read_raw(grad_q_, p_.template sums<D>(work.batch, index));
-    }
-
     VSA_DEVICE void mainloop() {
-      if constexpr (!Config::kAddsToSums) fill(grad_q_, 0.f);
+      fill(grad_q_, 0.f);
       const auto wait = [&](const ConsumerStep& step) { wait_tiles(step); };
       ConsumerStep held = steps_.first();
       while (held.is(ConsumerStep::kCompute)) {

@@ -32,7 +32,7 @@ struct BackwardRowsParams {
   TokenRows<uint16_t> grad_out;
   GateGradient grad_gate_fine, grad_gate_coarse;
   float* grad_coarse;  // [batch, heads, n, head_dim]
-  float* grad_q_sums;  // [batch, heads, n, D / 8, 128, 4] where one pass adds up dQ, null without
+  float* grad_q_sums;  // [batch, heads, n, 8, 128, 4] where one pass adds up dQ, null without
 };
 
 template <class Element, int D, bool Gated>

@@ -20,12 +20,12 @@
 
 namespace vsa {
 
-// dQ of a tile, 64 channels of it, in the order of accumulators: [8, 128 threads, 4].
-constexpr int kSumsOfPanel = kTileRows * kPanelChannels;
+// dQ in the order of accumulators: [8, 128 threads, 4].
+constexpr int kSumsOfTile = kTileRows * 64;
 
-// Where dQ is left to another pass.
+// Where there is no reducer.
 struct NoQuerySums {
-  static constexpr bool kThere = false, kReducer = false;
+  static constexpr bool kThere = false;
 
   VSA_DEVICE void init() {}
 };
@@ -33,13 +33,13 @@ struct NoQuerySums {
 // Depth: dS^T of a consumer that wait for the reducer
 template <int Consumers, int Depth>
 struct QuerySums {
-  static constexpr bool kThere = true, kReducer = true;
+  static constexpr bool kThere = true;
   static constexpr int kDepth = Depth;
   static constexpr int kBuffers = 2;  // of what is on its way to global memory
   using Places = Ring<kDepth>;
 
   Tile<64> grad_scores[Consumers][kDepth];  // [keys, queries]
-  alignas(128) float staging[kBuffers][kSumsOfPanel];
+  alignas(128) float staging[kBuffers][kSumsOfTile];
   Mbarrier made[Consumers][kDepth], used[Consumers][kDepth];
 
   VSA_DEVICE void init() {
@@ -95,8 +95,7 @@ class QueryReducer {
       const auto chunk = s_.schedule.chunk(n);
       const TileLoad load = s_.schedule.tile_load(n, i);
       multiply(load.owners());
-      const int sum = chunk.head * p_.queries.num_tiles() + load.tile(p_.queries);
-      add_to(p_.template sums<64>(chunk.work.batch, sum));
+      add_to(p_.sums(chunk.work.batch, chunk.head, load.tile(p_.queries)));
     });
     if (elect_one()) bulk_wait<0>();
   }
@@ -144,7 +143,7 @@ class QueryReducer {
     fence_async_proxy();
     meet();
     if (elect_one()) {
-      bulk_reduce_add(tile, staging, kSumsOfPanel * sizeof(float));
+      bulk_reduce_add(tile, staging, kSumsOfTile * sizeof(float));
       bulk_commit();
     }
   }

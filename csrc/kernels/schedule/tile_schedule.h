@@ -100,7 +100,7 @@ struct alignas(16) ConsumerStep {
 
   uint32_t places;  // 8 bits each, from the lowest: stage and barrier of the first and second ring
   uint32_t phases;  // kind 8, phases 12 each
-  uint64_t rows;    // of the tile that are tokens; or where its dQ is added up
+  uint64_t rows;    // of the tile that are tokens
 
   VSA_DEVICE static ConsumerStep of(Kind kind, RingUse first, RingUse second, uint64_t rows) {
     return {static_cast<uint32_t>(first.stage | first.barrier << 8 | second.stage << 16 |
@@ -110,15 +110,8 @@ struct alignas(16) ConsumerStep {
             rows};
   }
   VSA_DEVICE static ConsumerStep of(Kind kind) { return {0, kind, 0}; }
-  // In place of rows. index: of the tile, among those of all heads; together: all consumers compute
-  // on it
-  VSA_DEVICE static uint64_t sum_of(int index, bool together) {
-    return static_cast<uint32_t>(index) | uint32_t{together} << 31;
-  }
 
   VSA_DEVICE bool is(Kind kind) const { return (phases & 0xff) == kind; }
-  VSA_DEVICE int sum() const { return static_cast<int>(rows & 0x7fffffff); }
-  VSA_DEVICE bool meets() const { return static_cast<int>(rows) < 0; }
   VSA_DEVICE RingUse first() const {
     return {static_cast<int>(places & 0xff), static_cast<int>(places >> 8 & 0xff),
             static_cast<int>(phases >> 8 & 0xfff)};

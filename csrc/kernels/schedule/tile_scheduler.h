@@ -21,8 +21,7 @@ namespace vsa {
 // First, Second: stages of the rings that the tiles are loaded into; consumers hold their tile of
 // the second while they take the next (kernels/schedule/rings.h)
 // Sequence: of both sides; one of padded tiles has to say so
-// SharedFirst: whether tiles that all rows selected come first, and steps say where dQ of a tile is
-// added up
+// SharedFirst: whether tiles that all rows selected come first
 template <int Rows,
           int Words,
           int Loads,
@@ -73,7 +72,7 @@ class TileScheduler {
           if (here == 0 && !ends) break;
           open({work, head + h, here, flags});
           write_loads(word, done);
-          write_steps(work.batch, head + h, here, ends ? ConsumerStep::kDone : ConsumerStep::kNextChunk);
+          write_steps(work.batch, here, ends ? ConsumerStep::kDone : ConsumerStep::kNextChunk);
           close();
           flags = 0;
           done += here;
@@ -252,7 +251,7 @@ class TileScheduler {
 
   // The steps of each consumer for the loads that were written, ending with `then`; and into each
   // load which consumers have a step for it.
-  VSA_DEVICE void write_steps(int batch, int head, int loads, ConsumerStep::Kind then) {
+  VSA_DEVICE void write_steps(int batch, int loads, ConsumerStep::Kind then) {
     const int buffer = next_ % TileSchedule::kBuffers;
     int counts[Rows] = {};
     for (int from = 0; from < loads; from += kWarpThreads) {
@@ -265,12 +264,7 @@ class TileScheduler {
         written[lane] = {};
         if ((there >> lane & 1) == 0) return;
         written[lane] = schedule_.loads[buffer][from + lane].get();
-        const int tile = written[lane].wanted_tile();
-        if constexpr (SharedFirst)
-          rows[lane] = ConsumerStep::sum_of(head * columns_.num_tiles() + tile,
-                                            written[lane].flags() == (1u << Rows) - 1);
-        else
-          rows[lane] = columns_.rows(columns_.place(tile), batch);
+        rows[lane] = columns_.rows(columns_.place(written[lane].wanted_tile()), batch);
       });
       VSA_UNROLL
       for (int r = 0; r < Rows; ++r) {

@@ -101,11 +101,10 @@ def backward(
         machine, counts, key_axes, text_tiles(kv_grid), kv_grid.tiles[0], long_keys
     )
     padded = problem.tile_sizes[0] is not None
-    sums = lone = None
+    sums = None
     if may_take_one(q.shape[3], grids, padded) and not must_repeat():
-        shape = sums_shape(q.shape[0], q.shape[2], grid, q.shape[3])
+        shape = sums_shape(q.shape[0], q.shape[2], grid)
         sums = torch.empty(shape, dtype=torch.float32, device=q.device)
-        lone = torch.empty_like(bitmap)
     grads = [contiguous_like(x) for x in (q, k, v)]
     # What a fine gate makes of the gradient lies where dq will: the pass over query tiles, the last
     # that reads it, loads a tile of it before it stores that tile of dq, and after one pass dq is
@@ -165,7 +164,6 @@ def backward(
             tile_counters=tile_counters,
             row_stats=row_stats,
             grad_q_sums=sums,
-            lone_bitmap=lone,
         )
         return backward_call(clean[0], clean[1], clean[2], shared, LocatedGates(*gates), gradients)
 

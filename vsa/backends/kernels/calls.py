@@ -185,8 +185,7 @@ class Gradients(NamedTuple):
         grad_lse: the same, or None.
         tile_counters: (2,) int32 of scratch.
         row_stats: (B, heads, query tiles, 2, 64) fp32 of scratch.
-        grad_q_sums: (B, heads, n_q, 64, head_dim) fp32 of scratch for one pass, or None for two.
-        lone_bitmap: like the bitmap, of scratch, where one pass of head_dim 128 may be taken.
+        grad_q_sums: (B, heads, n_q, 64, 64) fp32 of scratch for one pass, or None for two.
     """
 
     fine_out: Located
@@ -208,7 +207,6 @@ class Gradients(NamedTuple):
     tile_counters: Located
     row_stats: Located
     grad_q_sums: Located | None
-    lone_bitmap: Located | None
 
 
 def backward_call(
@@ -252,7 +250,6 @@ def backward_call(
         grad_lse=address(of.grad_lse),
         tile_counters=of.tile_counters.data_ptr(),
         grad_q_sums=address(of.grad_q_sums),
-        lone_bitmap=address(of.lone_bitmap),
         row_stats=of.row_stats.data_ptr(),
     )
 

@@ -5,7 +5,7 @@ Two passes, over key tiles and over query tiles, make seven products for a pair 
 makes five, and adds up dQ in global memory in fp32, in any order. It is the faster one wherever it
 can be taken (bench/log/one-pass.md). Two passes are taken
 
-- at head_dims that are not in ``HEAD_DIMS``: at 128 one pass is built, and not yet measured,
+- at a head_dim of 128, where registers do not suffice for a reducer and one pass without is slower,
 - with text or padded tiles, which are worked on in an order of their own,
 - under ``torch.use_deterministic_algorithms(True)``, since sums in any order differ in their bits.
 """
@@ -16,14 +16,14 @@ import torch
 
 from vsa.values.grid import SLOTS, Grid
 
-HEAD_DIMS: tuple[int, ...] = (64,)
-"""Channels of a head at which one pass is taken."""
+HEAD_DIM = 64
+"""Channels of a head that one pass is made for."""
 
 
 def may_take_one(head_dim: int, grids: tuple[Grid, Grid], padded: bool) -> bool:
-    """Whether one pass is taken, unless bits have to repeat."""
+    """Whether there is a kernel for one pass."""
     text = any(grid.prefix or grid.suffix for grid in grids)
-    return head_dim in HEAD_DIMS and not text and not padded
+    return head_dim == HEAD_DIM and not text and not padded
 
 
 def must_repeat() -> bool:
@@ -31,6 +31,6 @@ def must_repeat() -> bool:
     return torch.are_deterministic_algorithms_enabled()
 
 
-def sums_shape(batch: int, heads: int, grid: Grid, head_dim: int) -> tuple[int, ...]:
+def sums_shape(batch: int, heads: int, grid: Grid) -> tuple[int, ...]:
     """Of the fp32 tensor in which one pass adds up dQ; grid: of the queries."""
-    return batch, heads, grid.num_tiles, SLOTS, head_dim
+    return batch, heads, grid.num_tiles, SLOTS, HEAD_DIM

@@ -99,11 +99,9 @@ class PreparedBackward:
         query_tiles = tiles + text_tiles(task.grid)
         row_stats = work.part((batch, heads, query_tiles, 2, SLOTS), torch.float32)
         # A run that has no address for it, where bits have to repeat, takes two passes.
-        self.sums = lone = None
+        self.sums: Placeholder | None = None
         if may_take_one(head_dim, (task.grid, task.kv_grid), padded=task.padded is not None):
-            shape = sums_shape(batch, heads, task.grid, head_dim)
-            self.sums = whole(Slot.SUMS, shape, torch.float32)
-            lone = work.part((batch, heads, tiles, num_words(key_tiles)), torch.int32)
+            self.sums = whole(Slot.SUMS, sums_shape(batch, heads, task.grid), torch.float32)
         counters = work.part((4,), torch.int32)
         key_order = Order(work.part((batch, kv_heads, groups), torch.int32), counters[2:3])
         here = Kept(*(None if x is None else replace(x, slot=Slot.KEPT) for x in padded))
@@ -188,7 +186,6 @@ class PreparedBackward:
                 tile_counters=counters[:2],
                 row_stats=row_stats,
                 grad_q_sums=self.sums,
-                lone_bitmap=lone,
             ),
         )
         steps = [
