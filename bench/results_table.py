@@ -41,7 +41,10 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Sequence[Any]], Iterator[str]]]] = {
     "bench/masks.py": ("What a training mask costs", tables_plain.plain),
     "bench/streaming.py": ("A step over a cache", tables_plain.plain),
     "bench/host_layers.py": ("FastVideo's calls on its kernels and on ours", tables_plain.plain),
-    "bench/host_power.py": ("The fine kernel over padded tiles, rested and hot", tables_plain.plain),
+    "bench/host_power.py": (
+        "The fine kernel over padded tiles, rested and hot",
+        tables_plain.plain,
+    ),
     "bench/training_parts.py": ("Kernels of a training step", tables_plain.plain),
     "bench/one_pass.py": ("The backward in one pass and in two", tables_plain.plain),
     "bench/precision.py": ("What eight bits change in trained models", tables_plain.plain),
