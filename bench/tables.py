@@ -135,7 +135,10 @@ def ceilings(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def wan(sizes: Sequence[Row]) -> Iterator[str]:
-    """What a step of Wan takes, dense and sparse, and what of it is what; one table."""
+    """What a step of Wan takes, and what of it is what; one table.
+
+    Runs are dense and sparse, and with low precision the native sparse one between them.
+    """
     parts = "linear layers", "norms", "cross-attention"
     yield markdown(
         (
@@ -147,7 +150,7 @@ def wan(sizes: Sequence[Row]) -> Iterator[str]:
             [
                 size["size"],
                 f"{size['kept']} of {size['tiles']}",
-                run,
+                "sparse, low precision" if run == "sparse" and size.get("native") else run,
                 *(
                     f"{ms:.1f}"
                     for ms in (
@@ -160,7 +163,8 @@ def wan(sizes: Sequence[Row]) -> Iterator[str]:
                 f"{size[run]['memory'] / 2**30:.2f}",
             ]
             for size in sizes
-            for run in ("dense", "sparse")
+            for run in ("dense", "native", "sparse")
+            if size.get(run)
         ),
     )
 

@@ -11,7 +11,7 @@ struct RunDtype : OneOf<launch::FineDtypes> {};
 struct RunHeadDim : OneOf<launch::FineHeadDims> {};
 struct RunSlots : OneOf<launch::RunSlots> {};
 
-void bind_means(py::module_& m) {
+void bind_run_means(py::module_& m) {
   using Tensor = launch::RunTensor;
   bind_struct<Tensor>(
       m, kClass<Tensor>, "A tensor of tokens, and where the means of its tiles and their runs go.",
@@ -43,7 +43,7 @@ void bind_scores(py::module_& m) {
 }  // namespace
 
 void bind_sub_blocks(py::module_& m) {
-  bind_means(m);
+  bind_run_means(m);
   bind_scores(m);
   m.attr("RUN_SLOTS") = RunSlots::all();
 }

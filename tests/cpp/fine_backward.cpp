@@ -87,7 +87,7 @@ struct Problem {
         std::vector<double> mean(D);
         for (auto& [key, weight] : weights) {
           weight /= sum;
-          for (int c = 0; c < D; ++c) mean[c] += weight * v[key + c];
+          add_product(mean.data(), weight, &v[key]);
         }
         const double delta = dot(&grad_out[at], mean.data());
         if (sum > 0) note(head, i, std::log2(sum), delta);

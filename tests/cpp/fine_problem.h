@@ -79,7 +79,7 @@ struct Sums {
     for (int c = 0; c < D; ++c) {
       const double term = factor * x[c];
       value[c] += term;
-      size[c] += std::abs(term);
+      size[c] += term < 0 ? -term : term;  // std::abs would be a call
     }
   }
   bool agrees(const Tensor& result) const {
@@ -99,6 +99,11 @@ VSA_FAST double dot(const double* a, const double* b) {
     for (int i = 0; i < 8; ++i) sums[i] += a[c + i] * b[c + i];
   for (const double part : sums) sum += part;
   return sum;
+}
+
+// sums += factor * x
+[[maybe_unused]] VSA_FAST void add_product(double* sums, double factor, const double* x) {
+  for (int c = 0; c < D; ++c) sums[c] += factor * x[c];
 }
 
 // Who wants what: any tile half of the time, or nearly all of them beside few, far apart.
@@ -141,8 +146,9 @@ struct Attended {
            const double* query,  // [D]
            const std::vector<double>& keys,
            float scale) {
+    const uint32_t* row = &selected[grid.tile_of(token)];
     for (int j = 0; j < grid.num_tokens(); ++j) {
-      if (!bitmap::test(&selected[grid.tile_of(token)], grid.tile_of(j))) continue;
+      if (!bitmap::test(row, grid.tile_of(j))) continue;
       weights.push_back({j * D, std::exp(scale * dot(query, &keys[j * D]))});
       sum += weights.back().second;
     }

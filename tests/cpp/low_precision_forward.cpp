@@ -151,16 +151,12 @@ struct Problem {
           if (scores[j] == -INFINITY) continue;
           const double weight = std::exp(scores[j] - top);
           sum += weight;
-          add(&wanted[at], weight, &wide_v[j * D]);
+          add_product(&wanted[at], weight, &wide_v[j * D]);
         }
         for (int c = 0; c < D && sum > 0; ++c) wanted[at + c] /= sum;
         if (sum > 0) wanted_lse[head * tokens + i] = top + std::log(sum) + scale * of_mean;
       }
     }
-  }
-
-  VSA_FAST static void add(double* sums, double weight, const double* x) {
-    for (int c = 0; c < D; ++c) sums[c] += weight * x[c];
   }
 
   double error(const Tensor& result, double factor) const {

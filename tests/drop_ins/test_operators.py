@@ -61,6 +61,7 @@ def test_opcheck(backend: str) -> None:
     torch.library.opcheck(torch.ops.vsa.padded_gated_attention_backward, backward)
 
 
+@pytest.mark.older_pytorch
 @pytest.mark.parametrize("weight", ["full", "per head", None], ids=str)
 def test_one_graph_with_the_bits_of_eager_calls(
     weight: str | None, machine: Machine, monkeypatch: pytest.MonkeyPatch

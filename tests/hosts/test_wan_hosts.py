@@ -157,6 +157,8 @@ def test_what_a_layer_cannot_do_is_refused(host: ModuleType) -> None:
     layer, inputs = Layer(name, host, HEADS, HEAD_DIM), tensors(math.prod(grid))
     with pytest.raises(ValueError, match=r"attn_metadata is None: FastVideo builds it only where"):
         layer(*inputs, None)
+    with pytest.raises(ValueError, match="attn_metadata is None"):  # as other backends are called
+        layer.attn_impl.forward(*inputs[:3], metadata(grid, 0.5))
     with pytest.raises(ValueError, match=r"query must be .* but its shape is \(2, 314, 2, 16\)"):
         layer(*(x[:, :-1] for x in inputs), metadata(grid, 0.5))
     host.VSA_TILE_SIZE = (1, 9, 9)

@@ -148,6 +148,7 @@ def test_gradient_checkpointing_recomputes_with_the_grid_of_its_own_forward(fami
 
 
 @torch.no_grad()
+@pytest.mark.older_pytorch
 @pytest.mark.parametrize("family", UNLIKE)
 def test_blocks_compile_as_one_graph(family: Any) -> None:
     model, inputs = family()

@@ -16,6 +16,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 import diffusers
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from integrations.tiny_newer import cosmos, kandinsky6
 from integrations.tiny_transformers import TEXT, kandinsky5, ltx23, skyreels, wan
 
 from vsa.integrations.diffusers import apply_vsa, count_steps
@@ -96,11 +97,52 @@ def of_ltx2() -> Pipeline:
     return model, lambda **given: pipe(**more, **given).frames
 
 
+def of_kandinsky6(image: Tensor | None) -> Pipeline:
+    """With an image, a frame of it follows the video in the transformer's input."""
+    model, _ = kandinsky6(visual_cond=True, visual_token_type_num_embeddings=2)
+    pipe = diffusers.Kandinsky6TI2VAPipeline(
+        transformer=model,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+    )
+    pipe.encode_image = lambda *_: image
+    text = embeddings("prompt_embeds", "negative_prompt_embeds")
+    text |= embeddings("pooled_prompt_embeds", "negative_pooled_prompt_embeds", width=8)
+    text = {name: x[:, 0] if "pooled" in name else x for name, x in text.items()}
+    size = {"height": 128, "width": 128, "num_frames": 17, "sample_audio": False}
+    if image is not None:
+        size["image"] = object()  # which encode_image is asked about
+    return model, lambda **more: pipe(**text, **size, **more).frames
+
+
+def of_cosmos() -> Pipeline:
+    """Its timesteps are log(sigma) / 4, from 1.1 down below 0."""
+    model, _ = cosmos()
+    pipe = diffusers.CosmosTextToWorldPipeline(
+        text_encoder=None,
+        tokenizer=None,
+        transformer=model,
+        vae=None,
+        scheduler=diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5),
+        safety_checker=Stub(to=lambda device: None, check_text_safety=lambda text: True),
+    )
+    text = embeddings("prompt_embeds", "negative_prompt_embeds")
+    size = {"height": 96, "width": 112, "num_frames": 33, "guidance_scale": 2.0}
+    return model, lambda **more: pipe(**text, **size, **more).frames
+
+
 PIPELINES = {
     "Wan": lambda: of_wan(wan()[0], "WanPipeline"),
     "SkyReels-V2": lambda: of_wan(skyreels()[0], "SkyReelsV2Pipeline"),
     "Kandinsky 5": of_kandinsky,
     "LTX-2.3": of_ltx2,
+    "Cosmos": of_cosmos,
+    "Kandinsky 6": lambda: of_kandinsky6(None),
+    "Kandinsky 6, with an image": lambda: of_kandinsky6(torch.randn(1, 16, 16, 4)),
 }
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import diffusers
 import torch
 from integrations.tiny_base import (
@@ -102,7 +104,7 @@ def cosmos() -> Problem:
     }
 
 
-def kandinsky6() -> Problem:
+def kandinsky6(**config: Any) -> Problem:
     T, H, W = GRID
     model = diffusers.Kandinsky6Transformer3DModel(
         in_visual_dim=4,
@@ -115,11 +117,11 @@ def kandinsky6() -> Problem:
         num_text_blocks=1,
         num_visual_blocks=2,
         axes_dims=(8, 8, 8),
-        visual_cond=False,
         in_audio_dim=4,
         out_audio_dim=4,
         model_dim_a=24,
         axes_dims_a=(4, 4, 4),
+        **{"visual_cond": False} | config,
     )
     return model, {
         "hidden_states": torch.randn(BATCH, T, 2 * H, 2 * W, 4),

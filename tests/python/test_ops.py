@@ -30,6 +30,7 @@ def _fine_arguments(dtype: torch.dtype = torch.float32) -> tuple:
     return q, k, v, words, problem.valid(), call, call, 0.3, "torch", *NO_MASK, 2
 
 
+@pytest.mark.older_pytorch
 def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.vsa.block_sparse_attention, _fine_arguments())
     means = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8)
@@ -96,6 +97,7 @@ def _detached(x: Any) -> Any:
     return x.detach() if isinstance(x, torch.Tensor) else x
 
 
+@pytest.mark.older_pytorch
 @pytest.mark.parametrize("name", ["gates", "text", "other-keys", "dense"])
 def test_compile_is_one_graph_with_the_same_result(name: str) -> None:
     problem = by_name(name, dtype=torch.float32)
