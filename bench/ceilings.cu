@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What one Hopper GPU allows: a JSON line per measurement. ceilings.py compiles and runs this:
 //
-//   ceilings loads|products|loops|backward [loop]|reduce|both|wgmma|exp2
+//   ceilings loads|products|loops [loop]|backward [loop]|reduce|both|wgmma|exp2
 //
 // Each line has the case, the median and spread of the times of seven launches, the clocks of the
 // slowest block of the last one, and how much a launch moves or computes.
@@ -11,7 +11,6 @@
 
 #include "ceilings_both.h"
 #include "ceilings_host.h"
-#include "ceilings_loops.h"
 #include "ceilings_rates.h"
 
 namespace vsa::ceilings {
@@ -66,48 +65,6 @@ void run_loads(const Gpu& gpu, bool with_products) {
     load_all<1>(gpu, tokens, footprint);
     load_all<2>(gpu, tokens, footprint);
   }
-}
-
-template <int D, int Consumers, int Tiles, Behind Order, bool QueriesInRegisters>
-void loop(const Gpu& gpu, const void* tokens) {
-  using Kernel = Loop<D, Consumers, Tiles, Order, QueriesInRegisters>;
-  constexpr int kLayers = 64, kOfEach = 4000;  // tokens along t; tiles of each consumer
-  constexpr int kLoadRates[] = {0, 33};        // bytes per clock that are asked for, about L2's
-  const auto kernel = loops<Kernel>;
-  allow_shared(kernel, sizeof(typename Kernel::Shared));
-  for (const int rate : kLoadRates) {
-    LoopParams params{};
-    params.map = map_of_tiles(tokens, kLayers);
-    params.tiles = kLayers / 4 * kTilesPerLayer;
-    params.steps = kOfEach / Tiles;
-    params.clocks = rate == 0 ? 0 : Kernel::kTileBytes / rate;
-    params.scale = 0.05f;
-    params.report = gpu.report;
-    const double count = 1.0 * kOfEach * Consumers;  // of an SM
-    const std::string fields = format(
-        "\"probe\": \"loops\", \"d\": %d, \"consumers\": %d, \"tiles\": %d, \"behind\": \"%s\", "
-        "\"q\": \"%s\", \"load_rate\": %d, \"count\": %.0f, \"flops\": %.0f",
-        D, Consumers, Tiles, Order == Behind::Output ? "output" : "nothing",
-        QueriesInRegisters ? "registers" : "shared", rate, count,
-        count * gpu.blocks * 4 * D * kTileRows * kTileRows);
-    gpu.measure(fields, [&](uint32_t seed) {
-      params.seed = seed;
-      kernel<<<gpu.blocks, Kernel::kThreads, sizeof(typename Kernel::Shared)>>>(params);
-    });
-  }
-}
-
-void run_loops(const Gpu& gpu) {
-  const uint32_t* tokens = random_tokens(32 * kMB);
-  loop<128, 3, 1, Behind::Output, false>(gpu, tokens);
-  loop<128, 3, 1, Behind::Nothing, false>(gpu, tokens);
-  loop<128, 2, 1, Behind::Output, true>(gpu, tokens);
-  loop<128, 2, 2, Behind::Output, false>(gpu, tokens);
-  loop<64, 3, 1, Behind::Output, false>(gpu, tokens);
-  loop<64, 3, 1, Behind::Output, true>(gpu, tokens);
-  loop<64, 3, 1, Behind::Nothing, true>(gpu, tokens);
-  loop<64, 3, 2, Behind::Output, false>(gpu, tokens);
-  loop<64, 3, 2, Behind::Nothing, false>(gpu, tokens);
 }
 
 void run_reduce(const Gpu& gpu) {
@@ -199,13 +156,14 @@ int main(int count, char** arguments) {
   const std::string probe = count >= 2 ? arguments[1] : "";
   if (probe != "loads" && probe != "products" && probe != "loops" && probe != "backward" &&
       probe != "reduce" && probe != "both" && probe != "wgmma" && probe != "exp2") {
-    std::fprintf(stderr,
-                 "usage: ceilings loads|products|loops|backward [loop]|reduce|both|wgmma|exp2\n");
+    std::fprintf(
+        stderr,
+        "usage: ceilings loads|products|loops [loop]|backward [loop]|reduce|both|wgmma|exp2\n");
     return 2;
   }
   const Gpu gpu;
   if (probe == "loads" || probe == "products") run_loads(gpu, probe == "products");
-  if (probe == "loops") run_loops(gpu);
+  if (probe == "loops" && !run_loops(gpu, count > 2 ? std::atoi(arguments[2]) : -1)) return 1;
   if (probe == "backward" && !run_backward(gpu, count > 2 ? std::atoi(arguments[2]) : -1)) return 1;
   if (probe == "reduce") run_reduce(gpu);
   if (probe == "both") run_both(gpu);

@@ -3,7 +3,7 @@
 
 usage: python bench/ceilings.py --out ceilings.json
 
-Compiles ceilings.cu and ceilings_backward.cu with nvcc and runs each group of measurements in a
+Compiles ceilings.cu and the loops beside it with nvcc and runs each group of measurements in a
 process of its own, so that one that fails costs only its own rows. Where there is no nvcc, compile
 elsewhere with ``--compile FILE`` and pass ``--program FILE``.
 """
@@ -39,6 +39,8 @@ RATES = (
     "clk/pair",
     "exp2/clk/SM",
     "GHz",
+    "TFLOP/s long",
+    "pJ/FLOP",
 )
 """What `with_rates` may give a row."""
 GROUPS = {
@@ -62,8 +64,10 @@ def compile_program(nvcc: str, to: Path) -> str:
     Raises:
         SystemExit: with what they said, where they failed.
     """
-    sources = ROOT / "bench/ceilings.cu", ROOT / "bench/ceilings_backward.cu"
-    command = [nvcc, *FLAGS, f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'bench'}", "-o", to, *sources]
+    names = "ceilings.cu", "ceilings_forward.cu", "ceilings_backward.cu"
+    sources = [ROOT / "bench" / name for name in names]
+    includes = f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'bench'}"
+    command = [nvcc, *FLAGS, *includes, "-o", to, *sources, "-ldl"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     said = done.stdout + done.stderr
     if done.returncode:
@@ -99,7 +103,8 @@ def with_rates(row: Row) -> Row:
     """A row of the program with its rates: per second, and per clock of a multiprocessor.
 
     The clock is the slowest block's clocks over the launch's time, so a little low: a launch also
-    takes time before and after its blocks.
+    takes time before and after its blocks. "TFLOP/s long" and "pJ/FLOP" are of launches that follow
+    each other for 0.4 s; NVML's counter makes the energy good to some 5 %.
     """
     seconds, clocks, blocks = row["ms"] / 1e3, row["clocks"], row["blocks"]
     rates = {"GHz": clocks / seconds / 1e9}
@@ -109,6 +114,10 @@ def with_rates(row: Row) -> Row:
     if row.get("flops"):
         rates["TFLOP/s"] = row["flops"] / seconds / 1e12
         rates["FLOP/clk/SM"] = row["flops"] / blocks / clocks
+    if "sustained_ms" in row:
+        rates["TFLOP/s long"] = row["flops"] / row["sustained_ms"] / 1e9
+    if row.get("joules", -1) > 0:
+        rates["pJ/FLOP"] = row["joules"] / row["flops"] * 1e12
     if "count" in row:
         # A wgmma has the tensor cores to itself; exponentials go through their units side by side.
         if row["probe"] == "exp2":
@@ -134,8 +143,9 @@ def case(row: Row) -> str:
         return f"d {row['d']}, from {row['footprint']:.0f} MB into {2 * row['footprint']:.0f} MB"
     if probe == "loops":
         softmax = f"{row['tiles']} per softmax, {row['behind']} behind"
-        loads = ", loads" if row["load_rate"] else ""
-        return f"d {row['d']}, {row['consumers']} of Q in {row['q']}, {softmax}{loads}"
+        turns = ", in turns" if row["turns"] else ""
+        loads = "" if row["loads"] == "none" else f", {row['loads']} loads"
+        return f"d {row['d']}, {row['consumers']} of Q in {row['q']}, {softmax}{turns}{loads}"
     if probe == "backward":
         return f"d {row['d']}, {row['loop']}{', loads' if row['loads'] else ''}"
     if probe == "wgmma":
@@ -146,13 +156,13 @@ def case(row: Row) -> str:
 def table(rows: list[Row]) -> str:
     """Rows of a group, one a line, columns aligned."""
     shown = [name for name in RATES if any(name in row for row in rows)]
-    lines = [f"  {'':60s}{'ms':>9s}{'':7s}" + "".join(f"{name:>13s}" for name in shown)]
+    lines = [f"  {'':76s}{'ms':>9s}{'':7s}" + "".join(f"{name:>13s}" for name in shown)]
     for row in rows:
         if "error" in row:
             lines.append(f"  failed: {row['error']}")
             continue
         values = "".join(f"{row[name]:13.2f}" if name in row else f"{'-':>13s}" for name in shown)
-        lines.append(f"  {case(row):60s}{row['ms']:9.3f} ±{row['spread']:<5.1%}{values}")
+        lines.append(f"  {case(row):76s}{row['ms']:9.3f} ±{row['spread']:<5.1%}{values}")
     return "\n".join(lines)
 
 

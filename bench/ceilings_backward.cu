@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Loops of a backward: of its two passes, and of one pass that adds dQ up on chip. Each is first
 // run on a few tiles of random numbers, and what it leaves is held against double precision.
-#include <cmath>
-
 #include "ceilings_backward_check.h"
 #include "ceilings_host.h"
 #include "ceilings_one_pass.h"
@@ -51,14 +49,7 @@ double worst_error(BackwardParams params, Sum to) {
   params.sums = allocate<float>(sums);
   start<Loop>(params, kBlocks);
   check(cudaDeviceSynchronize(), "a loop");
-  // Images where a Shared may lie, whose barriers nobody reads.
-  const auto images = std::unique_ptr<unsigned char[], void (*)(void*)>(
-      static_cast<unsigned char*>(std::aligned_alloc(kSwizzleBytes, kBlocks * sizeof(Shared))),
-      std::free);
-  for (size_t b = 0; b < kBlocks; ++b)
-    check(cudaMemcpy(images.get() + b * sizeof(Shared), params.images + b * kImage, kImage,
-                     cudaMemcpyDeviceToHost),
-          "cudaMemcpy");
+  const auto images = read_images<Shared>(params.images, kBlocks, kImage);
   std::vector<float> found(results), added(sums);
   check(cudaMemcpy(found.data(), params.results, results * 4, cudaMemcpyDeviceToHost),
         "cudaMemcpy");

@@ -2,38 +2,11 @@
 // Whether the loops of a backward compute what they are timed for: the same in double precision,
 // from an image of each block's shared memory.
 #pragma once
-#include <cmath>
-#include <cstring>
-#include <memory>
-#include <vector>
-
+#include "ceilings_check.h"
 #include "ceilings_one_pass.h"
 #include "ceilings_two_passes.h"
 
 namespace vsa::ceilings {
-
-// Of a root mean square; operands are rounded to 8 bits, a tile that is left out would be half or
-// more.
-constexpr double kMostError = 0.05;
-
-using Matrix = std::vector<double>;  // [64, D]
-
-template <int D>
-Matrix read(const Tile<D>& tile) {
-  Matrix numbers(kTileRows * D);
-  for (int row = 0; row < kTileRows; ++row)
-    for (int channel = 0; channel < D; ++channel) {
-      const uint32_t at = swizzle128(channel / kPanelChannels * kPanelBytes + row * kRowBytes +
-                                     channel % kPanelChannels * kElementBytes);
-      uint16_t bits;
-      std::memcpy(&bits, tile.bytes + at, sizeof bits);
-      const uint32_t word = uint32_t{bits} << 16;
-      float x;
-      std::memcpy(&x, &word, sizeof x);
-      numbers[row * D + channel] = x;
-    }
-  return numbers;
-}
 
 // Adds what a pair of tiles gives to the gradients of its keys, values and queries.
 template <int D>
@@ -63,18 +36,6 @@ void add_pair(const Matrix& k,
       }
     }
 }
-
-inline double error_of(const Matrix& expected, const float* found) {
-  double most = 0, squares = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const double error = std::abs(expected[i] - found[i]);
-    if (!(error <= most)) most = error;  // NaN too
-    squares += expected[i] * expected[i];
-  }
-  return most / std::sqrt(squares / expected.size());
-}
-
-inline double larger(double a, double b) { return a > b || a != a ? a : b; }
 
 // The pass over keys, and one pass: both leave dK and dV of each consumer.
 template <class Loop>

@@ -121,8 +121,9 @@ inline uint32_t* random_tokens(size_t footprint) {
   return tokens;
 }
 
-// ceilings_backward.cu; only: one of its loops, or -1 for all. Whether they compute what they
-// should
+// ceilings_forward.cu and ceilings_backward.cu; only: one of its loops, or -1 for all. Whether they
+// compute what they should
+bool run_loops(const Gpu& gpu, int only);
 bool run_backward(const Gpu& gpu, int only);
 
 }  // namespace vsa::ceilings

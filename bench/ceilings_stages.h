@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the loops of a backward share: what they are told, tiles that come or are always there.
+// What the loops of a backward share, some of it with those of a forward: what they are told, tiles
+// that come or are always there.
 #pragma once
 #include "ceilings_loads.h"
 #include "tile/tile.h"
@@ -104,13 +105,13 @@ VSA_DEVICE void load_both(const BackwardParams& params,
 }
 
 // Fills what lies before the barriers with random pairs, another block with others, and keeps an
-// image of it where one is wanted.
-VSA_DEVICE void fill_image(unsigned char* memory, int bytes, const BackwardParams& params) {
+// image of it in `images` where one is wanted.
+VSA_DEVICE void fill_image(unsigned char* memory, int bytes, unsigned char* images) {
   uint32_t* words = reinterpret_cast<uint32_t*>(memory);
-  uint32_t* image = reinterpret_cast<uint32_t*>(params.images) + size_t{blockIdx.x} * (bytes / 4);
+  uint32_t* image = reinterpret_cast<uint32_t*>(images) + size_t{blockIdx.x} * (bytes / 4);
   for (int i = threadIdx.x; i < bytes / 4; i += blockDim.x) {
     words[i] = random_pair(i + blockIdx.x * (bytes / 4));
-    if (params.images != nullptr) image[i] = words[i];
+    if (images != nullptr) image[i] = words[i];
   }
   fence_async_proxy();
 }
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(Loop::kThreads, 1)
     backward_loop(const __grid_constant__ BackwardParams params) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<typename Loop::Shared*>(memory);
-  fill_image(memory, offsetof(typename Loop::Shared, barriers), params);
+  fill_image(memory, offsetof(typename Loop::Shared, barriers), params.images);
   params.report.sink[blockIdx.x * blockDim.x + threadIdx.x] = 0;
   auto* clocks = reinterpret_cast<unsigned long long*>(params.report.clocks) + blockIdx.x;
   if (threadIdx.x == 0) {

@@ -43,12 +43,18 @@ def test_a_product_has_clocks_and_exponentials_have_a_rate(ceilings) -> None:
     assert ceilings.with_rates(row | {"probe": "exp2"})["exp2/clk/SM"] == 100 / 3200
 
 
-def test_a_loop_has_clocks_per_tile(ceilings) -> None:
+def test_a_loop_has_clocks_per_tile_and_energy_where_nvml_says(ceilings) -> None:
     row = {"probe": "loops", "ms": 1.0, "spread": 0.01, "clocks": 6000, "blocks": 2, "count": 10}
-    row |= {"d": 128, "consumers": 3, "tiles": 1, "behind": "output", "q": "shared"}
-    rows = [ceilings.with_rates(row | {"load_rate": rate}) for rate in (0, 33)]
-    assert rows[0]["clk/tile"] == 600 and "clk/product" not in rows[0]
-    assert "d 128, 3 of Q in shared, 1 per softmax, output behind, loads" in ceilings.table(rows)
+    row |= {"d": 128, "consumers": 3, "tiles": 1, "behind": "output", "q": "shared", "turns": 0}
+    row |= {"flops": 8e8, "sustained_ms": 2.0}
+    first = ceilings.with_rates(row | {"loads": "none", "joules": 4e-4})
+    last = ceilings.with_rates(row | {"loads": "random", "turns": 1, "joules": -1})
+    assert first["clk/tile"] == 600 and "clk/product" not in first
+    assert first["TFLOP/s long"] == pytest.approx(0.4) and first["pJ/FLOP"] == pytest.approx(0.5)
+    assert "pJ/FLOP" not in last
+    said = ceilings.table([first, last])
+    assert "d 128, 3 of Q in shared, 1 per softmax, output behind   " in said
+    assert "d 128, 3 of Q in shared, 1 per softmax, output behind, in turns, random loads" in said
 
 
 def test_a_pair_has_its_loads_and_its_addition(ceilings) -> None:
