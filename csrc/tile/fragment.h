@@ -28,6 +28,20 @@ VSA_DEVICE void fill_columns(Fragment<64>& f, uint64_t kept, float value) {
   }
 }
 
+// The same for two tiles, a mask for the columns of each.
+VSA_DEVICE void fill_columns(Fragment<128>& f, const uint64_t (&kept)[2], float value) {
+  VSA_EACH_LANE(t) {
+    auto& x = lane(f, t);
+    VSA_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const uint64_t own = kept[half] >> accumulator_column(t, 0);
+      VSA_UNROLL
+      for (int i = 0; i < 32; ++i)
+        if ((own >> accumulator_column(0, i) & 1) == 0) x[32 * half + i] = value;
+    }
+  }
+}
+
 // x = fn(x, values[row])
 template <int N, class Fn>
 VSA_DEVICE void map_rows(Fragment<N>& f, const RowValues& values, Fn fn) {

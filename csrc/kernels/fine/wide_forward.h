@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fine stage, forward, at a head_dim of 128: the work of kernels/fine/forward.h with two key tiles
+// in one product.
+//
+// Two consumers hold their queries in registers. A load is a pair of tiles (pair_scheduler.h); the
+// scores of both are one product of 128 columns, with one softmax step. A consumer whose product
+// has its left operand in registers stays at it until the tensor cores have taken it, so one
+// consumer multiplies while the other has its softmax, without being told to.
+//
+//     scores(next)  out += weights V(held)     in flight together
+//     read the step after next
+//     wait for scores -> release K(next) -> softmax
+//     look whether K of the pair after next is there
+//     wait for out -> release V(held) -> rescale out, round weights
+//
+//   barriers   guard                                            see
+//   resident   Q, until out has been stored from its place      kernels/schedule/resident_tiles.h
+//   rings      pairs of K and of V                              kernels/schedule/rings.h
+//   schedule   pairs to load and the steps of each consumer     kernels/schedule/tile_schedule.h
+#pragma once
+#include "kernels/fine/epilogue.h"
+#include "kernels/fine/softmax.h"
+#include "kernels/schedule/pair_scheduler.h"
+#include "kernels/schedule/resident_tiles.h"
+#include "kernels/schedule/rings.h"
+
+namespace vsa {
+
+template <class Element_>
+struct WideForwardConfig {
+  using Element = Element_;
+  static constexpr int kStages = 3;  // of K, of V
+  static constexpr int kScheduleWords = 16, kChunkPairs = 24;
+};
+
+// Epilogue: what becomes of the output before it is stored (kernels/fine/epilogue.h).
+template <class Config, class Epilogue = PlainOutput>
+struct WideForward {
+  using Element = typename Config::Element;
+  using Params = typename Epilogue::Params;
+  static constexpr int D = 128, kStages = Config::kStages;
+  static constexpr int kConsumers = 2;
+  static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
+  enum Producers { kQueryProducer, kKeyProducer, kValueProducer, kProducers };
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+  using KeySchedule = PairSchedule<kConsumers, Config::kChunkPairs>;
+  using Rings = TwoRings<kStages, kStages, kConsumers>;
+
+  struct SharedMemory {
+    Tile<D> q[kConsumers];  // also where the output leaves from
+    TilePair<D> k[kStages];
+    Tile<D> v[kStages][2];
+    Rings rings;
+    KeySchedule schedule;
+    ResidentTiles<kConsumers> resident;
+  };
+
+  VSA_DEVICE static void init_barriers(SharedMemory& s) {
+    s.rings.init();
+    s.schedule.init(kProducers);
+    s.resident.init();
+    for (int w = 0; w < kConsumers; ++w) label(s.q[w], "q", w);
+    for (int i = 0; i < kStages; ++i) label(s.k[i], "k", i);
+    for (int i = 0; i < 2 * kStages; ++i) label(s.v[i / 2][i % 2], "v", i);
+  }
+
+  VSA_DEVICE static void prologue(const Params& p, SharedMemory& s, int thread, int threads) {
+    for (int w = 0; w < kConsumers; ++w)
+      zero_tail(s.q[w], p.queries.grid.tile.volume(), thread, threads);
+    const int rows = p.keys.grid.tile.volume();
+    for (int i = 0; i < kStages; ++i) zero_tail(s.k[i], rows, thread, threads);
+    for (int i = 0; i < 2 * kStages; ++i) zero_tail(s.v[i / 2][i % 2], rows, thread, threads);
+    fence_async_proxy();
+  }
+
+  VSA_DEVICE static void schedule(const Params& p, SharedMemory& s) {
+    PairScheduler<Config::kScheduleWords, Config::kChunkPairs, kStages, PaddableSequence> scheduler(
+        s.schedule, p.queries, p.keys, p.k, p.v);
+    scheduler.add_query_tiles(p, p.tile_counter, p.order);
+    scheduler.finish();
+  }
+
+  class Producer {
+   public:
+    VSA_DEVICE Producer(const Params& p, SharedMemory& s) : p_(p), s_(s) {}
+
+    VSA_DEVICE void run_queries() {
+      prefetch_map(p_.q.video.map);
+      s_.resident.load_work_tiles(
+          s_.schedule, p_.queries,
+          [&](int w, const WorkTile& work, const TilePlace& at, Mbarrier& full) {
+            const TileBox q = box_of(p_.q, at, work.head, work.batch);
+            full.arrive_expect_tx(p_.queries.box_rows(at) * D * kElementBytes);
+            load_tile(s_.q[w], q.map, q.at, full, CacheHint::EvictFirst);
+          });
+    }
+    VSA_DEVICE void run_keys() {
+      prefetch_map(p_.k.video.map);
+      s_.schedule.for_each_load([&](int n, int i) {
+        const TileLoad pair[2] = {s_.schedule.tile_load(n, 2 * i),
+                                  s_.schedule.tile_load(n, 2 * i + 1)};
+        Mbarrier& full = s_.rings.acquire_first(number_, pair[0].flags(), bytes(pair));
+        auto& to = s_.k[Rings::first_stage(number_++)];
+        VSA_UNROLL
+        for (int half = 0; half < 2; ++half)
+          s_.schedule.load(n, pair[half].place(p_.keys), to, half, p_.k,
+                           &KeySchedule::Origins::first, full);
+      });
+    }
+    VSA_DEVICE void run_values() {
+      prefetch_map(p_.v.video.map);
+      s_.schedule.for_each_load([&](int n, int i) {
+        const TileLoad pair[2] = {s_.schedule.tile_load(n, 2 * i),
+                                  s_.schedule.tile_load(n, 2 * i + 1)};
+        Mbarrier& full = s_.rings.acquire_second(number_, pair[0].flags(), bytes(pair));
+        auto& to = s_.v[Rings::second_stage(number_++)];
+        VSA_UNROLL
+        for (int half = 0; half < 2; ++half)
+          s_.schedule.load(n, pair[half].place(p_.keys), to[half], p_.v,
+                           &KeySchedule::Origins::second, full);
+      });
+    }
+
+   private:
+    VSA_DEVICE int bytes(const TileLoad (&pair)[2]) const {
+      const int rows =
+          p_.keys.box_rows(pair[0].place(p_.keys)) + p_.keys.box_rows(pair[1].place(p_.keys));
+      return rows * D * kElementBytes;
+    }
+
+    const Params& p_;
+    SharedMemory& s_;
+    int number_ = 0;  // of the next pair
+  };
+
+  class Consumer {
+   public:
+    VSA_DEVICE Consumer(const Params& p, SharedMemory& s, int w)
+        : p_(p), s_(s), w_(w), steps_(s.schedule, s.rings, w) {}
+
+    VSA_DEVICE void run() {
+      s_.resident.for_each_work_tile(w_, [&](const Assignment& work) {
+        read_tile(q_, s_.q[w_]);
+        mainloop();
+        if (work.tile >= 0) store(work);
+      });
+      if (elect_one()) bulk_wait<0>();
+    }
+
+   private:
+    VSA_DEVICE void mainloop() {
+      fill(out_, 0.f);
+      softmax_.reset();
+      const auto wait = [&](const PairStep& step) { s_.rings.wait_first(step); };
+      PairStep held = steps_.first();
+      while (held.is(ConsumerStep::kCompute)) {
+        start(held);
+        PairStep next = steps_.next_compute(steps_.take(), wait);
+        while (next.is(ConsumerStep::kCompute)) {
+          issue_scores(next);
+          issue_output(held);
+          PairStep after = steps_.take();
+          wgmma_wait<1>(scores_);
+          s_.rings.release_first(next);
+          weigh(next);
+          // A real branch between the waits: without one, ptxas hoists the second above softmax.
+          s_.rings.wait_second(next);
+          after = steps_.past_chunk_end(after);
+          const bool there = after.is(ConsumerStep::kCompute) && s_.rings.has_first(after);
+          wgmma_wait<0>(out_);
+          s_.rings.release_second(held);
+          softmax_.rescale(out_);
+          round_to<Element>(weights_, scores_);
+          held = next;
+          next = there ? after : steps_.next_compute(after, wait);
+        }
+        issue_output(held);
+        wgmma_wait<0>(out_);
+        s_.rings.release_second(held);
+        held = steps_.resume(next);
+      }
+      steps_.end_work_tile();
+    }
+
+    // The first pair of a run: nothing else is in flight.
+    VSA_DEVICE void start(const PairStep& step) {
+      s_.rings.wait_first(step);
+      issue_scores(step);
+      wgmma_wait<0>(scores_);
+      s_.rings.release_first(step);
+      weigh(step);
+      softmax_.rescale(out_);
+      round_to<Element>(weights_, scores_);
+      s_.rings.wait_second(step);
+    }
+    VSA_DEVICE void issue_scores(const PairStep& step) {
+      mma_ABt<Element>(scores_, q_, s_.k[step.first().stage]);
+      wgmma_commit();
+    }
+    VSA_DEVICE void issue_output(const PairStep& step) {
+      mma_AB<Element>(out_, weights_, s_.v[step.second().stage]);
+      wgmma_commit();
+    }
+    VSA_DEVICE void weigh(const PairStep& step) {
+      if (step.masked()) fill_columns(scores_, steps_.rows(step).of_tiles, -INFINITY);
+      softmax_.weigh(scores_, p_.scale);
+    }
+
+    VSA_DEVICE void store(const Assignment& work) {
+      RowValues lse;
+      softmax_.finish(out_, lse, p_.scale);
+      const TilePlace at = p_.queries.place(work.tile);
+      const uint64_t rows = p_.queries.rows(at, work.batch);
+      if (at.stores_padding())
+        for_each(out_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
+      Epilogue::template finish<Element>(out_, p_, work, at, rows, [&](const TokenTensor& to) {
+        write(to, at, work);
+        named_sync(consumer_barrier(w_), kWarpgroupThreads);  // the tile is free again
+      });
+      write(p_.out, at, work);
+      const int64_t head = int64_t{work.batch} * p_.heads + work.head;
+      float* to = p_.lse + head * p_.queries.grid.num_tokens();
+      for_each_row(lse, [&](float x, int row) {
+        const int token = p_.queries.token(at, row);
+        if (token >= 0) to[token] = rows >> row & 1 ? x : -INFINITY;
+      });
+    }
+
+    // The tile of the output through the place of q.
+    VSA_DEVICE void write(const TokenTensor& to, const TilePlace& at, const Assignment& work) {
+      Operand<D> rounded;
+      round_to<Element>(rounded, out_);
+      write_tile(s_.q[w_], rounded, at.rows_before());
+      fence_async_proxy();
+      named_sync(consumer_barrier(w_), kWarpgroupThreads);
+      if (elect_one()) {
+        const TileBox box = store_box_of(to, at, work.head, work.batch);
+        store_tile(box.map, box.at, s_.q[w_]);
+        bulk_commit();
+        bulk_wait_read<0>();
+      }
+    }
+
+    const Params& p_;
+    SharedMemory& s_;
+    const int w_;
+    ConsumerSteps<KeySchedule, Rings> steps_;
+    Softmax softmax_;
+    Operand<D> q_;
+    Fragment<128> scores_;
+    Operand<128> weights_;
+    Fragment<D> out_;
+  };
+
+  VSA_DEVICE static void produce(const Params& p, SharedMemory& s, int which) {
+    if (!elect_lane()) return;
+    if (which == kQueryProducer)
+      Producer(p, s).run_queries();
+    else if (which == kKeyProducer)
+      Producer(p, s).run_keys();
+    else
+      Producer(p, s).run_values();
+  }
+  VSA_DEVICE static void consume(const Params& p, SharedMemory& s, int w) {
+    Consumer(p, s, w).run();
+  }
+};
+
+}  // namespace vsa
