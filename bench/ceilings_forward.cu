@@ -66,7 +66,16 @@ struct Run {
 };
 
 constexpr const char* name_of(Behind order) {
-  return order == Behind::Output ? "output" : order == Behind::Half ? "half" : "nothing";
+  switch (order) {
+    case Behind::Output:
+      return "output";
+    case Behind::Maximum:
+      return "maximum";
+    case Behind::Half:
+      return "half";
+    default:
+      return "nothing";
+  }
 }
 
 template <class Loop>
@@ -117,6 +126,9 @@ bool run_loops(const Gpu& gpu, int only) {
   measure_loop<Loop<128, 2, 1, Behind::Output, true>>(run);
   measure_loop<Loop<128, 2, 2, Behind::Output, false>>(run);
   measure_loop<Loop<128, 2, 2, Behind::Output, true>>(run);
+  measure_loop<Loop<128, 2, 2, Behind::Maximum, true>>(run);
+  measure_loop<Loop<128, 2, 2, Behind::Maximum, true, Turns::Ordered>>(run);
+  measure_loop<Loop<128, 3, 1, Behind::Maximum, false>>(run);
   measure_loop<Loop<128, 2, 2, Behind::Half, true>>(run);
   measure_loop<Loop<128, 2, 2, Behind::Nothing, true>>(run);
   measure_loop<Loop<128, 2, 2, Behind::Output, true, Turns::Ordered>>(run);

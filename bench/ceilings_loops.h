@@ -13,9 +13,10 @@ namespace vsa::ceilings {
 
 // What is in flight behind a consumer's softmax.
 enum class Behind {
-  Output,  // the product of the weights before
-  Half,    // behind the second half of the exponentials the product of the first half's weights
-  Nothing  // of its own: other consumers' products are
+  Output,   // the product of the weights before
+  Maximum,  // behind the rows' maxima the same product, and nothing behind the exponentials
+  Half,     // behind the second half of the exponentials the product of the first half's weights
+  Nothing   // of its own: other consumers' products are
 };
 
 // When consumers issue products.
@@ -57,6 +58,7 @@ struct Loop {
   static constexpr int D = D_, kConsumers = Consumers, kTiles = Tiles;
   static constexpr Behind kOrder = Order;
   static constexpr Turns kWhen = When;
+  static constexpr bool kInParts = Order == Behind::Half || Order == Behind::Maximum;
   static constexpr bool kQueriesInRegisters = QueriesInRegisters;
   static constexpr int kThreads = (Consumers + 1) * kWarpgroupThreads;
   static constexpr int kColumns = Tiles * kTileRows, kTileBytes = kTileRows * D * 2;
@@ -126,9 +128,7 @@ struct Loop {
       issue_scores(held);
       wait_products<0>(scores_);
       release_keys(held);
-      softmax_.weigh(scores_, params_.scale);
-      softmax_.rescale(out_);
-      round_to<Bf16>(weights_, scores_);
+      weigh_first();
       wait_values(held);
 #pragma unroll 1
       for (int n = 1; n < params_.steps; ++n) {
@@ -146,6 +146,20 @@ struct Loop {
           wait_values(next);  // a branch between the waits
           wait_products<0>(out_);
           release_values(held);
+          softmax_.rescale(out_);
+          round_to<Bf16>(weights_, scores_);
+        } else if constexpr (Order == Behind::Maximum) {
+          issue_scores(next);
+          issue_output(held);
+          pass_turn();
+          wait_products<1>(scores_);
+          release_keys(next);
+          softmax_.measure(scores_, params_.scale);
+          wait_products<0>(out_);
+          release_values(held);
+          softmax_.rescale(out_);
+          softmax_.template weigh_part<0, kColumns / 2>(weights_, scores_, params_.scale);
+          wait_values(next);
         } else {
           issue_output(held);
           wait_products<0>(out_);
@@ -156,14 +170,26 @@ struct Loop {
           release_keys(next);
           softmax_.weigh(scores_, params_.scale);
           wait_values(next);
+          softmax_.rescale(out_);
+          round_to<Bf16>(weights_, scores_);
         }
-        softmax_.rescale(out_);
-        round_to<Bf16>(weights_, scores_);
         held = next;
       }
       issue_output(held);
       wait_products<0>(out_);
       release_values(held);
+    }
+
+    VSA_DEVICE void weigh_first() {
+      if constexpr (Order == Behind::Maximum) {
+        softmax_.measure(scores_, params_.scale);
+        softmax_.rescale(out_);
+        softmax_.template weigh_part<0, kColumns / 2>(weights_, scores_, params_.scale);
+      } else {
+        softmax_.weigh(scores_, params_.scale);
+        softmax_.rescale(out_);
+        round_to<Bf16>(weights_, scores_);
+      }
     }
 
     VSA_DEVICE void run_halves() {
@@ -273,7 +299,7 @@ struct Loop {
     Shared& shared_;
     const int own_;
     Position position_;
-    std::conditional_t<Order == Behind::Half, PartSoftmax, Softmax> softmax_;
+    std::conditional_t<kInParts, PartSoftmax, Softmax> softmax_;
     Operand<D> q_;
     Fragment<kColumns> scores_;
     Operand<kColumns> weights_;

@@ -45,7 +45,16 @@ class Softmax {
   // Scores become weights; the output so far must be given to `rescale` before weights enter it.
   template <int N>
   VSA_DEVICE void weigh(Fragment<N>& scores, float scale) {
-    RowValues top = max_, growth, offset;
+    measure(scores, scale);
+    RowValues offset;
+    zip(offset, max_, [=](float, float seen) { return -seen * scale; });
+    map_rows(scores, offset, [=](float x, float o) { return exp2_approx(fma(x, scale, o)); });
+    fold_rows(sum_, scores, [](float sum, float weight) { return sum + weight; });
+  }
+  // The same in two parts. First the maxima alone, after which `rescale` may come.
+  template <int N>
+  VSA_DEVICE void measure(const Fragment<N>& scores, float scale) {
+    RowValues top = max_, growth;
     fold_rows(top, scores, max2);
     growth = top;
     zip(growth, max_, [](float now, float seen) { return now - seen; });
@@ -61,9 +70,30 @@ class Softmax {
           zip(sum_, factor_, [](float sum, float factor) { return sum * factor; });
           zip(max_, top, [](float, float now) { return now; });
         });
+  }
+  // Then weights, rounded as they come. An exponential takes a warp eight clocks, in which its sum
+  // and its rounding find room; ptxas keeps them apart where a wait for products stands between.
+  template <class Element, int N>
+  VSA_DEVICE void weigh_into(Operand<N>& weights, const Fragment<N>& scores, float scale) {
+    RowValues offset;
     zip(offset, max_, [=](float, float seen) { return -seen * scale; });
-    map_rows(scores, offset, [=](float x, float o) { return exp2_approx(fma(x, scale, o)); });
-    fold_rows(sum_, scores, [](float sum, float weight) { return sum + weight; });
+    VSA_EACH_LANE(t) {
+      const auto& x = lane(scores, t);
+      const auto& from = lane(offset, t);
+      auto& pairs = lane(weights, t);
+      auto& sum = lane(sum_, t);
+      float chains[4] = {sum[0], sum[1], 0, 0};
+      VSA_UNROLL
+      for (int r = 0; r < N / 4; ++r) {
+        const float left = exp2_approx(fma(x[2 * r], scale, from[r & 1]));
+        const float right = exp2_approx(fma(x[2 * r + 1], scale, from[r & 1]));
+        chains[r & 3] += left;
+        chains[r & 3] += right;
+        pairs[r] = pack<Element>(left, right);
+      }
+      sum[0] = chains[0] + chains[2];
+      sum[1] = chains[1] + chains[3];
+    }
   }
 
   template <int D>

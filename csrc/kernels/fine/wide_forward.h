@@ -9,9 +9,10 @@
 //
 //     scores(next)  out += weights V(held)     in flight together
 //     read the step after next
-//     wait for scores -> release K(next) -> softmax
+//     wait for scores -> release K(next) -> maxima
+//     wait for out -> release V(held)
 //     look whether K of the pair after next is there
-//     wait for out -> release V(held) -> rescale out, round weights
+//     rescale out, exponentials
 //
 //   barriers   guard                                            see
 //   resident   Q, until out has been stored from its place      kernels/schedule/resident_tiles.h
@@ -158,22 +159,22 @@ struct WideForward {
         PairStep next = steps_.next_compute(steps_.take(), wait);
         while (next.is(ConsumerStep::kCompute)) {
           issue_scores(next);
+          s_.rings.wait_second(held);
           issue_output(held);
           PairStep after = steps_.take();
           wgmma_wait<1>(scores_);
           s_.rings.release_first(next);
-          weigh(next);
-          // A real branch between the waits: without one, ptxas hoists the second above softmax.
-          s_.rings.wait_second(next);
-          after = steps_.past_chunk_end(after);
-          const bool there = after.is(ConsumerStep::kCompute) && s_.rings.has_first(after);
+          measure(next);
           wgmma_wait<0>(out_);
           s_.rings.release_second(held);
           softmax_.rescale(out_);
-          round_to<Element>(weights_, scores_);
+          after = steps_.past_chunk_end(after);
+          const bool there = s_.rings.has_first(after, after.is(ConsumerStep::kCompute));
+          weigh();
           held = next;
           next = there ? after : steps_.next_compute(after, wait);
         }
+        s_.rings.wait_second(held);
         issue_output(held);
         wgmma_wait<0>(out_);
         s_.rings.release_second(held);
@@ -188,10 +189,9 @@ struct WideForward {
       issue_scores(step);
       wgmma_wait<0>(scores_);
       s_.rings.release_first(step);
-      weigh(step);
+      measure(step);
       softmax_.rescale(out_);
-      round_to<Element>(weights_, scores_);
-      s_.rings.wait_second(step);
+      weigh();
     }
     VSA_DEVICE void issue_scores(const PairStep& step) {
       mma_ABt<Element>(scores_, q_, s_.k[step.first().stage]);
@@ -201,10 +201,11 @@ struct WideForward {
       mma_AB<Element>(out_, weights_, s_.v[step.second().stage]);
       wgmma_commit();
     }
-    VSA_DEVICE void weigh(const PairStep& step) {
+    VSA_DEVICE void measure(const PairStep& step) {
       if (step.masked()) fill_columns(scores_, steps_.rows(step).of_tiles, -INFINITY);
-      softmax_.weigh(scores_, p_.scale);
+      softmax_.measure(scores_, p_.scale);
     }
+    VSA_DEVICE void weigh() { softmax_.weigh_into<Element>(weights_, scores_, p_.scale); }
 
     VSA_DEVICE void store(const Assignment& work) {
       RowValues lse;

@@ -43,6 +43,9 @@ struct SkippableRing {
   // Consumers, whole warpgroups.
   VSA_DEVICE void wait(RingUse at) { full[at.barrier].wait(at.phase); }
   VSA_DEVICE bool is_full(RingUse at) { return full[at.barrier].is_over(at.phase); }
+  VSA_DEVICE bool is_full(RingUse at, bool wanted) {
+    return full[at.barrier].is_over(at.phase, wanted);
+  }
   VSA_DEVICE void release(RingUse at) { empty[at.stage].arrive_all(); }
 };
 
@@ -86,6 +89,11 @@ struct TwoRings {
   template <class Step>
   VSA_DEVICE bool has_first(const Step& step) {
     return first.is_full(step.first());
+  }
+  // The same, or false: without a branch, which would keep apart what stands around it.
+  template <class Step>
+  VSA_DEVICE bool has_first(const Step& step, bool wanted) {
+    return first.is_full(step.first(), wanted);
   }
   template <class Step>
   VSA_DEVICE bool has_second(const Step& step) {
