@@ -140,22 +140,50 @@ struct WideForward {
         : p_(p), s_(s), w_(w), steps_(s.schedule, s.rings, w) {}
 
     VSA_DEVICE void run() {
-      s_.resident.for_each_work_tile(w_, [&](const Assignment& work) {
-        read_tile(q_, s_.q[w_]);
-        mainloop();
-        if (work.tile >= 0) store(work);
-      });
+      Assignment work = s_.resident.wait(w_, 0), done = {0, 0, Assignment::kIdle};
+      for (int round = 1; work.tile != Assignment::kFinished; ++round) {
+        if (work.tile >= 0) read_tile(q_, s_.q[w_]);
+        PairStep first = steps_.first();
+        if (done.tile >= 0) {
+          named_sync(consumer_barrier(w_), kWarpgroupThreads);  // all have read their queries
+          finish(done);
+        }
+        // The first scores run while the output before leaves through the place of the queries.
+        if (first.is(ConsumerStep::kCompute)) {
+          start_scores(first);
+          if (done.tile >= 0) send(p_.out, done);
+          wgmma_wait<0>(scores_);
+        } else if (done.tile >= 0) {
+          send(p_.out, done);
+        }
+        s_.resident.release(w_);
+        mainloop(first);
+        done = work;
+        work = s_.resident.wait(w_, round);
+      }
+      if (done.tile >= 0) {
+        finish(done);
+        send(p_.out, done);
+      }
       if (elect_one()) bulk_wait<0>();
     }
 
    private:
-    VSA_DEVICE void mainloop() {
+    VSA_DEVICE void start_scores(const PairStep& step) {
+      s_.rings.wait_first(step);
+      issue_scores(step);
+    }
+
+    // held: the first pair, whose scores are there
+    VSA_DEVICE void mainloop(PairStep held) {
       fill(out_, 0.f);
       softmax_.reset();
       const auto wait = [&](const PairStep& step) { s_.rings.wait_first(step); };
-      PairStep held = steps_.first();
       while (held.is(ConsumerStep::kCompute)) {
-        start(held);
+        s_.rings.release_first(held);
+        measure(held);
+        softmax_.rescale(out_);
+        weigh();
         PairStep next = steps_.next_compute(steps_.take(), wait);
         while (next.is(ConsumerStep::kCompute)) {
           issue_scores(next);
@@ -179,19 +207,12 @@ struct WideForward {
         wgmma_wait<0>(out_);
         s_.rings.release_second(held);
         held = steps_.resume(next);
+        if (held.is(ConsumerStep::kCompute)) {
+          start_scores(held);
+          wgmma_wait<0>(scores_);
+        }
       }
       steps_.end_work_tile();
-    }
-
-    // The first pair of a run: nothing else is in flight.
-    VSA_DEVICE void start(const PairStep& step) {
-      s_.rings.wait_first(step);
-      issue_scores(step);
-      wgmma_wait<0>(scores_);
-      s_.rings.release_first(step);
-      measure(step);
-      softmax_.rescale(out_);
-      weigh();
     }
     VSA_DEVICE void issue_scores(const PairStep& step) {
       mma_ABt<Element>(scores_, q_, s_.k[step.first().stage]);
@@ -207,7 +228,8 @@ struct WideForward {
     }
     VSA_DEVICE void weigh() { softmax_.weigh_into<Element>(weights_, scores_, p_.scale); }
 
-    VSA_DEVICE void store(const Assignment& work) {
+    // The output into the place of q, and its log-sum-exp.
+    VSA_DEVICE void finish(const Assignment& work) {
       RowValues lse;
       softmax_.finish(out_, lse, p_.scale);
       const TilePlace at = p_.queries.place(work.tile);
@@ -215,10 +237,11 @@ struct WideForward {
       if (at.stores_padding())
         for_each(out_, [=](float& x, int row, int) { x = rows >> row & 1 ? x : 0.f; });
       Epilogue::template finish<Element>(out_, p_, work, at, rows, [&](const TokenTensor& to) {
-        write(to, at, work);
+        write(at);
+        send(to, work);
         named_sync(consumer_barrier(w_), kWarpgroupThreads);  // the tile is free again
       });
-      write(p_.out, at, work);
+      write(at);
       const int64_t head = int64_t{work.batch} * p_.heads + work.head;
       float* to = p_.lse + head * p_.queries.grid.num_tokens();
       for_each_row(lse, [&](float x, int row) {
@@ -226,16 +249,16 @@ struct WideForward {
         if (token >= 0) to[token] = rows >> row & 1 ? x : -INFINITY;
       });
     }
-
-    // The tile of the output through the place of q.
-    VSA_DEVICE void write(const TokenTensor& to, const TilePlace& at, const Assignment& work) {
+    VSA_DEVICE void write(const TilePlace& at) {
       Operand<D> rounded;
       round_to<Element>(rounded, out_);
       write_tile(s_.q[w_], rounded, at.rows_before());
       fence_async_proxy();
+    }
+    VSA_DEVICE void send(const TokenTensor& to, const Assignment& work) {
       named_sync(consumer_barrier(w_), kWarpgroupThreads);
       if (elect_one()) {
-        const TileBox box = store_box_of(to, at, work.head, work.batch);
+        const TileBox box = store_box_of(to, p_.queries.place(work.tile), work.head, work.batch);
         store_tile(box.map, box.at, s_.q[w_]);
         bulk_commit();
         bulk_wait_read<0>();
