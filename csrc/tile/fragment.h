@@ -96,6 +96,21 @@ VSA_DEVICE void fold_rows(RowValues& values, const Fragment<N>& f, Op op) {
   }
 }
 
+// The same for registers [First, First + Count) alone, in chains that the caller holds and joins.
+template <int First, int Count, int N, class Op>
+VSA_DEVICE void fold_rows(RowValues (&chains)[2], const Fragment<N>& f, Op op) {
+  VSA_EACH_LANE(t) {
+    const auto& x = lane(f, t);
+    auto& even = lane(chains[0], t);
+    auto& odd = lane(chains[1], t);
+    VSA_UNROLL
+    for (int i = First; i < First + Count; ++i) {
+      float& chain = (i & 4) == 0 ? even[i >> 1 & 1] : odd[i >> 1 & 1];
+      chain = op(chain, x[i]);
+    }
+  }
+}
+
 // x = fn(x, y)
 template <int N, class Fn>
 VSA_DEVICE void zip(Fragment<N>& f, const Fragment<N>& g, Fn fn) {

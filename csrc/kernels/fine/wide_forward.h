@@ -188,11 +188,19 @@ struct WideForward {
         while (next.is(ConsumerStep::kCompute)) {
           issue_scores(next);
           s_.rings.wait_second(held);
-          issue_output(held);
+          wgmma_fence();
+          add_output<0>(held);
+          wgmma_commit();
           PairStep after = steps_.take();
           wgmma_wait<1>(scores_);
           s_.rings.release_first(next);
-          measure(next);
+          mask(next);
+          RowValues top[2];
+          wgmma_fence();
+          add_output_and_measure<1>(held, top);
+          wgmma_commit();
+          softmax_.measure_part<56, 8>(top, scores_);
+          softmax_.raise(top, p_.scale);
           wgmma_wait<0>(out_);
           s_.rings.release_second(held);
           softmax_.rescale(out_);
@@ -222,8 +230,25 @@ struct WideForward {
       mma_AB<Element>(out_, weights_, s_.v[step.second().stage]);
       wgmma_commit();
     }
-    VSA_DEVICE void measure(const PairStep& step) {
+    // out += weights V, 16 keys of the pair
+    template <int Part>
+    VSA_DEVICE void add_output(const PairStep& step) {
+      const Tile<D>& values = s_.v[step.second().stage][Part / 4];
+      wgmma<Element, true>(out_, weights_, Part, rows_descriptor(values.address(), Part % 4), true);
+    }
+    // The other parts, with maxima of new scores between them: a consumer stays at each product
+    // until the one before has been taken.
+    template <int Part>
+    VSA_DEVICE void add_output_and_measure(const PairStep& held, RowValues (&top)[2]) {
+      softmax_.measure_part<8 * (Part - 1), 8>(top, scores_);
+      add_output<Part>(held);
+      if constexpr (Part < 7) add_output_and_measure<Part + 1>(held, top);
+    }
+    VSA_DEVICE void mask(const PairStep& step) {
       if (step.masked()) fill_columns(scores_, steps_.rows(step).of_tiles, -INFINITY);
+    }
+    VSA_DEVICE void measure(const PairStep& step) {
+      mask(step);
       softmax_.measure(scores_, p_.scale);
     }
     VSA_DEVICE void weigh() { softmax_.weigh_into<Element>(weights_, scores_, p_.scale); }
