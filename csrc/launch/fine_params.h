@@ -19,7 +19,7 @@ namespace vsa::launch {
 // The forward of a head_dim.
 template <class Element, int D, class Epilogue>
 using ForwardKernel = std::conditional_t<D == 128,
-                                         vsa::WideForward<WideForwardConfig<Element>, Epilogue>,
+                                         vsa::WideForward<WideForwardConfig<Element, D>, Epilogue>,
                                          vsa::FineForward<FineForwardConfig<Element, D>, Epilogue>>;
 
 // What GroupSort is told to be the tiles of a group.

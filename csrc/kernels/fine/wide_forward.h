@@ -27,9 +27,10 @@
 
 namespace vsa {
 
-template <class Element_>
+template <class Element_, int D_>
 struct WideForwardConfig {
   using Element = Element_;
+  static constexpr int D = D_;
   static constexpr int kStages = 3;  // of K, of V
   static constexpr int kScheduleWords = 16, kChunkPairs = 24;
 };
@@ -39,7 +40,7 @@ template <class Config, class Epilogue = PlainOutput>
 struct WideForward {
   using Element = typename Config::Element;
   using Params = typename Epilogue::Params;
-  static constexpr int D = 128, kStages = Config::kStages;
+  static constexpr int D = Config::D, kStages = Config::kStages;
   static constexpr int kConsumers = 2;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
   enum Producers { kQueryProducer, kKeyProducer, kValueProducer, kProducers };
