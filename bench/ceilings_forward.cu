@@ -34,6 +34,19 @@ constexpr Pattern kTwoRandom = pattern("random", {3, 1, 2, 1, 2, 1, 2, 1, 2, 1, 
 constexpr Pattern kTwoCorrelated =
     pattern("correlated", {3, 3, 3, 1, 2, 3, 3, 3, 3, 1, 2, 3, 3, 3});
 
+// From a load that a consumer wants to the next one, at most. It holds the values of the former
+// until those of the latter are there, so that their stages must differ.
+constexpr int farthest(const Pattern& of, int consumers) {
+  int most = 0;
+  for (int w = 0; w < consumers; ++w)
+    for (int n = 0, before = -1; n < 2 * of.period; ++n) {
+      if ((of.owners[w] >> n % of.period & 1) == 0) continue;
+      if (before >= 0 && n - before > most) most = n - before;
+      before = n;
+    }
+  return most;
+}
+
 template <class Loop>
 void start(const LoopParams& params, int blocks) {
   loops<Loop><<<blocks, Loop::kThreads, sizeof(typename Loop::Shared)>>>(params);

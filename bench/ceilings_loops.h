@@ -64,7 +64,7 @@ struct Loop {
   static constexpr int kColumns = Tiles * kTileRows, kTileBytes = kTileRows * D * 2;
   // Stages of Tiles tiles: what fits, and values more where a tile of them is held for longer.
   static constexpr int kKeyStages = (D == 64 ? 8 : Consumers == 3 ? 4 : 6) / Tiles;
-  static constexpr int kValueStages = (D == 64 ? 8 : 6) / Tiles;
+  static constexpr int kValueStages = (D == 64 ? 12 : 6) / Tiles;
   static constexpr int kRegisters = Consumers == 2 ? 240 : Tiles == 2 ? 160 : 152;
   static constexpr int kProducerRegisters = Consumers == 2 ? 24 : Tiles == 2 ? 32 : 56;
   static constexpr int kResults = kTileRows * (D + 1);  // floats of a consumer

@@ -100,7 +100,7 @@ struct FineBackward : FineProblem {
 // Neighbouring tiles that a block works on together, one for each consumer: query tiles of the
 // forward, and key and query tiles of the backward.
 constexpr int kKeyTilesPerGroup = 2;
-constexpr int query_tiles_per_group(int head_dim) { return head_dim == 128 ? 2 : 4; }
+constexpr int query_tiles_per_group(int head_dim) { return head_dim == 128 ? 3 : 4; }
 constexpr int backward_query_tiles_per_group(int head_dim) { return head_dim == 128 ? 2 : 3; }
 
 // Bitmaps of many heads, transposed, and how many bits each row then has.

@@ -14,7 +14,7 @@ std::string launch_forward(const FineForward& call, int device, void* stream) {
   const auto launch = [&](cudaStream_t stream) {
     cudaError_t error = cudaSuccess;
     found = with_config(call, [&](auto element, auto head_dim) {
-      using Kernel = ForwardKernel<decltype(element), head_dim(), Epilogue>;
+      using Kernel = vsa::FineForward<FineForwardConfig<decltype(element), head_dim()>, Epilogue>;
       error = launch_persistent<Kernel>(params, params.queries, params.heads, device, stream);
     });
     return error;

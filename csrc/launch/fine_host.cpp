@@ -17,7 +17,8 @@ std::string emulate_forward(const FineForward& call, int blocks, unsigned seed) 
   if (const std::string error = make_params(params, call, encode_for_emulator); !error.empty())
     return error;
   return with_hazards(call, [&](auto element, auto head_dim) {
-    run_blocks<ForwardKernel<decltype(element), head_dim(), Epilogue>>(params, blocks, seed);
+    using Config = FineForwardConfig<decltype(element), head_dim()>;
+    run_blocks<vsa::FineForward<Config, Epilogue>>(params, blocks, seed);
   });
 }
 

@@ -10,22 +10,15 @@
 #include "kernels/fine/backward_queries.h"
 #include "kernels/fine/forward.h"
 #include "kernels/fine/round_sums.h"
-#include "kernels/fine/wide_forward.h"
 #include "launch/element.h"
 #include "launch/tensor_map.h"
 
 namespace vsa::launch {
 
-// The forward of a head_dim.
-template <class Element, int D, class Epilogue>
-using ForwardKernel = std::conditional_t<D == 128,
-                                         vsa::WideForward<WideForwardConfig<Element, D>, Epilogue>,
-                                         vsa::FineForward<FineForwardConfig<Element, D>, Epilogue>>;
-
 // What GroupSort is told to be the tiles of a group.
 template <int D>
 constexpr bool kGroupsAreConsumers =
-    query_tiles_per_group(D) == ForwardKernel<Bf16, D, PlainOutput>::kConsumers &&
+    query_tiles_per_group(D) == FineForwardConfig<Bf16, D>::kConsumers &&
     kKeyTilesPerGroup == FineBackwardKeysConfig<Bf16, D>::kConsumers &&
     backward_query_tiles_per_group(D) == FineBackwardQueriesConfig<Bf16, D>::kConsumers;
 static_assert(kGroupsAreConsumers<64> && kGroupsAreConsumers<128>, "a tile for each consumer");

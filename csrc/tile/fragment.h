@@ -28,20 +28,6 @@ VSA_DEVICE void fill_columns(Fragment<64>& f, uint64_t kept, float value) {
   }
 }
 
-// The same for two tiles, a mask for the columns of each.
-VSA_DEVICE void fill_columns(Fragment<128>& f, const uint64_t (&kept)[2], float value) {
-  VSA_EACH_LANE(t) {
-    auto& x = lane(f, t);
-    VSA_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const uint64_t own = kept[half] >> accumulator_column(t, 0);
-      VSA_UNROLL
-      for (int i = 0; i < 32; ++i)
-        if ((own >> accumulator_column(0, i) & 1) == 0) x[32 * half + i] = value;
-    }
-  }
-}
-
 // x = fn(x, values[row])
 template <int N, class Fn>
 VSA_DEVICE void map_rows(Fragment<N>& f, const RowValues& values, Fn fn) {
@@ -93,21 +79,6 @@ VSA_DEVICE void fold_rows(RowValues& values, const Fragment<N>& f, Op op) {
     }
     row[0] = op(row[0], other[0]);
     row[1] = op(row[1], other[1]);
-  }
-}
-
-// The same for registers [First, First + Count) alone, in chains that the caller holds and joins.
-template <int First, int Count, int N, class Op>
-VSA_DEVICE void fold_rows(RowValues (&chains)[2], const Fragment<N>& f, Op op) {
-  VSA_EACH_LANE(t) {
-    const auto& x = lane(f, t);
-    auto& even = lane(chains[0], t);
-    auto& odd = lane(chains[1], t);
-    VSA_UNROLL
-    for (int i = First; i < First + Count; ++i) {
-      float& chain = (i & 4) == 0 ? even[i >> 1 & 1] : odd[i >> 1 & 1];
-      chain = op(chain, x[i]);
-    }
   }
 }
 

@@ -18,18 +18,6 @@ struct alignas(kSwizzleBytes) Tile {
   VSA_DEVICE uint32_t address() const { return smem_address(bytes); }
 };
 
-// Two tiles as one operand of 128 rows: panels of the first tile's rows and below them the
-// second's.
-template <int D>
-struct alignas(kSwizzleBytes) TilePair {
-  static constexpr int kPanels = D / kPanelChannels;
-
-  unsigned char bytes[2 * kPanels * kPanelBytes];
-
-  VSA_DEVICE unsigned char* panel(int p, int half) { return bytes + (2 * p + half) * kPanelBytes; }
-  VSA_DEVICE uint32_t address() const { return smem_address(bytes); }
-};
-
 // One small value in shared memory, for all to read once a barrier says so.
 template <class T>
 struct Shared {
@@ -60,21 +48,6 @@ VSA_DEVICE void load_tile(Tile<D>& tile,
   VSA_UNROLL
   for (int p = 0; p < Tile<D>::kPanels; ++p) {
     tma_load_panel(tile.panel(p), map, at, barrier, hint);
-    at.channel += kPanelChannels;
-  }
-}
-
-// Into half `half` of a pair.
-template <int D>
-VSA_DEVICE void load_tile(TilePair<D>& pair,
-                          int half,
-                          const TensorMap& map,
-                          BoxCoordinates at,
-                          Mbarrier& barrier,
-                          CacheHint hint = CacheHint::Normal) {
-  VSA_UNROLL
-  for (int p = 0; p < TilePair<D>::kPanels; ++p) {
-    tma_load_panel(pair.panel(p, half), map, at, barrier, hint);
     at.channel += kPanelChannels;
   }
 }
@@ -138,23 +111,15 @@ VSA_DEVICE void write_raw(float* to, const Fragment<N>& f) {
 
 // Boxes of fewer than 64 tokens never bring the last rows of a tile: they are zeroed once, by any
 // number of threads, before the first load. A proxy fence must follow.
-VSA_DEVICE void zero_panel_tail(uint32_t panel, int rows, int thread, int threads) {
-  const int words = (kTileRows - rows) * kRowBytes / 4;
-  uint32_t* tail = smem_words(panel + rows * kRowBytes);
-  note_write(tail, words * 4, Layout::Any);
-  for (int i = thread; i < words; i += threads) tail[i] = 0;
-}
 template <int D>
 VSA_DEVICE void zero_tail(Tile<D>& tile, int rows, int thread, int threads) {
   if (rows == kTileRows) return;
-  for (int p = 0; p < Tile<D>::kPanels; ++p)
-    zero_panel_tail(tile.address() + p * kPanelBytes, rows, thread, threads);
-}
-template <int D>
-VSA_DEVICE void zero_tail(TilePair<D>& pair, int rows, int thread, int threads) {
-  if (rows == kTileRows) return;
-  for (int p = 0; p < 2 * TilePair<D>::kPanels; ++p)
-    zero_panel_tail(pair.address() + p * kPanelBytes, rows, thread, threads);
+  const int words = (kTileRows - rows) * kRowBytes / 4;
+  for (int p = 0; p < Tile<D>::kPanels; ++p) {
+    uint32_t* tail = smem_words(tile.address() + p * kPanelBytes + rows * kRowBytes);
+    note_write(tail, words * 4, Layout::Any);
+    for (int i = thread; i < words; i += threads) tail[i] = 0;
+  }
 }
 
 // ---- products, by the whole warpgroup; wgmma_commit closes the group ----------------------------
@@ -183,20 +148,6 @@ VSA_DEVICE void mma_ABt(Fragment<64>& d,
     wgmma<Element, false>(d, a, k, channels_descriptor(b.address(), k), accumulate || k > 0);
 }
 
-// The same for two tiles, whose rows are the columns of d.
-template <class Element, int D>
-VSA_DEVICE void mma_ABt(Fragment<128>& d,
-                        const Operand<D>& a,
-                        const TilePair<D>& b,
-                        bool accumulate = false) {
-  const uint64_t rows = descriptor(b.address(), kChunkBytes, kSwizzleBytes);
-  wgmma_fence();
-  VSA_UNROLL
-  for (int k = 0; k < D / kReduction; ++k)
-    wgmma<Element, false>(d, a, k, advance(rows, k / 4 * 2 * kPanelBytes + k % 4 * kReduction * 2),
-                          accumulate || k > 0);
-}
-
 // d = (d +) a b, summed over the rows of b
 template <class Element, int D>
 VSA_DEVICE void mma_AB(Fragment<D>& d,
@@ -207,18 +158,6 @@ VSA_DEVICE void mma_AB(Fragment<D>& d,
   VSA_UNROLL
   for (int k = 0; k < kTileRows / kReduction; ++k)
     wgmma<Element, true>(d, a, k, rows_descriptor(b.address(), k), accumulate || k > 0);
-}
-
-// The same for two tiles: summed over the rows of both.
-template <class Element, int D>
-VSA_DEVICE void mma_AB(Fragment<D>& d,
-                       const Operand<128>& a,
-                       const Tile<D> (&b)[2],
-                       bool accumulate = true) {
-  wgmma_fence();
-  VSA_UNROLL
-  for (int k = 0; k < 2 * kTileRows / kReduction; ++k)
-    wgmma<Element, true>(d, a, k, rows_descriptor(b[k / 4].address(), k % 4), accumulate || k > 0);
 }
 
 template <class Element, int D>

@@ -45,52 +45,25 @@ class Softmax {
   // Scores become weights; the output so far must be given to `rescale` before weights enter it.
   template <int N>
   VSA_DEVICE void weigh(Fragment<N>& scores, float scale) {
-    measure(scores, scale);
-    RowValues offset;
+    RowValues top = max_, growth, offset;
+    fold_rows(top, scores, max2);
+    growth = top;
+    zip(growth, max_, [](float now, float seen) { return now - seen; });
+    fill(factor_, 1.f);
+    // Lanes of a row tell each other only where one of them has found more than the row has seen.
+    if_any_row(
+        growth, [](float g) { return g > 0; },
+        [&] {
+          quad_reduce(top, max2);
+          zip(factor_, max_, [](float, float seen) { return seen; });
+          zip(factor_, top,
+              [=](float seen, float now) { return exp2_approx((seen - now) * scale); });
+          zip(sum_, factor_, [](float sum, float factor) { return sum * factor; });
+          zip(max_, top, [](float, float now) { return now; });
+        });
     zip(offset, max_, [=](float, float seen) { return -seen * scale; });
     map_rows(scores, offset, [=](float x, float o) { return exp2_approx(fma(x, scale, o)); });
     fold_rows(sum_, scores, [](float sum, float weight) { return sum + weight; });
-  }
-  // The same in two parts. First the maxima alone, after which `rescale` may come.
-  template <int N>
-  VSA_DEVICE void measure(const Fragment<N>& scores, float scale) {
-    RowValues top = max_;
-    fold_rows(top, scores, max2);
-    raise(top, scale);
-  }
-  // Of some registers only, for who has something to do in between; `raise` when all are in.
-  template <int First, int Count, int N>
-  VSA_DEVICE void measure_part(RowValues (&top)[2], const Fragment<N>& scores) {
-    if constexpr (First == 0) top[0] = top[1] = max_;
-    fold_rows<First, Count>(top, scores, max2);
-  }
-  VSA_DEVICE void raise(RowValues (&top)[2], float scale) {
-    zip(top[0], top[1], max2);
-    raise(top[0], scale);
-  }
-  // Then weights, rounded as they come. An exponential takes a warp eight clocks, in which its sum
-  // and its rounding find room; ptxas keeps them apart where a wait for products stands between.
-  template <class Element, int N>
-  VSA_DEVICE void weigh_into(Operand<N>& weights, const Fragment<N>& scores, float scale) {
-    RowValues offset;
-    zip(offset, max_, [=](float, float seen) { return -seen * scale; });
-    VSA_EACH_LANE(t) {
-      const auto& x = lane(scores, t);
-      const auto& from = lane(offset, t);
-      auto& pairs = lane(weights, t);
-      auto& sum = lane(sum_, t);
-      float chains[4] = {sum[0], sum[1], 0, 0};
-      VSA_UNROLL
-      for (int r = 0; r < N / 4; ++r) {
-        const float left = exp2_approx(fma(x[2 * r], scale, from[r & 1]));
-        const float right = exp2_approx(fma(x[2 * r + 1], scale, from[r & 1]));
-        chains[r & 3] += left;
-        chains[r & 3] += right;
-        pairs[r] = pack<Element>(left, right);
-      }
-      sum[0] = chains[0] + chains[2];
-      sum[1] = chains[1] + chains[3];
-    }
   }
 
   template <int D>
@@ -110,24 +83,6 @@ class Softmax {
   }
 
  private:
-  // top: the largest of a lane's own scores and of the maxima so far
-  VSA_DEVICE void raise(RowValues top, float scale) {
-    RowValues growth = top;
-    zip(growth, max_, [](float now, float seen) { return now - seen; });
-    fill(factor_, 1.f);
-    // Lanes of a row tell each other only where one of them has found more than the row has seen.
-    if_any_row(
-        growth, [](float g) { return g > 0; },
-        [&] {
-          quad_reduce(top, max2);
-          zip(factor_, max_, [](float, float seen) { return seen; });
-          zip(factor_, top,
-              [=](float seen, float now) { return exp2_approx((seen - now) * scale); });
-          zip(sum_, factor_, [](float sum, float factor) { return sum * factor; });
-          zip(max_, top, [](float, float now) { return now; });
-        });
-  }
-
   static constexpr float kLn2 = 0.69314718f;
 
   RowValues max_, sum_, factor_;

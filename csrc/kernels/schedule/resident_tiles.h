@@ -66,14 +66,6 @@ struct ResidentTiles {
     }
   }
 
-  // The same, piece by piece: the assignment of work tile `round` once its tile is there, and, from
-  // all threads, that the place of the tile is free again.
-  VSA_DEVICE Assignment wait(int w, int round) {
-    full[w].wait(round);
-    return assignment[w].get();
-  }
-  VSA_DEVICE void release(int w) { empty[w].arrive_all(); }
-
  private:
   // The barrier that what comes with the assignment must arrive at.
   VSA_DEVICE Mbarrier& assign(int w, Assignment next, int round) {

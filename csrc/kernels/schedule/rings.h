@@ -43,9 +43,6 @@ struct SkippableRing {
   // Consumers, whole warpgroups.
   VSA_DEVICE void wait(RingUse at) { full[at.barrier].wait(at.phase); }
   VSA_DEVICE bool is_full(RingUse at) { return full[at.barrier].is_over(at.phase); }
-  VSA_DEVICE bool is_full(RingUse at, bool wanted) {
-    return full[at.barrier].is_over(at.phase, wanted);
-  }
   VSA_DEVICE void release(RingUse at) { empty[at.stage].arrive_all(); }
 };
 
@@ -77,40 +74,14 @@ struct TwoRings {
     second.skip(n, waiting);
     return barrier;
   }
-  template <class Step>
-  VSA_DEVICE void wait_first(const Step& step) {
-    first.wait(step.first());
-  }
-  template <class Step>
-  VSA_DEVICE void wait_second(const Step& step) {
-    second.wait(step.second());
-  }
+  VSA_DEVICE void wait_first(const ConsumerStep& step) { first.wait(step.first()); }
+  VSA_DEVICE void wait_second(const ConsumerStep& step) { second.wait(step.second()); }
   // A test long before the tile is needed: a wait costs time even if its phase is over.
-  template <class Step>
-  VSA_DEVICE bool has_first(const Step& step) {
-    return first.is_full(step.first());
-  }
-  // The same, or false: without a branch, which would keep apart what stands around it.
-  template <class Step>
-  VSA_DEVICE bool has_first(const Step& step, bool wanted) {
-    return first.is_full(step.first(), wanted);
-  }
-  template <class Step>
-  VSA_DEVICE bool has_second(const Step& step) {
-    return second.is_full(step.second());
-  }
-  template <class Step>
-  VSA_DEVICE bool has_both(const Step& step) {
-    return has_first(step) && has_second(step);
-  }
-  template <class Step>
-  VSA_DEVICE void release_first(const Step& step) {
-    first.release(step.first());
-  }
-  template <class Step>
-  VSA_DEVICE void release_second(const Step& step) {
-    second.release(step.second());
-  }
+  VSA_DEVICE bool has_first(const ConsumerStep& step) { return first.is_full(step.first()); }
+  VSA_DEVICE bool has_second(const ConsumerStep& step) { return second.is_full(step.second()); }
+  VSA_DEVICE bool has_both(const ConsumerStep& step) { return has_first(step) && has_second(step); }
+  VSA_DEVICE void release_first(const ConsumerStep& step) { first.release(step.first()); }
+  VSA_DEVICE void release_second(const ConsumerStep& step) { second.release(step.second()); }
 };
 
 // The same with one ring for both, where tiles are small: stages suffice, and there are half as
@@ -134,26 +105,11 @@ struct OneRing {
   VSA_DEVICE Mbarrier& acquire_second(int n, [[maybe_unused]] uint32_t waiting, int bytes) {
     return both.acquire(n, bytes);
   }
-  template <class Step>
-  VSA_DEVICE bool has_first(const Step& step) {
-    return has_both(step);
-  }
-  template <class Step>
-  VSA_DEVICE bool has_second(const Step& step) {
-    return has_both(step);
-  }
-  template <class Step>
-  VSA_DEVICE bool has_both(const Step& step) {
-    return both.is_full(step.first());
-  }
-  template <class Step>
-  VSA_DEVICE void wait_both(const Step& step) {
-    both.wait(step.first());
-  }
-  template <class Step>
-  VSA_DEVICE void release_second(const Step& step) {
-    both.release(step.second());
-  }
+  VSA_DEVICE bool has_first(const ConsumerStep& step) { return has_both(step); }
+  VSA_DEVICE bool has_second(const ConsumerStep& step) { return has_both(step); }
+  VSA_DEVICE bool has_both(const ConsumerStep& step) { return both.is_full(step.first()); }
+  VSA_DEVICE void wait_both(const ConsumerStep& step) { both.wait(step.first()); }
+  VSA_DEVICE void release_second(const ConsumerStep& step) { both.release(step.second()); }
 };
 
 // Bytes of a block that the kernel leaves free. A kernel asserts that another stage would not fit:
@@ -166,20 +122,18 @@ constexpr int kBytesLeft = kSharedBytes - static_cast<int>(sizeof(typename Kerne
 template <class TileSchedule, class Rings>
 class ConsumerSteps {
  public:
-  using Step = typename TileSchedule::Step;
-
   VSA_DEVICE ConsumerSteps(TileSchedule& schedule, Rings& rings, int w)
       : schedule_(schedule), rings_(rings), w_(w) {}
 
   // The first kCompute or kFlush of a work tile, or its end.
-  VSA_DEVICE Step first() {
+  VSA_DEVICE ConsumerStep first() {
     acquire_chunk();
     return next_compute(take());
   }
   // The next step, of any kind. Waits for nothing.
-  VSA_DEVICE Step take() { return steps_[next_++].get(); }
+  VSA_DEVICE ConsumerStep take() { return steps_[next_++].get(); }
   // `step`, or the first one from there on that is kCompute, kFlush or kDone.
-  VSA_DEVICE Step next_compute(Step step) {
+  VSA_DEVICE ConsumerStep next_compute(ConsumerStep step) {
     step = past_chunk_end(step);
     while (step.is(ConsumerStep::kSkip)) {
       if constexpr (Rings::kTogether) {
@@ -196,14 +150,14 @@ class ConsumerSteps {
   }
   // The same; a kCompute is returned after wait(step).
   template <class Wait>
-  VSA_DEVICE Step next_compute(Step step, Wait wait) {
+  VSA_DEVICE ConsumerStep next_compute(ConsumerStep step, Wait wait) {
     step = next_compute(step);
     if (step.is(ConsumerStep::kCompute)) wait(step);
     return step;
   }
   // `step`, or the first one of the next chunk. A loop, though no chunk is empty: ptxas keeps
   // softmax in front of a loop, and does not in front of a branch.
-  VSA_DEVICE Step past_chunk_end(Step step) {
+  VSA_DEVICE ConsumerStep past_chunk_end(ConsumerStep step) {
     while (step.is(ConsumerStep::kNextChunk)) {
       release_chunk();
       acquire_chunk();
@@ -213,15 +167,11 @@ class ConsumerSteps {
   }
   // After a run that ended with `step`, now that no tile is held: the kCompute that begins the next
   // run, or kDone.
-  VSA_DEVICE Step resume(Step step) {
+  VSA_DEVICE ConsumerStep resume(ConsumerStep step) {
     while (step.is(ConsumerStep::kFlush)) step = next_compute(take());
     return step;
   }
   VSA_DEVICE void end_work_tile() { release_chunk(); }
-  // Of a step of the chunk that is being read.
-  VSA_DEVICE PairRows rows(const Step& step) const {
-    return schedule_.rows[chunk_ % TileSchedule::kBuffers][step.load()].get();
-  }
 
  private:
   VSA_DEVICE void acquire_chunk() {
@@ -237,7 +187,7 @@ class ConsumerSteps {
   TileSchedule& schedule_;
   Rings& rings_;
   const int w_;
-  const Shared<Step>* steps_;
+  const Shared<ConsumerStep>* steps_;
   int chunk_ = 0, next_ = 0;
 };
 

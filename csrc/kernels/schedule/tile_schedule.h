@@ -46,11 +46,6 @@ struct TileLoad {
   }
   VSA_DEVICE int wanted_tile() const { return static_cast<int>(bits); }
 
-  // Of a half of a pair that has no tile: a box out of bounds, which brings zeros.
-  VSA_DEVICE static TileLoad nothing(uint32_t flags, uint32_t owners) {
-    return {(uint64_t{1} << kClip) - 1 | uint64_t{flags} << kFlags | uint64_t{owners} << kOwners};
-  }
-
   VSA_DEVICE uint32_t flags() const { return static_cast<uint32_t>(bits >> kFlags & 15); }
   VSA_DEVICE uint32_t owners() const { return static_cast<uint32_t>(bits >> kOwners); }
   template <class Sequence>
@@ -130,42 +125,10 @@ struct alignas(16) ConsumerStep {
 // A consumer has a step in every window of so many tile loads, so it misses at most this many uses.
 constexpr int kStepWindow = 8, kMostSkipped = 2 * (kStepWindow - 1);
 
-// A step of a consumer that takes two tiles at once, a pair of a stage of rings of equal depth.
-struct PairStep {
-  using Kind = ConsumerStep::Kind;
-
-  // From the lowest: kind 3, whether a row is no token 1, place in the chunk 5, stage 3, which of
-  // its full barriers 3, phase 12.
-  uint32_t bits;
-
-  VSA_DEVICE static PairStep of(Kind kind, RingUse use, int load, bool masked) {
-    const int round = use.barrier - use.stage * RingUse::kRounds;
-    return {static_cast<uint32_t>(kind | masked << 3 | load << 4 | use.stage << 9 | round << 12 |
-                                  (use.phase & 0xfff) << 15)};
-  }
-  VSA_DEVICE static PairStep of(Kind kind) { return {kind}; }
-
-  VSA_DEVICE bool is(Kind kind) const { return (bits & 7) == kind; }
-  VSA_DEVICE bool masked() const { return bits >> 3 & 1; }
-  VSA_DEVICE int load() const { return static_cast<int>(bits >> 4 & 31); }
-  VSA_DEVICE RingUse first() const {
-    const int stage = bits >> 9 & 7, round = bits >> 12 & 7;
-    return {stage, stage * RingUse::kRounds + round, static_cast<int>(bits >> 15)};
-  }
-  VSA_DEVICE RingUse second() const { return first(); }
-};
-
-// Rows of the two tiles of a pair that are tokens.
-struct alignas(16) PairRows {
-  uint64_t of_tiles[2];
-};
-
 // The loads and steps of a chunk, in two buffers. Producers have few registers, so they read here
 // again for every load.
-// Step: what a consumer is told; Tiles: of a load
-template <int Consumers, int Loads, class Step_ = ConsumerStep, int Tiles = 1>
+template <int Consumers, int Loads>
 struct TileSchedule {
-  using Step = Step_;
   static constexpr int kBuffers = 2;
   // Of a consumer in a chunk. A flush takes the place of loads without a step, except for the first
   // of a chunk; and there is the last step, kNextChunk or kDone.
@@ -188,8 +151,8 @@ struct TileSchedule {
   };
 
   Shared<Origins> origins[kBuffers];
-  Shared<TileLoad> loads[kBuffers][Loads * Tiles];  // flags: consumers with a step
-  Shared<Step> steps[kBuffers][Consumers][kConsumerSteps];
+  Shared<TileLoad> loads[kBuffers][Loads];  // flags: consumers with a step
+  Shared<ConsumerStep> steps[kBuffers][Consumers][kConsumerSteps];
   Shared<Chunk> chunks[kBuffers];
   Mbarrier full[kBuffers];
   Mbarrier empty[kBuffers];
@@ -234,41 +197,17 @@ struct TileSchedule {
                        const TokenTensor& tokens,
                        HeadOrigin Origins::* origin,
                        Mbarrier& barrier) const {
-    load_from(n, at, tokens, origin, [&](const TensorMap& map, const BoxCoordinates& box) {
-      load_tile(tile, map, box, barrier, CacheHint::EvictLast);
-    });
-  }
-  // The same into half `half` of a pair.
-  template <int D>
-  VSA_DEVICE void load(int n,
-                       const TilePlace& at,
-                       TilePair<D>& pair,
-                       int half,
-                       const TokenTensor& tokens,
-                       HeadOrigin Origins::* origin,
-                       Mbarrier& barrier) const {
-    load_from(n, at, tokens, origin, [&](const TensorMap& map, const BoxCoordinates& box) {
-      load_tile(pair, half, map, box, barrier, CacheHint::EvictLast);
-    });
-  }
-
- private:
-  template <class Copy>
-  VSA_DEVICE void load_from(int n,
-                            const TilePlace& at,
-                            const TokenTensor& tokens,
-                            HeadOrigin Origins::* origin,
-                            Copy copy) const {
     if (at.region == Region::Video) {
       const Origins from = origins[n % kBuffers].get();
-      copy(tokens.video.map, (from.*origin).box(at));
+      load_tile(tile, tokens.video.map, (from.*origin).box(at), barrier, CacheHint::EvictLast);
     } else {
       const Chunk of = chunk(n);
       const TileBox box = box_of(tokens, at, of.head, of.work.batch);
-      copy(box.map, box.at);
+      load_tile(tile, box.map, box.at, barrier, CacheHint::EvictLast);
     }
   }
 
+ private:
   template <bool Asleep = false, bool Together = false, class Each>
   VSA_DEVICE void for_each_chunk(Each each) {
     for (int n = 0;; ++n) {
@@ -282,19 +221,6 @@ struct TileSchedule {
       else
         empty[n % kBuffers].arrive_one();
     }
-  }
-};
-
-// Of pairs of tiles.
-template <int Consumers, int Pairs>
-struct PairSchedule : TileSchedule<Consumers, Pairs, PairStep, 2> {
-  using Base = TileSchedule<Consumers, Pairs, PairStep, 2>;
-
-  Shared<PairRows> rows[Base::kBuffers][Pairs];
-
-  VSA_DEVICE void init(int producers) {
-    Base::init(producers);
-    for (int i = 0; i < Base::kBuffers; ++i) label(rows[i], "rows", i);
   }
 };
 

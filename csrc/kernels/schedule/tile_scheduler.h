@@ -22,18 +22,16 @@ namespace vsa {
 // the second while they take the next (kernels/schedule/rings.h)
 // Sequence: of both sides; one of padded tiles has to say so
 // SharedFirst: whether tiles that all rows selected come first
-// TileSchedule_: what is written
 template <int Rows,
           int Words,
           int Loads,
           int First,
           int Second,
           class Sequence = TiledSequence,
-          bool SharedFirst = false,
-          class TileSchedule_ = TileSchedule<Rows, Loads>>
+          bool SharedFirst = false>
 class TileScheduler {
  public:
-  using TileSchedule = TileSchedule_;
+  using TileSchedule = vsa::TileSchedule<Rows, Loads>;
   using Chunk = typename TileSchedule::Chunk;
   static_assert(Words <= kWarpThreads, "a lane holds one word of each row");
 
@@ -88,7 +86,7 @@ class TileScheduler {
     close();
   }
 
- protected:
+ private:
   VSA_DEVICE int words() const { return bitmap::words(columns_.grid.num_tiles()); }
   VSA_DEVICE static uint32_t below(int lane) { return (1u << lane) - 1; }
 
