@@ -129,17 +129,16 @@ def resolve(
 
 def volume_of(block_size: object) -> int:
     """Slots of a tile: their number, its sides (t, h, w), or one side of a cube."""
-    wrong = (
-        f"block_size must be 64, 128 or 256 slots, or three sides (t, h, w) of as many, but it is "
-        f"{block_size!r:.60}"
-    )
     if isinstance(block_size, (tuple, list)):
         found = math.prod(checks.extent("block_size", block_size))
     else:
         found = checks.integer("block_size", block_size, at_least=1)
         found = found if found in VOLUMES else found**3
-    if found not in VOLUMES:
-        raise ValueError(wrong)
+    if found not in VOLUMES:  # only then is it written: PyTorch 2.11 cannot trace such a sentence
+        raise ValueError(
+            f"block_size must be 64, 128 or 256 slots, or three sides (t, h, w) of as many, but it "
+            f"is {block_size!r:.60}"
+        )
     return found
 
 
