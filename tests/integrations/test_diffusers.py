@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from functools import partial
 from typing import Any
 
 import pytest
@@ -173,6 +175,23 @@ def test_a_compiled_transformer_is_made_sparse_and_dense_again(family: Any) -> N
     assert (sparse - dense).abs().max() > 1e-4
     remove_vsa(compiled)
     torch.testing.assert_close(run(compiled, inputs), dense, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("python", "warns"), [((3, 13, 0), True), ((3, 13, 1), False)])
+def test_a_python_that_hides_changes_from_compiled_code_is_named(monkeypatch, python, warns):
+    from vsa.integrations.diffusers import compiled
+
+    monkeypatch.setattr(compiled, "PYTHON", python)
+    whole, of_blocks, eager = (wan()[0] for _ in range(3))
+    of_blocks.compile_repeated_blocks(backend="eager")
+    for model in (torch.compile(whole, backend="eager"), of_blocks, eager):
+        for change in (partial(apply_vsa, topk=0.3), remove_vsa):
+            with warnings.catch_warnings(record=True) as found:
+                warnings.simplefilter("always")
+                change(model)
+            named = [x for x in found if "Python 3.13.0" in str(x.message)]
+            assert len(named) == (warns and model is not eager)
+            assert all(x.filename == __file__ for x in named)
 
 
 @torch.no_grad()

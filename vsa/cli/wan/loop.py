@@ -13,7 +13,7 @@ from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 from vsa.cli.wan.parts import in_ranges
-from vsa.integrations.diffusers.collect import uncompiled
+from vsa.integrations.diffusers.compiled import uncompiled
 from vsa.measure.nvtx_ranges import record
 from vsa.measure.timing import peak_memory
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, overload
 from torch import nn
 
 from vsa.distributed.shards import ranks_of
+from vsa.integrations.diffusers.compiled import warn_where_changes_are_not_seen
 from vsa.integrations.diffusers.families import Family, family_of
 from vsa.integrations.diffusers.gates import (
     check_untrained,
@@ -174,6 +175,8 @@ def apply_vsa(
         for back in reversed(undo):
             back()
         raise
+    for each in transformer if several else [transformer]:
+        warn_where_changes_are_not_seen(each)
     return list(transformer) if several else transformer
 
 
@@ -269,6 +272,7 @@ def remove_vsa(transformer: Transformer) -> Transformer:
     if plan is not None:
         plan.remove(module)
         put_gates(plan.layers, {})
+        warn_where_changes_are_not_seen(transformer)
     return transformer
 
 

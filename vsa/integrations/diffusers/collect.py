@@ -12,6 +12,7 @@ from torch import nn
 from vsa.diagnostics.curves import SAMPLED_TILES, Curves, Order
 from vsa.diagnostics.precision import PrecisionErrors
 from vsa.diagnostics.record import Record
+from vsa.integrations.diffusers.compiled import uncompiled
 from vsa.integrations.diffusers.plan import PLAN, Plan
 from vsa.values.precision import Precision
 
@@ -73,16 +74,3 @@ def collect(
             yield record
     finally:
         plan.record = None
-
-
-@contextmanager
-def uncompiled(module: nn.Module) -> Iterator[None]:
-    """Without what ``compile`` has done to this module's parts, until it ends."""
-    compiled = {part: part._compiled_call_impl for part in module.modules()}
-    try:
-        for part in compiled:
-            part._compiled_call_impl = None
-        yield
-    finally:
-        for part, call in compiled.items():
-            part._compiled_call_impl = call
