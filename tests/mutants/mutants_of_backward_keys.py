@@ -241,8 +241,8 @@ IN_KEYS: MutantTable = {
         r"MISSING PROXY FENCE .*TMA store from [kv]\[\d\]",
     ),
     "FencedBeforeTheLastStore": (
-        "write_tile(s_.v[w_], rounded, at.rows_before()); fence_async_proxy();",
-        "fence_async_proxy(); write_tile(s_.v[w_], rounded, at.rows_before());",
+        "write_tile(s_.v[w_], rounded); fence_async_proxy();",
+        "fence_async_proxy(); write_tile(s_.v[w_], rounded);",
         r"MISSING PROXY FENCE .*TMA store from v\[\d\]",
     ),
     "WarpsDoNotMeet": (
@@ -256,8 +256,8 @@ IN_KEYS: MutantTable = {
         r"DEADLOCK: .*named barrier 1 \(128 of 256 threads are there\)",
     ),
     "StoredByAll": (
-        "if (elect_one()) { const TileBox grad_k",
-        "{ const TileBox grad_k",
+        "if (elect_one()) { const TilePlace to",
+        "{ const TilePlace to",
         'NOT ELECTED: .*"TMA store from"',
     ),
     "StoresNotCommitted": (

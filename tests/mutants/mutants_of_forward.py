@@ -149,8 +149,8 @@ IN_GATED_FORWARD: MutantTable = {
         "WRONG NUMBERS in fine",
     ),
     "FineWrittenOverOut": (
-        "const TileBox box = store_box_of(to, at, work.head, work.batch);",
-        "const TileBox box = store_box_of(p_.out, at, work.head, work.batch);",
+        "const TileBox box = box_of(to, p_.queries.stored(at), work.head, work.batch);",
+        "const TileBox box = box_of(p_.out, p_.queries.stored(at), work.head, work.batch);",
         "WRONG NUMBERS in fine",
     ),
 }

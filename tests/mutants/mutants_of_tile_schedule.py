@@ -191,8 +191,8 @@ IN_LOADS: MutantTable = {
         "WRONG (PLACE|ROWS)",
     ),
     "SuffixNumberedAsThePrefix": (
-        "return grid.num_tiles() + (region == Region::Prefix ? w : sequence.prefix_tiles() + w);",
-        "return grid.num_tiles() + w;",
+        "+ (region == Region::Prefix ? w : sequence.prefix_tiles() + w);",
+        "+ w;",
         "WRONG (TILE|STEPS)",
     ),
     "OneBarrierForEachStage": (
