@@ -55,8 +55,9 @@ struct FineProblem {
   const int* query_axes;            // [batch, heads] of AxisChoice
   const uint64_t* query_text_rows;  // [batch, text tiles of the queries], null without text
   const uint64_t* key_text_rows;    // [batch, text tiles of the keys], null without text
-  // Of padded tiles the real tokens, [n_q] and [n_k] (TileSizes); null for grids of a video. What
-  // is written has to hold zeros in padding beforehand, lse -inf: the kernels leave that as it is.
+  // Of padded tiles the real tokens, [n_q] and [n_k] (TileSizes); null for grids of a video.
+  // Padding of what tiles are stored to becomes zeros; lse has to hold -inf there beforehand, and
+  // gradients of gates zeros. No key tile without a token may be selected.
   const int *sizes, *kv_sizes;
 };
 

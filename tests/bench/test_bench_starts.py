@@ -32,6 +32,8 @@ def start(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         "masks.py",
         "low_precision.py",
         "one_pass.py",
+        "host_power.py",
+        "sanitize.py",
     ],
 )
 def test_without_a_gpu_a_sentence_says_so(script: str) -> None:

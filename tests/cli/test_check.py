@@ -43,8 +43,6 @@ def test_check_passes_here_and_prints_a_reason_for_each_absent_backend(
     }
     problems = [problem for problem in parity.CHECKED if problem.name in few]
     monkeypatch.setattr(parity, "CHECKED", problems)
-    # Compiled anew for every call; tests/python/test_flex.py holds it to all of its problems.
-    monkeypatch.setattr(check, "FLEX_PROBLEMS", {"cpu": ("text",), "cuda": ("text",)})
     cases_of = check_low.cases
 
     def fewer(row: check_low.Row) -> list[low_precision.Case]:
