@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("diffusers")
 from integrations.tiny_transformers import FAMILIES, GRID, HEADS, run, wan
 
 import vsa
 from vsa.integrations.diffusers import apply_vsa, collect, remove_vsa
 
-pytest.importorskip("diffusers")
 STEPS = (900.0, 800.0, 700.0, 600.0)
 
 
