@@ -14,6 +14,12 @@ GRID = (5, 6, 7)
 Problem = tuple[nn.Module, dict[str, Any]]
 
 
+def rotated() -> tuple[int, int, int]:
+    """Channels of a head that positions along t, h and w rotate; all of them."""
+    of_each = HEAD_DIM // 6 * 2
+    return HEAD_DIM - 2 * of_each, of_each, of_each
+
+
 def text_mask() -> Tensor:
     """Which text is real, in each of a batch."""
     return torch.tensor([[1] * TEXT, [1, 1, 1] + [0] * (TEXT - 3)])
@@ -81,7 +87,7 @@ def hunyuan(grid: tuple[int, int, int] = GRID) -> Problem:
         guidance_embeds=False,
         text_embed_dim=16,
         pooled_projection_dim=8,
-        rope_axes_dim=(8, 8, 8),
+        rope_axes_dim=rotated(),
     )
     return model, {
         "hidden_states": torch.randn(BATCH, 4, T, H, W),
@@ -104,7 +110,7 @@ def hunyuan15(grid: tuple[int, int, int] = GRID) -> Problem:
         text_embed_dim=16,
         text_embed_2_dim=16,
         image_embed_dim=16,
-        rope_axes_dim=(8, 8, 8),
+        rope_axes_dim=rotated(),
     )
     return model, {
         "hidden_states": torch.randn(BATCH, 4, T, H, W),

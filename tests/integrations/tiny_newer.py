@@ -15,6 +15,7 @@ from integrations.tiny_base import (
     TEXT,
     Problem,
     cogvideox,
+    rotated,
     wan,
 )
 
@@ -116,7 +117,7 @@ def kandinsky6(**config: Any) -> Problem:
         ff_dim=32,
         num_text_blocks=1,
         num_visual_blocks=2,
-        axes_dims=(8, 8, 8),
+        axes_dims=rotated(),
         in_audio_dim=4,
         out_audio_dim=4,
         model_dim_a=24,

@@ -19,6 +19,7 @@ from integrations.tiny_base import (
     hunyuan15,
     ltx,
     mochi,
+    rotated,
     text_mask,
     wan,
     wan_image_to_video,
@@ -160,7 +161,7 @@ def kandinsky5() -> Problem:
         ff_dim=32,
         num_text_blocks=1,
         num_visual_blocks=2,
-        axes_dims=(8, 8, 8),
+        axes_dims=rotated(),
     )
     for name, parameter in model.named_parameters():  # which begin as zeros, so that blocks do not
         if "modulation" in name:
@@ -189,7 +190,7 @@ def framepack() -> Problem:
         guidance_embeds=False,
         text_embed_dim=16,
         pooled_projection_dim=8,
-        rope_axes_dim=(8, 8, 8),
+        rope_axes_dim=rotated(),
         image_proj_dim=16,
         has_image_proj=True,
         has_clean_x_embedder=True,
