@@ -59,7 +59,7 @@ KERNELS: dict[str, type[Kernel]] = {
 }
 """By the names that options take."""
 
-FORMER_TITLES = {"cake_cute": "FlashInfer, cake_cute"}
+FORMER_TITLES = {"cake_cute": "FlashInfer, cake_cute", "vsa_4c13ce9": "vsa as of 4c13ce9"}
 """Of kernels in results that are kept, which cannot be asked for any more."""
 
 
