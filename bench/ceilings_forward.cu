@@ -15,7 +15,7 @@ constexpr double kSustainedMs = 400.0;  // of calls one after the other, for the
 constexpr Pattern pattern(const char* name, std::initializer_list<uint32_t> wanted) {
   Pattern of{name, 0, 0, {}};
   for (const uint32_t consumers : wanted) {
-    for (int w = 0; w < 3; ++w) of.owners[w] |= (consumers >> w & 1) << of.period;
+    for (int w = 0; w < 4; ++w) of.owners[w] |= (consumers >> w & 1) << of.period;
     of.of_each += consumers & 1;
     ++of.period;
   }
@@ -23,9 +23,9 @@ constexpr Pattern pattern(const char* name, std::initializer_list<uint32_t> want
 }
 
 // Loads of a kernel as its lists would have them, where one tile in eight is kept: random lists
-// 0.89 loads for each tile of a consumer if there are three and 0.94 or 1 if there are two,
-// correlated ones 0.44 and 0.58 (bench/log/wide-products.md).
-constexpr Pattern kNoLoads = pattern("none", {7});
+// 0.89 loads for each tile of a consumer if there are three, 0.94 or 1 if there are two and 0.81 if
+// there are four, correlated ones 0.44, 0.58 and 0.38 (bench/log/wide-products.md).
+constexpr Pattern kNoLoads = pattern("none", {15});
 constexpr Pattern kThreeRandom =
     pattern("random", {1, 2, 4, 1, 2, 4, 1, 3, 2, 4, 1, 2, 4, 1, 2, 5, 4, 1, 2, 4, 1, 2, 4, 6});
 constexpr Pattern kThreeCorrelated =
@@ -33,6 +33,18 @@ constexpr Pattern kThreeCorrelated =
 constexpr Pattern kTwoRandom = pattern("random", {3, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2});
 constexpr Pattern kTwoCorrelated =
     pattern("correlated", {3, 3, 3, 1, 2, 3, 3, 3, 3, 1, 2, 3, 3, 3});
+constexpr Pattern kFourRandom = pattern("random", {1, 2, 4, 8, 3, 1, 4,  2, 8, 12, 1, 2, 4,
+                                                   8, 5, 2, 1, 8, 4, 10, 1, 2, 4,  8, 6, 9});
+constexpr Pattern kFourCorrelated =
+    pattern("correlated", {15, 7, 3, 15, 1, 14, 15, 12, 2, 13, 15, 4, 11, 15, 8});
+
+// Of so many consumers.
+constexpr Pattern random_loads(int consumers) {
+  return consumers == 4 ? kFourRandom : consumers == 3 ? kThreeRandom : kTwoRandom;
+}
+constexpr Pattern correlated_loads(int consumers) {
+  return consumers == 4 ? kFourCorrelated : consumers == 3 ? kThreeCorrelated : kTwoCorrelated;
+}
 
 // From a load that a consumer wants to the next one, at most. It holds the values of the former
 // until those of the latter are there, so that their stages must differ.
@@ -95,6 +107,10 @@ template <class Loop>
 void measure_loop(Run& run) {
   if (run.next++ != run.only && run.only >= 0) return;
   constexpr int kLayers = 64, D = Loop::D;  // tokens along t
+  constexpr int kConsumers = Loop::kConsumers;
+  static_assert(farthest(random_loads(kConsumers), kConsumers) < Loop::kValueStages &&
+                    farthest(correlated_loads(kConsumers), kConsumers) < Loop::kValueStages,
+                "a consumer would wait for values in the stage that it holds");
   const Gpu& gpu = run.gpu;
   allow_shared(loops<Loop>, sizeof(typename Loop::Shared));
   LoopParams params{};
@@ -104,9 +120,7 @@ void measure_loop(Run& run) {
   params.report = gpu.report;
   params.pattern = kNoLoads;
   const double worst = worst_error<Loop>(params);
-  constexpr bool kThree = Loop::kConsumers == 3;
-  for (const Pattern& each :
-       {kNoLoads, kThree ? kThreeRandom : kTwoRandom, kThree ? kThreeCorrelated : kTwoCorrelated}) {
+  for (const Pattern& each : {kNoLoads, random_loads(kConsumers), correlated_loads(kConsumers)}) {
     params.pattern = each;
     params.loads = each.name != kNoLoads.name;
     params.steps = kOfEach / Loop::kTiles / each.of_each * each.of_each;
@@ -145,6 +159,7 @@ bool run_loops(const Gpu& gpu, int only) {
   measure_loop<Loop<128, 2, 2, Behind::Half, true>>(run);
   measure_loop<Loop<128, 2, 2, Behind::Nothing, true>>(run);
   measure_loop<Loop<128, 2, 2, Behind::Output, true, Turns::Ordered>>(run);
+  measure_loop<Loop<64, 4, 1, Behind::Output, false>>(run);  // as kernels/fine/forward.h
   measure_loop<Loop<64, 3, 1, Behind::Output, false>>(run);
   measure_loop<Loop<64, 3, 1, Behind::Output, true>>(run);
   measure_loop<Loop<64, 3, 1, Behind::Nothing, true>>(run);

@@ -29,7 +29,7 @@ enum class Turns {
 struct Pattern {
   const char* name;
   int period, of_each;  // loads; of these, what each consumer wants
-  uint32_t owners[3];
+  uint32_t owners[4];
 };
 
 struct LoopParams {
@@ -65,8 +65,11 @@ struct Loop {
   // Stages of Tiles tiles: what fits, and values more where a tile of them is held for longer.
   static constexpr int kKeyStages = (D == 64 ? 8 : Consumers == 3 ? 4 : 6) / Tiles;
   static constexpr int kValueStages = (D == 64 ? 12 : 6) / Tiles;
-  static constexpr int kRegisters = Consumers == 2 ? 240 : Tiles == 2 ? 160 : 152;
-  static constexpr int kProducerRegisters = Consumers == 2 ? 24 : Tiles == 2 ? 32 : 56;
+  static constexpr int kRegisters = Consumers == 4   ? 112
+                                    : Consumers == 2 ? 240
+                                    : Tiles == 2     ? 160
+                                                     : 152;
+  static constexpr int kProducerRegisters = Consumers == 2 ? 24 : kRegisters == 152 ? 56 : 32;
   static constexpr int kResults = kTileRows * (D + 1);  // floats of a consumer
 
   struct Shared {
