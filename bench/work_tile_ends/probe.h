@@ -1,0 +1,1 @@
+static __device__ unsigned long long vsa_probe_sums[16];
