@@ -1,1 +1,0 @@
-static __device__ unsigned long long vsa_probe_sums[16];
