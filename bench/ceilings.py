@@ -83,7 +83,7 @@ def find_nvcc() -> str:
     """
     found = shutil.which("nvcc") or next((x for x in TOOLKITS if Path(x).exists()), None)
     if found is None:
-        raise SystemExit("nvcc is needed, or a program compiled elsewhere: see --compile")
+        raise SystemExit("nvcc is needed, or a program compiled elsewhere: see --help")
     return found
 
 

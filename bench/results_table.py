@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tables
+import tables_clocks
 import tables_options
 import tables_plain
 from vsa.measure.provenance import HEAD, read
@@ -44,6 +45,10 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Sequence[Any]], Iterator[str]]]] = {
     "bench/host_power.py": (
         "The fine kernel over padded tiles, rested and hot",
         tables_plain.plain,
+    ),
+    "bench/work_tile_clocks.py": (
+        "Clocks of a work tile of the forward kernel",
+        tables_clocks.work_tile_clocks,
     ),
     "bench/training_parts.py": ("Kernels of a training step", tables_plain.plain),
     "bench/one_pass.py": ("The backward in one pass and in two", tables_plain.plain),

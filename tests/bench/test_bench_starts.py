@@ -34,6 +34,7 @@ def start(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         "one_pass.py",
         "host_power.py",
         "sanitize.py",
+        "work_tile_clocks.py",
     ],
 )
 def test_without_a_gpu_a_sentence_says_so(script: str) -> None:
