@@ -84,13 +84,15 @@ VSA_DEVICE void write_panel(Tile<64>& tile, const Operand<64>& a) {
   note_write(&tile, sizeof tile, Layout::Swizzled);
   store_panel(tile.address(), a);
 }
-template <int D>
-VSA_DEVICE void read_tile(Operand<D>& a, const Tile<D>& tile) {
+// The first K channels.
+template <int K, int D>
+VSA_DEVICE void read_tile(Operand<K>& a, const Tile<D>& tile) {
+  static_assert(K <= D, "a tile has no more channels");
   note_read(&tile, sizeof tile, Layout::Swizzled);
   VSA_EACH_LANE(t) {
     auto& pairs = lane(a, t);
     VSA_UNROLL
-    for (int r = 0; r < D / 4; ++r)
+    for (int r = 0; r < K / 4; ++r)
       pairs[r] = *smem_words(pair_address(tile, pair_row(t, r), pair_column(t, r)));
   }
 }
@@ -146,6 +148,23 @@ VSA_DEVICE void mma_ABt(Fragment<64>& d,
   VSA_UNROLL
   for (int k = 0; k < D / kReduction; ++k)
     wgmma<Element, false>(d, a, k, channels_descriptor(b.address(), k), accumulate || k > 0);
+}
+
+// The same, with the first K channels of a from registers.
+template <class Element, int K, int D>
+VSA_DEVICE void mma_ABt(Fragment<64>& d,
+                        const Operand<K>& first,
+                        const Tile<D>& a,
+                        const Tile<D>& b) {
+  static_assert(K < D && K % kReduction == 0, "whole products, and not all");
+  wgmma_fence();
+  VSA_UNROLL
+  for (int k = 0; k < K / kReduction; ++k)
+    wgmma<Element, false>(d, first, k, channels_descriptor(b.address(), k), k > 0);
+  VSA_UNROLL
+  for (int k = K / kReduction; k < D / kReduction; ++k)
+    wgmma<Element, false, false>(d, channels_descriptor(a.address(), k),
+                                 channels_descriptor(b.address(), k), true);
 }
 
 // d = (d +) a b, summed over the rows of b

@@ -19,6 +19,21 @@ IN_FORWARD: MutantTable = {
         "full.arrive_expect_tx(p_.queries.box_rows(at) * D);",
         r"WRONG EXPECT_TX: resident_full\[\d\] use \d expects fewer bytes|RACE: .*q\[\d\]",
     ),
+    "HeldQueriesForgotten": (
+        "if (work.tile >= 0) read_tile(held_queries_, s_.q[w_]);",
+        "",
+        "WRONG NUMBERS in out",
+    ),
+    "HeldQueriesOfTheNextConsumer": (
+        "read_tile(held_queries_, s_.q[w_]);",
+        "read_tile(held_queries_, s_.q[(w_ + 1) % kConsumers]);",
+        r"(RACE|NEVER WRITTEN): .*q\[\d\]|WRONG NUMBERS in out",
+    ),
+    "RestOfQueriesFromTheKeys": (
+        "mma_ABt<Element>(scores_, held_queries_, s_.q[w_], k);",
+        "mma_ABt<Element>(scores_, held_queries_, k, k);",
+        "WRONG NUMBERS in out",
+    ),
     # loads, and the barrier that they count on
     "LoadedIntoTheNextStage": (
         "s_.k[Rings::first_stage(number_++)]",

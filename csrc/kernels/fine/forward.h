@@ -34,6 +34,9 @@ struct FineForwardConfig {
   // Measured: three consumers with Q in shared memory beat two with Q in registers, and four beat
   // three where their registers are enough (bench/log/forward-kernel.md).
   static constexpr int kConsumers = D == 128 ? 3 : 4;
+  // Channels of Q that consumers hold in registers too, so that products read less of shared
+  // memory: as many as there is room for (bench/log/held-queries.md).
+  static constexpr int kHeldChannels = D == 128 ? 48 : 0;
   // Of K, of V. At 64 one ring has stages enough, and half as many waits
   // (bench/log/forward-kernel.md).
   using Rings = std::conditional_t<D == 128, TwoRings<4, 6, kConsumers>, OneRing<11, kConsumers>>;
@@ -147,6 +150,8 @@ struct FineForward {
 
     VSA_DEVICE void run() {
       s_.resident.for_each_work_tile(w_, [&](const Assignment& work) {
+        if constexpr (kHeldChannels > 0)
+          if (work.tile >= 0) read_tile(held_queries_, s_.q[w_]);
         mainloop();
         if (work.tile >= 0) store(work);
       });
@@ -154,6 +159,10 @@ struct FineForward {
     }
 
    private:
+    static constexpr int kHeldChannels = Config::kHeldChannels;
+    struct Nothing {};
+    using HeldQueries = std::conditional_t<kHeldChannels == 0, Nothing, Operand<kHeldChannels>>;
+
     VSA_DEVICE void mainloop() {
       fill(out_, 0.f);
       softmax_.reset();
@@ -213,7 +222,11 @@ struct FineForward {
       wait_second(step);
     }
     VSA_DEVICE void issue_scores(const ConsumerStep& step) {
-      mma_ABt<Element>(scores_, s_.q[w_], s_.k[step.first().stage]);
+      const Tile<D>& k = s_.k[step.first().stage];
+      if constexpr (kHeldChannels > 0)
+        mma_ABt<Element>(scores_, held_queries_, s_.q[w_], k);
+      else
+        mma_ABt<Element>(scores_, s_.q[w_], k);
       wgmma_commit();
     }
     VSA_DEVICE void issue_output(const ConsumerStep& step) {
@@ -265,6 +278,7 @@ struct FineForward {
     const int w_;
     ConsumerSteps<KeySchedule, Rings> steps_;
     Softmax softmax_;
+    HeldQueries held_queries_;
     Fragment<64> scores_;
     Operand<64> weights_;
     Fragment<D> out_;
