@@ -21,7 +21,7 @@ IN_FORWARD: MutantTable = {
     ),
     "HeldQueriesForgotten": (
         "if (work.tile >= 0) read_tile(held_queries_, s_.q[w_]);",
-        "",
+        "if (work.tile < 0) read_tile(held_queries_, s_.q[w_]);",
         "WRONG NUMBERS in out",
     ),
     "HeldQueriesOfTheNextConsumer": (
