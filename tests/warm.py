@@ -32,6 +32,7 @@ def warm_up() -> None:
     torch._dynamo.guards.profile_guard_manager = lambda *_: 0.0  # as in conftest.py
     gc.collect()
     gc.freeze()  # what is imported is not walked, and so not copied, in each process
+    gc.set_threshold(200_000)  # as in conftest.py
 
 
 warm_up()

@@ -10,10 +10,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Protocol
 
 import pytest
+from torch_alone import Server
 
 import vsa
 from video_sparse_attention import DISTRIBUTION, FOREIGN, KEPT, digest_of_sources
@@ -63,13 +66,33 @@ def ours(keeps: bool = False) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in found.items()}
 
 
-def python(site: Path, *arguments: str, cwd: Path | str = "/") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "400"}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
+class Python(Protocol):
+    """Runs an interpreter with what lies in a folder before all else."""
+
+    def __call__(
+        self, site: Path, *arguments: str, cwd: Path | str = "/"
+    ) -> subprocess.CompletedProcess[str]: ...
 
 
-def test_installed_after_ours_the_other_one_is_named_by_every_command(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def python() -> Iterator[Python]:
+    """A new one where it is given options of its own; else one that has imported PyTorch."""
+    server = Server()
+
+    def run(site: Path, *arguments: str, cwd: Path | str = "/") -> subprocess.CompletedProcess[str]:
+        if arguments[0] in ("-c", "-m"):
+            return server.run(site, *arguments, cwd=cwd)
+        environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "400"}
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
+
+    yield run
+    server.close()
+
+
+def test_installed_after_ours_the_other_one_is_named_by_every_command(
+    python: Python, tmp_path: Path
+) -> None:
     install(tmp_path, DISTRIBUTION, "0.2.0", ours())
     install(tmp_path, FOREIGN, "0.0.5", THEIRS)
     done = python(tmp_path, "-c", COMMAND, "info")
@@ -87,7 +110,9 @@ def test_installed_after_ours_the_other_one_is_named_by_every_command(tmp_path: 
     assert other.stderr.count("\n") == 1 and "was overwritten by" in other.stderr
 
 
-def test_uninstalling_the_other_one_leaves_a_hole_that_is_named(tmp_path: Path) -> None:
+def test_uninstalling_the_other_one_leaves_a_hole_that_is_named(
+    python: Python, tmp_path: Path
+) -> None:
     install(tmp_path, FOREIGN, "0.0.5", THEIRS)
     install(tmp_path, DISTRIBUTION, "0.2.0", ours())
     uninstall(tmp_path, FOREIGN)
@@ -106,7 +131,7 @@ CALLS = (
 
 
 @pytest.mark.parametrize("order", ["overwritten", "removed"])
-def test_one_command_makes_it_right(order: str, tmp_path: Path) -> None:
+def test_one_command_makes_it_right(python: Python, order: str, tmp_path: Path) -> None:
     """Both stay installed, and the other one's functions are ours."""
     first = (DISTRIBUTION, "0.2.0", ours(keeps=True)), (FOREIGN, "0.0.4", THEIRS)
     for name, version, files in first if order == "overwritten" else reversed(first):
@@ -126,7 +151,7 @@ def test_one_command_makes_it_right(order: str, tmp_path: Path) -> None:
     assert again.returncode == 0 and "nothing to mend" in again.stdout
 
 
-def test_beside_the_other_one_its_functions_are_ours(tmp_path: Path) -> None:
+def test_beside_the_other_one_its_functions_are_ours(python: Python, tmp_path: Path) -> None:
     """As in an environment of SGLang, whose extra installs the other one first."""
     install(tmp_path, FOREIGN, "0.0.4", THEIRS)
     install(tmp_path, DISTRIBUTION, "0.2.0", ours(keeps=True))
@@ -134,7 +159,7 @@ def test_beside_the_other_one_its_functions_are_ours(tmp_path: Path) -> None:
     assert done.stdout.split()[0] == f"{tmp_path}/vsa/__init__.py", done.stderr
 
 
-def test_without_a_copy_to_put_back_mend_says_what_to_run(tmp_path: Path) -> None:
+def test_without_a_copy_to_put_back_mend_says_what_to_run(python: Python, tmp_path: Path) -> None:
     for files in (ours(), ours(keeps=True) | {KEPT: b"changed"}):
         site = tmp_path / str(len(files))
         install(site, DISTRIBUTION, "0.2.0", files)
@@ -145,7 +170,9 @@ def test_without_a_copy_to_put_back_mend_says_what_to_run(tmp_path: Path) -> Non
         assert done.returncode == 1 and f"pip uninstall -y vsa {DISTRIBUTION}" in done.stderr
 
 
-def test_before_an_editable_installation_the_other_one_alone_is_to_go(tmp_path: Path) -> None:
+def test_before_an_editable_installation_the_other_one_alone_is_to_go(
+    python: Python, tmp_path: Path
+) -> None:
     """Its package lies in site-packages, which Python looks into before it looks into clones."""
     install(tmp_path, DISTRIBUTION, "0.2.0", {"video_sparse_attention.py": LAUNCHER.read_bytes()})
     install(tmp_path, FOREIGN, "0.0.4", THEIRS)
@@ -163,7 +190,9 @@ def test_a_wheel_keeps_a_copy_of_its_face() -> None:
     assert kept.read_bytes() == (PACKAGE / "__init__.py").read_bytes()
 
 
-def test_installed_before_ours_the_other_one_is_stated_and_ours_works(tmp_path: Path) -> None:
+def test_installed_before_ours_the_other_one_is_stated_and_ours_works(
+    python: Python, tmp_path: Path
+) -> None:
     install(tmp_path, FOREIGN, "0.0.5", THEIRS)
     install(tmp_path, DISTRIBUTION, "9.9.9", ours())
     for command in (["-c", COMMAND, "info"], ["-m", "vsa", "info"]):
@@ -174,7 +203,9 @@ def test_installed_before_ours_the_other_one_is_stated_and_ours_works(tmp_path: 
         assert "hopper" in done.stdout
 
 
-def test_any_file_that_the_other_one_overwrote_stops_the_import(tmp_path: Path) -> None:
+def test_any_file_that_the_other_one_overwrote_stops_the_import(
+    python: Python, tmp_path: Path
+) -> None:
     install(tmp_path, DISTRIBUTION, "0.2.0", ours())
     install(tmp_path, FOREIGN, "0.0.5", {"vsa/nn.py": b"Grid = None\n"})
     done = python(tmp_path, "-c", "import vsa")
@@ -207,7 +238,9 @@ def clone(tmp_path: Path) -> Path:
     return root
 
 
-def test_in_a_clone_the_installed_package_is_met(tmp_path: Path, clone: Path) -> None:
+def test_in_a_clone_the_installed_package_is_met(
+    python: Python, tmp_path: Path, clone: Path
+) -> None:
     site = tmp_path / "site"
     install(site, DISTRIBUTION, "9.9.9", ours())
     code = (
@@ -223,7 +256,9 @@ def test_in_a_clone_the_installed_package_is_met(tmp_path: Path, clone: Path) ->
     assert inside.stdout == outside.stdout and f"in {site}/vsa" in inside.stdout
 
 
-def test_sources_that_differ_from_what_is_installed_are_named(tmp_path: Path, clone: Path) -> None:
+def test_sources_that_differ_from_what_is_installed_are_named(
+    python: Python, tmp_path: Path, clone: Path
+) -> None:
     site = tmp_path / "site"
     install(site, DISTRIBUTION, "9.9.9", ours())
     with (clone / "vsa" / "values" / "grid.py").open("a") as file:
@@ -233,7 +268,9 @@ def test_sources_that_differ_from_what_is_installed_are_named(tmp_path: Path, cl
     assert done.stderr.count("UserWarning") == 1 and "1 of their files differ" in done.stderr
 
 
-def test_sources_that_were_built_in_place_are_imported(tmp_path: Path, clone: Path) -> None:
+def test_sources_that_were_built_in_place_are_imported(
+    python: Python, tmp_path: Path, clone: Path
+) -> None:
     site = tmp_path / "site"
     install(site, DISTRIBUTION, "9.9.9", ours())
     (clone / "vsa" / "_build.json").write_text('{"compiled": false, "cuda": false, "why": "test"}')
@@ -242,7 +279,7 @@ def test_sources_that_were_built_in_place_are_imported(tmp_path: Path, clone: Pa
 
 
 def test_kernels_of_other_sources_than_those_beside_them_are_named(
-    tmp_path: Path, clone: Path
+    python: Python, tmp_path: Path, clone: Path
 ) -> None:
     install(tmp_path / "site", DISTRIBUTION, "9.9.9", ours())
     (clone / "csrc").mkdir()
@@ -257,7 +294,7 @@ def test_kernels_of_other_sources_than_those_beside_them_are_named(
     assert f"{clone}/csrc holds now" in said and f"run pip install -e . again in {clone}" in said
 
 
-def test_a_clone_without_an_installed_package_says_what_to_run(clone: Path) -> None:
+def test_a_clone_without_an_installed_package_says_what_to_run(python: Python, clone: Path) -> None:
     code = "import sys; sys.path[:] = [sys.argv[1], *(p for p in sys.path if 'site-' not in p)]\n"
     done = python(clone, "-c", f"{code}import vsa", str(clone))
     said = done.stderr.splitlines()[-1]
@@ -265,7 +302,7 @@ def test_a_clone_without_an_installed_package_says_what_to_run(clone: Path) -> N
     assert f"pip install . (or pip install -e .) in {clone}" in said
 
 
-def test_commands_in_such_a_clone_end_with_a_sentence(clone: Path) -> None:
+def test_commands_in_such_a_clone_end_with_a_sentence(python: Python, clone: Path) -> None:
     info = python(clone, "-S", "-m", "vsa", "info", cwd=clone)
     assert info.returncode == 1 and info.stderr == ""
     assert f"sources in {clone / 'vsa'}, which were not built" in info.stdout
