@@ -166,7 +166,7 @@ def test_check_finds_what_is_wrong_in_low_precision(
     compute = owner.low_precision
     spoil = LOW_FAULTS[fault]
     monkeypatch.setattr(owner, "low_precision", lambda *args: spoil(*compute(*args)))
-    # One problem shows each of them; longer ones take ten times as long to show no more.
+    # One that shows each of them, also by itself: longer ones only take longer.
     cases = [case for case in low_precision.CASES if case.name == "ragged"]
     monkeypatch.setattr(low_precision, "CASES", cases)
     rows = [row for row in check_low.rows() if row.backend == backend]
