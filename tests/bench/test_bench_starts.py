@@ -119,7 +119,8 @@ def test_parts_of_a_tiny_call_on_a_cpu(tmp_path: Path) -> None:
     for row in found["rows"]:
         times = {name: x for name, x in row.items() if name.endswith("host us")}
         assert len(times) == 11 and min(times.values()) > 0
-        assert times["key, host us"] < times["forward, host us"] < times["both, host us"]
+        # A part against all: of single calls on a busy machine no closer two keep their order.
+        assert times["key, host us"] < times["both, host us"]
 
 
 def test_a_tiny_call_with_a_tail_and_without(tmp_path: Path) -> None:

@@ -66,7 +66,6 @@ class Record:
             self._steps.add(step)
         return wanted
 
-    @torch.compiler.disable
     @torch.no_grad()
     def note(
         self,
@@ -178,3 +177,7 @@ class Record:
         for (layer, step), numbers in self._numbers.items():
             table[layer, places[step]] = numbers[which].float().cpu()
         return table
+
+
+# What torch.compiler.disable sets. The decorator itself would load torch._dynamo, as long as torch.
+Record.note._torchdynamo_disable = True  # type: ignore[attr-defined]
