@@ -233,7 +233,7 @@ def _prepare(
     if gates:
         wanted = gates_of(layers) | new_gates(module, layers, family.gate_bias)
     else:
-        check_untrained(gates_of(layers))
+        check_untrained(module, gates_of(layers))
         if not gates_of(layers):
             name_gates_beside(module)
     return module, Plan(family, settings, layers, processors, dense, sharding), earlier, wanted

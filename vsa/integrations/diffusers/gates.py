@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vsa.integrations.diffusers.gate_files import NAME, gates_at, gates_beside, gates_in
+from vsa.integrations.diffusers.gate_weights import check_readable, why_hidden
 from vsa.integrations.diffusers.plan import PLAN, Plan
 from vsa.integrations.diffusers.processors import query_of
 
@@ -105,18 +106,27 @@ def name_gates_beside(transformer: Any) -> None:
     warnings.warn(f"gates is None for the transformer of {folder}, but {said}", stacklevel=4)
 
 
-def check_untrained(gates: Mapping[str, nn.Module]) -> None:
+def check_untrained(transformer: nn.Module, gates: Mapping[str, nn.Module]) -> None:
     """Refuse to let go of gates that hold anything.
 
+    Args:
+        transformer: that they are in.
+        gates: by the path of their block.
+
     Raises:
-        ValueError: so they do.
+        ValueError: so they do, or their weights cannot be read.
     """
     for path, gate in gates.items():
-        if any(x.is_meta or x.detach().float().any() for x in gate.parameters()):
-            raise ValueError(
-                f"gates is None, but {path} has a trained gate, which would be lost: pass "
-                'gates="coarse" to keep it, or call remove_vsa(transformer) first to delete it'
-            )
+        if hidden := why_hidden(transformer, gate):
+            which = f"gate that may be trained, as it is {hidden} and cannot be read, and"
+        elif any(x.detach().float().any() for x in gate.parameters()):
+            which = "trained gate,"
+        else:
+            continue
+        raise ValueError(
+            f"gates is None, but {path} has a {which} which would be lost: pass "
+            'gates="coarse" to keep it, or call remove_vsa(transformer) first to delete it'
+        )
 
 
 def _compute_dtype(path: str, attn: Any) -> torch.dtype:
@@ -152,7 +162,8 @@ def gates_state_dict(transformer: nn.Module) -> dict[str, Tensor]:
         ``blocks.N.to_gate_compress.weight`` (dim, dim) and ``.bias`` (dim,) of every layer.
 
     Raises:
-        ValueError: a transformer without gates.
+        ValueError: a transformer without gates, or gates whose weights cannot be read, since they
+            are offloaded, quantised or under an adapter.
     """
     return {
         f"{path}.{NAME}.{name}": value
@@ -173,8 +184,9 @@ def load_gates(
             under any prefix. Or the path of a safetensors file, or of a folder of them.
 
     Raises:
-        ValueError: a transformer without gates, a path without any, or gates that are missing, left
-            over or of another shape; nothing has been loaded then.
+        ValueError: a transformer without gates, or whose gates are offloaded, quantised or under an
+            adapter; a path without any, or gates that are missing, left over, of another shape or
+            there twice; nothing has been loaded then.
     """
     gates = _gates(transformer)
     _load(gates, gates_at(state_dict) if isinstance(state_dict, (str, os.PathLike)) else state_dict)
@@ -209,20 +221,17 @@ def _load(gates: Mapping[str, nn.Module], state_dict: Mapping[str, Tensor]) -> N
 
 def _gates(transformer: nn.Module) -> dict[str, nn.Module]:
     plan: Plan | None = getattr(getattr(transformer, "_orig_mod", transformer), PLAN, None)
-    gates = {path: getattr(attn, NAME, None) for path, attn in plan.layers.items()} if plan else {}
+    gates: dict[str, Any] = {}
+    if plan:
+        gates = {path: getattr(attn, NAME, None) for path, attn in plan.layers.items()}
     if None in gates.values() or not gates:
         raise ValueError(
             "transformer has no coarse gates: call apply_vsa(transformer, topk=..., "
             'gates="coarse") first'
         )
     for path, gate in gates.items():
-        if not isinstance(gate, nn.Linear):
-            kind, package = type(gate).__name__, type(gate).__module__.split(".")[0]
-            raise ValueError(
-                f"the gate of {path} is wrapped by a {kind} of {package}, so that its own weights "
-                "are not what it computes: call transformer.fuse_lora() and unload_lora() first"
-            )
-    return gates  # type: ignore[return-value]
+        check_readable(transformer, path, gate)
+    return gates
 
 
 def _some(names: set[str]) -> str:

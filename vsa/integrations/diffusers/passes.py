@@ -88,8 +88,8 @@ class Passes:
         self._passes: list[tuple[StorageWeakRef, int, Any]] = []
         self._lock = threading.Lock()
 
-    def __deepcopy__(self, memo: object) -> Passes:
-        return Passes()
+    def __reduce__(self) -> tuple[type, tuple[()]]:  # a copy, also one in a file, starts empty
+        return Passes, ()
 
     def add(self, x: Tensor, works: Mapping[int, Any]) -> None:
         """Take note of the works of a pass whose input is x."""

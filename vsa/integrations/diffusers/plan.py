@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vsa.diagnostics.record import Record
+from vsa.integrations.diffusers.compiled import UNTRACED, check_exported
 from vsa.integrations.diffusers.coordinates import Layout
 from vsa.integrations.diffusers.families import Family
 from vsa.integrations.diffusers.parallel import sharding_group
@@ -204,6 +205,7 @@ class Plan:
         self, call: Mapping[str, Any], layout: Layout, group: Any, again: bool
     ) -> dict[int, Work]:
         recorded = self.record is not None and not again
+        check_exported(self.settings, self.record is not None)
         if self.settings.need_steps or recorded:
             self.steps.advance(call, self.family.rising)
         # The first call of a step is noted; what guidance adds would take its place.
@@ -359,13 +361,13 @@ def sparse_layers(block: Any) -> list[SparseProcessor]:
     return [processor for processor in found if isinstance(processor, SparseProcessor)]
 
 
-@torch.compiler.disable
+@torch.compiler.disable(reason=UNTRACED)
 def _before(transformer: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
     # A function, not a method: a copy of the transformer must find the copy of its plan.
     getattr(transformer, PLAN).before(transformer, args, kwargs)
 
 
-@torch.compiler.disable
+@torch.compiler.disable(reason=UNTRACED)
 def _after(transformer: Any, args: Any, output: Any) -> None:
     getattr(transformer, PLAN).after(transformer)
 

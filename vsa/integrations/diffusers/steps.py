@@ -71,6 +71,11 @@ def denoising_step(step: int) -> Iterator[None]:
         _said.step = before
 
 
+def step_is_said() -> bool:
+    """Whether this thread is inside of ``denoising_step``."""
+    return _said.step is not None
+
+
 def count_steps(
     pipe: Any, step: int, timestep: object, callback_kwargs: dict[str, Any]
 ) -> dict[str, Any]:
