@@ -57,7 +57,7 @@ def test_what_depends_on_steps_is_exported_where_the_step_is_said() -> None:
     apply_vsa(model, topk=2, refresh_every=3)
     with (
         denoising_step(1),
-        pytest.raises(NotImplementedError, match="refresh_every must be 1 .* 3"),
+        pytest.raises(NotImplementedError, match=r"refresh_every must be 1 .* 3"),
     ):
         export(model, inputs)
     apply_vsa(model, topk=2)
