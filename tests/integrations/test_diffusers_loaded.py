@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
 from accelerate import cpu_offload
 from integrations.tiny_transformers import cogvideox, hunyuan, ltx, run, wan
+from safetensors.torch import save_file
 
 from vsa.integrations.diffusers import apply_vsa, gates_state_dict, load_gates, remove_vsa
 from vsa.integrations.diffusers.gate_files import NAME
