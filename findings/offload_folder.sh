@@ -6,8 +6,8 @@
 # checkpoint in the folder of the last run. And save_pretrained, where weights are on a disk, writes
 # whatever the empty memory in their place holds. Give every model and run an empty folder; save
 # before.
-# Seen, by blocks and by leaves: the second model's output is that of the first, to 1e-5; what was saved
-# is another model.
+# Seen, by blocks and by leaves: the second model's output is that of the first; what was saved is
+# another model.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -29,8 +29,8 @@ def run(model):
     return model(x, time, text, return_dict=False)[0]
 
 
-def near(one, other):
-    return torch.allclose(one, other, rtol=0, atol=1e-5)
+def close(a, b):  # weights out of a file lie elsewhere in memory, which may round otherwise
+    return torch.allclose(a, b, rtol=0, atol=1e-4)
 
 
 for kind in ("block_level", "leaf_level"):
@@ -45,7 +45,7 @@ for kind in ("block_level", "leaf_level"):
             offload_to_disk_path=f"{sys.argv[1]}/{kind}",
         )
     found = [run(model) for model in pair]
-    same = [near(found[0], first), near(found[1], second), near(found[1], first)]
+    same = [close(found[0], first), close(found[1], second), close(found[1], first)]
     print(f"{kind}: the first is right: {same[0]}, the second: {same[1]}, it is the first: {same[2]}")
     assert same == [True, False, True], "it has changed"
     pair[0].save_pretrained(f"{sys.argv[1]}/saved_{kind}")
@@ -53,7 +53,7 @@ for kind in ("block_level", "leaf_level"):
     whole = {name: value.shape for name, value in pair[0].state_dict().items()}
     assert {name: value.shape for name, value in saved.items()} == whole
     again = WanTransformer3DModel.from_pretrained(f"{sys.argv[1]}/saved_{kind}").eval()
-    right = near(run(again), first)
+    right = close(run(again), first)
     print(f"{kind}: what was saved is the first: {right}")
     assert not right, "it has changed"
 PYTHON

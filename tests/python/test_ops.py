@@ -16,8 +16,6 @@ from torch.utils.checkpoint import (
 
 import vsa
 from vsa.measure.timing import peak_memory
-from vsa.operators import schema
-from vsa.values.problem import TileScores
 from vsa.verify.parity import Problem, by_name, ours, worst
 
 NO_MASK = [], None
@@ -47,19 +45,6 @@ def test_opcheck() -> None:
     out, lse = torch.ops.vsa.block_sparse_attention(q, k, v, *plan)
     backward = (torch.randn_like(out), torch.randn_like(lse), out, lse, q, k, v, *plan)
     torch.library.opcheck(torch.ops.vsa.block_sparse_attention_backward, backward)
-
-
-def test_none_for_a_list_is_an_empty_one() -> None:
-    """As a package of AOTInductor hands it over: findings/empty_list_in_a_package.sh."""
-    means = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8)
-    values = *means, None, [3], 0.0, None, 0.3, "torch"
-    groups = (TileScores,)
-    (wanted,) = schema.regroup(groups, (*values, [], None, []))
-    (found,) = schema.regroup(groups, (*values, None, None, None))
-    assert found.mask is wanted.mask is None and len(found.shares) == 0
-    assert found[:8] == wanted[:8] and found.must is None  # tensors may be None
-    (masked,) = schema.regroup(groups, (*values, None, torch.ones(1, 9, 9).bool(), None))
-    assert masked.mask is not None and len(masked.mask.rule) == 0
 
 
 GATED = Problem(

@@ -39,19 +39,8 @@ def arguments(groups: tuple[Group, ...]) -> dict[str, str]:
     return found
 
 
-@cache
-def _lists(groups: tuple[Group, ...]) -> tuple[int, ...]:
-    """Places of arguments that are lists."""
-    kinds = arguments(groups).values()
-    return tuple(place for place, kind in enumerate(kinds) if kind.endswith("[]"))
-
-
 def regroup(groups: tuple[Group, ...], values: Sequence[Any]) -> list[Any]:
     """Arguments in a row, as the operator gets them, in their groups again."""
-    for place in _lists(groups):
-        # AOTInductor hands over None for an empty list: findings/empty_list_in_a_package.sh.
-        if values[place] is None:
-            values = [*values[:place], (), *values[place + 1 :]]
     found, start = [], 0
     for group in groups:
         count = len(group._fields)  # type: ignore[attr-defined]
