@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ceilings_loads.h"
+#include "checked.h"
 #include "launch/tensor_core_launch.h"
 
 namespace vsa::ceilings {
@@ -15,20 +16,7 @@ namespace vsa::ceilings {
 constexpr int kLaunches = 7;
 constexpr size_t kMB = 1'000'000;
 
-inline void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "%s failed: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
-
-// Device memory that the process keeps until its end.
-template <class T>
-T* allocate(size_t count) {
-  void* memory = nullptr;
-  check(cudaMalloc(&memory, count * sizeof(T)), "cudaMalloc");
-  check(cudaMemset(memory, 0, count * sizeof(T)), "cudaMemset");
-  return static_cast<T*>(memory);
-}
+using bench::allocate, bench::check;
 
 struct Gpu {
   int blocks = 0;  // one per multiprocessor

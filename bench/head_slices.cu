@@ -22,30 +22,14 @@
 #include <string>
 #include <vector>
 
+#include "checked.h"
 #include "launch/low_precision_params.h"
 #include "launch/tensor_core_launch.h"
 
 namespace vsa::launch {
 namespace {
 
-void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "%s failed: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
-void check(const std::string& error) {
-  if (error.empty()) return;
-  std::fprintf(stderr, "%s\n", error.c_str());
-  std::exit(1);
-}
-
-template <class T>
-T* allocate(size_t count) {
-  void* memory = nullptr;
-  check(cudaMalloc(&memory, count * sizeof(T)), "cudaMalloc");
-  check(cudaMemset(memory, 0, count * sizeof(T)), "cudaMemset");
-  return static_cast<T*>(memory);
-}
+using bench::allocate, bench::check;
 
 constexpr int kWarps = 8, kBlocks = 3;  // as launch/low_precision.cu
 

@@ -87,6 +87,7 @@ struct FirstChunkClocks {
 
 }  // namespace vsa
 
+#include "checked.h"
 #include "launch/fine_params.h"
 #include "launch/tensor_core_launch.h"
 
@@ -96,24 +97,7 @@ namespace {
 constexpr int kRounds = 9;
 constexpr float kRoundMs = 40;
 
-void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "%s failed: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
-void check(const std::string& error) {
-  if (error.empty()) return;
-  std::fprintf(stderr, "%s\n", error.c_str());
-  std::exit(1);
-}
-
-template <class T>
-T* allocate(size_t count) {
-  void* memory = nullptr;
-  check(cudaMalloc(&memory, count * sizeof(T)), "cudaMalloc");
-  check(cudaMemset(memory, 0, count * sizeof(T)), "cudaMemset");
-  return static_cast<T*>(memory);
-}
+using bench::allocate, bench::check;
 
 template <class T>
 T* read(const std::string& path, size_t count) {
