@@ -4,10 +4,12 @@
 usage: python bench/sanitize.py [--tool memcheck racecheck ...] [--parts NAME ...] [--minutes M]
        python bench/sanitize.py --run NAME
 
-Each part is a process of its own under each tool, which looks at this project's kernels alone. A
-part that finds something, or whose numbers are wrong, is printed with what the tool says, and the
-exit status is 1. --run computes one part without a tool, on a GPU or, where there is none, on the
-emulator. racecheck knows TMA's copies only in part, so its silence says less than memcheck's.
+Each part is a process of its own under each tool, which looks at this project's kernels alone,
+initcheck at all: what is written by a kernel that it is told to leave out is to it memory that
+nobody has written. A part that finds something, or whose numbers are wrong, is printed with what
+the tool says, and the exit status is 1. --run computes one part without a tool, on a GPU or, where
+there is none, on the emulator. racecheck knows TMA's copies only in part, so its silence says less
+than memcheck's.
 """
 
 from __future__ import annotations
@@ -193,24 +195,18 @@ def drop_ins() -> None:
 PARTS = {each.__name__: each for each in (native, low_precision, tail, whole_calls, drop_ins)}
 
 
+def command(tool: str, part: str) -> list[str]:
+    """A part under a tool."""
+    of_ours = [] if tool == "initcheck" else ["--kernel-regex", "kns=vsa"]
+    given = ["--tool", tool, *of_ours, "--error-exitcode", str(FOUND)]
+    return ["compute-sanitizer", *given, sys.executable, __file__, "--run", part]
+
+
 def under(tool: str, part: str, limit: float) -> bool:
     """Whether a part is right and its tool finds nothing."""
-    command = [
-        "compute-sanitizer",
-        "--tool",
-        tool,
-        "--kernel-regex",
-        "kns=vsa",
-        "--error-exitcode",
-        str(FOUND),
-        sys.executable,
-        __file__,
-        "--run",
-        part,
-    ]
     begin = time.monotonic()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+        done = subprocess.run(command(tool, part), capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
         print(f"{tool} {part}: not done within {limit:.0f} s", flush=True)
         return False

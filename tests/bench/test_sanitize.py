@@ -45,3 +45,11 @@ def test_wrong_numbers_end_a_part(monkeypatch, wrong: str, named: str) -> None:
     with pytest.raises(SystemExit, match=rf"^sanitize\.py: {named} of a case is off by "):
         sanitize.compare("a case", call, given, sanitize.NEAR, backward=True)
     sanitize.compare("a case", lambda q, k, v, backend: q + k + v, given, 1e-6, backward=True)
+
+
+@pytest.mark.parametrize("tool", sanitize.TOOLS)
+def test_a_tool_looks_at_our_kernels_alone_where_that_hides_nothing(tool: str) -> None:
+    given = sanitize.command(tool, "tail")
+    assert given[:3] == ["compute-sanitizer", "--tool", tool] and given[-2:] == ["--run", "tail"]
+    # What kernels that are left out have written is to initcheck as never written.
+    assert ("--kernel-regex" in given) == (tool != "initcheck")
