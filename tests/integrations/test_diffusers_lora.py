@@ -12,7 +12,7 @@ from torch import nn
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 from diffusers.loaders import PeftAdapterMixin
-from integrations.tiny_newer import easyanimate
+from integrations.tiny_newer import easyanimate, minimax_h3
 from integrations.tiny_transformers import UNLIKE, run, wan
 from peft import LoraConfig
 
@@ -54,6 +54,31 @@ def test_adapters_work_and_learn_whichever_comes_first(family: Any, first: str) 
         model.disable_adapters()
         apply_vsa(model, topk=1.0)
         torch.testing.assert_close(run(model, inputs), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", ["adapter, fused, sparse", "sparse, fused, adapter"])
+@pytest.mark.parametrize("family", [wan, minimax_h3])
+def test_an_adapter_that_fused_projections_leave_out_is_refused(family: Any, order: str) -> None:
+    model, inputs = family()
+    for step in order.split(", "):
+        if step == "adapter":
+            add_lora(model)
+        elif step == "fused":
+            model.fuse_qkv_projections()
+        else:
+            apply_vsa(model, topk=1.0)
+    said = r"^transformer must have no adapters .*, but to_q has one: call transformer\.unfuse_qkv_"
+    with torch.no_grad():
+        with pytest.raises(ValueError, match=said):
+            run(model, inputs)
+        model.unfuse_qkv_projections()
+        adapted = run(model, inputs)
+        torch.testing.assert_close(run(remove_vsa(model), inputs), adapted, rtol=1e-4, atol=1e-4)
+        model.disable_adapters()
+        plain = run(model, inputs)
+        assert (adapted - plain).abs().max() > 1e-4
+        apply_vsa(model, topk=1.0).fuse_qkv_projections()
+        torch.testing.assert_close(run(model, inputs), plain, rtol=1e-4, atol=1e-4)
 
 
 def test_diffusers_gives_easyanimate_no_adapters() -> None:

@@ -21,6 +21,7 @@ from vsa.integrations.diffusers.processors import (
     gate_of,
     heads_of,
     project_out,
+    projections,
     sparse,
 )
 from vsa.integrations.diffusers.rotary import Rotary, turn_halves
@@ -120,11 +121,7 @@ class MiniMaxH3SparseProcessor(SparseProcessor):
         if given.mask is not None:
             raise ValueError("attention_mask must be None for MiniMax-H3, but it is a tensor")
         x = given.video
-        if attn.fused_projections:
-            q, k, v = attn.to_qkv(x).chunk(3, dim=-1)
-        else:
-            q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
-        q, k, v = (heads_of(each, attn) for each in (q, k, v))
+        q, k, v = (heads_of(each, attn) for each in projections(attn, x))
         q, k = attn.norm_q(q), attn.norm_k(k)
         if given.rotary is not None:
             q, k = turn_first((q, k), given.rotary)

@@ -227,6 +227,25 @@ def query_of(attn: Any) -> Any:
     return attn.to_query if hasattr(attn, "to_query") else attn.to_q
 
 
+def projections(attn: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values of self-attention, by one product where fused.
+
+    Raises:
+        ValueError: where one product would leave an adapter out, as diffusers' own processors do
+            without a word (findings/fused_projections.sh).
+    """
+    if not attn.fused_projections:
+        return attn.to_q(x), attn.to_k(x), attn.to_v(x)
+    for name in ("to_q", "to_k", "to_v"):
+        layer = getattr(attn, name)
+        if hasattr(layer, "base_layer") and not getattr(layer, "disable_adapters", False):
+            raise ValueError(
+                f"transformer must have no adapters where its projections are fused, which leaves "
+                f"them out, but {name} has one: call transformer.unfuse_qkv_projections()"
+            )
+    return attn.to_qkv(x).chunk(3, dim=-1)
+
+
 def heads_of(x: Tensor, attn: Any) -> Tensor:
     """(B, S, heads * head_dim) -> (B, S, heads, head_dim)."""
     return x.unflatten(2, (heads_in(attn), -1))
@@ -249,10 +268,7 @@ class WanSparseProcessor(SparseProcessor):
     def attend(self, work: Work, attn: Any, given: Given) -> Tensor:
         """Attend; -> (B, S, channels)."""
         x = given.video
-        if attn.fused_projections:
-            q, k, v = attn.to_qkv(x).chunk(3, dim=-1)
-        else:
-            q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+        q, k, v = projections(attn, x)
         q, k, v = (heads_of(each, attn) for each in (attn.norm_q(q), attn.norm_k(k), v))
         if given.rotary is not None:
             q, k = turn_pairs((q, k), *of_pairs(given.rotary))
