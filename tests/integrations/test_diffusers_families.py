@@ -206,6 +206,21 @@ def test_skyreels_is_its_dense_self_under_its_own_mask(frames: int) -> None:
 
 
 @torch.no_grad()
+def test_sparse_layers_use_no_backend_of_diffusers_which_may_know_no_mask() -> None:
+    """findings/causal_mask_in_varlen.sh"""
+    model, inputs = skyreels()
+    inputs = in_blocks(model, inputs, 2)
+    dense = run(model, inputs)
+    apply_vsa(model, topk=1.0)
+    for block in model.blocks:
+        for processor in (block.attn1.processor, block.attn1.processor.original):
+            processor._attention_backend = "any use of it is an error"
+    torch.testing.assert_close(run(model, inputs), dense, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="any use of it is an error"):
+        run(remove_vsa(model), inputs)
+
+
+@torch.no_grad()
 def test_skyreels_runs_with_a_timestep_per_frame() -> None:
     model, inputs = skyreels()
     equal_to_dense(model, in_blocks(model, inputs, 1))
