@@ -43,21 +43,25 @@ class JointSparseProcessor(SparseProcessor):
             raise ValueError(
                 "encoder_hidden_states is None, but joint attention needs the text tokens"
             )
-        video_qkv = self._project(attn, x, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
+        length = text.shape[1]
+        if getattr(attn, "add_q_proj", None) is None:
+            # One product for both, as diffusers does: hooks on a projection see the same tokens.
+            both = torch.cat(self._ordered(x, text), dim=1)
+            q, k, v = self._project(attn, both, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
+            (q, text_q), (k, text_k) = self._parted(q, length), self._parted(k, length)
+        else:
+            q, k, v = self._project(attn, x, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
+            added = ("add_q_proj", "add_k_proj", "add_v_proj")
+            norms = ("norm_added_q", "norm_added_k")
+            text_q, text_k, text_v = self._project(attn, text, added, norms)
+            v = torch.cat(self._ordered(v, text_v), dim=1)
         if given.rotary is not None:
-            q, k, v = video_qkv
             cos, sin = given.rotary
             if work.sharding is not None:
                 cos, sin = (work.sharding.part(table, 0) for table in (cos, sin))
-            video_qkv = [*self.turn(q, k, (cos, sin)), v]
-        if getattr(attn, "add_q_proj", None) is None:
-            text_qkv = self._project(attn, text, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
-        else:
-            added = ("add_q_proj", "add_k_proj", "add_v_proj")
-            text_qkv = self._project(attn, text, added, ("norm_added_q", "norm_added_k"))
-        order = (text_qkv, video_qkv) if self.text_first else (video_qkv, text_qkv)
-        q, k, v = (torch.cat(pair, dim=1) for pair in zip(*order, strict=True))
-        length = text.shape[1]
+            q, k = self.turn(q, k, (cos, sin))
+        q = torch.cat(self._ordered(q, text_q), dim=1)
+        k = torch.cat(self._ordered(k, text_k), dim=1)
         valid = self.text_valid(given.mask, length)
         if valid is not None and work.before:
             valid = torch.cat([valid.new_ones(valid.shape[0], work.before), valid], dim=1)
@@ -80,9 +84,19 @@ class JointSparseProcessor(SparseProcessor):
         norm_q, norm_k = (getattr(attn, name, None) for name in norms)
         return [q if norm_q is None else norm_q(q), k if norm_k is None else norm_k(k), v]
 
+    def _ordered(self, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """The two as they stand in the sequence."""
+        return (text, video) if self.text_first else (video, text)
+
+    def _parted(self, x: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Video and text of a sequence whose text has this length."""
+        if self.text_first:
+            return x[:, length:], x[:, :length]
+        return x[:, :-length], x[:, -length:]
+
     def _split(self, attn: Any, out: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Part the streams and project each with what its block has."""
-        video, text = out[:, :-length], out[:, -length:]
+        video, text = self._parted(out, length)
         # A single-stream block projects both itself, together with its feed-forward.
         if getattr(attn, "to_out", None) is not None:
             video = project_out(attn, video)
@@ -124,15 +138,15 @@ class CogVideoXSparseProcessor(JointSparseProcessor):
             )
 
     def _split(self, attn: Any, out: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        out = project_out(attn, out)
-        return out[:, length:], out[:, :length]
+        return self._parted(project_out(attn, out), length)
 
 
 class EasyAnimateSparseProcessor(CogVideoXSparseProcessor):
     """EasyAnimate: text first, with projections of its own in blocks that have two streams."""
 
     def _split(self, attn: Any, out: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        video, text = project_out(attn, out[:, length:]), out[:, :length]
+        video, text = self._parted(out, length)
+        video = project_out(attn, video)
         # Blocks of one stream leave the text as attention gave it.
         if getattr(attn, "to_add_out", None) is not None:
             text = attn.to_add_out(text)
