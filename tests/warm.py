@@ -35,4 +35,8 @@ def warm_up() -> None:
     gc.set_threshold(200_000)  # as in conftest.py
 
 
+if __name__ == "__main__":
+    # .ci/run starts it for the compiled files that it leaves, which PYTHONDONTWRITEBYTECODE would
+    # prevent: each later process would compile all of PyTorch again, for 4 to 20 s of CPU time.
+    sys.dont_write_bytecode = False
 warm_up()
