@@ -125,13 +125,38 @@ def excess(found: Tensor, truth: Tensor, of_sdpa: float, dtype: torch.dtype) -> 
     return parity.error(found, truth) / max(of_sdpa, parity.error(truth.to(dtype), truth), 1e-30)
 
 
+class Rows:
+    """A tensor (B, heads, S, D) whose rows are taken one by one, as the definition does.
+
+    The gradient of an index is as large as all of the tensor: most of what the definition takes
+    would be zeros that are added up, once for each row.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._whole, self.shape = x, x.shape
+        self._rows = x.flatten(0, 2).unbind()
+
+    def expand(self, shape: torch.Size) -> Rows:
+        """Itself, which has the shape."""
+        assert shape == self.shape
+        return self
+
+    def __getitem__(self, at: tuple[int, ...]) -> Tensor:
+        if len(at) == 2:
+            return self._whole[at]
+        sample, head, token = at
+        return self._rows[(sample * self.shape[1] + head) * self.shape[2] + token]
+
+
 def reference(call: Call, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Of ``video_sparse_attn`` on these tensors."""
+    """Of ``video_sparse_attn`` on these tensors, the weight as it is broadcast."""
     return padded_reference.video_sparse_attn(
-        *(tensors[x] for x in "qkv"),
+        Rows(tensors["q"]),
+        tensors["k"],
+        tensors["v"],
         call.sizes,
         call.of_keys,
         call.topk,
         call.volume,
-        tensors.get("weight"),
+        Rows(tensors["weight"]) if "weight" in tensors else None,
     )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from drop_ins.padded import (
     Call,
+    Rows,
     errors_of_sdpa,
     excess,
     numbers,
@@ -196,7 +197,10 @@ def check_lists(call: Call, machine: tuple[str, str]) -> None:
         x = [t.clone().requires_grad_() for t in x]
         sizes = numbers(whole.of_keys).to(device)
         if form == "definition":
-            out, lse = padded_reference.block_sparse_attn(*x, kept, whole.of_keys, whole.volume)
+            q, k, v = x
+            out, lse = padded_reference.block_sparse_attn(
+                Rows(q), k, v, kept, whole.of_keys, whole.volume
+            )
         elif form == "map":
             out, lse = vsa.block_sparse_attn(*x, kept.to(device), sizes, backend=backend)
         else:
