@@ -33,7 +33,7 @@ class Layer:
     """Two calls on the same inputs, the second with the selection of the first; text and GQA."""
 
     def __init__(self, backend: str, device: str, topk: TopK, gates: tuple[str, ...]) -> None:
-        self.grid = vsa.Grid((5, 6, 7), prefix=3, suffix=2)
+        self.grid = vsa.Grid((5, 4, 6), prefix=3, suffix=2)
         size = 2, self.grid.length
         self.leaves = {
             name: torch.randn(*size, heads, 64, device=device).bfloat16().requires_grad_()
