@@ -32,17 +32,17 @@ def prepared() -> int:
 
 
 def draw(
-    grid: vsa.Grid = GRID, batch: int = 1, kv_heads: int = 2, head_dim: int = 64
+    grid: vsa.Grid = GRID, batch: int = 1, kv_heads: int = 2, head_dim: int = 64, heads: int = 4
 ) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = [(batch, grid.length, heads, head_dim) for heads in (4, kv_heads, kv_heads)]
+    shapes = [(batch, grid.length, n, head_dim) for n in (heads, kv_heads, kv_heads)]
     return [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
 
 
 def kinds() -> dict[str, tuple[list[Tensor], dict[str, Any]]]:
     q, k, v = draw()
     coarse, fine = torch.randn(1, GRID.length, 4, 64), torch.randn(1, 1, 4, 1)
-    of_text = draw(TEXT, batch=2, kv_heads=1)
+    of_text = draw(TEXT, batch=2, kv_heads=1, heads=2)
     valid = torch.arange(150).view(2, 75) % 3 > 0
     fused = torch.stack([q] * 3, dim=3)
     return {
