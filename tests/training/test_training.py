@@ -162,7 +162,8 @@ def test_ramp_and_abrupt_begin_dense_and_end_at_the_budget():
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_resumed_run_goes_on_bit_by_bit(tmp_path, ema):
-    recipe = settings(kinds=("full", "vsa", "ramp"), ema=ema)
+    # Evaluations take more than steps: few, on few clips.
+    recipe = settings(kinds=("full", "vsa", "ramp"), ema=ema, every=4, held_out=2)
     whole, half, rest = Run(recipe, CPU), Run(recipe, CPU), Run(recipe, CPU)
     whole.train(6, None)
     half.train(3, None)  # stops between two evaluations
