@@ -61,24 +61,23 @@ struct OneOf<launch::Values<values...>> {
   static const char* written(launch::Dtype x) { return name_of(x); }
 };
 
-template <class Call>
+// A field of a call, of whatever class either is: only `at` is compiled for each field, the rest
+// for each type of one. pybind11's templates for each of two hundred fields would take a minute.
 struct Field {
   const char* name;
-  std::string type;
-  void (*set)(Call&, py::handle, const std::string& full_name);
-  void (*link)(Call&, const Slots&);  // gives a prepared call the addresses of a run
+  std::string (*type)();
+  void* (*at)(void* call);
+  void (*read)(void* field, py::handle, const std::string& full_name);
+  Link link;
 };
 
-[[noreturn]] inline void refuse_type(py::handle x, const std::string& name, std::string allowed) {
-  for (const Alias& alias : kAliases)
-    if (allowed == alias.name) allowed = std::string(alias.definition) + " (" + alias.meaning + ")";
-  const std::string given = py::str(py::type::handle_of(x).attr("__name__"));
-  throw py::type_error(name + " must be " + allowed + ", but it is of type " + given);
-}
+[[noreturn]] void refuse_type(py::handle x, const std::string& name, std::string allowed);
+[[noreturn]] void refuse_value(py::handle x, const std::string& name, const std::string& must);
 
-// Reads a value of type T into `to`, or throws a sentence that begins with the field's name.
-template <class Check, class T>
-void read_field(T& to, py::handle x, const std::string& name) {
+// Reads a value of type T into a field, or throws a sentence that begins with the field's name.
+template <class T, class Check>
+void read_field(void* field, py::handle x, const std::string& name) {
+  T& to = *static_cast<T*>(field);
   try {
     to = Python<T>::read(x, name);
   } catch (const py::cast_error&) {
@@ -86,9 +85,12 @@ void read_field(T& to, py::handle x, const std::string& name) {
   } catch (const py::reference_cast_error&) {  // None for an object
     refuse_type(x, name, Python<T>::type());
   }
-  if (!Check::holds(to))
-    throw py::value_error(name + " must " + Check::must() + ", but it is " +
-                          std::string(py::repr(x)));
+  if (!Check::holds(to)) refuse_value(x, name, Check::must());
+}
+
+template <class T, class Check>
+constexpr Field field_of(const char* name, void* (*at)(void* call)) {
+  return {name, Python<T>::type, at, read_field<T, Check>, link_of<T>()};
 }
 
 template <auto member>
@@ -98,73 +100,43 @@ struct Member<member> {
   using Type = T;
 };
 
+template <class Call, auto member>
+void* at_member(void* call) {
+  return &(static_cast<Call*>(call)->*member);
+}
 template <class Call, auto member, class Check = Anything>
-Field<Call> field(const char* name) {
-  using T = typename Member<member>::Type;
-  return {name, Python<T>::type(),
-          [](Call& call, py::handle x, const std::string& full_name) {
-            read_field<Check>(call.*member, x, full_name);
-          },
-          [](Call& call, const Slots& slots) { link(call.*member, slots); }};
+constexpr Field field(const char* name) {
+  return field_of<typename Member<member>::Type, Check>(name, at_member<Call, member>);
 }
 #define VSA_FIELD(Call, member, ...) \
   ::vsa::bind::field<Call, &Call::member __VA_OPT__(, ) __VA_ARGS__>(#member)
 
 // What a call inherits, given as one object of the class that is bound to it.
 template <class Call, class Base>
-Field<Call> inherited(const char* name) {
-  return {name, Python<Base>::type(),
-          [](Call& call, py::handle x, const std::string& full_name) {
-            read_field<Anything>(static_cast<Base&>(call), x, full_name);
-          },
-          [](Call& call, const Slots& slots) { link(static_cast<Base&>(call), slots); }};
+void* at_base(void* call) {
+  return static_cast<Base*>(static_cast<Call*>(call));
+}
+template <class Call, class Base>
+constexpr Field inherited(const char* name) {
+  return field_of<Base, Anything>(name, at_base<Call, Base>);
 }
 
 // The fields in the order of the table, with the strings that keywords are looked up by.
-template <class Call>
 class Table {
  public:
-  Table(const char* owner, std::vector<Field<Call>> fields) : owner_(owner) {
-    for (Field<Call>& field : fields) {
-      PyObject* key = PyUnicode_InternFromString(field.name);  // as long as the process lives
-      if (key == nullptr) throw py::error_already_set();
-      rows_.push_back({key, std::string(owner) + ": " + field.name, std::move(field)});
-    }
-  }
-
-  Call call(const py::kwargs& given) const {
-    Call call{};
-    for (const Row& row : rows_) {
-      PyObject* value = PyDict_GetItemWithError(given.ptr(), row.key);
-      if (value == nullptr) throw py::type_error(row.full_name + " is missing");
-      row.field.set(call, value, row.full_name);
-    }
-    if (given.size() != rows_.size()) refuse_unknown(given);
-    return call;
-  }
-
-  py::dict types() const {
-    py::dict types;
-    for (const Row& row : rows_) types[row.field.name] = row.field.type;
-    return types;
-  }
+  Table(const char* owner, std::initializer_list<Field> fields);
+  void fill(void* call, const py::kwargs& given) const;
+  py::dict types() const;
+  std::vector<LinkedField> links() const;  // of the fields that hold addresses
 
  private:
   struct Row {
     PyObject* key;
     std::string full_name;
-    Field<Call> field;
+    Field field;
   };
 
-  [[noreturn]] void refuse_unknown(const py::kwargs& given) const {
-    const py::dict known = types();
-    for (const auto& [name, value] : given)
-      if (!known.contains(name))
-        throw py::type_error(owner_ + " has no field " + std::string(py::str(name)) +
-                             ", its fields are " +
-                             std::string(py::str(", ").attr("join")(known).cast<std::string>()));
-    throw std::logic_error(owner_ + ": a field stands twice in its table");
-  }
+  [[noreturn]] void refuse_unknown(const py::kwargs& given) const;
 
   std::string owner_;
   std::vector<Row> rows_;
@@ -175,12 +147,15 @@ template <class Call>
 py::class_<Call> bind_struct(py::module_& m,
                              const char* name,
                              const char* doc,
-                             std::vector<Field<Call>> fields) {
-  links<Call>().clear();
-  for (const Field<Call>& field : fields) links<Call>().push_back(field.link);
-  const Table<Call> table(name, std::move(fields));
+                             std::initializer_list<Field> fields) {
+  static const Table table(name, fields);  // once for each class
+  links<Call>() = table.links();
   py::class_<Call> bound(m, name, doc);
-  bound.def(py::init([table](const py::kwargs& given) { return table.call(given); }));
+  bound.def(py::init([](const py::kwargs& given) {
+    Call call{};
+    table.fill(&call, given);
+    return call;
+  }));
   bound.attr("FIELDS") = table.types();
   return bound;
 }
@@ -189,46 +164,36 @@ inline void raise_if(const std::string& error) {
   if (!error.empty()) throw std::runtime_error("vsa: " + error);
 }
 
-template <auto on_cpu, class Call>
-std::string emulated(const Call& call, int blocks, unsigned seed) {
-  if constexpr (std::is_invocable_v<decltype(on_cpu), const Call&>)
-    return on_cpu(call);
-  else
-    return on_cpu(call, blocks, seed);
+// How one method of a class runs a call of it: as it is, or with the addresses of a run.
+template <auto on_gpu, class Call>
+std::string launched(const void* call, const Slots* slots, int device, void* stream) {
+  const Call& known = *static_cast<const Call*>(call);
+  return on_gpu(slots ? linked(known, *slots) : known, device, stream);
 }
+template <auto on_cpu, class Call>
+std::string emulated(const void* call, const Slots* slots, int blocks, unsigned seed) {
+  const Call& known = *static_cast<const Call*>(call);
+  if constexpr (std::is_invocable_v<decltype(on_cpu), const Call&>)
+    return on_cpu(slots ? linked(known, *slots) : known);
+  else
+    return on_cpu(slots ? linked(known, *slots) : known, blocks, seed);
+}
+
+struct MethodNames {
+  const char *launch = "launch", *emulate = "emulate", *step = "step";
+};
+void bind_methods(py::handle bound, const MethodNames& names, const Runs& runs);
 
 // Three methods: the kernels on a GPU, the same kernels on the CPU, and either in a Program.
 // Kernels without matrix products need no emulator, and ignore blocks and seed.
 template <auto on_gpu, auto on_cpu, class Call>
-void bind_run(py::class_<Call>& bound,
-              const char* launch = "launch",
-              const char* emulate = "emulate",
-              const char* step = "step") {
-  bound.def(
-      launch,
-      [](const Call& call, int device, uintptr_t stream) {
-        raise_if(on_gpu(call, device, reinterpret_cast<void*>(stream)));
-      },
-      py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>(),
-      "Launches on a CUDA device, in one of its streams. The tensors must outlive the work.");
-  bound.def(
-      emulate,
-      [](const Call& call, int blocks, unsigned seed) {
-        raise_if(emulated<on_cpu>(call, blocks, seed));
-      },
-      py::arg("blocks"), py::arg("seed"), py::call_guard<py::gil_scoped_release>(),
-      "Runs the kernels' source on the CPU: so many blocks, in the schedule of this seed.");
-  bound.def(
-      step,
-      [](const Call& prepared) {
-        return Step{[prepared](const Slots& slots, int device, void* stream) {
-                      return on_gpu(linked(prepared, slots), device, stream);
-                    },
-                    [prepared](const Slots& slots, int blocks, unsigned seed) {
-                      return emulated<on_cpu>(linked(prepared, slots), blocks, seed);
-                    }};
-      },
-      "This call in a Program: its addresses are slots of it, see csrc/bind/program.h.");
+void bind_run(py::class_<Call>& bound, const MethodNames& names = {}) {
+  bind_methods(bound, names,
+               {[](py::handle self) -> const void* { return &self.cast<const Call&>(); },
+                [](const void* call) -> std::shared_ptr<const void> {
+                  return std::make_shared<Call>(*static_cast<const Call*>(call));
+                },
+                launched<on_gpu, Call>, emulated<on_cpu, Call>});
 }
 
 void bind_fine(py::module_& m);

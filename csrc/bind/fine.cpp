@@ -73,8 +73,8 @@ void bind_backward(py::module_& m) {
                          VSA_FIELD(Call, tile_counters, NotNull),
                          VSA_FIELD(Call, grad_q_sums),
                          VSA_FIELD(Call, row_stats, NotNull)});
-  bind_run<launch::backward_rows, launch::backward_rows_emulated>(bound, "launch_rows",
-                                                                  "emulate_rows", "step_rows");
+  bind_run<launch::backward_rows, launch::backward_rows_emulated>(
+      bound, {"launch_rows", "emulate_rows", "step_rows"});
   bind_run<launch::fine_backward, launch::fine_backward_emulated>(bound);
 }
 

@@ -13,10 +13,12 @@ class Program {
 
   void launch(const Slots& slots, int device, uintptr_t stream) const {
     for (const Step& step : steps_)
-      raise_if(step.launch(slots, device, reinterpret_cast<void*>(stream)));
+      raise_if(
+          step.runs.launch(step.prepared.get(), &slots, device, reinterpret_cast<void*>(stream)));
   }
   void emulate(const Slots& slots, int blocks, unsigned seed) const {
-    for (const Step& step : steps_) raise_if(step.emulate(slots, blocks, seed));
+    for (const Step& step : steps_)
+      raise_if(step.runs.emulate(step.prepared.get(), &slots, blocks, seed));
   }
 
  private:

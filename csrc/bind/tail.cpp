@@ -41,8 +41,8 @@ void bind_tail(py::module_& m) {
        VSA_FIELD(Call, parts, NotNull), VSA_FIELD(Call, splits, Positive),
        VSA_FIELD(Call, sum_k, NotNull), VSA_FIELD(Call, sum_v, NotNull),
        VSA_FIELD(Call, accumulate)});
-  bind_run<launch::tail_means, launch::tail_means_emulated>(backward, "launch_means",
-                                                            "emulate_means", "step_means");
+  bind_run<launch::tail_means, launch::tail_means_emulated>(
+      backward, {"launch_means", "emulate_means", "step_means"});
   bind_run<launch::tail_queries, launch::tail_queries_emulated>(backward);
 }
 
