@@ -129,12 +129,13 @@ class Grid:
 
     def tile_of_token(self, device: torch.device | str | None = None) -> Tensor:
         """The tile that each video token lies in, (tokens,) int64."""
-        t, h, w = (
-            torch.arange(extent, device=device) // size
-            for extent, size in zip(self.shape, self.box, strict=True)
+        (T, H, W), (t, h, w), (_, nh, nw) = self.shape, self.box, self.tiles
+        layer, row, column = (
+            torch.arange(T, device=device) // t,
+            torch.arange(H, device=device) // h,
+            torch.arange(W, device=device) // w,
         )
-        _, nh, nw = self.tiles
-        return ((t[:, None, None] * nh + h[:, None]) * nw + w).flatten()
+        return ((layer[:, None, None] * nh + row[:, None]) * nw + column).flatten()
 
     def tokens_of_tiles(self, device: torch.device | str | None = None) -> Tensor:
         """Video token in every slot, (num_tiles, volume of ``box``) int64; -1 where clipped."""
