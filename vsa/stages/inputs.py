@@ -221,7 +221,9 @@ def chosen(
     masked: bool = False,
 ) -> str:
     """Name of the backend; that of ``TRANSFORMS`` where a tensor needs more than a backward."""
-    found = transforms.first_transformed({"q": q, "k": k, "v": v, **gates})
+    found: str | None = None
+    if not torch.compiler.is_compiling():
+        found = transforms.first_transformed({"q": q, "k": k, "v": v, **gates})
     if found is not None and backend not in ("auto", "torch"):
         raise NotImplementedError(
             f"{found} has a forward-mode tangent or is inside of a transform of torch.func, "
