@@ -189,8 +189,9 @@ def attention(
         q, k, v, grid=grid, kv_grid=kv_grid, tile=tile, scale=scale, text_valid=text_valid,
         selection=selection, gates=gates, backend=backend, precision=precision, mask=mask,
     )  # fmt: skip
-    checks.gate("gate_coarse", gate_coarse, q)
-    checks.gate("gate_fine", gate_fine, q)
+    for name, gate in gates.items():
+        if gate is not None:
+            checks.gate(name, gate, q)
     check_tail(call.precision, tail)
     given = selection
     budget = resolve(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.module import _has_any_global_hook
@@ -158,7 +157,7 @@ class VideoSparseAttention(nn.Module):
             backend=self.backend,
             **({} if cache is None else {"cache": cache}),
         )
-        return self.to_out(rearrange(out, "... heads d -> ... (heads d)"))
+        return self.to_out(out.flatten(-2))
 
     attend: Callable[..., Tensor] = staticmethod(attention)
     """What computes attention; ``vsa.distributed.shard_sequence`` puts another in its place."""
@@ -181,7 +180,8 @@ class VideoSparseAttention(nn.Module):
         return q, k, v, *(*found, None, None)[:2]  # there is no fine gate without a coarse one
 
     def _of_heads(self, x: Tensor) -> Tensor:
-        return rearrange(x, "... (heads d) -> ... heads d", d=self.head_dim)
+        # Not by einops, whose parser is traced along, at five times the steps of attention itself.
+        return x.unflatten(-1, (-1, self.head_dim))
 
     @property
     def topk(self) -> TopK:

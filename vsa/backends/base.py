@@ -97,18 +97,18 @@ class Backend:
         """
         return [torch_coarse.tile_means(x, grid) for x, grid in zip(xs, grids, strict=True)]
 
-    def spread_means(self, grad: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
-        """The gradient of ``tile_means`` in one of its tensors.
+    def spread_means(self, grads: Sequence[Tensor], grid: Grid, dtype: torch.dtype) -> list[Tensor]:
+        """The gradients of ``tile_means`` in some of its tensors, which share a grid and a type.
 
         Args:
-            grad: (B, heads, num_tiles, head_dim).
-            grid: the grid of that tensor.
-            dtype: the type of that tensor.
+            grads: (B, heads, num_tiles, head_dim) each.
+            grid: of these tensors.
+            dtype: of these tensors.
 
         Returns:
-            (B, length, heads, head_dim), zeros at text tokens.
+            (B, length, heads, head_dim) each, zeros at text tokens.
         """
-        return torch_coarse.spread_means(grad, grid, dtype)
+        return torch_coarse.spread_means(grads, grid, dtype)
 
     def padded_tile_means(self, xs: Sequence[Tensor], sizes: Sequence[Tensor]) -> list[Tensor]:
         """Mean of the real tokens of every padded tile, see ``torch_padded``."""
@@ -249,7 +249,7 @@ class Backend:
         dq, dk, dv = grads
         of_means = torch_tail.add_gradients(upstream, saved, problem, means, dq)
         for grad, mean in zip((dk, dv), of_means, strict=True):
-            grad += self.spread_means(mean, problem.grids[1], grad.dtype)
+            grad += self.spread_means([mean], problem.grids[1], grad.dtype)[0]
         return dq, dk, dv
 
     def gated_forward(

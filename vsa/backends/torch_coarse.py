@@ -58,27 +58,31 @@ def _sum_boxes(x: Tensor, axis: int, size: int) -> Tensor:
     return torch.cat((sums, rest), axis)
 
 
-def spread_means(grad: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
-    """The gradient of ``tile_means``: each token gets its tile's, over the tile's size.
+def spread_means(grads: Sequence[Tensor], grid: Grid, dtype: torch.dtype) -> list[Tensor]:
+    """The gradients of ``tile_means``: each token gets its tile's, over the tile's size.
 
-    Rounded to the final type while it is small, and then written once: what a kernel of its own
+    Rounded to the final type while they are small, and then written once: what a kernel of its own
     would do.
 
     Args:
-        grad: (B, heads, num_tiles, head_dim).
-        grid: the grid of x.
-        dtype: the type of x.
+        grads: (B, heads, num_tiles, head_dim) each, on one device.
+        grid: of all x.
+        dtype: of all x.
 
     Returns:
-        (B, length, heads, head_dim), zeros at text tokens.
+        (B, length, heads, head_dim) each, zeros at text tokens.
     """
-    sizes = grid.tile_sizes(grad.device)[:, None]
-    rows = (grad / sizes).to(dtype).transpose(1, 2)
-    tile = grid.tile_of_token(grad.device)
-    if grid.text:  # one more row, of zeros
-        rows = functional.pad(rows, (0, 0, 0, 0, 0, 1))
+    sizes = grid.tile_sizes(grads[0].device)[:, None]
+    tile = grid.tile_of_token(grads[0].device)
+    if grid.text:
         tile = functional.pad(tile, (grid.prefix, grid.suffix), value=grid.num_tiles)
-    return rows.index_select(1, tile)
+    spread = []
+    for grad in grads:
+        rows = (grad / sizes).to(dtype).transpose(1, 2)
+        if grid.text:  # one more row, of zeros
+            rows = functional.pad(rows, (0, 0, 0, 0, 0, 1))
+        spread.append(rows.index_select(1, tile))
+    return spread
 
 
 @dataclass(frozen=True)

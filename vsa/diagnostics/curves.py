@@ -109,7 +109,8 @@ class Curves:
             grid.check_length(name, x.shape[1])
         checks.keys_match(q, k, k if v is None else v)
         checks.gate("gate_fine", gate_fine, q)
-        check_text_valid(text_valid, q, grid, grid)
+        if text_valid is not None:
+            check_text_valid(text_valid, q, grid, grid)
         before, count = self._sums.get((layer, step), (None, 0))
         if before is not None and len(before) != q.shape[2]:
             raise ValueError(

@@ -255,7 +255,7 @@ def arrange(given: Tensors, asked: Asked, ranks: Ranks) -> tuple[Arrangement, di
         "cache": cache is not None,
         "return_lse": asked.return_lse,
         "head_groups": len(groups),
-        "requires_grad": inputs.wants_gradients(*(x for x in given[:5] if x is not None)),
+        "requires_grad": inputs.wants_gradients(*given[:5]),
     }
     return arrangement, alike
 

@@ -50,9 +50,8 @@ class Inputs:
         Args:
             chosen: (B, heads, n_q, words) int32, the choice among the caller's tiles.
         """
-        sizes, kv_sizes = (
-            padded.sizes_of_parts(x, self.parts) for x in (self.sizes, self.kv_sizes)
-        )
+        sizes = padded.sizes_of_parts(self.sizes, self.parts)
+        kv_sizes = padded.sizes_of_parts(self.kv_sizes, self.parts)
         if self.parts > 1:
             kept = bitmap.unpack(chosen, len(self.kv_sizes)).repeat_interleave(self.parts, dim=-1)
             chosen = bitmap.pack(kept).repeat_interleave(self.parts, dim=-2)
@@ -95,7 +94,8 @@ def resolve(
     for name, x in (("q", q), ("k", k), ("v", v)):
         checks.plain(name, checks.tensor(name, x))
         _check_layout(name, x)
-    q, k, v = (x.transpose(1, 2) for x in inputs.under_autocast(q, k, v))
+    q, k, v = inputs.under_autocast(q, k, v)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     checks.alike(q, {"k": k, "v": v})
     _check_match(q, k, v)
     checked = []

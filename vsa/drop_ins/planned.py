@@ -135,7 +135,7 @@ def remember(
         counts, mass, is_constant = tuple(budget.counts), budget.mass, budget.numbers is None
     is_map = numbers.listed is not None and numbers.listed.dtype is torch.bool
     grids = [padded.grid_of(len(of) * call.parts) for of in (call.sizes, call.kv_sizes)]
-    gradients = wants_gradients(*given, *([] if gate is None else [gate]))
+    gradients = wants_gradients(*given, gate)
     prepared = None
     if is_constant and (call.parts == 1 or numbers.listed is not None):
         task = Task(

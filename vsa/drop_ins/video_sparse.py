@@ -154,7 +154,8 @@ def _attend(call: Inputs, budget: Budget, weight: Tensor | None) -> Tensor:
     gate = call.q.new_ones(1) if weight is None else weight.expand(as_given.shape).transpose(1, 2)
     # Zero times a gate is not zero where the gate of what is no token is NaN.
     gate = torch.where(real, gate.to(accumulation_dtype(call.q)), 0)
-    return who.combine(out, coarse, None, gate, problem.grids[0]).masked_fill(~real, 0)
+    grid = padded.grid_of(len(problem.sizes))
+    return who.combine(out, coarse, None, gate, grid).masked_fill(~real, 0)
 
 
 def _means(call: Inputs, detached: bool) -> list[Tensor]:

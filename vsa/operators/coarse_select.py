@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,10 +52,19 @@ def _save_types(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _spread_means(ctx, grads):
-    each = zip(grads, _grids(ctx.grids), ctx.dtypes, strict=True)
-    spread = named(ctx.backend).spread_means
-    return [None if grad is None else spread(grad, *x) for grad, *x in each], None, None
+def _spread_means(ctx: Any, grads: Sequence[Tensor | None]) -> Any:
+    grids = _grids(ctx.grids)
+    alike: dict[tuple[int, torch.dtype], dict[int, Tensor]] = {}
+    for at, (grad, grid, dtype) in enumerate(zip(grads, grids, ctx.dtypes, strict=True)):
+        if grad is not None:  # grids by identity, since to compare symbols would fix them
+            alike.setdefault((id(grid), dtype), {})[at] = grad
+    spread: list[Tensor | None] = [None] * len(grads)
+    for (_, dtype), some in alike.items():
+        grid = grids[next(iter(some))]
+        found = named(ctx.backend).spread_means([*some.values()], grid, dtype)
+        for at, x in zip(some, found, strict=True):
+            spread[at] = x
+    return spread, None, None
 
 
 tile_means.register_autograd(_spread_means, setup_context=_save_types)

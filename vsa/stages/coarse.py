@@ -33,7 +33,9 @@ def tile_means(xs: Sequence[Tensor], grids: Sequence[Grid], backend: str) -> lis
     who = named(backend)
     if "tile_means" in who.composed:
         return who.tile_means(xs, grids)
-    ints = [number for grid in grids for number in grid.as_ints()]
+    ints: list[int] = []
+    for grid in grids:
+        ints += grid.as_ints()
     return coarse_select.tile_means(list(xs), ints, backend)
 
 

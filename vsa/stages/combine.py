@@ -62,9 +62,8 @@ def gated_attention(
     if call.precision != "native":
         out, lse = gated_low_precision_attention(*asked, call.precision, *gates)
         return out.view(call.shape), lse
-    needed = (call.q, call.k, call.v, *(x for x in gates[:2] if x is not None))
     of_tiles = Means(*means) if means else Means(None, None, None)
-    if inputs.wants_gradients(*needed):
+    if inputs.wants_gradients(call.q, call.k, call.v, gates.gate_fine, gates.gate_coarse):
         if tail is None:
             out, lse, _ = operators.gated_attention(*asked, *of_tiles, *gates)
         else:
@@ -112,9 +111,9 @@ def whole(
         runs,
         call.scale,
         call.backend,
-        *(((), None, ()) if call.mask is None else (*call.mask, budget.shares)),
+        *(() if call.mask is None else (*call.mask, budget.shares)),
     )
-    if inputs.wants_gradients(*(x for x in asked[:5] if x is not None)):
+    if inputs.wants_gradients(*asked[:5]):
         out, lse, chosen, *_ = attention.attention(*asked)
     else:
         out, lse, chosen = attention.attention_inference(*asked)

@@ -213,7 +213,7 @@ def remember(
         runs: of a tile, whose means are scored for the choice; 1 for its mean.
         ring: of the call's cache; then k and v are the current chunk's.
     """
-    gradients = wants_gradients(*(x for x in given if x is not None))
+    gradients = wants_gradients(*given)
     hooked = gradients and is_hooked()
     forms = forms_of(call, given)
     q, k, v, *gates = tokens = brought_into(forms, given)

@@ -18,7 +18,6 @@ from vsa.stages.coarse import tile_means
 from vsa.stages.inputs import Inputs
 from vsa.values.problem import PaddedProblem, Problem, TailMeans
 from vsa.values.selection import Selection
-from vsa.values.tile_mask import TileMask
 
 
 def fine(
@@ -63,7 +62,7 @@ def problem(call: Inputs, selection: Selection) -> Problem:
         call.kv_grid.as_ints(),
         call.scale,
         call.backend,
-        *(TileMask() if call.mask is None else call.mask),
+        *(call.mask or ()),
     )
 
 

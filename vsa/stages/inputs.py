@@ -86,8 +86,11 @@ def resolve(
     """
     bits = precisions.named(precision)
     tensors = {"q": q, "k": k, "v": v}
+    traced = torch.compiler.is_compiling()
     for name, x in tensors.items():
-        checks.plain(name, checks.tensor(name, x))
+        checks.tensor(name, x)
+        if not traced:
+            checks.plain(name, x)
         checks.layout(name, x)
     q, k, v = under_autocast(q, k, v)
     checks.alike(q, {"k": k, "v": v})
@@ -99,27 +102,39 @@ def resolve(
             grid, names[0] = selection.grid, "the grid of selection"
         if kv_grid is None and selection.kv_grid is not None:
             kv_grid, names[1] = selection.kv_grid, "the kv_grid of selection"
-    tile = _tile_under(mask, tile, (q, k), (grid, kv_grid))
+    if mask is not None or tile == "auto":
+        tile = _tile_under(mask, tile, (q, k), (grid, kv_grid))
     query_grid = _grid_of(names[0], "q", q, grid, tile)
     key_grid = _key_grid(q, k, query_grid, kv_grid, tile, names[1])
-    check_text_valid(text_valid, q, query_grid, key_grid)
+    if text_valid is not None:
+        check_text_valid(text_valid, q, query_grid, key_grid)
+        text_valid = transforms.savable(text_valid)
+    over_tiles: TileMask | None = None
     if selection is not None:
         check_fits(selection, q, query_grid, key_grid)
-    over_tiles = _over_tiles(mask, q, query_grid, key_grid, selection)
-    precisions.check(bits, q, {**tensors, **(gates or {})})
-    hints.about_runs(q, grid, tile)
+        over_tiles = selection.under
+    if mask is not None:
+        over_tiles = _over_tiles(mask, q, query_grid, key_grid)
+    if bits != "native":
+        precisions.check(bits, q, {**tensors, **(gates or {})})
+    if not traced:
+        hints.about_runs(q, grid, tile)
+    scale = checks.scale(scale, q.shape[-1])
+    backend = chosen(backend, q, k, v, gates or {}, bits, masked=over_tiles is not None)
+    given = q, k, v
+    if q.ndim == 6:  # last, since strides may make copies, and what is above may refuse
+        q, k, v = q.flatten(1, 3), k.flatten(1, 3), v.flatten(1, 3)
     return Inputs(
-        scale=checks.scale(scale, q.shape[-1]),
-        text_valid=None if text_valid is None else transforms.savable(text_valid),
-        backend=chosen(backend, q, k, v, gates or {}, bits, masked=over_tiles is not None),
-        # Last, since strides may make these copies, and what is above may refuse.
-        q=_flat(q),
-        k=_flat(k),
-        v=_flat(v),
+        q=q,
+        k=k,
+        v=v,
         grid=query_grid,
         kv_grid=key_grid,
-        shape=q.shape,
-        given=(q, k, v),
+        scale=scale,
+        text_valid=text_valid,
+        backend=backend,
+        shape=given[0].shape,
+        given=given,
         precision=bits,
         mask=over_tiles,
     )
@@ -150,12 +165,8 @@ def _tile_under(
     return tile
 
 
-def _over_tiles(
-    mask: object, q: Tensor, grid: Grid, kv_grid: Grid, selection: Selection | None
-) -> TileMask | None:
-    """A mask on these grids; without one that of a selection."""
-    if mask is None:
-        return None if selection is None else selection.under
+def _over_tiles(mask: object, q: Tensor, grid: Grid, kv_grid: Grid) -> TileMask | None:
+    """A mask on these grids."""
     if isinstance(mask, Tensor) and mask.device != q.device:
         raise ValueError(
             f"mask must share the device of q, but it is on {mask.device} and q is on {q.device}"
@@ -210,16 +221,17 @@ def chosen(
     masked: bool = False,
 ) -> str:
     """Name of the backend; that of ``TRANSFORMS`` where a tensor needs more than a backward."""
-    named = {"q": q, "k": k, "v": v, **gates}
-    found = [name for name, x in named.items() if transforms.is_transformed(x)]
-    if found and backend not in ("auto", "torch"):
+    found: str | None = None
+    if not torch.compiler.is_compiling():
+        found = transforms.first_transformed({"q": q, "k": k, "v": v, **gates})
+    if found is not None and backend not in ("auto", "torch"):
         raise NotImplementedError(
-            f"{found[0]} has a forward-mode tangent or is inside of a transform of torch.func, "
+            f"{found} has a forward-mode tangent or is inside of a transform of torch.func, "
             f'which only backend="torch" follows, but backend is {backend!r}'
         )
-    if found:
+    if found is not None:
         if backend == "auto":
-            hints.about_transforms(found[0], q)
+            hints.about_transforms(found, q)
         return backends.TRANSFORMS.name
     return backends.choose(
         backend,
@@ -233,9 +245,13 @@ def chosen(
     )
 
 
-def wants_gradients(*tensors: Tensor) -> bool:
-    """Whether autograd is on and any of them needs a gradient."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+def wants_gradients(*tensors: Tensor | None) -> bool:
+    """Whether autograd is on and any of those that are there needs a gradient."""
+    if torch.is_grad_enabled():
+        for x in tensors:
+            if x is not None and x.requires_grad:
+                return True
+    return False
 
 
 def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -268,7 +284,8 @@ def _grid_of(name: str, owner: str, x: Tensor, grid: Layout | None, tile: Tile) 
         found = Grid(
             (1, 1, x.shape[1]), tile=(1, 1, SLOTS) if tile in (DEFAULT_TILE, "auto") else tile
         )
-    hints.about_thin_tiles(found, found.tile == tile == DEFAULT_TILE)
+    if not torch.compiler.is_compiling():
+        hints.about_thin_tiles(found, found.tile == tile == DEFAULT_TILE)
     if x.ndim == 4:
         source = f"its {name}" if grid is None else name
         found.check_length(owner, x.shape[1], source)
@@ -295,15 +312,8 @@ def _key_grid(
     return grid
 
 
-def _flat(x: Tensor) -> Tensor:
-    """(B, T, H, W, heads, head_dim) -> (B, S, heads, head_dim); a view wherever strides allow."""
-    return x.flatten(1, 3) if x.ndim == 6 else x
-
-
 def check_text_valid(value: object, q: Tensor, grid: Grid, kv_grid: Grid) -> None:
-    """None, or (B, prefix + suffix) bool that speaks of the queries' and the keys' text alike."""
-    if value is None:
-        return
+    """(B, prefix + suffix) bool that speaks of the queries' and the keys' text alike."""
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"text_valid must be a bool tensor, but it is {kind}")

@@ -145,11 +145,11 @@ def _scores(
     )
 
 
-def _masked(budget: Budget, call: Inputs) -> tuple[Sequence[int], Tensor | None, Sequence[float]]:
+def _masked(
+    budget: Budget, call: Inputs
+) -> tuple[()] | tuple[Sequence[int], Tensor | None, Sequence[float]]:
     """What operators are told of a mask: a rule, a tensor, and shares of what rows may choose."""
-    if call.mask is None:
-        return (), None, ()
-    return call.mask.rule, call.mask.allowed, budget.shares
+    return () if call.mask is None else (*call.mask, budget.shares)
 
 
 def everything(q: Tensor, grid: Grid, kv_grid: Grid, mask: TileMask | None = None) -> Selection:

@@ -140,7 +140,8 @@ def resolve(topk: object, num_tiles: int, heads: int) -> Budget:
         ValueError, TypeError: in one sentence that names ``topk``.
     """
     budget = _resolved(topk, num_tiles, heads)
-    hints.about_budget(topk, num_tiles)
+    if not torch.compiler.is_compiling():
+        hints.about_budget(topk, num_tiles)
     return budget
 
 
@@ -157,24 +158,28 @@ def _resolved(topk: object, num_tiles: int, heads: int) -> Budget:
     if isinstance(topk, LayerBudget):
         return topk.resolve(num_tiles, heads)
     mass, values, names = 0.0, (topk,), ["topk"]
+    data = varies(topk)
     if isinstance(topk, TopP):
         mass, values, names = topk.mass, (topk.floor,), ["floor"]
+        data = varies(topk.mass) or varies(topk.floor)
     elif isinstance(topk, (tuple, list)):
         checks.one_per_head("topk", topk, heads)
         values, names = tuple(topk), [f"topk[{head}]" for head in range(heads)]
+        data = any(map(varies, values))
     elif isinstance(topk, Tensor):
         checks.number_tensor("topk", topk)
         if not torch.compiler.is_compiling():
             values = (topk.item(),)
-    if any(map(varies, (mass, *values))):
-        shares = tuple(float(_is_share(value)) for value in values)
-        return Budget((1,), numbers=_as_data(mass, values, num_tiles, names), shares=shares)
-    counts = tuple(
-        checks.top_k(value, num_tiles, name) for value, name in zip(values, names, strict=True)
-    )
-    everything = all(count >= num_tiles for count in counts) if _known(num_tiles, counts) else False
-    shares = tuple(float(value) if _is_share(value) else 0.0 for value in values)  # type: ignore
-    return Budget(counts, mass, everything, shares=shares)
+    if data:
+        kinds = tuple(float(_is_share(value)) for value in values)
+        return Budget((1,), numbers=_as_data(mass, values, num_tiles, names), shares=kinds)
+    counts: list[int] = []
+    shares: list[float] = []
+    for value, name in zip(values, names, strict=True):
+        counts.append(checks.top_k(value, num_tiles, name))
+        shares.append(float(value) if _is_share(value) else 0.0)  # type: ignore[arg-type]
+    everything = _known(num_tiles, counts) and min(counts) >= num_tiles
+    return Budget(tuple(counts), mass, everything, shares=tuple(shares))
 
 
 def _is_share(value: object) -> bool:
@@ -211,7 +216,7 @@ def _known(num_tiles: int, counts: Sequence[int]) -> bool:
         return True
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
-    return all(has_static_value(number) for number in (num_tiles, *counts))
+    return all(map(has_static_value, (num_tiles, *counts)))
 
 
 def varies(value: object) -> bool:

@@ -52,8 +52,14 @@ def extent(name: str, value: object) -> tuple[int, int, int]:
     """Three positive token counts along (t, h, w)."""
     if not isinstance(value, (tuple, list)) or len(value) != 3:
         raise TypeError(f"{name} must be three token counts (t, h, w), but it is {value!r}")
-    t, h, w = (integer(f"{name}[{axis}]", size, at_least=1) for axis, size in enumerate(value))
-    return t, h, w
+    t, h, w = value
+    if type(t) is type(h) is type(w) is int and t > 0 and h > 0 and w > 0:  # the quick question
+        return t, h, w
+    return (
+        integer(f"{name}[0]", t, at_least=1),
+        integer(f"{name}[1]", h, at_least=1),
+        integer(f"{name}[2]", w, at_least=1),
+    )
 
 
 def tile(name: str, value: object, most: int) -> tuple[int, int, int]:
@@ -248,8 +254,10 @@ def gate(name: str, value: Tensor | None, q: Tensor) -> None:
     if value is None:
         return
     plain(name, tensor(name, value))
-    sizes = zip(reversed(value.shape), reversed(q.shape), strict=False)
-    if value.ndim > q.ndim or not all(size == 1 or size == whole for size, whole in sizes):
+    fits = value.ndim <= q.ndim
+    for size, whole in zip(value.shape[::-1], q.shape[::-1], strict=False):
+        fits = fits and (size == 1 or size == whole)
+    if not fits:
         raise ValueError(
             f"{name} must be broadcastable to q, but it is {tuple(value.shape)} and q "
             f"is {tuple(q.shape)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal, cast
@@ -59,8 +59,8 @@ class Grid:
             tile = checks.tile("tile", self.tile, self._most_tokens)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "tile", tile)
-        object.__setattr__(self, "prefix", checks.count("prefix", self.prefix))
-        object.__setattr__(self, "suffix", checks.count("suffix", self.suffix))
+        object.__setattr__(self, "prefix", checks.integer("prefix", self.prefix, at_least=0))
+        object.__setattr__(self, "suffix", checks.integer("suffix", self.suffix, at_least=0))
 
     @property
     def tokens(self) -> int:
@@ -80,17 +80,18 @@ class Grid:
     @property
     def box(self) -> Extent:
         """The tile clipped to the grid: what the largest tile spans along (t, h, w)."""
-        return _per_axis(min, cast("Extent", self.tile), self.shape)
+        (T, H, W), (t, h, w) = self.shape, cast("Extent", self.tile)
+        return min(t, T), min(h, H), min(w, W)
 
     @property
     def tiles(self) -> Extent:
         """Tiles along each axis, (nt, nh, nw)."""
-        return _per_axis(_ceil_div, self.shape, self.box)
+        return _tiles_along(self.shape, cast("Extent", self.tile))
 
     @property
     def num_tiles(self) -> int:
         """Tiles in all, nt * nh * nw."""
-        nt, nh, nw = self.tiles
+        nt, nh, nw = _tiles_along(self.shape, cast("Extent", self.tile))
         return nt * nh * nw
 
     @property
@@ -128,12 +129,13 @@ class Grid:
 
     def tile_of_token(self, device: torch.device | str | None = None) -> Tensor:
         """The tile that each video token lies in, (tokens,) int64."""
-        t, h, w = (
-            torch.arange(extent, device=device) // size
-            for extent, size in zip(self.shape, self.box, strict=True)
+        (T, H, W), (t, h, w), (_, nh, nw) = self.shape, self.box, self.tiles
+        layer, row, column = (
+            torch.arange(T, device=device) // t,
+            torch.arange(H, device=device) // h,
+            torch.arange(W, device=device) // w,
         )
-        _, nh, nw = self.tiles
-        return ((t[:, None, None] * nh + h[:, None]) * nw + w).flatten()
+        return ((layer[:, None, None] * nh + row[:, None]) * nw + column).flatten()
 
     def tokens_of_tiles(self, device: torch.device | str | None = None) -> Tensor:
         """Video token in every slot, (num_tiles, volume of ``box``) int64; -1 where clipped."""
@@ -249,7 +251,7 @@ def best_tile(shape: Extent, frames: int | None = None) -> Extent:
         # An axis that a chunk spans is spanned.
         chunk = min(frames, shape[0]), shape[1], shape[2]
         tiles = (tile for tile in _compact_tiles(chunk) if frames % tile[0] == 0)
-    best = min((_num_tiles(shape, tile), max(tile), tile) for tile in tiles)
+    best = min((math.prod(_tiles_along(shape, tile)), max(tile), tile) for tile in tiles)
     return best[2]
 
 
@@ -258,16 +260,9 @@ def best_tile(shape: Extent, frames: int | None = None) -> Extent:
 best_tile._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _per_axis(function: Callable[[int, int], int], a: Extent, b: Extent) -> Extent:
-    return function(a[0], b[0]), function(a[1], b[1]), function(a[2], b[2])
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def _num_tiles(shape: Extent, tile: Extent) -> int:
-    return math.prod(_per_axis(_ceil_div, shape, tile))
+def _tiles_along(shape: Extent, tile: Extent) -> Extent:
+    (T, H, W), (t, h, w) = shape, tile
+    return -(-T // t), -(-H // h), -(-W // w)
 
 
 def _compact_tiles(shape: Extent) -> Iterator[Extent]:

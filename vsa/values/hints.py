@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Warnings about what is allowed and yet may not be meant, each once in a process.
 
-None comes from code that torch.compile traces.
+Callers leave them out where torch.compile traces, which would follow every step of these.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 import warnings
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from vsa.values.grid import SLOTS, Extent, Grid, best_tile
@@ -30,7 +29,7 @@ def about_budget(topk: object, num_tiles: int) -> None:
         topk: a checked budget.
         num_tiles: key tiles; nothing is said about a single one.
     """
-    if torch.compiler.is_compiling() or num_tiles == 1:
+    if num_tiles == 1:
         return
     given = topk if isinstance(topk, Sequence) else (topk,)
     whole = [each for each in given if isinstance(each, int)]
@@ -57,7 +56,7 @@ def about_runs(q: Tensor, grid: object, tile: object) -> None:
         grid: likewise, or that of the selection.
         tile: likewise; (1, 1, 64) says that runs are meant.
     """
-    if torch.compiler.is_compiling() or grid is not None or q.ndim != 4 or tile == (1, 1, SLOTS):
+    if grid is not None or q.ndim != 4 or tile == (1, 1, SLOTS):
         return
     if q.shape[1] > SLOTS:
         _once(
@@ -86,7 +85,7 @@ def about_thin_tiles(grid: Grid, by_default: bool) -> None:
         by_default: whether nobody has chosen a tile.
     """
     tokens = math.prod(grid.box)
-    if torch.compiler.is_compiling() or not by_default or 2 * tokens >= SLOTS:
+    if not by_default or 2 * tokens >= SLOTS:
         return
     if grid.shape in _thin or len(_thin) >= MOST_GRIDS:
         return

@@ -102,7 +102,7 @@ def check(precision: str, q: Tensor, tensors: Mapping[str, Tensor | None]) -> No
     """What low precision takes: 16 bits, the kernels' head_dims, and no derivatives.
 
     Args:
-        precision: of ``named``.
+        precision: "int8" or "fp8".
         q: in the type that is computed with.
         tensors: q, k, v and the gates by their names, as the user gave them.
 
@@ -111,8 +111,6 @@ def check(precision: str, q: Tensor, tensors: Mapping[str, Tensor | None]) -> No
         ValueError: another head_dim, or a tensor that wants a gradient.
         NotImplementedError: a tensor inside of a transform of torch.func, or with a tangent.
     """
-    if precision == "native":
-        return
     if q.dtype not in DTYPES:
         raise TypeError(
             f"q must be bf16 or fp16 for precision={precision!r}, but it is {q.dtype}, which "

@@ -9,7 +9,7 @@ tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -23,6 +23,14 @@ def is_transformed(x: object) -> bool:
     if torch.compiler.is_compiling() or not isinstance(x, Tensor):
         return False
     return _functorch.is_functorch_wrapped_tensor(x) or _has_tangent(x)
+
+
+def first_transformed(tensors: Mapping[str, object]) -> str | None:
+    """The name of the first that ``is_transformed``, None where none is."""
+    for name, x in tensors.items():
+        if is_transformed(x):
+            return name
+    return None
 
 
 def is_batched(x: Tensor) -> bool:

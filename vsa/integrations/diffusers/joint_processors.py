@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class JointSparseProcessor(SparseProcessor):
     plan_of_diffusers = False
     text_first = False
 
-    def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
+    def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> Sequence[Tensor]:
         """Rotate the video's queries and keys, (B, S, heads, head_dim) each."""
         cos, sin = (table.unsqueeze(1) for table in of_pairs(rotary))
         return turn_pairs((q, k), cos, sin)
@@ -126,7 +127,7 @@ class CogVideoXSparseProcessor(JointSparseProcessor):
 
     text_first = True
 
-    def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
+    def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> Sequence[Tensor]:
         """Rotate as diffusers does: the caller gives the tables, with angles of any kind."""
         return tuple(apply_rotary_emb(x, rotary, sequence_dim=1) for x in (q, k))
 
@@ -156,7 +157,7 @@ class EasyAnimateSparseProcessor(CogVideoXSparseProcessor):
 class MochiSparseProcessor(JointSparseProcessor):
     """Mochi: text last, masked as (B, text), rotation with angles per head."""
 
-    def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
+    def turn(self, q: Tensor, k: Tensor, rotary: Rotary) -> Sequence[Tensor]:
         """Rotate in fp32."""
         turned = turn_pairs((q.float(), k.float()), *rotary)
         return tuple(x.to(q.dtype) for x in turned)

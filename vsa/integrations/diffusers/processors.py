@@ -269,7 +269,7 @@ class WanSparseProcessor(SparseProcessor):
         """Attend; -> (B, S, channels)."""
         x = given.video
         q, k, v = projections(attn, x)
-        q, k, v = (heads_of(each, attn) for each in (attn.norm_q(q), attn.norm_k(k), v))
+        q, k, v = heads_of(attn.norm_q(q), attn), heads_of(attn.norm_k(k), attn), heads_of(v, attn)
         if given.rotary is not None:
             q, k = turn_pairs((q, k), *of_pairs(given.rotary))
         return project_out(attn, sparse(work, (q, k, v), gate_of(attn, x)))
@@ -284,7 +284,7 @@ class LTXSparseProcessor(SparseProcessor):
         q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x)
         if given.rotary is not None:
             q, k = turn_pairs((q, k), *of_pairs(given.rotary))
-        q, k, v = (heads_of(each, attn) for each in (q, k, v))
+        q, k, v = heads_of(q, attn), heads_of(k, attn), heads_of(v, attn)
         gate = gate_of(attn, x)
         if gate is not None and (work.before or work.after):
             gate = gate[:, work.before : x.shape[1] - work.after]

@@ -10,7 +10,7 @@ Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, in a family's own form."""
 
 
-def turn_pairs(xs: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+def turn_pairs(xs: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> list[Tensor]:
     """Rotate channel pairs (2i, 2i + 1), in the more precise of the types of x and its angles.
 
     As complex numbers a pair is read once and written once. Written out in real arithmetic, which
@@ -26,9 +26,9 @@ def turn_pairs(xs: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> tuple[Tensor
         Like ``xs``.
     """
     if torch.compiler.is_compiling() or cos.dtype not in (torch.float32, torch.float64):
-        return tuple(_real(x, cos, sin) for x in xs)
+        return [_real(x, cos, sin) for x in xs]
     angles = torch.complex(cos, sin)
-    return tuple(_complex(x, angles) for x in xs)
+    return [_complex(x, angles) for x in xs]
 
 
 def _complex(x: Tensor, angles: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def _real(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.flatten(-2).to(x.dtype)
 
 
-def turn_halves(xs: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+def turn_halves(xs: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> list[Tensor]:
     """Rotate channel pairs (i, i + channels / 2), in fp32 at least.
 
     Args:
@@ -59,7 +59,7 @@ def turn_halves(xs: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> tuple[Tenso
         first, second = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
         halves = (first * cos - second * sin, second * cos + first * sin)
         turned.append(torch.cat(halves, dim=-1).to(x.dtype))
-    return tuple(turned)
+    return turned
 
 
 def of_pairs(rotary: Rotary) -> Rotary:
