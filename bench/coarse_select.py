@@ -217,8 +217,12 @@ def coarse_and_combine(layer: Layer, means: list[Tensor]) -> Iterator[Row]:
             "means, backward",
             "PyTorch, q, k and v: spread, and added to what there is",
             lambda: [
-                torch.add(x, torch_coarse.spread_means(mean, layer.grid, x.dtype), out=x)
-                for x, mean in zip((layer.q, layer.k, layer.v), grads, strict=True)
+                torch.add(x, spread, out=x)
+                for x, spread in zip(
+                    (layer.q, layer.k, layer.v),
+                    torch_coarse.spread_means(grads, layer.grid, layer.q.dtype),
+                    strict=True,
+                )
             ],
             12 * size,
         )

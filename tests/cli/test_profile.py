@@ -189,7 +189,8 @@ def test_ranges_cover_each_stage_once(backend: str, gated: bool) -> None:
     # Our own kernels make the coarse output out of the scores, while they select.
     forward = ["coarse", "select", *["coarse"] * (gated and backend == "torch"), "fine"]
     forward += ["combine"] * (backend == "torch" or not gated)  # else it is the end of the fine one
-    of_means = 3 * gated * (backend == "torch")  # our own kernels add them to what they store
+    # Those of q, k and v, which share a grid. Our own kernels add them to what they store.
+    of_means = gated and backend == "torch"
     backward = [stage_hooks.FINE_BACKWARD] + [stage_hooks.MEANS_BACKWARD] * of_means
     assert names[: len(forward)] == forward
     assert sorted(names[len(forward) :]) == sorted(backward)
