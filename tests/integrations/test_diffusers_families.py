@@ -29,6 +29,7 @@ from integrations.tiny_transformers import (
     framepack,
     hunyuan,
     hunyuan15,
+    in_blocks,
     kandinsky5,
     kandinsky6,
     ltx2,
@@ -36,12 +37,11 @@ from integrations.tiny_transformers import (
     mochi,
     run,
     skyreels,
-    wan,
     wan_animate,
     wan_vace,
 )
 
-from vsa.integrations.diffusers import apply_vsa, collect, load_gates, processors, remove_vsa
+from vsa.integrations.diffusers import apply_vsa, load_gates, processors, remove_vsa
 
 T, H, W = GRID
 VIDEO = T * H * W
@@ -171,94 +171,10 @@ def test_gates_of_another_kind_under_the_same_name_are_refused() -> None:
         load_gates(model, per_head)
 
 
-def in_blocks(model: Any, inputs: dict[str, Any], frames: int) -> dict[str, Any]:
-    """Diffusion forcing: six frames, a timestep for each, and the model's mask over blocks."""
-    model._set_ar_attention(frames)
-    video = inputs["hidden_states"]
-    return inputs | {
-        "hidden_states": torch.randn(*video.shape[:2], 6, *video.shape[3:]),
-        "timestep": torch.linspace(900, 400, 6).expand(BATCH, -1),
-        "enable_diffusion_forcing": True,
-    }
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("frames", [2, 3])
-def test_skyreels_is_its_dense_self_under_its_own_mask(frames: int) -> None:
-    model, inputs = skyreels()
-    inputs = in_blocks(model, inputs, frames)
-    dense = run(model, inputs)
-    apply_vsa(model, topk=1.0)
-    torch.testing.assert_close(run(model, inputs), dense, rtol=1e-4, atol=1e-4)
-    apply_vsa(model, topk=1, dense_layers=[0])
-    sparse = run(model, inputs)
-    assert (sparse - dense).abs().max() > 1e-4
-    after = inputs["hidden_states"].clone()
-    after[:, :, frames:] += 1
-    moved = (run(model, inputs | {"hidden_states": after}) - sparse).abs()
-    assert moved[:, :, :frames].max() == 0 < moved[:, :, frames:].max(), "no block sees later ones"
-    apply_vsa(model, topk=1.0, dense_layers=[0], mask=vsa.masks.ChunkCausal(frames, window=1))
-    alone = run(model, inputs)
-    before = inputs["hidden_states"].clone()
-    before[:, :, :frames] += 1
-    moved = (run(model, inputs | {"hidden_states": before}) - alone).abs()
-    assert moved[:, :, frames:].max() == 0 < moved[:, :, :frames].max(), "nor earlier ones"
-
-
-@torch.no_grad()
-def test_sparse_layers_use_no_backend_of_diffusers_which_may_know_no_mask() -> None:
-    """findings/causal_mask_in_varlen.sh"""
-    model, inputs = skyreels()
-    inputs = in_blocks(model, inputs, 2)
-    dense = run(model, inputs)
-    apply_vsa(model, topk=1.0)
-    for block in model.blocks:
-        for processor in (block.attn1.processor, block.attn1.processor.original):
-            processor._attention_backend = "any use of it is an error"
-    torch.testing.assert_close(run(model, inputs), dense, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="any use of it is an error"):
-        run(remove_vsa(model), inputs)
-
-
 @torch.no_grad()
 def test_skyreels_runs_with_a_timestep_per_frame() -> None:
     model, inputs = skyreels()
     equal_to_dense(model, in_blocks(model, inputs, 1))
-
-
-@torch.no_grad()
-def test_a_mask_of_another_block_than_the_models_own() -> None:
-    model, inputs = skyreels()
-    inputs = in_blocks(model, inputs, 3)
-    for mask in (vsa.masks.ChunkCausal(2), vsa.masks.Window((1, 1, 1))):
-        apply_vsa(model, topk=1.0, mask=mask)
-        with pytest.raises(ValueError, match="mask must be None or a ChunkCausal of 3 frames"):
-            run(model, inputs)
-    with pytest.raises(TypeError, match="mask must be None or a rule of"):
-        apply_vsa(model, mask=torch.ones(2, 2, dtype=torch.bool))
-    apply_vsa(model, topk=1.0, tile=(2, 3, 4))
-    with pytest.raises(ValueError, match="straddles two of them"):
-        run(model, inputs)
-    with (
-        pytest.raises(NotImplementedError, match=r"collect cannot look .* under a mask"),
-        collect(apply_vsa(model, topk=1.0)),
-    ):
-        run(model, inputs)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("dense", [{}, {"dense_layers": [0]}, {"dense_steps": 1}], ids=str)
-def test_a_mask_makes_wan_causal_in_all_layers_and_steps(dense: dict[str, Any]) -> None:
-    """Weights of causal Wan models are in diffusers' form of Wan, which has no mask of its own."""
-    model, inputs = wan()
-    apply_vsa(model, topk=0.5, mask=vsa.masks.ChunkCausal(1), **dense)
-    assert "mask=ChunkCausal(frames=1" in str(model)
-    before = run(model, inputs)
-    later = inputs["hidden_states"].clone()
-    later[:, :, 2:] += 1
-    apply_vsa(model, topk=0.5, mask=vsa.masks.ChunkCausal(1), **dense)
-    moved = (run(model, inputs | {"hidden_states": later}) - before).abs()
-    assert moved[:, :, :2].max() == 0 < moved[:, :, 2:].max()
 
 
 @torch.no_grad()

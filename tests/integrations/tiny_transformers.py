@@ -149,6 +149,17 @@ def skyreels() -> Problem:
     return model, inputs
 
 
+def in_blocks(model: Any, inputs: dict[str, Any], frames: int) -> dict[str, Any]:
+    """Diffusion forcing: six frames, a timestep for each, and the model's mask over blocks."""
+    model._set_ar_attention(frames)
+    video = inputs["hidden_states"]
+    return inputs | {
+        "hidden_states": torch.randn(*video.shape[:2], 6, *video.shape[3:]),
+        "timestep": torch.linspace(900, 400, 6).expand(BATCH, -1),
+        "enable_diffusion_forcing": True,
+    }
+
+
 def kandinsky5() -> Problem:
     T, H, W = GRID
     model = diffusers.Kandinsky5Transformer3DModel(
