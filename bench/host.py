@@ -301,6 +301,9 @@ def main() -> None:
     parser.add_argument("--build", default="this", help="name of the rows")
     options = parser.parse_args()
     options.tiny |= options.no_kernels
+    known = [*(TINY_LAYERS | TINY_TEXT_LAYERS if options.tiny else LAYERS | TEXT_LAYERS)]
+    if not any(options.layers in name for name in known):
+        parser.error(f"--layers must be in the name of one of {known}, but it is {options.layers}")
     options.device = "cpu" if options.tiny else "cuda"
     options.backend = "auto"
     if options.no_kernels:
